@@ -1,0 +1,75 @@
+"""The values that travel between the parts: what an encoder returns and what a batch holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class EncoderOutput:
+    """What every encoder returns, before projection and normalisation.
+
+    Attributes:
+        features: ``[B, W]``, one pooled vector per sample, of the encoder's ``width`` W.
+        tokens: ``[B, T, W]``, the sequence it was pooled from (cross-attention reads it).
+        mask: ``[B, T]`` bool, True where a token is real; None when every token is.
+    """
+
+    features: Tensor
+    tokens: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Batch:
+    """One rank's slice of a global batch; every sample is of the same source.
+
+    Attributes:
+        inputs: modality name -> tensor ``[B, ...]``, ready for that modality's encoder.
+        masks: modality name -> bool ``[B, T]`` (True = real) for inputs of varying length;
+            a modality that has no padding is absent here.
+        sample_ids: ``[B]`` int64, equal only for the same sample of the same source.
+        positive_keys: ``[B]`` int64; samples with equal keys are positives of each other
+            (the same concept, caption or class), never negatives.
+        repeats: ``[B]`` int64, which repetition of the sample within its epoch this is.
+        source: name of the source that all samples come from.
+        step: position in the ``BatchSchedule`` (counts batches, not optimizer steps).
+        keys: the samples' keys in their shards, for logs, reports and error messages.
+        metadata: per-sample JSON metadata; filled for evaluation, empty in training.
+    """
+
+    inputs: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    sample_ids: Tensor
+    positive_keys: Tensor
+    repeats: Tensor
+    source: str
+    step: int = 0
+    keys: list[str] = field(default_factory=list)
+    metadata: list[dict[str, Any]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return int(self.sample_ids.shape[0])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            inputs={name: change(value) for name, value in self.inputs.items()},
+            masks={name: change(value) for name, value in self.masks.items()},
+            sample_ids=change(self.sample_ids),
+            positive_keys=change(self.positive_keys),
+            repeats=change(self.repeats),
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by ``DataLoader``)."""
+        return self._map(lambda tensor: tensor.pin_memory())
