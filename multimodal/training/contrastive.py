@@ -1,0 +1,149 @@
+"""Contrastive training: towers embed, the objective compares, one optimizer learns."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from multimodal.distributed import all_gather_uneven, all_reduce_sum, world_size
+from multimodal.evaluation.retrieval import retrieval_metrics
+from multimodal.microbatch import encode_in_pieces
+from multimodal.models import EmbeddingModel
+from multimodal.objectives.objective import ContrastiveObjective
+from multimodal.training.optim import parameter_groups
+from multimodal.types import Batch
+
+
+class ContrastiveModule(pl.LightningModule):
+    """Trains an ``EmbeddingModel`` under a ``ContrastiveObjective``.
+
+    Args:
+        model: the towers.
+        objective: the pairs with their losses, negatives, candidates and logit scales.
+        optimizer: called with parameter groups, returns the optimizer.
+        scheduler: called with the optimizer, returns a schedule stepped once per optimizer step;
+            None for a constant learning rate.
+        weight_decay: of the parameters that decay (`optim.decays`).
+        seed: keys the random choices of the negatives, together with the batch's step.
+        micro_batch_size: samples encoded at a time, under activation checkpointing; the loss is
+            still over the whole batch. None encodes the batch at once.
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        objective: ContrastiveObjective,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        weight_decay: float,
+        seed: int,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self._make_optimizer = optimizer
+        self._make_scheduler = scheduler
+        self._weight_decay = weight_decay
+        self._seed = seed
+        self._micro_batch_size = micro_batch_size
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+        self._validation: dict[str, dict[str, list[Tensor]]] = {}
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over the trainable parameters, and its schedule by optimizer step."""
+        optimizer = self._make_optimizer(parameter_groups(self, self._weight_decay))
+        if self._make_scheduler is None:
+            return optimizer
+        schedule = {"scheduler": self._make_scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Embeddings ``[B, D]`` of those modalities of ``batch`` that one of its pairs needs.
+
+        Raises:
+            ValueError: if no pair relates two modalities of this batch.
+        """
+        needed = self.objective.modalities(batch.inputs, batch.source)
+        if not needed:
+            raise ValueError(
+                f"no pair relates two of the modalities {sorted(batch.inputs)} of source "
+                f"'{batch.source}'; add a pair, or remove the source"
+            )
+        return {name: self._embed_one(name, batch) for name in needed}
+
+    def _embed_one(self, modality: str, batch: Batch) -> Tensor:
+        def encode(inputs: Tensor, mask: Tensor | None) -> Tensor:
+            return self.model.embed(modality, inputs, mask)
+
+        inputs, mask = batch.inputs[modality], batch.masks.get(modality)
+        return encode_in_pieces(encode, inputs, mask, self._micro_batch_size)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The objective of one batch over all ranks; DDP's mean of gradients is its gradient."""
+        output = self.objective(
+            self.embed(batch),
+            batch.sample_ids,
+            batch.positive_keys,
+            step=batch.step,
+            seed=self._seed,
+            source=batch.source,
+        )
+        self._accumulate({"train/loss": output.loss.detach(), **output.metrics})
+        return output.loss  # type: ignore[no-any-return]
+
+    def _accumulate(self, metrics: dict[str, Tensor]) -> None:
+        # On the device and without a synchronisation: floats are read once per logged step.
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] += 1
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Logs the means since the last logged step, every ``trainer.log_every_n_steps``."""
+        step = self.trainer.global_step
+        every = self.trainer.log_every_n_steps
+        if self._counts and every and step % every == 0:
+            means = self.interval_means()
+            means["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+            for logger in self.trainer.loggers:
+                logger.log_metrics(means, step=step)
+            self.trainer.callback_metrics.update(
+                {name: torch.tensor(value) for name, value in means.items()}
+            )
+
+    def interval_means(self) -> dict[str, float]:
+        """Means over the steps and ranks since the last call, in sorted order of their names."""
+        names = sorted(self._sums)
+        means = torch.stack([self._sums[n].float() / self._counts[n] for n in names])
+        means = all_reduce_sum(means) / world_size()
+        self._sums.clear()
+        self._counts.clear()
+        return dict(zip(names, means.tolist(), strict=True))
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Keeps the embeddings of a validation batch for `on_validation_epoch_end`."""
+        kept = self._validation.setdefault(batch.source, defaultdict(list))
+        kept["key"].append(batch.positive_keys)
+        for modality, embeddings in self.embed(batch).items():
+            kept[modality].append(embeddings)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs R@1 both ways of every pair as `val/SOURCE/A_to_B_r@1`, over all ranks' samples."""
+        for source, kept in self._validation.items():
+            whole = {name: all_gather_uneven(torch.cat(rows)) for name, rows in kept.items()}
+            keys = whole.pop("key")
+            for pair in self.objective.pairs.values():
+                if pair.anchor not in whole or pair.other not in whole:
+                    continue
+                for a, b in ((pair.anchor, pair.other), (pair.other, pair.anchor)):
+                    scores = retrieval_metrics(whole[a], whole[b], keys, keys)
+                    self.log(f"val/{source}/{a}_to_{b}_r@1", scores["r@1"], rank_zero_only=True)
+        self._validation.clear()

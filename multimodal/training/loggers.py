@@ -1,0 +1,102 @@
+"""`metrics.csv`: one row per logged step, appended on resume, readable by anything."""
+
+from __future__ import annotations
+
+import csv
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
+from pytorch_lightning.utilities import rank_zero_only
+
+
+class CSVLogger(Logger):
+    """Writes `metrics.csv` in ``folder``: a `step` column, then one column per metric.
+
+    A row is appended as it comes, so that a killed run keeps what it logged. A new metric widens
+    the table, and a second set of metrics of one step (validation) joins its row: then the file
+    is rewritten, atomically.
+    On resume, rows beyond the checkpoint's step are dropped (`rewind`), the earlier ones stay.
+
+    Args:
+        folder: where the file goes; the run's folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._columns: list[str] = []
+        self._last_step: int | None = None
+        if self.path.exists():
+            self._columns = self._read()[0]
+
+    @property
+    def name(self) -> str:
+        """Nothing: the file lies in the run's own folder."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Nothing: one file per run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The folder of the file."""
+        return str(self.path.parent)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> CSVLogger:
+        """The logger itself; on other ranks Lightning's dummy."""
+        return self
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if row.get("step")]
+            return list(reader.fieldnames or []), rows
+
+    def _rewrite(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
+        temporary = self.path.with_suffix(".csv.tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)
+        self._columns = columns
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Appends one row, or fills the last one when it is of the same step."""
+        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        if not values:
+            return
+        row: dict[str, Any] = {"step": step, **values}
+        columns = [*self._columns, *(name for name in row if name not in self._columns)]
+        if columns == self._columns and step != self._last_step:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, columns, restval="").writerow(row)
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            rows: list[dict[str, Any]] = list(self._read()[1]) if self.path.exists() else []
+            if rows and step == self._last_step:
+                rows[-1].update(row)
+            else:
+                rows.append(row)
+            self._rewrite(columns, rows)
+        self._last_step = step
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def rewind(self, step: int) -> None:
+        """Drops the rows beyond ``step``: a resumed run will write them again."""
+        if self.path.exists():
+            columns, rows = self._read()
+            self._rewrite(columns, [row for row in rows if int(row["step"]) <= step])
+            self._last_step = None
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
+        """Nothing: `.hydra/config.yaml` in the same folder holds them all."""

@@ -1,0 +1,88 @@
+"""What the optimizer sees: which parameters, with which weight decay, at which learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+# Names whose tensors have two or more dimensions and still are no projection: positions, class
+# tokens and the bias rows that some attention layers append to keys and values.
+UNDECAYED = ("position", "class_token", "bias_k", "bias_v", "token_embedding")
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: to matrices and kernels, not to biases, norms or scales.
+
+    CLIP (Radford et al. 2021, section 2.5): decay on "all weights that are not gains or biases".
+    """
+    return parameter.ndim >= 2 and not any(part in name for part in UNDECAYED)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups of the trainable parameters, with and without weight decay, in a stable order.
+
+    Args:
+        module: every parameter with ``requires_grad`` is taken; frozen ones stay out.
+        weight_decay: the decay of the first group.
+
+    Returns:
+        Groups for a torch optimizer; an empty group is left out.
+
+    Raises:
+        ValueError: if nothing is trainable.
+    """
+    trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError(
+            "nothing to train: every tower is frozen and every logit scale is fixed; set "
+            "`frozen: false` on at least one tower"
+        )
+    groups = [
+        {"params": [p for n, p in trainable if decays(n, p)], "weight_decay": weight_decay},
+        {"params": [p for n, p in trainable if not decays(n, p)], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def trainable(groups: Iterable[dict[str, Any]]) -> list[Tensor]:
+    """The parameters of ``groups`` in one list."""
+    return [parameter for group in groups for parameter in group["params"]]
+
+
+def warmup_cosine(
+    optimizer: Optimizer, warmup_steps: int, max_steps: int, min_ratio: float = 0.0
+) -> LambdaLR:
+    """Linear warm-up, then half a cosine down to ``min_ratio`` of the peak (SGDR, arXiv:1608.03983).
+
+    Args:
+        optimizer: its groups' ``lr`` are the peaks.
+        warmup_steps: optimizer steps of the linear rise; the first step already learns.
+        max_steps: the optimizer step at which the cosine ends.
+        min_ratio: in [0, 1]; the last learning rate over the peak.
+
+    Raises:
+        ValueError: if the warm-up does not end before ``max_steps``.
+    """
+    if not 0 <= warmup_steps < max_steps:
+        raise ValueError(
+            f"scheduler.warmup_steps={warmup_steps} must be at least 0 and less than "
+            f"scheduler.max_steps={max_steps} (by default trainer.max_steps)"
+        )
+
+    def ratio(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        progress = min(1.0, (step - warmup_steps) / (max_steps - warmup_steps))
+        return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, ratio)
+
+
+def constant(optimizer: Optimizer, warmup_steps: int = 0) -> LambdaLR:
+    """The peak learning rate throughout, after a linear warm-up of ``warmup_steps``."""
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup_steps + 1)))
