@@ -1,0 +1,47 @@
+# `make help` lists the targets. `make train` and `make test` need nothing but Python 3.10+.
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-all lint types format clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+# Made anew only when the dependencies change. torch goes first and alone: it is the one large
+# download, and a build of your own choice (CPU, CUDA) installed before is left as it is.
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install "torch>=2.11,<2.14"
+	$(BIN)/python -m pip install -e ".[dev]"
+	touch $@
+
+install: $(READY)  ## Make the virtual environment in .venv
+
+train: $(READY)  ## Train the imagebind experiment on the sample data: make train ARGS="seed=1"
+	$(BIN)/python scripts/train.py +experiment=imagebind $(ARGS)
+
+test: $(READY)  ## Run the quick tests
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not network" $(ARGS)
+
+test-all: $(READY)  ## Run the slow tests too
+	$(BIN)/python -m pytest -q -m "not gpu and not network" $(ARGS)
+
+lint: $(READY)  ## Check style and the levels of the modules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(READY)  ## Check the types of the package
+	$(BIN)/mypy
+
+format: $(READY)  ## Rewrite the code in the one format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove caches and builds; runs in outputs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
