@@ -1,0 +1,1 @@
+"""Training: Lightning modules, optimization, checkpoints, callbacks."""

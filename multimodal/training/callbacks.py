@@ -93,7 +93,7 @@ class RandomState(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         """The states of all ranks, as tensors and plain lists; every rank must call it."""
         version, internal, gauss = random.getstate()
-        legacy: Any = np.random.get_state(legacy=False)
+        legacy: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - others use it
         state: dict[str, Any] = {
             "torch": torch.get_rng_state(),
             "python": [version, list(internal), gauss],
@@ -128,7 +128,7 @@ class RandomState(pl.Callback):
         random.setstate((version, tuple(internal), gauss))
         numpy_state = state["numpy"]
         inner = {"key": numpy_state["key"].numpy().astype(np.uint32), "pos": numpy_state["pos"]}
-        np.random.set_state(
+        np.random.set_state(  # noqa: NPY002
             {
                 "bit_generator": "MT19937",
                 "state": inner,

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written so that a kill cannot damage them, read without executing anything."""
+"""Checkpoints on disk: a kill cannot damage them, and reading one executes nothing."""
 
 from __future__ import annotations
 

@@ -55,29 +55,35 @@ def trainable(groups: Iterable[dict[str, Any]]) -> list[Tensor]:
 
 
 def warmup_cosine(
-    optimizer: Optimizer, warmup_steps: int, max_steps: int, min_ratio: float = 0.0
+    optimizer: Optimizer, max_steps: int, warmup_fraction: float = 0.1, min_ratio: float = 0.0
 ) -> LambdaLR:
-    """Linear warm-up, then half a cosine down to ``min_ratio`` of the peak (SGDR, arXiv:1608.03983).
+    """Linear warm-up, then half a cosine down to ``min_ratio`` of the peak (arXiv:1608.03983).
 
     Args:
         optimizer: its groups' ``lr`` are the peaks.
-        warmup_steps: optimizer steps of the linear rise; the first step already learns.
         max_steps: the optimizer step at which the cosine ends.
+        warmup_fraction: in [0, 1); share of ``max_steps`` in which the rate rises to its peak.
+            The first step already learns.
         min_ratio: in [0, 1]; the last learning rate over the peak.
 
     Raises:
-        ValueError: if the warm-up does not end before ``max_steps``.
+        ValueError: if a number is out of its range.
     """
-    if not 0 <= warmup_steps < max_steps:
+    if max_steps < 1:
         raise ValueError(
-            f"scheduler.warmup_steps={warmup_steps} must be at least 0 and less than "
-            f"scheduler.max_steps={max_steps} (by default trainer.max_steps)"
+            f"scheduler.max_steps={max_steps}: the cosine must know its end; set "
+            "trainer.max_steps, or scheduler=constant"
         )
+    if not 0 <= warmup_fraction < 1:
+        raise ValueError(f"scheduler.warmup_fraction={warmup_fraction} must be in [0, 1)")
+    if not 0 <= min_ratio <= 1:
+        raise ValueError(f"scheduler.min_ratio={min_ratio} must be in [0, 1]")
+    warmup = round(warmup_fraction * max_steps)
 
     def ratio(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        progress = min(1.0, (step - warmup_steps) / (max_steps - warmup_steps))
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = min(1.0, (step - warmup) / (max_steps - warmup))
         return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return LambdaLR(optimizer, ratio)

@@ -1,0 +1,67 @@
+"""The main job: check, seed, build, fit, evaluate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from multimodal.config import check
+from multimodal.evaluate import Results, evaluate
+from multimodal.training import checkpoint_io
+from multimodal.training.anchor import load_anchor, resolve_anchor
+from multimodal.training.build import build_data, build_module, build_trainer
+
+
+def train(cfg: DictConfig) -> Results | None:
+    """Trains the experiment that ``cfg`` describes and evaluates it on held-out data.
+
+    Returns:
+        The results, on the first rank; None on the others, and where nothing is evaluated.
+    """
+    check(cfg)
+    folder = run_folder()
+    anchor = resolve_anchor(cfg)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+
+    module, data = build_module(cfg), build_data(cfg)
+    anchor_cfg = load_anchor(module.model, cfg, anchor) if anchor else None
+    trainer = build_trainer(cfg, folder)
+    trainer.fit(module, datamodule=data, ckpt_path=resume_path(cfg, folder), weights_only=True)
+
+    if not trainer.is_global_zero or cfg.evaluation is None:
+        return None
+    return evaluate(module.model, cfg, folder, trained_pairs(cfg, anchor_cfg))
+
+
+def run_folder() -> Path:
+    """Hydra's output folder of this job; the working directory outside of Hydra."""
+    return Path(HydraConfig.get().runtime.output_dir) if HydraConfig.initialized() else Path.cwd()
+
+
+def resume_path(cfg: DictConfig, folder: Path) -> str | None:
+    """The checkpoint to go on from: ``resume=PATH``, or the newest of this run (``resume=auto``).
+
+    Raises:
+        CheckpointError: if the named file is missing or damaged.
+    """
+    if cfg.resume is None:
+        return None
+    path = (
+        checkpoint_io.newest(folder / "checkpoints") if cfg.resume == "auto" else Path(cfg.resume)
+    )
+    if path is None:
+        return None
+    step = checkpoint_io.read(path)["global_step"]
+    print(f"resuming from {path} (step {step})", file=sys.stderr)
+    return str(path)
+
+
+def trained_pairs(*configs: DictConfig | None) -> set[frozenset[str]]:
+    """The pairs of modalities that any of the runs has trained; all others are emergent."""
+    pairs: list[Any] = [pair for cfg in configs if cfg is not None for pair in cfg.pairs.values()]
+    return {frozenset((pair.anchor, pair.other)) for pair in pairs}

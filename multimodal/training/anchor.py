@@ -1,0 +1,170 @@
+"""The anchor: towers taken, and usually frozen, from an earlier run.
+
+ImageBind (Girdhar et al. 2023, section 3.3) aligns every modality to the frozen image tower of a
+trained CLIP. `anchor.checkpoint` names that run; where it is null, the sample experiment trains
+a small one first and keeps it for later runs.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from multimodal.data.manifest import manifest_hash
+from multimodal.hashing import stable_hash
+from multimodal.models import EmbeddingModel
+from multimodal.training import checkpoint_io
+from multimodal.training.build import config_of
+
+# What decides the anchor's weights; loggers, folders and the like do not.
+DECISIVE = (
+    "seed", "embed_dim", "model", "pairs", "loss", "negatives", "candidates", "data", "optimizer",
+    "scheduler", "micro_batch_size",
+)  # fmt: skip
+FORWARDED = ("trainer", "trainer.devices", "trainer.accelerator", "trainer.precision", "debug")
+
+
+class AnchorError(RuntimeError):
+    """An anchor that cannot be trained, found, or fitted into this run's towers."""
+
+
+def forwarded(overrides: Sequence[str]) -> list[str]:
+    """Those of the command's overrides that say where and how to train, not what."""
+    return [o for o in overrides if o.lstrip("+").split("=", 1)[0] in FORWARDED]
+
+
+def kept_folder(cfg: DictConfig, anchor_cfg: DictConfig) -> Path:
+    """The folder of the anchor run that ``anchor_cfg`` describes: equal settings, equal folder."""
+    settings = OmegaConf.to_container(anchor_cfg, resolve=True)
+    assert isinstance(settings, dict)
+    decisive = {name: settings.get(name) for name in DECISIVE}
+    decisive["data"] = {k: v for k, v in decisive["data"].items() if k != "num_workers"}
+    sources = anchor_cfg.data.sources
+    hashes = sorted(manifest_hash(sources[name].manifest) for name in sources)
+    steps = anchor_cfg.trainer.get("max_steps")
+    digest = stable_hash(repr(decisive), repr(hashes), repr(steps)) & (2**40 - 1)
+    return Path(cfg.anchor.folder) / f"{cfg.anchor.experiment}-{digest:010x}"
+
+
+def resolve_anchor(cfg: DictConfig) -> str | None:
+    """The checkpoint to take the anchor's towers from; trains the sample anchor if there is none.
+
+    Returns:
+        A path, or None where the experiment has no anchor.
+
+    Raises:
+        AnchorError: if training it failed.
+        CheckpointError: if ``anchor.checkpoint`` names a file that is not there.
+    """
+    if cfg.anchor is None:
+        return None
+    if cfg.anchor.checkpoint is not None:
+        checkpoint_io.read(cfg.anchor.checkpoint)
+        return str(cfg.anchor.checkpoint)
+    overrides = [f"+experiment={cfg.anchor.experiment}", f"seed={cfg.seed}"]
+    config_folders: list[str] = []
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        overrides += forwarded(hydra.overrides.task)
+        config_folders = [
+            source.path
+            for source in hydra.runtime.config_sources
+            if source.provider == "command-line"
+        ]
+    folder = kept_folder(cfg, compose("train", overrides))
+    done = folder / "metrics.json"
+    if not done.exists() and int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0:
+        _train(cfg.anchor.experiment, overrides, config_folders, folder)
+    _wait_for(done)
+    path = checkpoint_io.newest(folder / "checkpoints")
+    if path is None:
+        raise AnchorError(f"the anchor's folder {folder} holds no checkpoint; remove it and retry")
+    print(f"anchor: {path}", file=sys.stderr)
+    return str(path)
+
+
+def _train(experiment: str, overrides: list[str], config_folders: list[str], folder: Path) -> None:
+    print(
+        f"anchor.checkpoint is not given: training the sample anchor (+experiment={experiment}) "
+        f"first; it is kept in {folder} for later runs",
+        file=sys.stderr,
+    )
+    command = [sys.executable, "-m", "multimodal.cli"]
+    for config_folder in config_folders:
+        command += ["--config-dir", config_folder]
+    # A process of its own: this one has not started its ranks, nor used its random numbers, yet.
+    command += [*overrides, "resume=auto", f"hydra.run.dir={folder}"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK")}
+    status = subprocess.run(command, env=environment, check=False).returncode
+    if status != 0:
+        raise AnchorError(f"training the anchor failed with exit status {status}: see above")
+
+
+def _wait_for(done: Path, limit_s: float = 6 * 3600.0) -> None:
+    # Under torchrun or srun the other ranks are here while the first one trains.
+    start = time.monotonic()
+    while not done.exists():
+        if time.monotonic() - start > limit_s:
+            raise AnchorError(f"waited {limit_s / 3600:.0f} h for the first rank to write {done}")
+        time.sleep(1.0)
+
+
+def load_anchor(model: EmbeddingModel, cfg: DictConfig, path: str) -> DictConfig:
+    """Fills ``cfg.anchor.towers`` of ``model`` from the checkpoint, and checks that they fit.
+
+    Returns:
+        The configuration of the anchor's run.
+
+    Raises:
+        AnchorError: naming every tower, tensor and setting that does not fit.
+    """
+    checkpoint = checkpoint_io.read(path)
+    anchor_cfg = config_of(checkpoint, path)
+    faults: list[str] = []
+    for tower in cfg.anchor.towers:
+        prefix = f"model.towers.{tower}."
+        weights = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in checkpoint["state_dict"].items()
+            if name.startswith(prefix)
+        }
+        if not weights:
+            faults.append(f"the anchor has no tower '{tower}'")
+            continue
+        own = model.towers[tower].state_dict()
+        for name in sorted(own.keys() | weights.keys()):
+            ours, theirs = own.get(name), weights.get(name)
+            if ours is None or theirs is None or ours.shape != theirs.shape:
+                faults.append(f"towers.{tower}.{name}: {_shape(theirs)} there, {_shape(ours)} here")
+        faults += _differing_transform(tower, cfg, anchor_cfg)
+        if not faults:
+            model.towers[tower].load_state_dict(weights)
+    if faults:
+        shown = "\n  ".join(faults[:20])
+        raise AnchorError(f"{path} does not fit this run's towers:\n  {shown}")
+    return anchor_cfg
+
+
+def _shape(tensor: Any) -> str:
+    return "absent" if tensor is None else str(list(tensor.shape))
+
+
+def _differing_transform(tower: str, cfg: DictConfig, anchor_cfg: DictConfig) -> list[str]:
+    # A frozen tower reads what it was trained on: the same tokens, the same normalisation.
+    ours, theirs = (c.data.transforms.get(tower) for c in (cfg, anchor_cfg))
+    if ours is None or theirs is None:
+        return []
+    return [
+        f"data.transforms.{tower}.{key}: {theirs.get(key)} there, {ours.get(key)} here"
+        for key in ("tokenizer", "context_length", "size", "mean", "std")
+        if ours.get(key) != theirs.get(key)
+    ]

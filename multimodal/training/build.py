@@ -1,0 +1,116 @@
+"""From a checked configuration to objects: the only place that instantiates it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from multimodal.data.datamodule import MultimodalDataModule
+from multimodal.models import EmbeddingModel
+from multimodal.objectives.objective import ContrastiveObjective, build_objective
+from multimodal.training import checkpoint_io
+from multimodal.training.callbacks import RandomState
+from multimodal.training.contrastive import ContrastiveModule
+
+
+def build_model(cfg: DictConfig) -> EmbeddingModel:
+    """The towers of ``cfg.model``."""
+    model = instantiate(cfg.model)
+    assert isinstance(model, EmbeddingModel)
+    return model
+
+
+def build_objective_of(cfg: DictConfig) -> ContrastiveObjective:
+    """The pairs of ``cfg.pairs``, each with its own or the experiment's loss and negatives."""
+    pairs = instantiate(cfg.pairs, _convert_="all")
+    parts = {name: instantiate(cfg[name]) for name in ("loss", "negatives", "candidates")}
+    return build_objective(pairs, embed_dim=cfg.embed_dim, **parts)
+
+
+def build_module(cfg: DictConfig) -> ContrastiveModule:
+    """The module that trains: towers, objective, optimizer and schedule."""
+    return ContrastiveModule(
+        model=build_model(cfg),
+        objective=build_objective_of(cfg),
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler) if cfg.scheduler else None,
+        weight_decay=cfg.optimizer.get("weight_decay", 0.0),
+        seed=cfg.seed,
+        micro_batch_size=cfg.micro_batch_size,
+    )
+
+
+def build_data(cfg: DictConfig) -> MultimodalDataModule:
+    """The data module of ``cfg.data``."""
+    data = instantiate(cfg.data)
+    assert isinstance(data, MultimodalDataModule)
+    return data
+
+
+def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
+    """The trainer of ``cfg.trainer`` with this run's loggers, callbacks and checkpoint writer."""
+    callbacks: list[pl.Callback] = [RandomState()]
+    for name, node in cfg.callbacks.items():
+        if node is None:
+            continue
+        extra: dict[str, Any] = {}
+        if name == "checkpoint":
+            extra = {"folder": str(folder / "checkpoints"), "config": portable_yaml(cfg)}
+        callbacks.append(instantiate(node, **extra))
+    logger = instantiate(cfg.logger) if cfg.logger else False
+    if isinstance(logger, dict | DictConfig):
+        logger = [item for item in logger.values() if item is not None]
+    trainer = instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=logger,
+        plugins=[checkpoint_io.AtomicCheckpointIO()],
+        default_root_dir=str(folder),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    assert isinstance(trainer, pl.Trainer)
+    return trainer
+
+
+def portable_yaml(cfg: DictConfig) -> str:
+    """The configuration as YAML with every interpolation resolved."""
+    return str(OmegaConf.to_yaml(cfg, resolve=True))
+
+
+def load_model(path: str | Path) -> tuple[EmbeddingModel, DictConfig]:
+    """The trained towers of a checkpoint, in eval mode, and the configuration they come from.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged, or has no configuration in it.
+    """
+    checkpoint = checkpoint_io.read(path)
+    cfg = config_of(checkpoint, path)
+    model = build_model(cfg)
+    prefix = "model."
+    weights = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    model.load_state_dict(weights)
+    return model.eval(), cfg
+
+
+def config_of(checkpoint: dict[str, Any], path: str | Path) -> DictConfig:
+    """The configuration inside a checkpoint.
+
+    Raises:
+        CheckpointError: if it holds none.
+    """
+    if "config" not in checkpoint:
+        raise checkpoint_io.CheckpointError(f"{path} holds no configuration: not one of our runs")
+    cfg = OmegaConf.create(checkpoint["config"])
+    assert isinstance(cfg, DictConfig)
+    return cfg
