@@ -46,7 +46,7 @@ def test_top_five_of_fewer_classes_is_certain():
 
 
 def test_class_embeddings_weigh_every_prompt_alike():
-    prompts = torch.tensor([[[10.0, 0.0], [0.0, 0.1]], [[3.0, 4.0], [3.0, 4.0]]])
+    prompts = [torch.tensor([[10.0, 0.0], [0.0, 0.1]]), torch.tensor([[3.0, 4.0]])]
     half = 2**-0.5
     expected = torch.tensor([[half, half], [0.6, 0.8]])
     torch.testing.assert_close(class_embeddings(prompts), expected)
@@ -59,5 +59,7 @@ def test_refuses_what_does_not_fit():
         zero_shot(torch.eye(3), torch.eye(3), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="holds NaN"):
         zero_shot(torch.full((1, 2), float("nan")), torch.eye(2), torch.tensor([0]))
-    with pytest.raises(ValueError, match=r"\[C, P, D\]"):
-        class_embeddings(torch.ones(3, 2))
+    with pytest.raises(ValueError, match=r"\[P, D\] per class; got \[\[0, 2\]\]"):
+        class_embeddings([torch.ones(3, 2), torch.ones(0, 2)])
+    with pytest.raises(ValueError, match="no class"):
+        class_embeddings([])

@@ -6,6 +6,7 @@ ICML 2021, section 3.1.4 (prompt ensembling over the embedding space).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,22 +46,23 @@ class ZeroShot:
     classes: int
 
 
-def class_embeddings(prompts: Tensor) -> Tensor:
+def class_embeddings(prompts: Sequence[Tensor]) -> Tensor:
     """One unit vector per class: the mean of its normalised prompt embeddings, normalised.
 
     Args:
-        prompts: ``[C, P, D]`` text embeddings, P prompts for each of C classes.
+        prompts: ``[P, D]`` text embeddings for each of C classes, P may differ.
 
     Returns:
         ``[C, D]``, of unit norm.
 
     Raises:
-        ValueError: When the shape is not ``[C, P, D]`` with at least one prompt.
+        ValueError: On no class, or a class without prompts.
     """
-    if prompts.ndim != 3 or prompts.shape[1] == 0:
-        raise ValueError(f"expected prompt embeddings [C, P, D]; got {list(prompts.shape)}")
-    mean = functional.normalize(prompts, dim=-1).mean(dim=1)
-    return functional.normalize(mean, dim=-1)
+    wrong = [list(rows.shape) for rows in prompts if rows.ndim != 2 or len(rows) == 0]
+    if wrong or len(prompts) == 0:
+        raise ValueError(f"expected prompt embeddings [P, D] per class; got {wrong or 'no class'}")
+    means = [functional.normalize(rows, dim=-1).mean(dim=0) for rows in prompts]
+    return functional.normalize(torch.stack(means), dim=-1)
 
 
 def zero_shot(embeddings: Tensor, classes: Tensor, labels: Tensor) -> ZeroShot:
