@@ -257,8 +257,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``[B, T, W]`` and bool ``[B, T]`` (True = real) to ``[B, T, W]``."""
-        x = x + self.drop_path(self.scale_1(self.attention(self.norm_1(x), mask)))
-        return x + self.drop_path(self.scale_2(self.mlp(self.norm_2(x))))
+        y: Tensor = x + self.drop_path(self.scale_1(self.attention(self.norm_1(x), mask)))
+        z: Tensor = y + self.drop_path(self.scale_2(self.mlp(self.norm_2(y))))
+        return z
 
 
 class Transformer(nn.Module):
