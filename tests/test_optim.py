@@ -14,7 +14,7 @@ class Model(nn.Module):
         super().__init__()
         self.project = nn.Linear(4, 4)
         self.norm = nn.LayerNorm(4)
-        self.position = nn.Parameter(torch.zeros(1, 3, 4))
+        self.positions = nn.Parameter(torch.zeros(1, 3, 4))
         self.logit_scale = nn.Parameter(torch.zeros(()))
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
 
@@ -25,7 +25,7 @@ def test_only_matrices_decay_and_frozen_parameters_stay_out():
     assert decayed["weight_decay"] == 0.1
     assert [id(p) for p in decayed["params"]] == [id(model.project.weight)]
     assert plain["weight_decay"] == 0.0
-    expected = [model.position, model.logit_scale, model.project.bias, *model.norm.parameters()]
+    expected = [model.positions, model.logit_scale, model.project.bias, *model.norm.parameters()]
     assert {id(p) for p in plain["params"]} == {id(p) for p in expected}
 
 

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-# Names whose tensors have two or more dimensions and still are no projection: positions, class
-# tokens and the bias rows that some attention layers append to keys and values.
-UNDECAYED = ("position", "class_token", "bias_k", "bias_v", "token_embedding")
-
-
-def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: to matrices and kernels, not to biases, norms or scales.
-
-    CLIP (Radford et al. 2021, section 2.5): decay on "all weights that are not gains or biases".
-    """
-    return parameter.ndim >= 2 and not any(part in name for part in UNDECAYED)
-
+from multimodal.models import no_weight_decay
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups of the trainable parameters, with and without weight decay, in a stable order.
+
+    CLIP (Radford et al. 2021, section 2.5) decays "all weights that are not gains or biases".
 
     Args:
         module: every parameter with ``requires_grad`` is taken; frozen ones stay out.
@@ -43,15 +33,10 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
             "`frozen: false` on at least one tower"
         )
     groups = [
-        {"params": [p for n, p in trainable if decays(n, p)], "weight_decay": weight_decay},
-        {"params": [p for n, p in trainable if not decays(n, p)], "weight_decay": 0.0},
+        {"params": [p for n, p in trainable if not no_weight_decay(n, p)], "weight_decay": weight_decay},
+        {"params": [p for n, p in trainable if no_weight_decay(n, p)], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def trainable(groups: Iterable[dict[str, Any]]) -> list[Tensor]:
-    """The parameters of ``groups`` in one list."""
-    return [parameter for group in groups for parameter in group["params"]]
 
 
 def warmup_cosine(
