@@ -1,0 +1,46 @@
+"""The second gate: everything that can be known of a configuration before anything is built."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from multimodal.config import rules, targets
+from multimodal.config.faults import ConfigError
+from multimodal.config.schema import Train
+from multimodal.config.tree import plain
+from multimodal.config.values import mismatches
+
+RULES = (
+    targets.foreign_targets,
+    rules.towers_of_pairs,
+    rules.sources_of_pairs,
+    rules.pairs_of_sources,
+    rules.transforms_of_sources,
+    rules.shared_towers,
+    rules.one_embed_dim,
+    rules.something_to_learn,
+    rules.choices_of_pairs,
+    rules.weight_or_repeat,
+    rules.towers_of_anchor,
+    rules.modalities_of_evaluation,
+    targets.unbound,       # imports what the configuration names, hence last
+)  # fmt: skip
+
+
+def check(cfg: DictConfig, schema: type = Train) -> None:
+    """Refuses a configuration that cannot work, before data or weights are touched.
+
+    Args:
+        cfg: as Hydra composed it.
+        schema: a dataclass of the root's keys.
+
+    Raises:
+        ConfigError: listing every fault, each with what was given, what was expected and the
+            nearest right name.
+    """
+    tree, faults = plain(cfg)
+    faults += mismatches(tree, schema, "")
+    for rule in RULES:
+        faults += rule(tree)
+    if faults:
+        raise ConfigError(list(dict.fromkeys(faults)))

@@ -1,0 +1,51 @@
+"""The root keys that our own code reads; everything below with a `_target_` has its signature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from multimodal.config.values import Target
+
+
+@dataclass
+class Anchor:
+    """The run that frozen towers are taken from."""
+
+    experiment: str
+    checkpoint: str | None
+    towers: list[str]
+    folder: str
+
+
+@dataclass
+class Evaluation:
+    """The held-out sets; the entries are `multimodal.evaluation.sets.EvaluationSet`."""
+
+    sets: dict[str, Any]
+
+
+@dataclass
+class Train:
+    """The root of `configs/train.yaml`, where every key is explained."""
+
+    name: str
+    seed: int
+    embed_dim: int
+    micro_batch_size: int | None
+    resume: str | None
+    model: Target
+    pairs: dict[str, Any]
+    loss: Target | None
+    negatives: Target | None
+    candidates: Target | None
+    data: Target
+    optimizer: Target
+    scheduler: Target | None
+    trainer: Target
+    callbacks: dict[str, Target | None]
+    logger: dict[str, Target | None] | None
+    evaluation: Evaluation | None
+    anchor: Anchor | None
+    debug: Literal["fast", "overfit", "profile"] | None
+    allowed_packages: list[str]

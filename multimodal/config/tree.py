@@ -1,0 +1,100 @@
+"""A configuration as plain dicts and lists, and paths in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+
+from multimodal.config.faults import Fault, did_you_mean
+
+
+class _Unknown:
+    def __repr__(self) -> str:
+        return "?"
+
+
+UNKNOWN: Final = _Unknown()
+"""A value that cannot be known here: missing (reported once), or only resolved inside a job."""
+
+_ONLY_IN_A_JOB = ("hydra", "now")
+
+
+def plain(cfg: DictConfig) -> tuple[dict[str, Any], list[Fault]]:
+    """Dicts, lists and values of ``cfg``, and its missing values and broken interpolations."""
+    faults: list[Fault] = []
+
+    def convert(node: DictConfig | ListConfig, where: str) -> Any:
+        if isinstance(node, DictConfig):
+            return {str(key): value(node, key, join(where, str(key))) for key in node}
+        return [value(node, index, f"{where}[{index}]") for index in range(len(node))]
+
+    def value(parent: Any, key: Any, where: str) -> Any:
+        raw = parent._get_node(key)
+        if OmegaConf.is_missing(parent, key) and not OmegaConf.is_interpolation(parent, key):
+            faults.append(Fault(where, "has no value yet ('???'): give it one"))
+            return UNKNOWN
+        try:
+            resolved = parent[key]
+        except InterpolationToMissingValueError:
+            return UNKNOWN
+        except OmegaConfBaseException as error:
+            text = str(raw._value())
+            if not any(f"${{{name}:" in text for name in _ONLY_IN_A_JOB):
+                faults.append(Fault(where, _broken(text, error, keys(cfg))))
+            return UNKNOWN
+        if isinstance(resolved, DictConfig | ListConfig):
+            return convert(resolved, where)
+        return resolved
+
+    return convert(cfg, ""), faults
+
+
+def _broken(text: str, error: Exception, known: Iterator[str]) -> str:
+    name = text.removeprefix("${").removesuffix("}")
+    reason = str(error).splitlines()[0]
+    return f"{text} cannot be resolved ({reason}); {did_you_mean(name, known)}"
+
+
+def join(where: str, key: str) -> str:
+    """The dotted path of ``key`` under ``where``."""
+    return f"{where}.{key}" if where else key
+
+
+def keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """The dotted paths of all keys, blocks before what they hold."""
+    for key in cfg:
+        path = join(prefix, str(key))
+        yield path
+        node = cfg._get_node(key)
+        special = node._is_none() or node._is_missing() or node._is_interpolation()
+        if isinstance(node, DictConfig) and not special:
+            yield from keys(node, path)
+
+
+def nodes(value: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every dict in ``value`` with its path, outer ones first."""
+    if isinstance(value, dict):
+        yield where, value
+        for key, child in value.items():
+            yield from nodes(child, join(where, key))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from nodes(child, f"{where}[{index}]")
+
+
+def at(tree: Any, path: str) -> Any:
+    """What lies at a dotted ``path`` of dicts, or None."""
+    for key in path.split("."):
+        if not isinstance(tree, dict):
+            return None
+        tree = tree.get(key)
+    return tree
+
+
+def block(tree: Any, path: str) -> dict[str, Any]:
+    """The dict at ``path``, empty where there is none: what is wrong there is told elsewhere."""
+    found = at(tree, path)
+    return found if isinstance(found, dict) else {}
