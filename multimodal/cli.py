@@ -1,9 +1,10 @@
-"""The command line: arguments to a configuration, errors before anything slow is imported."""
+"""The command line: words to a configuration, and faults before anything slow is imported."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import hydra
 from omegaconf import DictConfig
@@ -11,37 +12,8 @@ from omegaconf import DictConfig
 from multimodal.config import ConfigError, arrange, compose_or_explain, config_dir
 
 
-def run(config_name: str, job: Callable[[DictConfig], None]) -> None:
-    """Composes ``config_name`` by the command line and runs ``job``, once or for every sweep job.
-
-    A configuration that does not fit ends the program with a message and exit status 2.
-    """
-    sys.argv[1:] = arrange(sys.argv[1:])
-
-    def guarded(cfg: DictConfig) -> None:
-        try:
-            job(cfg)
-        except ConfigError as error:
-            _refuse(error)
-
-    try:
-        compose_or_explain(sys.argv[1:], config_name)
-    except ConfigError as error:
-        _refuse(error)
-    # Hydra reads where the job function comes from.
-    guarded.__module__ = __name__
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(
-        guarded
-    )()
-
-
-def _refuse(error: ConfigError) -> None:
-    print(error, file=sys.stderr)
-    sys.exit(2)
-
-
 def train() -> None:
-    """`multimodal-train`, and `scripts/train.py`."""
+    """`multimodal-train`, `python scripts/train.py` and `python -m multimodal.cli`."""
     run("train", _train)
 
 
@@ -49,6 +21,47 @@ def _train(cfg: DictConfig) -> None:
     from multimodal.train import train  # torch and all the rest
 
     train(cfg)
+
+
+def run(config_name: str, job: Callable[[DictConfig], None]) -> None:
+    """Composes ``config_name`` by the command line and runs ``job``: once, or per job of a sweep.
+
+    Words that do not compose, and a `ConfigError` of the job, end the program with the message
+    and exit status 2.
+    """
+    sys.argv[1:] = arrange(sys.argv[1:])
+    try:
+        compose_or_explain(sys.argv[1:], config_name)
+    except ConfigError as error:
+        _refuse(error)
+    entry = _entry_point()
+
+    # Defined here so that the entry point travels with it to the workers of a launcher.
+    def one_job(cfg: DictConfig) -> None:
+        from multimodal.training.ddp_launch import exactly_this_job
+
+        try:
+            with exactly_this_job(entry):
+                job(cfg)
+        except ConfigError as error:
+            _refuse(error)
+
+    main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)
+    main(one_job)()
+
+
+def _entry_point() -> Sequence[str]:
+    """The command that started this process, for processes that are to be its like."""
+    import __main__
+
+    if __main__.__spec__ is None:
+        return (sys.executable, os.path.abspath(sys.argv[0]))
+    return (sys.executable, "-m", __main__.__spec__.name)
+
+
+def _refuse(error: ConfigError) -> None:
+    print(error, file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path, get_args_parser
@@ -70,8 +71,12 @@ def compose_or_explain(argv: Sequence[str], config_name: str) -> None:
     try:
         overrides = OverridesParser.create().parse_overrides(args.overrides)
     except HydraException as error:
-        raise ConfigError([Fault("command line", str(error))]) from None
+        word = str(getattr(error, "override", "") or "command line")
+        reason = str(error).splitlines()[1:2] or [str(error)]
+        raise ConfigError([Fault(word, f"is no override key=value: {reason[0]}")]) from None
     composer = _Composer(args.config_name or config_name, args.config_dir, args.overrides)
+    if unknown := [fault for o in overrides for fault in _unknown_options(composer, o)]:
+        raise ConfigError(unknown)
     words = [word for override in overrides for word in composer.first_choice(override)]
     try:
         cfg = composer.compose(words)
@@ -98,10 +103,9 @@ class _Composer:
         self._config_name = config_name
         searched = [word for word in words if word.startswith("hydra.searchpath=")]
         # Knows the folders of `hydra.searchpath` too.
-        self.repository = self._loader._parse_overrides_and_create_caching_repo(
+        self.repository: Any = self._loader._parse_overrides_and_create_caching_repo(
             config_name, searched
         )[1]
-        self._loader.repository = self.repository
 
     def compose(self, words: Sequence[str]) -> DictConfig:
         return self._loader.load_configuration(self._config_name, list(words), RunMode.RUN)
@@ -133,13 +137,10 @@ class _Composer:
 def _explain(composer: _Composer, overrides: list[Override], error: Exception) -> list[Fault]:
     """The faults of the first kind that is found; later kinds could be no more than its echo."""
     chosen = [o for o in overrides if composer.repository.group_exists(o.key_or_group)]
+    given = [o for o in overrides if o not in chosen]
     # What overrides a choice within another one (`encoder@towers.x=...`) needs that one first.
     chosen.sort(key=lambda override: override.package is not None)
-    given = [o for o in overrides if o not in chosen and not o.is_sweep_override()] + [
-        o for o in overrides if o not in chosen and o.is_sweep_override()
-    ]
-    if faults := [fault for o in chosen for fault in _unknown_options(composer, o)]:
-        return faults
+    faults: list[Fault] = []
     words: list[str] = []
     try:
         base = composer.compose(words)
@@ -159,7 +160,9 @@ def _explain(composer: _Composer, overrides: list[Override], error: Exception) -
 
 def _unknown_options(composer: _Composer, override: Override) -> Iterator[Fault]:
     group = override.key_or_group
-    for option in [] if override.is_delete() else composer.choices(override):
+    if override.is_delete() or not composer.repository.group_exists(group):
+        return
+    for option in composer.choices(override):
         if option not in ("None", "null") and not composer.repository.config_exists(
             f"{group}/{option}"
         ):
@@ -188,7 +191,7 @@ def _wrong_choice(
 
 def _wrong_key(composer: _Composer, override: Override, base: DictConfig) -> Iterator[Fault]:
     word, key = str(override.input_line), override.key_or_group
-    known = list(keys(base))
+    known = [k for k in keys(base) if not k.rpartition(".")[2].startswith("_")]
     there = key in known or _in_a_list(base, key)
     if override.is_add() and there and not isinstance(override.value(), dict | list):
         if OmegaConf.select(base, key, throw_on_missing=False) is not None:
@@ -221,12 +224,14 @@ def _nearest_key(key: str, known: list[str], groups: list[str]) -> str:
 
 def _reason(composer: _Composer, error: Exception, choices: list[str]) -> str:
     """Hydra's own words, shortened, with the nearest right name where one can be told."""
-    first = str(error).split("\n")[0]
+    first = str(error).split("\n")[0].removesuffix(" No match in the defaults list.")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = error.options or composer.options(group)
         return f"{first}; {did_you_mean(option, options)}"
     if error.__cause__ is not None:
         first = f"{first.rstrip('.')}: {str(error.__cause__).splitlines()[0]}"
-    quoted = re.search(r"Could not override '([^']+)'", first)
+    quoted = re.search(r"Could not override '([^'@]+)(@?)", first)
+    if quoted and quoted[2] and quoted[1] in choices:
+        return f"{first} Is `# @package _global_` the first line of that file?"
     return f"{first}; {did_you_mean(quoted[1], choices)}" if quoted and choices else first

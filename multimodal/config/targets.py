@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config.faults import Fault, did_you_mean
 from multimodal.config.tree import UNKNOWN, join, nodes
@@ -178,7 +178,8 @@ def _parameters(built: Any) -> dict[str, inspect.Parameter]:
 
 def _hints(built: Any) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(built.__init__ if isinstance(built, type) else built)
+        init = inspect.getattr_static(built, "__init__") if inspect.isclass(built) else built
+        return typing.get_type_hints(init)
     except Exception:  # names under TYPE_CHECKING, say: then the constructor judges
         return {}
 
@@ -190,7 +191,7 @@ def defaults_bound(cfg: DictConfig) -> DictConfig:
     that are no plain values (functions, objects) stay out.
     """
     tree: Any = OmegaConf.to_container(cfg, resolve=False)
-    bound = OmegaConf.create(tree)
+    bound: DictConfig = OmegaConf.create(tree)
     packages = allowed_packages(tree)
     for where, node, target in targets(tree):
         block = _select(bound, where)

@@ -68,7 +68,7 @@ def keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     for key in cfg:
         path = join(prefix, str(key))
         yield path
-        node = cfg._get_node(key)
+        node: Any = cfg._get_node(key)
         special = node._is_none() or node._is_missing() or node._is_interpolation()
         if isinstance(node, DictConfig) and not special:
             yield from keys(node, path)
