@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from multimodal.config import check
-from multimodal.evaluate import Results, evaluate
+from multimodal.evaluate import evaluate_run, trained_pairs
+from multimodal.evaluation.results import Results
 from multimodal.training import checkpoint_io
 from multimodal.training.anchor import load_anchor, resolve_anchor
 from multimodal.training.build import build_data, build_module, build_trainer
@@ -35,7 +35,7 @@ def train(cfg: DictConfig) -> Results | None:
 
     if not trainer.is_global_zero or cfg.evaluation is None:
         return None
-    return evaluate(module.model, cfg, folder, trained_pairs(cfg, anchor_cfg))
+    return evaluate_run(module.model, cfg, folder, trained_pairs(cfg, anchor_cfg))
 
 
 def run_folder() -> Path:
@@ -59,9 +59,3 @@ def resume_path(cfg: DictConfig, folder: Path) -> str | None:
     step = checkpoint_io.read(path)["global_step"]
     print(f"resuming from {path} (step {step})", file=sys.stderr)
     return str(path)
-
-
-def trained_pairs(*configs: DictConfig | None) -> set[frozenset[str]]:
-    """The pairs of modalities that any of the runs has trained; all others are emergent."""
-    pairs: list[Any] = [pair for cfg in configs if cfg is not None for pair in cfg.pairs.values()]
-    return {frozenset((pair.anchor, pair.other)) for pair in pairs}

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from multimodal.distributed import all_gather_uneven, all_reduce_sum, world_size
+from multimodal.distributed import all_gather, all_reduce_sum, world_size
 from multimodal.evaluation.retrieval import retrieval_metrics
 from multimodal.microbatch import encode_in_pieces
 from multimodal.models import EmbeddingModel
@@ -138,7 +138,7 @@ class ContrastiveModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs R@1 both ways of every pair as `val/SOURCE/A_to_B_r@1`, over all ranks' samples."""
         for source, kept in self._validation.items():
-            whole = {name: all_gather_uneven(torch.cat(rows)) for name, rows in kept.items()}
+            whole = {name: all_gather(torch.cat(rows)) for name, rows in kept.items()}
             keys = whole.pop("key")
             for pair in self.objective.pairs.values():
                 if pair.anchor not in whole or pair.other not in whole:

@@ -33,10 +33,9 @@ def command_of_rank(entry: Sequence[str], local_rank: int) -> tuple[list[str], s
     for source in hydra.runtime.config_sources:
         if source.provider in options and source.schema == "file":
             command += [options[source.provider], source.path]
-    command += hydra.overrides.task
-    command += [
-        word for word in hydra.overrides.hydra if not word.lstrip("+~").startswith(_NOT_PASSED_ON)
-    ]
+    for word in (*hydra.overrides.task, *hydra.overrides.hydra):
+        if not word.lstrip("+~").startswith(_NOT_PASSED_ON):
+            command.append(word)
     for key in ("num", "id"):
         if not OmegaConf.is_missing(hydra.job, key):
             command.append(f"hydra.job.{key}={hydra.job[key]}")

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from multimodal.models import no_weight_decay
 
+
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups of the trainable parameters, with and without weight decay, in a stable order.
 
@@ -33,7 +34,10 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
             "`frozen: false` on at least one tower"
         )
     groups = [
-        {"params": [p for n, p in trainable if not no_weight_decay(n, p)], "weight_decay": weight_decay},
+        {
+            "params": [p for n, p in trainable if not no_weight_decay(n, p)],
+            "weight_decay": weight_decay,
+        },
         {"params": [p for n, p in trainable if no_weight_decay(n, p)], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
