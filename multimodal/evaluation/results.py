@@ -14,7 +14,7 @@ from multimodal.evaluation.zero_shot import ZeroShot
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A query and its nearest items, as sample indices of the set.
+    """A query and its nearest items, as indices of samples in their source.
 
     Attributes:
         query: sample index.

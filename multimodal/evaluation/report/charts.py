@@ -173,13 +173,16 @@ def pair_diagram(links: Sequence[Link]) -> Markup:
         (x1, y1), (x2, y2) = (positions[name] for name in link.ends)
         kind = "trained" if link.trained else "emergent"
         width = 1.5 + min(5.0, 1.5 * math.log10(max(link.lift, 1.0)) * 1.6)
-        # Rim to rim an edge bends outwards, so that it does not run through the centre.
         mx, my = (x1 + x2) / 2, (y1 + y2) / 2
-        if centre not in link.ends:
-            mx, my = mx + (mx - 200) * 0.5, my + (my - 150) * 0.5
+        if centre not in link.ends:  # rim to rim an edge bends around the centre
+            if math.hypot(mx - 200, my - 150) > 20:
+                mx, my = mx + (mx - 200) * 0.5, my + (my - 150) * 0.5
+            else:
+                mx, my = mx + (y2 - y1) * 0.6, my + (x1 - x2) * 0.6
         curve = f"M{x1:.0f} {y1:.0f}Q{mx:.0f} {my:.0f} {x2:.0f} {y2:.0f}"
         parts.append(f'<path class="{kind}" stroke-width="{width:.1f}" d="{curve}"/>')
-        tx, ty = 0.25 * x1 + 0.5 * mx + 0.25 * x2, 0.25 * y1 + 0.5 * my + 0.25 * y2
+        near, middle, far = (0.25, 0.5, 0.25) if centre in link.ends else (0.5, 0.42, 0.08)
+        tx, ty = near * x1 + middle * mx + far * x2, near * y1 + middle * my + far * y2
         label = f"{link.lift:.0f}×" if link.lift >= 9.5 else f"{link.lift:.1f}×"
         half = 4 + 3.6 * len(label)
         labels.append(
