@@ -219,19 +219,22 @@ def _nearest_key(key: str, known: list[str], groups: list[str]) -> str:
     elsewhere = [k for k in elsewhere if not k.startswith("hydra.")] or elsewhere
     if elsewhere:
         return f"did you mean '{min(elsewhere, key=len)}'?"
-    return did_you_mean(key, known) if nearest(key, known) else did_you_mean("", inner)
+    if not head and nearest(key, known):
+        return did_you_mean(key, known)
+    return f"known: {', '.join(sorted(set(inner)))}" if inner else f"'{head[:-1]}' has no keys"
 
 
 def _reason(composer: _Composer, error: Exception, choices: list[str]) -> str:
     """Hydra's own words, shortened, with the nearest right name where one can be told."""
     first = str(error).split("\n")[0].removesuffix(" No match in the defaults list.")
+    first = first.rstrip(".:")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = error.options or composer.options(group)
         return f"{first}; {did_you_mean(option, options)}"
     if error.__cause__ is not None:
-        first = f"{first.rstrip('.')}: {str(error.__cause__).splitlines()[0]}"
+        first = f"{first}: {str(error.__cause__).splitlines()[0]}"
     quoted = re.search(r"Could not override '([^'@]+)(@?)", first)
     if quoted and quoted[2] and quoted[1] in choices:
-        return f"{first} Is `# @package _global_` the first line of that file?"
+        return f"{first}. Is `# @package _global_` the first line of that file?"
     return f"{first}; {did_you_mean(quoted[1], choices)}" if quoted and choices else first
