@@ -1,0 +1,96 @@
+"""Collectives with exact gradients; without a process group they act as one rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return dist.get_rank() if _initialized() else 0
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without a process group."""
+    return dist.get_world_size() if _initialized() else 1
+
+
+def gather_sizes(size: int, device: torch.device | str = "cpu") -> list[int]:
+    """``size`` of every rank, in rank order. Give a CUDA ``device`` under NCCL."""
+    if world_size() == 1:
+        return [size]
+    own = torch.tensor([size], dtype=torch.int64, device=device)
+    every = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(every, own)
+    return [int(n) for n in torch.cat(every).tolist()]
+
+
+def all_gather(tensor: Tensor, sizes: list[int] | None = None) -> Tensor:
+    """All ranks' rows, joined in rank order, with the exact gradient of that.
+
+    The gradient of a rank's rows is the sum of what all ranks ask of them, so a sum of losses over
+    ranks is differentiated as a whole. Ranks may bring different numbers of rows, also none; every
+    rank has to call, and to run the backward if the result takes part in it.
+
+    Args:
+        tensor: ``[n, ...]`` of any dtype, equal on all ranks but for ``n``.
+        sizes: every rank's ``n`` where known (`gather_sizes`); saves exchanging them here.
+
+    Returns:
+        ``[sum of sizes, ...]``; ``tensor`` itself without other ranks.
+    """
+    if world_size() == 1:
+        return tensor
+    if sizes is None:
+        sizes = gather_sizes(tensor.shape[0], tensor.device)
+    if tensor.shape[0] != sizes[rank()]:
+        raise ValueError(
+            f"rank {rank()} brings {tensor.shape[0]} rows, but sizes says {sizes[rank()]}"
+        )
+    gathered: Tensor = _AllGather.apply(tensor, sizes)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of ``tensor`` over ranks, without a gradient; the argument is left as it is."""
+    total = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """Every rank's picklable ``value``, in rank order."""
+    every: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(every, value)
+    return every
+
+
+def _initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+class _AllGather(torch.autograd.Function):
+    """Pads every rank's rows to the longest, gathers, and cuts the padding off again."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, tensor: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes  # type: ignore[attr-defined]
+        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+        padded[: tensor.shape[0]] = tensor
+        every = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(every, padded)
+        return torch.cat([rows[:size] for rows, size in zip(every, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        total = grads[0].contiguous().clone()  # all_reduce writes in place
+        dist.all_reduce(total)
+        start = sum(ctx.sizes[: rank()])
+        return total[start : start + ctx.sizes[rank()]], None

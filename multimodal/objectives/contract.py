@@ -1,0 +1,173 @@
+"""The three choices of a pair and what they pass each other: candidates, negatives, loss.
+
+Rows are anchors (A), columns are candidates (C). A candidate is a *positive* of an anchor, a
+*negative*, or neither (an empty queue slot, a match that is left out). Losses and negatives see one
+block of rows with all of its columns, never other ranks, so they cannot depend on how the rows are
+cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+# What a strategy hands to the loss, and so what a loss must be able to take:
+#   drops     0 keeps a negative, -inf drops it
+#   weights   any finite log weight per negative
+#   estimate  log weights that only make sense summed up in a softmax's denominator
+Weighting = Literal["drops", "weights", "estimate"]
+Directions = Literal["mean", "sum", "once"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a strategy may know beyond the block of similarities.
+
+    Attributes:
+        seed: of the experiment.
+        step: the batch's position in the schedule.
+        pair: name of the pair.
+        direction: ``"image->text"``; the two directions of a pair draw differently.
+        scale: scalar, multiplies cosines into logits; 1 / temperature. Carries its gradient.
+        embed_dim: D of the embeddings.
+    """
+
+    seed: int
+    step: int
+    pair: str
+    direction: str
+    scale: Tensor
+    embed_dim: int
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """Similarities and log weights in, one loss per anchor out.
+
+    Attributes:
+        accepts: the kinds of log weights that the formula has a place for.
+        directions: ``mean`` or ``sum`` of both directions of a pair, or ``once`` where the formula
+            covers the whole matrix by itself.
+        default_scale: the logit scale of a pair that gives none.
+        default_bias: the logit bias of a pair that gives none; None where there is no bias.
+    """
+
+    accepts: ClassVar[frozenset[Weighting]]
+    default_scale: ClassVar[float]
+    default_bias: ClassVar[float | None]
+
+    @property
+    def directions(self) -> Directions:
+        """See above."""
+        ...
+
+    def __call__(
+        self,
+        similarities: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        positives: Tensor,
+        log_weights: Tensor,
+    ) -> Tensor:
+        """The loss of each anchor.
+
+        Args:
+            similarities: ``[A, C]`` cosines, float32 or float64.
+            scale: scalar; logits are ``scale * similarities + bias``.
+            bias: scalar; 0 for losses without a bias.
+            positives: ``[A, C]`` bool, at least one True per row.
+            log_weights: ``[A, C]``; 0 at positives, -inf at what takes no part, else the log
+                weight of a negative.
+
+        Returns:
+            ``[A]``. An anchor without negatives yields zero (SigLIP: its positive terms).
+        """
+        ...
+
+
+@runtime_checkable
+class Negatives(Protocol):
+    """Chooses among an anchor's negatives, or weighs them.
+
+    Random choices are hashes of (context, anchor id, candidate id), ties go to the smaller
+    candidate id: neither chunks, ranks nor recomputation change them.
+    """
+
+    @property
+    def gives(self) -> Weighting:
+        """The kind of log weights; must be among the loss's ``accepts``."""
+        ...
+
+    def __call__(
+        self,
+        similarities: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+        anchor_ids: Tensor,
+        candidate_ids: Tensor,
+        context: Context,
+    ) -> Tensor:
+        """Log weights of the negatives.
+
+        Args:
+            similarities: ``[A, C]`` cosines.
+            positives: ``[A, C]`` bool.
+            negatives: ``[A, C]`` bool, what there is to choose from; disjoint from ``positives``.
+            anchor_ids: ``[A]`` int64.
+            candidate_ids: ``[C]`` int64.
+            context: seed, step, pair, direction, scale.
+
+        Returns:
+            ``[A, C]``: 0 keeps a negative, -inf drops it, log w reweights it. Only read where
+            ``negatives`` is True.
+        """
+        ...
+
+
+def logsumexp(values: Tensor, where: Tensor) -> Tensor:
+    """Log of the summed exponentials of the entries of each row that ``where`` marks.
+
+    A row without any gives the most negative finite number and a zero gradient; ``-inf`` would make
+    the gradient NaN.
+
+    Args:
+        values: ``[A, C]``.
+        where: ``[A, C]`` bool.
+
+    Returns:
+        ``[A]``.
+    """
+    return values.masked_fill(~where, torch.finfo(values.dtype).min).logsumexp(dim=1)
+
+
+def masked_mean(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of the marked entries of each row ``[A]``; zero for a row without any."""
+    return values.masked_fill(~where, 0).sum(dim=1) / where.sum(dim=1).clamp(min=1)
+
+
+def compatible(loss: Any, negatives: Any, candidates: Any = None) -> str | None:
+    """Why these choices do not go together; None if they do.
+
+    Args:
+        loss: a loss or its class.
+        negatives: a strategy or its class.
+        candidates: any candidates; all of them go with everything.
+    """
+    gives = getattr(negatives, "gives", None)
+    if not isinstance(gives, str) or gives in loss.accepts:  # a wrapper's class does not know yet
+        return None
+    reasons = {
+        "weights": "gives its negatives weights, and a margin is violated or not: there is nothing "
+        "to weigh. It needs a softmax or the sigmoid loss (info_nce, dcl, sup_con, soft_target, "
+        "siglip)",
+        "estimate": "corrects the denominator of a softmax, which this loss does not have. It "
+        "needs a softmax loss (info_nce, dcl, sup_con, soft_target)",
+    }
+    return f"negatives {_name(negatives)} with loss {_name(loss)}: {reasons[gives]}"
+
+
+def _name(choice: Any) -> str:
+    return choice.__name__ if isinstance(choice, type) else type(choice).__name__
