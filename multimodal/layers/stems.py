@@ -77,7 +77,11 @@ class PatchStem(nn.Module):
                 overlap nor leave gaps do not cover it exactly.
         """
         for side, patch, stride in zip(size, self.patch_size, self.stride, strict=True):
-            if side < patch or (stride == patch and side % patch):
+            if side < patch:
+                raise ValueError(
+                    f"input size {list(size)} is smaller than patch_size={list(self.patch_size)}"
+                )
+            if stride == patch and side % patch:
                 raise ValueError(
                     f"input size {list(size)} is not a multiple of "
                     f"patch_size={list(self.patch_size)}"
