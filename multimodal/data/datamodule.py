@@ -1,0 +1,126 @@
+"""The data of a run for Lightning: sources, transforms and their loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+import pytorch_lightning as pl
+import torch
+
+from multimodal import distributed
+from multimodal.data.decode import Limits
+from multimodal.data.evaluation import EvaluationLoader
+from multimodal.data.loader import ScheduledLoader
+from multimodal.data.source import Source
+from multimodal.data.transforms.base import Transform
+from multimodal.types import Batch
+
+
+class MultimodalDataModule(pl.LightningDataModule):
+    """Training batches by schedule, and validation batches of whole sources.
+
+    Args:
+        sources: to train on, by name.
+        transforms: by modality.
+        batch_size: samples per device and batch, for sources without their own.
+        num_workers: processes that load, per device; 0 loads in the training process.
+        seed: of the order and of every random choice about a sample.
+        val_sources: to validate on, by name; None for no validation.
+        eval_batch_size: samples per device and batch in validation.
+        block_shards: shards that are shuffled together.
+        drop_last: leaves out the samples of an epoch that do not fill a last batch, others each
+            epoch; if False the batch is filled up.
+        epoch_steps: with weights, the batches of an epoch; None for as many as draw every sample
+            of all sources once.
+        max_bad_fraction: of the samples that cannot be read; more stop the run.
+        limits: sizes that are decoded; None for those of ``Limits``.
+
+    Raises:
+        ValueError: if a source has a modality without a transform, or aligned modalities have
+            different geometry.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        transforms: Mapping[str, Transform],
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        val_sources: Mapping[str, Source] | None = None,
+        eval_batch_size: int = 256,
+        block_shards: int = 16,
+        drop_last: bool = True,
+        epoch_steps: int | None = None,
+        max_bad_fraction: float = 0.01,
+        limits: Limits | None = None,
+    ) -> None:
+        super().__init__()
+        self.sources = dict(sources)
+        self.val_sources = dict(val_sources or {})
+        self.transforms = dict(transforms)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.eval_batch_size = eval_batch_size
+        self.block_shards = block_shards
+        self.drop_last = drop_last
+        self.epoch_steps = epoch_steps
+        self.max_bad_fraction = max_bad_fraction
+        for named in (self.sources, self.val_sources):
+            for name, source in named.items():
+                source.name = name
+                source.limits = limits or Limits()
+
+    def train_dataloader(self) -> ScheduledLoader:
+        """This rank's slices of the scheduled batches; made anew, at the first batch."""
+        return ScheduledLoader(
+            self.sources,
+            self.transforms,
+            self.batch_size,
+            self.seed,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            num_workers=self.num_workers,
+            block_shards=self.block_shards,
+            drop_last=self.drop_last,
+            epoch_steps=self.epoch_steps,
+            max_bad_fraction=self.max_bad_fraction,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> list[EvaluationLoader]:
+        """One loader for each validation source; ranks share its batches."""
+        return [
+            EvaluationLoader(
+                source,
+                self.transforms,
+                None,
+                self.eval_batch_size,
+                self.num_workers,
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+                max_bad_fraction=self.max_bad_fraction,
+                pin_memory=torch.cuda.is_available(),
+            )
+            for source in self.val_sources.values()
+        ]
+
+
+def evaluation_batches(
+    source: Source,
+    transforms: Mapping[str, Transform],
+    modalities: Collection[str] | None,
+    batch_size: int,
+    num_workers: int = 0,
+) -> Iterator[Batch]:
+    """A whole source in order, without random choices, with keys and metadata.
+
+    Args:
+        source: the samples.
+        transforms: by modality.
+        modalities: those wanted; None for all of the source.
+        batch_size: samples in a batch; the last may be smaller.
+        num_workers: processes that load; 0 loads in this one.
+    """
+    return iter(EvaluationLoader(source, transforms, modalities, batch_size, num_workers))

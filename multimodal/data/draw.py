@@ -1,0 +1,39 @@
+"""The seeded choices of one sample: crops, captions, masks, noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from multimodal.hashing import generator
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Names one use of one sample; every random choice about it follows from that name.
+
+    Choices are therefore the same in whichever process, worker, rank or resumed run the sample is
+    read, and differ between epochs and between the repeats within one.
+
+    Attributes:
+        seed: seed of the run.
+        epoch: epoch of the schedule.
+        source: name of the sample's source.
+        index: the sample's place in its source.
+        repeat: which use of the sample within the epoch this is.
+    """
+
+    seed: int
+    epoch: int
+    source: str
+    index: int
+    repeat: int
+
+    def stream(self, name: str) -> np.random.Generator:
+        """A new generator, with the same numbers at every call with the same ``name``.
+
+        By convention ``geometry`` is shared by modalities that are aligned with each other (an
+        image and its depth map get the same crop), and each modality's name is its own stream.
+        """
+        return generator(self.seed, self.epoch, self.source, self.index, self.repeat, name)

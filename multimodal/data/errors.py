@@ -1,0 +1,44 @@
+"""What can be wrong with one sample: errors that the loader counts, logs and steps over."""
+
+from __future__ import annotations
+
+
+class BadSample(Exception):
+    """A sample that cannot be delivered.
+
+    Attributes:
+        reason: a short word that rejections are counted by.
+        detail: what was found and what was expected.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)  # as given, so that the error survives pickling
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class DecodeError(BadSample):
+    """A member or value of a sample is missing, corrupt, too large or not what was expected."""
+
+
+class ShardError(BadSample):
+    """A shard is missing, cut, or no well-formed tar of adjacent samples.
+
+    Attributes:
+        shard: path of the shard.
+        offset: byte in the shard at which the fault was found.
+    """
+
+    REASON = "shard"
+
+    def __init__(self, shard: str, offset: int, detail: str) -> None:
+        super().__init__(self.REASON, detail)
+        self.args = (shard, offset, detail)
+        self.shard = shard
+        self.offset = offset
+
+    def __str__(self) -> str:
+        return f"shard {self.shard}, byte {self.offset}: {self.detail}"

@@ -1,0 +1,104 @@
+"""The evaluation loader: every sample of a source, in order, unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+from torch.utils.data import Dataset
+
+from multimodal.data.assemble import Rejection, Sample, Tally, check_transforms, collate, load
+from multimodal.data.source import Source
+from multimodal.data.transforms.base import Transform
+from multimodal.data.workers import Steps, make_loader
+from multimodal.types import Batch
+
+
+class EvaluationLoader:
+    """A whole source in order, without random choices; the last batch may be smaller.
+
+    A bad sample is left out, counted by reason and logged.
+
+    Args:
+        source: the samples.
+        transforms: by modality.
+        modalities: those wanted; None for all of the source.
+        batch_size: samples in a batch.
+        num_workers: processes that load; 0 loads in this one.
+        rank: this process loads every ``world_size``-th batch, beginning at this one.
+        world_size: number of processes that share the source.
+        max_bad_fraction: of this rank's samples; more are an error.
+        pin_memory: puts batches in page-locked memory, for asynchronous copies to a GPU.
+
+    Attributes:
+        tally: delivered and bad samples.
+
+    Raises:
+        ValueError: by ``check_transforms``, or if the source lacks one of the modalities.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transforms: Mapping[str, Transform],
+        modalities: Collection[str] | None,
+        batch_size: int,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        max_bad_fraction: float = 0.01,
+        pin_memory: bool = False,
+    ) -> None:
+        wanted = source.modalities if modalities is None else tuple(modalities)
+        strangers = sorted(set(wanted) - set(source.modalities))
+        if strangers:
+            raise ValueError(
+                f"source {source.name!r} has no modality {strangers[0]!r}; it has: "
+                f"{', '.join(source.modalities)}"
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_transforms(source.name, wanted, transforms)
+        self.tally = Tally(max_bad_fraction)
+        self._steps = Steps(range(rank, -(-len(source) // batch_size), world_size))
+        dataset = _EvaluationBatches(source, transforms, wanted, batch_size)
+        self._batches = make_loader(dataset, self._steps, num_workers, pin_memory, persistent=False)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch, rejections in self._batches:
+            self.tally.add(0 if batch is None else len(batch), rejections)
+            if batch is not None:
+                yield batch
+
+
+class _EvaluationBatches(Dataset[tuple[Batch | None, list[Rejection]]]):
+    """Number of a batch -> the batch, or None where all of its samples are bad."""
+
+    def __init__(
+        self,
+        source: Source,
+        transforms: Mapping[str, Transform],
+        modalities: Collection[str],
+        batch_size: int,
+    ) -> None:
+        self.source = source
+        self.transforms = transforms
+        self.modalities = modalities
+        self.batch_size = batch_size
+
+    def __getitem__(self, number: int) -> tuple[Batch | None, list[Rejection]]:
+        start = number * self.batch_size
+        samples: list[Sample] = []
+        rejections: list[Rejection] = []
+        for index in range(start, min(start + self.batch_size, len(self.source))):
+            sample = load(self.source, self.transforms, index, None, self.modalities)
+            if isinstance(sample, Sample):
+                samples.append(sample)
+            else:
+                rejections.append(sample)
+        if not samples:
+            return None, rejections
+        batch = collate(samples, self.transforms, self.source.name, number, with_metadata=True)
+        return batch, rejections

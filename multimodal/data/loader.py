@@ -1,0 +1,199 @@
+"""The training loader: a schedule's batches, from any position, at any number of workers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from multimodal.data.assemble import (
+    Rejection,
+    Sample,
+    Tally,
+    TooManyBadSamples,
+    check_transforms,
+    collate,
+    load,
+)
+from multimodal.data.draw import Draw
+from multimodal.data.errors import ShardError
+from multimodal.data.schedule import BatchSchedule, SourceSize
+from multimodal.data.signature import differences, signature
+from multimodal.data.source import Source
+from multimodal.data.transforms.base import Transform
+from multimodal.data.workers import Steps, make_loader
+from multimodal.types import Batch
+
+log = logging.getLogger(__name__)
+
+_LONGEST_RUN = 100  # of bad samples in a row, when a place in a batch is to be filled
+
+
+class ScheduledLoader:
+    """One rank's slices of the batches of a ``BatchSchedule``.
+
+    Each iteration is one epoch. The position is a count of the batches handed out, whatever the
+    workers have read ahead, and depends neither on the rank nor on how many ranks or workers there
+    are: a run resumes at any of them with the batches that would have come, as long as the global
+    batches stay the same.
+
+    A bad sample is counted by reason and logged; the next sample of the source that can be read
+    takes its place.
+
+    Args:
+        sources: by name; the names enter the seeds of the order and of every draw.
+        transforms: by modality.
+        batch_size: samples per device and batch, for sources without their own.
+        seed: of the order and of every draw.
+        rank: which slice of each batch to load.
+        world_size: number of slices.
+        num_workers: processes that load; 0 loads in this one.
+        block_shards: shards that are shuffled together.
+        drop_last: see ``BatchSchedule``.
+        epoch_steps: see ``BatchSchedule``.
+        max_bad_fraction: of the samples of this rank; more stop the run.
+        pin_memory: puts batches in page-locked memory, for asynchronous copies to a GPU.
+
+    Attributes:
+        schedule: the global batches.
+        tally: delivered and bad samples of this rank since the loader was made.
+
+    Raises:
+        ValueError: by ``BatchSchedule`` and ``check_transforms``.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        transforms: Mapping[str, Transform],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        block_shards: int = 16,
+        drop_last: bool = True,
+        epoch_steps: int | None = None,
+        max_bad_fraction: float = 0.01,
+        pin_memory: bool = False,
+    ) -> None:
+        for name, source in sources.items():
+            check_transforms(name, source.modalities, transforms)
+        self._sources = dict(sources)
+        self._world_size = world_size
+        self.schedule = BatchSchedule(
+            seed,
+            {
+                name: SourceSize(
+                    shard_samples=source.table.samples,
+                    batch_size=world_size * (source.batch_size or batch_size),
+                    repeat=source.repeat,
+                    weight=source.weight,
+                )
+                for name, source in sources.items()
+            },
+            block_shards=block_shards,
+            drop_last=drop_last,
+            epoch_steps=epoch_steps,
+        )
+        self.tally = Tally(max_bad_fraction)
+        self._epoch = 0
+        self._position = 0  # batches of this epoch handed out
+        self._resumed = False
+        self._steps = Steps()
+        dataset = _TrainingBatches(self.schedule, self._sources, transforms, rank, world_size)
+        self._batches = make_loader(dataset, self._steps, num_workers, pin_memory, persistent=True)
+
+    def __len__(self) -> int:
+        return self.schedule.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._position and not self._resumed:
+            self._epoch, self._position = self._epoch + 1, 0
+        self._resumed = False
+        first = self._epoch * len(self)
+        self._steps.span = range(first + self._position, first + len(self))
+        for batch, rejections in self._batches:
+            self.tally.add(len(batch), rejections)
+            self._position += 1
+            yield batch
+        if self.tally.reasons:
+            log.warning("bad samples up to epoch %d: %s", self._epoch, self.tally)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what the batches depend on, as plain values."""
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "signature": signature(self.schedule, self._sources),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues after the last batch that the saved loader has handed out.
+
+        Raises:
+            ValueError: if the batches would not be those of the saved run; says what to set.
+        """
+        changes = differences(
+            state["signature"],
+            signature(self.schedule, self._sources),
+            self._world_size,
+            {name for name, source in self._sources.items() if source.batch_size is not None},
+        )
+        if changes:
+            raise ValueError(
+                "\n  - ".join(["the data of this run are not those of the checkpoint:", *changes])
+            )
+        self._epoch, self._position = state["epoch"], state["position"]
+        if self._position >= len(self):  # saved after the last batch of an epoch
+            self._epoch, self._position = self._epoch + 1, 0
+        self._resumed = True
+
+
+class _TrainingBatches(Dataset[tuple[Batch, list[Rejection]]]):
+    """Step -> this rank's slice of the batch; what the workers run."""
+
+    def __init__(
+        self,
+        schedule: BatchSchedule,
+        sources: Mapping[str, Source],
+        transforms: Mapping[str, Transform],
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.schedule = schedule
+        self.sources = sources
+        self.transforms = transforms
+        self.rank = rank
+        self.world_size = world_size
+
+    def __getitem__(self, step: int) -> tuple[Batch, list[Rejection]]:
+        spec = self.schedule(step)
+        size = len(spec.indices) // self.world_size
+        mine = slice(self.rank * size, (self.rank + 1) * size)
+        rejections: list[Rejection] = []
+        samples = [
+            self._fill(spec.source, spec.epoch, int(index), int(repeat), rejections)
+            for index, repeat in zip(spec.indices[mine], spec.repeats[mine], strict=True)
+        ]
+        batch = collate(samples, self.transforms, spec.source, step, with_metadata=False)
+        return batch, rejections
+
+    def _fill(
+        self, name: str, epoch: int, index: int, repeat: int, rejections: list[Rejection]
+    ) -> Sample:
+        """The sample, or the first after it that can be read."""
+        source = self.sources[name]
+        for _ in range(_LONGEST_RUN):
+            draw = Draw(self.schedule.seed, epoch, name, index, repeat)
+            sample = load(source, self.transforms, index, draw)
+            if isinstance(sample, Sample):
+                return sample
+            rejections.append(sample)
+            index = source.after(index, whole_shard=sample.reason == ShardError.REASON)
+        raise TooManyBadSamples(
+            f"{_LONGEST_RUN} samples of {name!r} in a row are bad; the last: shard "
+            f"{rejections[-1].shard}, key {rejections[-1].key!r}: {rejections[-1].message}"
+        )

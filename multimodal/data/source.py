@@ -1,0 +1,296 @@
+"""A set of samples: which members of which shards make up which modality."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from multimodal.data.decode import Limits, Signal, Value, decode
+from multimodal.data.draw import Draw
+from multimodal.data.errors import BadSample, DecodeError
+from multimodal.data.lru import LRU
+from multimodal.data.manifest import Manifest, load_manifest, suggest
+from multimodal.data.shards import Shard
+from multimodal.hashing import stable_hash
+
+_OPEN_SHARDS = 32  # kept mapped in each process
+_METADATA = "json"  # the member that describes a sample
+
+
+@dataclass(frozen=True, slots=True)
+class RawSample:
+    """A sample as it lies in its shard.
+
+    Attributes:
+        key: its name in the shard.
+        members: field -> bytes.
+        metadata: content of its ``json`` member; empty where there is none.
+    """
+
+    key: str
+    members: dict[str, bytes]
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A sample before its transforms.
+
+    Attributes:
+        key: its name in the shard.
+        values: modality -> picture or array, ``Signal`` (sounds, motion), or text.
+        metadata: content of its ``json`` member; empty where there is none.
+        sample_id: 64-bit hash of source, shard and key.
+        positive_key: 64-bit hash of what makes samples positives of each other.
+    """
+
+    key: str
+    values: dict[str, Value]
+    metadata: dict[str, Any]
+    sample_id: int
+    positive_key: int
+
+
+class Place(NamedTuple):
+    """Where a sample lies, for messages."""
+
+    shard: str
+    key: str
+
+
+class _Modality(NamedTuple):
+    members: tuple[str, ...]
+    key: str | None  # of a JSON member's object
+    is_motion: bool
+
+
+class Source:
+    """The samples of one split of a manifest, by index.
+
+    Args:
+        manifest: path of the manifest; ``samples://NAME.json`` for one of the sample corpus.
+        modalities: for each modality the ``member`` that holds it, or several of which one is
+            drawn; for a JSON member also the ``key`` of a text in it, or of a list of texts of
+            which one is drawn.
+        split: the manifest's split.
+        positive_key: JSON key whose equal values make samples positives of each other, also across
+            sources; None if a sample is only its own.
+        batch_size: per device; None for ``data.batch_size``.
+        repeat: how many times an epoch draws each sample.
+        weight: share of an epoch's batches; the alternative to ``repeat``.
+
+    Attributes:
+        name: what the source is called in logs and seeds; the manifest's name until the data
+            module gives it its own.
+        limits: sizes that are decoded.
+
+    Raises:
+        FileNotFoundError: if there is no such manifest.
+        ValueError: if the manifest is faulty, or lacks the split, a member or a key.
+    """
+
+    def __init__(
+        self,
+        manifest: str,
+        modalities: dict[str, dict[str, Any]],
+        split: str = "train",
+        positive_key: str | None = None,
+        batch_size: int | None = None,
+        repeat: float = 1.0,
+        weight: float | None = None,
+    ) -> None:
+        loaded = load_manifest(manifest)
+        if not modalities:
+            raise ValueError(f"the source of {manifest} has no modalities")
+        self.table = loaded.split(split)
+        self.name = loaded.name
+        self.limits = Limits()
+        self.split = split
+        self.positive_key = positive_key
+        self.batch_size = batch_size
+        self.repeat = repeat
+        self.weight = weight
+        if positive_key is not None:
+            _check_key(loaded, split, _METADATA, positive_key)
+        self._modalities = {
+            name: _parse(name, entry, loaded, split) for name, entry in modalities.items()
+        }
+        self._folder = loaded.path.parent
+        self._shards: LRU[int, Shard] = LRU(_OPEN_SHARDS)
+
+    def __len__(self) -> int:
+        return self.table.num_samples
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities of every sample."""
+        return tuple(self._modalities)
+
+    def read(self, index: int) -> RawSample:
+        """A sample as it lies in its shard.
+
+        Raises:
+            IndexError: if ``index`` is not in [0, len(self)).
+            ShardError: if its shard cannot be read.
+            DecodeError: if its metadata cannot.
+        """
+        shard, place = self._locate(index)
+        members = {field: shard.read(place, field) for field in shard.fields(place)}
+        return RawSample(shard.keys[place], members, self._metadata(shard, place))
+
+    def decode(
+        self, index: int, draw: Draw | None, modalities: Collection[str] | None = None
+    ) -> Decoded:
+        """A sample's values, before their transforms.
+
+        Args:
+            index: of the sample.
+            draw: chooses among several members and texts; None for the first of each.
+            modalities: those wanted; None for all.
+
+        Raises:
+            IndexError: if ``index`` is not in [0, len(self)).
+            ShardError: if its shard cannot be read.
+            DecodeError: if something of it is missing, corrupt or too large.
+        """
+        shard, place = self._locate(index)
+        metadata = self._metadata(shard, place)
+        values = {
+            name: self._value(name, modality, shard, place, metadata, draw)
+            for name, modality in self._modalities.items()
+            if modalities is None or name in modalities
+        }
+        key = shard.keys[place]
+        sample_id = stable_hash(self.name, shard.path.name, key)
+        positive = sample_id
+        if self.positive_key is not None:
+            positive = stable_hash(self.positive_key, repr(_get(metadata, self.positive_key)))
+        return Decoded(key, values, metadata, sample_id, positive)
+
+    def place(self, index: int) -> Place:
+        """Where a sample lies, for messages; its key is unknown while its shard is unreadable."""
+        name = self.table.name(self.table.locate(index)[0])
+        try:
+            shard, place = self._locate(index)
+        except BadSample:
+            return Place(name, f"sample {index}")
+        return Place(name, shard.keys[place])
+
+    def after(self, index: int, whole_shard: bool) -> int:
+        """The next sample, or the first of the next shard; after the last comes the first."""
+        following = index + 1
+        if whole_shard:
+            following = int(self.table.starts[self.table.locate(index)[0] + 1])
+        return following % len(self)
+
+    def _locate(self, index: int) -> tuple[Shard, int]:
+        number, place = self.table.locate(index)
+        return self._shards.get(number, self._open), place
+
+    def _open(self, number: int) -> Shard:
+        return Shard(
+            self._folder / self.table.name(number),
+            samples=int(self.table.samples[number]),
+            size=int(self.table.bytes[number]),
+        )
+
+    def _metadata(self, shard: Shard, place: int) -> dict[str, Any]:
+        if _METADATA not in shard.fields(place):
+            return {}
+        metadata = self._decode(shard, place, _METADATA)
+        if not isinstance(metadata, dict):
+            raise DecodeError("metadata", f"expected a JSON object, got {type(metadata).__name__}")
+        return metadata
+
+    def _value(
+        self,
+        name: str,
+        modality: _Modality,
+        shard: Shard,
+        place: int,
+        metadata: dict[str, Any],
+        draw: Draw | None,
+    ) -> Value:
+        fields = shard.fields(place)
+        present = [member for member in modality.members if member in fields]
+        if not present:
+            raise DecodeError("missing", f"{name} needs {' or '.join(modality.members)}")
+        random = draw.stream(f"{name}.member") if draw is not None else None
+        member = _choose(present, random)
+        value = metadata if member == _METADATA else self._decode(shard, place, member)
+        if modality.key is not None:
+            return _text(value, modality.key, random)
+        if modality.is_motion:
+            return _motion(value, metadata)
+        return cast("Value", value)
+
+    def _decode(self, shard: Shard, place: int, member: str) -> Any:
+        # The size is known without reading the member.
+        if shard.size(place, member) > self.limits.max_bytes:
+            raise DecodeError(
+                "too_large",
+                f"{member!r} has {shard.size(place, member)} bytes, over "
+                f"max_bytes={self.limits.max_bytes}",
+            )
+        return decode(member, shard.read(place, member), self.limits)
+
+
+def _parse(name: str, entry: Mapping[str, Any], manifest: Manifest, split: str) -> _Modality:
+    """Checks one modality's entry against the manifest."""
+    for given in entry:
+        if given not in ("member", "key"):
+            raise ValueError(f"modality {name!r}: {given!r}; {suggest(given, ('member', 'key'))}")
+    member, key = entry.get("member"), entry.get("key")
+    members = (member,) if isinstance(member, str) else tuple(member or ())
+    if not members:
+        raise ValueError(f"modality {name!r} needs a 'member', or a list of them")
+    kinds = {manifest.field(member, split).kind for member in members}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"modality {name!r}: its members are of different kinds: {', '.join(sorted(kinds))}"
+        )
+    if (key is not None) != (kinds == {"json"}):
+        raise ValueError(f"modality {name!r}: a 'key' goes with a JSON member, and only with one")
+    if key is not None:
+        for member in members:
+            _check_key(manifest, split, member, key)
+    return _Modality(members, key, kinds == {"imu"})
+
+
+def _check_key(manifest: Manifest, split: str, member: str, key: str) -> None:
+    known = manifest.field(member, split).keys
+    if known and key not in known:
+        raise ValueError(f"{manifest.path}: {member!r} has no key {key!r}; {suggest(key, known)}")
+
+
+def _get(metadata: Any, key: str) -> Any:
+    if not isinstance(metadata, dict) or metadata.get(key) is None:
+        raise DecodeError("metadata", f"the JSON has no {key!r}")
+    return metadata[key]
+
+
+def _choose(options: Sequence[str], random: np.random.Generator | None) -> str:
+    return options[0 if random is None else int(random.integers(len(options)))]
+
+
+def _text(metadata: Any, key: str, random: np.random.Generator | None) -> str:
+    found = _get(metadata, key)
+    texts = [found] if isinstance(found, str) else found
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise DecodeError("metadata", f"{key!r} must be a text or a list of texts, is {found!r}")
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise DecodeError("empty", f"{key!r} holds no text")
+    return _choose(texts, random)
+
+
+def _motion(array: Any, metadata: dict[str, Any]) -> Signal:
+    """An IMU array as m/s^2 and rad/s, with the rate and the unit that the metadata gives."""
+    rate, scale = _get(metadata, "rate_hz"), metadata.get("scale", 1.0)
+    for key, number in (("rate_hz", rate), ("scale", scale)):
+        if not isinstance(number, int | float) or not 0 < number < float("inf"):
+            raise DecodeError("metadata", f"{key!r} must be a number above 0, is {number!r}")
+    return Signal(array.astype(np.float32) * np.float32(scale), float(rate))

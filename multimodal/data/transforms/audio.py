@@ -1,0 +1,139 @@
+"""Sounds for a spectrogram encoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multimodal.data.decode import Signal
+from multimodal.data.draw import Draw
+from multimodal.data.errors import DecodeError
+from multimodal.data.transforms.base import Stacked, require_finite, standardisation
+from multimodal.data.transforms.filterbank import FilterBank, resample
+
+_SLOWEST, _FASTEST = 1000, 384_000  # sampling rates that are accepted, in Hz
+
+
+class AudioTransform(Stacked):
+    """Mono log-mel spectrogram of a fixed number of frames.
+
+    Channels are averaged. A longer sound is cut to its middle, a shorter one stands in the middle
+    of silence; in training both are shifted in time.
+
+    Args:
+        sample_rate: in Hz; sounds of another rate are resampled.
+        num_frames: frames of the result; at 10 ms a frame, 198 are two seconds.
+        num_mel_bins: filters of the filter bank.
+        low_hz: where the first filter begins.
+        high_hz: where the last filter ends; None for half the sample rate.
+        window_ms: length of an analysis window.
+        hop_ms: distance between windows.
+        mean: of the log energies.
+        std: of the log energies.
+        time_shift: most that a sound is moved from the middle, in seconds.
+        gain_db: loudness changes by up to this much in both directions.
+        speeds: playback speeds of which one is drawn, pitch included (Ko et al. 2015: 0.9, 1, 1.1).
+        frequency_mask: widest band of filters that is set to the mean (SpecAugment, Park et al.
+            2019).
+        time_mask: longest run of frames that is set to the mean.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int = 16000,
+        num_frames: int = 198,
+        num_mel_bins: int = 128,
+        low_hz: float = 20.0,
+        high_hz: float | None = None,
+        window_ms: float = 25.0,
+        hop_ms: float = 10.0,
+        mean: float = 0.0,
+        std: float = 1.0,
+        time_shift: float = 0.0,
+        gain_db: float = 0.0,
+        speeds: Sequence[float] = (1.0,),
+        frequency_mask: int = 0,
+        time_mask: int = 0,
+    ) -> None:
+        if num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+        if not 0 <= frequency_mask < num_mel_bins or not 0 <= time_mask < num_frames:
+            raise ValueError(
+                f"frequency_mask={frequency_mask} and time_mask={time_mask} must leave something "
+                f"of {num_mel_bins} filters and {num_frames} frames"
+            )
+        if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
+            raise ValueError(f"speeds must be between 0.5 and 2, got {list(speeds)}")
+        if time_shift < 0 or gain_db < 0:
+            raise ValueError(f"time_shift={time_shift} and gain_db={gain_db} must not be negative")
+        standardisation([mean], [std])
+        self.sample_rate = sample_rate
+        self.filter_bank = FilterBank(sample_rate, num_mel_bins, low_hz, high_hz, window_ms, hop_ms)
+        self.num_samples = self.filter_bank.window + (num_frames - 1) * self.filter_bank.hop
+        self.mean = mean
+        self.std = std
+        self.time_shift = time_shift
+        self.gain_db = gain_db
+        self.speeds = tuple(speeds)
+        self.frequency_mask = frequency_mask
+        self.time_mask = time_mask
+
+    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+        """One spectrogram.
+
+        Args:
+            value: a ``Signal`` with at least one channel and one sample.
+            draw: the sample's random choices; None for the middle, unchanged.
+
+        Returns:
+            float32 ``[1, num_mel_bins, num_frames]``, standardised.
+
+        Raises:
+            DecodeError: if the value is no sound, has an implausible rate, or holds infinity or
+                NaN.
+        """
+        if not isinstance(value, Signal) or value.samples.ndim != 2 or value.samples.size == 0:
+            raise DecodeError("unsupported", f"expected a sound, got {type(value).__name__}")
+        if not _SLOWEST <= value.rate <= _FASTEST:
+            raise DecodeError("unsupported", f"a sampling rate of {value.rate:g} Hz")
+        require_finite(value.samples)
+        random = draw.stream("audio") if draw is not None else None
+        waveform = self._window(value, random)
+        log_mel = self.filter_bank(waveform).sub_(self.mean).div_(self.std)
+        if random is not None:
+            _mask(log_mel, self.time_mask, random)
+            _mask(log_mel.T, self.frequency_mask, random)
+        return log_mel.T.contiguous()[None]
+
+    def _window(self, value: Signal, random: np.random.Generator | None) -> Tensor:
+        """``[num_samples]`` of the sound at our rate, silent where it does not reach."""
+        rate, shift, gain = round(value.rate), 0.0, 1.0
+        if random is not None:
+            rate = round(rate * self.speeds[int(random.integers(len(self.speeds)))])
+            shift = float(random.uniform(-1, 1)) * self.time_shift
+            gain = 10 ** (float(random.uniform(-1, 1)) * self.gain_db / 20)
+        # The cut comes before the resampling, which then has no more to do than needed.
+        wanted = math.ceil(self.num_samples * rate / self.sample_rate)
+        spare = value.samples.shape[1] - wanted
+        start = round(spare / 2 + shift * rate)
+        start = min(max(start, min(0, spare)), max(0, spare))  # negative: silence before the sound
+        part = value.samples[:, max(0, start) : max(0, start) + wanted]
+        mono = torch.from_numpy(part.mean(0, dtype=np.float32)).mul_(gain)
+        mono = resample(mono, rate, self.sample_rate)
+        waveform = torch.zeros(self.num_samples)
+        before = max(0, round(-start * self.sample_rate / rate))
+        length = min(len(mono), self.num_samples - before)
+        waveform[before : before + length] = mono[:length]
+        return waveform
+
+
+def _mask(spectrogram: Tensor, widest: int, random: np.random.Generator) -> None:
+    """Sets up to ``widest`` neighbouring rows to 0, the mean."""
+    width = int(random.integers(widest + 1))
+    start = int(random.integers(len(spectrogram) - width + 1))
+    spectrogram[start : start + width] = 0

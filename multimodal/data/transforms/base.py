@@ -1,0 +1,68 @@
+"""What a transform is, and what several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from multimodal.data.draw import Draw
+from multimodal.data.errors import DecodeError
+
+
+class Transform(Protocol):
+    """From the decoded value of one modality to what its encoder takes."""
+
+    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+        """One sample's input.
+
+        Args:
+            value: what the source decoded.
+            draw: the sample's random choices; None for the one result that evaluation uses.
+
+        Raises:
+            DecodeError: if the value is not what this transform takes.
+        """
+        ...
+
+    def collate(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The batch ``[B, ...]``, and the mask ``[B, T]`` (True = real) where lengths vary."""
+        ...
+
+
+class Stacked:
+    """For transforms whose results all have the same shape."""
+
+    def collate(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The batch ``[B, ...]``; there is nothing to mask."""
+        return torch.stack(inputs), None
+
+
+def standardisation(
+    mean: Sequence[float], std: Sequence[float]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """``mean`` and ``std`` as checked ``[C]`` float32 arrays.
+
+    Raises:
+        ValueError: if their lengths differ or a deviation is not above 0.
+    """
+    if len(mean) != len(std) or not all(value > 0 for value in std):
+        raise ValueError(
+            f"mean and std need one number per channel, std above 0; got mean={list(mean)} and "
+            f"std={list(std)}"
+        )
+    return np.array(mean, np.float32), np.array(std, np.float32)
+
+
+def require_finite(values: NDArray[Any]) -> None:
+    """Refuses NaN and infinity.
+
+    Raises:
+        DecodeError: with the reason ``not_finite``.
+    """
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DecodeError("not_finite", "holds NaN or infinite values")

@@ -1,0 +1,119 @@
+"""Depth maps for a vision encoder of one channel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multimodal.data.draw import Draw
+from multimodal.data.errors import DecodeError
+from multimodal.data.transforms.base import Stacked, require_finite, standardisation
+from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
+
+
+class DepthTransform(Stacked):
+    """Raw depth to disparity or scaled depth, with the geometry of the picture beside it.
+
+    Depth z in metres is limited to [min_depth_m, max_depth_m]. ``disparity`` is min_depth_m / z
+    and ``depth`` is z / max_depth_m: both in (0, 1], then standardised. A pixel without a
+    measurement (0 in the raw map) is 0 in the result, and does not bleed into its neighbours when
+    the map is resized.
+
+    Args:
+        size: side of the square result, in pixels.
+        unit_m: metres per raw value: 0.001 for maps in millimetres.
+        min_depth_m: anything nearer counts as being there.
+        max_depth_m: anything farther counts as being there.
+        output: ``disparity`` or ``depth``.
+        mean: of the result, over measured pixels.
+        std: of the result, over measured pixels.
+        scale: range of the random crop's share of the area; [1, 1] keeps all.
+        ratio: range of the random crop's width / height.
+        flip: probability of mirroring left and right.
+        distance: x of a factor drawn from [1 - x, 1 + x] that all depths are multiplied by.
+        dropout: up to this share of the pixels, drawn for each sample, lose their measurement.
+        erasing: probability of a rectangle without measurements.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        unit_m: float = 0.001,
+        min_depth_m: float = 0.1,
+        max_depth_m: float = 10.0,
+        output: str = "disparity",
+        mean: float = 0.0,
+        std: float = 1.0,
+        scale: Sequence[float] = (1.0, 1.0),
+        ratio: Sequence[float] = (0.75, 1.3333),
+        flip: float = 0.0,
+        distance: float = 0.0,
+        dropout: float = 0.0,
+        erasing: float = 0.0,
+    ) -> None:
+        if output not in ("disparity", "depth"):
+            raise ValueError(f"output must be disparity or depth, got {output!r}")
+        if not 0 < min_depth_m < max_depth_m < math.inf or unit_m <= 0:
+            raise ValueError(
+                "0 < min_depth_m < max_depth_m and unit_m > 0 are needed, got "
+                f"{min_depth_m}, {max_depth_m} and {unit_m}"
+            )
+        for name, value in (("distance", distance), ("dropout", dropout), ("erasing", erasing)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        standardisation([mean], [std])
+        self.size = size
+        self.unit_m = unit_m
+        self.range_m = (min_depth_m, max_depth_m)
+        self.output = output
+        self.mean = mean
+        self.std = std
+        self.geometry = Geometry(scale, ratio, flip)
+        self.distance = distance
+        self.dropout = dropout
+        self.erasing = erasing
+
+    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+        """One depth map.
+
+        Args:
+            value: ``[H, W]`` of raw depth, 0 or less where there is no measurement.
+            draw: the sample's random choices; None for the central square, unchanged.
+
+        Returns:
+            float32 ``[1, size, size]``.
+
+        Raises:
+            DecodeError: if the value is no map of one channel, or holds infinity or NaN.
+        """
+        if not isinstance(value, np.ndarray) or value.ndim != 2 or 0 in value.shape:
+            found = getattr(value, "shape", type(value).__name__)
+            raise DecodeError("unsupported", f"expected a depth map [H, W], got {found}")
+        require_finite(value)
+        raw = torch.from_numpy(value.astype(np.float32))
+        random = draw.stream("depth") if draw is not None else None
+        factor = self.unit_m
+        if random is not None:
+            factor *= 1 + self.distance * random.uniform(-1, 1)
+        metres = (raw * factor).clamp_(*self.range_m)
+        nearest, farthest = self.range_m
+        result = nearest / metres if self.output == "disparity" else metres / farthest
+        measured = (raw > 0).float()
+        pair = torch.stack([result.sub_(self.mean).div_(self.std).mul_(measured), measured])
+        result, measured = crop_and_resize(
+            pair, self.geometry.box(draw, *value.shape), self.size, "bilinear"
+        )
+        # Averages over measured pixels only; a result that is mostly unmeasured stays so.
+        result = torch.where(measured > 0.5, result / measured.clamp(min=0.5), 0)[None]
+        if random is not None:
+            if self.dropout:
+                share = self.dropout * random.random()
+                lost = random.random(result.shape, np.float32) < share
+                result[torch.from_numpy(lost)] = 0
+            erase(result, self.erasing, random)
+        return result

@@ -1,0 +1,142 @@
+"""Log-mel filter bank energies as Kaldi computes them, and the resampling before them."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_PREEMPHASIS = 0.97
+_FLOOR = torch.finfo(torch.float32).eps  # of the energies, before the logarithm
+_ZERO_CROSSINGS = 6  # of the sinc on either side: where the resampling filter ends
+_ROLLOFF = 0.99  # cut-off of the resampling filter, as a share of the lower Nyquist frequency
+
+
+class FilterBank:
+    """Kaldi's ``compute-fbank-feats`` with Hanning windows and without dither.
+
+    Per window: the mean is removed, pre-emphasis of 0.97 (the first value stands in for the one
+    before it), Hanning window, power spectrum of the next power of two, triangular filters that
+    are evenly spaced in mel = 1127 ln(1 + f / 700), natural logarithm. Only whole windows count
+    (``snip-edges``).
+
+    Args:
+        sample_rate: of the waveforms, in Hz.
+        num_mel_bins: number of filters.
+        low_hz: where the first filter begins.
+        high_hz: where the last filter ends; None for half the sample rate.
+        window_ms: length of a window.
+        hop_ms: distance between the starts of windows.
+
+    Attributes:
+        window: samples in a window.
+        hop: samples from one window to the next.
+
+    Raises:
+        ValueError: if the frequencies do not rise from 0 to half the sample rate, or the windows
+            are shorter than a sample.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int = 16000,
+        num_mel_bins: int = 128,
+        low_hz: float = 20.0,
+        high_hz: float | None = None,
+        window_ms: float = 25.0,
+        hop_ms: float = 10.0,
+    ) -> None:
+        nyquist = sample_rate / 2
+        high_hz = nyquist if high_hz is None else high_hz
+        if not 0 <= low_hz < high_hz <= nyquist:
+            raise ValueError(
+                f"0 <= low_hz < high_hz <= {nyquist:g} is needed, got {low_hz:g} and {high_hz:g}"
+            )
+        self.window = round(sample_rate * window_ms / 1000)
+        self.hop = round(sample_rate * hop_ms / 1000)
+        if self.window < 2 or self.hop < 1:
+            raise ValueError(f"window_ms={window_ms} and hop_ms={hop_ms} are too short")
+        self._fft_size = 1 << (self.window - 1).bit_length()
+        self._taper = torch.hann_window(self.window, periodic=False)
+        self._filters = mel_filters(sample_rate, self._fft_size, num_mel_bins, low_hz, high_hz)
+
+    def num_frames(self, samples: int) -> int:
+        """Whole windows in a waveform of that many samples."""
+        return max(0, 1 + (samples - self.window) // self.hop)
+
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """Log energies.
+
+        Args:
+            waveform: ``[..., T]`` float32, at least one window long.
+
+        Returns:
+            float32 ``[..., frames, num_mel_bins]``.
+        """
+        frames = waveform.unfold(-1, self.window, self.hop)
+        frames = frames - frames.mean(-1, keepdim=True)
+        before = torch.cat([frames[..., :1], frames[..., :-1]], -1)
+        spectrum = torch.fft.rfft(
+            torch.sub(frames, before, alpha=_PREEMPHASIS).mul_(self._taper), self._fft_size
+        )
+        power: Tensor = torch.view_as_real(spectrum).square_().sum(-1)
+        return (power @ self._filters).clamp_(min=_FLOOR).log_()
+
+
+def mel_filters(
+    sample_rate: int, fft_size: int, num_mel_bins: int, low_hz: float, high_hz: float
+) -> Tensor:
+    """Triangular filters, as a float32 matrix ``[fft_size // 2 + 1, num_mel_bins]``."""
+
+    def mel(hz: Tensor) -> Tensor:
+        return 1127 * torch.log1p(hz / 700)
+
+    frequencies = torch.arange(fft_size // 2 + 1, dtype=torch.float64) * sample_rate / fft_size
+    low, high = mel(torch.tensor([low_hz, high_hz], dtype=torch.float64))
+    edges = low + (high - low) * torch.linspace(0, 1, num_mel_bins + 2, dtype=torch.float64)
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    bins = mel(frequencies)[:, None]
+    filters = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre))
+    filters = filters.clamp(min=0)
+    filters[-1] = 0  # Kaldi leaves the Nyquist frequency out
+    return filters.to(torch.float32)
+
+
+def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
+    """Band-limited resampling with a Hann-windowed sinc (J. O. Smith, Digital Audio Resampling).
+
+    Args:
+        waveform: ``[T]`` float32 at ``rate`` Hz.
+        rate: present rate, in Hz.
+        new_rate: rate of the result, in Hz.
+
+    Returns:
+        ``[ceil(T * new_rate / rate)]`` float32, value i being the signal at i / new_rate seconds.
+    """
+    divisor = math.gcd(rate, new_rate)
+    down, up = rate // divisor, new_rate // divisor
+    if down == up:
+        return waveform
+    kernel = _sinc_kernel(down, up)
+    half = kernel.shape[1] // 2
+    length = -(-len(waveform) * up // down)
+    # Output i lies at i * down / up, between the input samples at its floor and the next.
+    places = torch.arange(length) * down // up
+    padded = torch.nn.functional.pad(waveform, (half - 1, half))
+    windows = padded.unfold(0, 2 * half, 1)[places]
+    return (windows * kernel[torch.arange(length) % up]).sum(1)
+
+
+@lru_cache(maxsize=16)
+def _sinc_kernel(down: int, up: int) -> Tensor:
+    """``[up, 2 * half]``: row p weighs the inputs around an output that is p / up off the grid."""
+    cutoff = _ROLLOFF * min(1.0, up / down)  # as a share of the input's Nyquist frequency
+    half = math.ceil(_ZERO_CROSSINGS / cutoff)
+    phases = (torch.arange(up, dtype=torch.float64) * down % up / up)[:, None]
+    distance = torch.arange(1 - half, half + 1, dtype=torch.float64) - phases
+    reach = (distance * cutoff / _ZERO_CROSSINGS).clamp(-1, 1)
+    kernel = torch.sinc(distance * cutoff) * torch.cos(reach * math.pi / 2).square()
+    # Every phase passes a constant unchanged.
+    return (kernel / kernel.sum(1, keepdim=True)).float()

@@ -1,0 +1,126 @@
+"""Crops and flips that all aligned modalities of a sample share, and the resize behind them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from multimodal.data.draw import Draw
+
+_ATTEMPTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A part of a picture in pixels, and whether to mirror it."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool = False
+
+
+class Geometry:
+    """Random resized crop (Szegedy et al. 2015, section 6) and horizontal flip.
+
+    The choice is made from the sample's ``geometry`` stream and in fractions of height and width:
+    pictures of one sample that show the same view get the same crop, at any resolution.
+
+    Args:
+        scale: range of the crop's share of the picture's area, within (0, 1].
+        ratio: range of its width / height, drawn uniformly on a logarithmic scale.
+        flip: probability of mirroring left and right.
+
+    Raises:
+        ValueError: if a range or the probability is none.
+    """
+
+    def __init__(self, scale: Sequence[float], ratio: Sequence[float], flip: float) -> None:
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale must be two rising numbers in (0, 1], got {list(scale)}")
+        if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"ratio must be two rising numbers above 0, got {list(ratio)}")
+        if not 0 <= flip <= 1:
+            raise ValueError(f"flip must be a probability, got {flip}")
+        self.scale = (float(scale[0]), float(scale[1]))
+        self.ratio = (float(ratio[0]), float(ratio[1]))
+        self.flip = float(flip)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Geometry) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"scale={list(self.scale)} ratio={list(self.ratio)} flip={self.flip}"
+
+    def box(self, draw: Draw | None, height: int, width: int) -> Box:
+        """What to keep of a ``height`` x ``width`` picture; its central square without a draw."""
+        if draw is None:
+            return _centre(height, width)
+        random = draw.stream("geometry").random(1 + 4 * _ATTEMPTS).tolist()
+        flip = random[0] < self.flip
+        log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for at in range(1, len(random), 4):
+            u_area, u_ratio, u_top, u_left = random[at : at + 4]
+            area = self.scale[0] + u_area * (self.scale[1] - self.scale[0])
+            ratio = math.exp(log_ratio[0] + u_ratio * (log_ratio[1] - log_ratio[0]))
+            part_height = math.sqrt(area / ratio * width / height)
+            part_width = math.sqrt(area * ratio * height / width)
+            if max(part_height, part_width) <= 1 + 1e-9:
+                top, rows = _span(u_top, part_height, height)
+                left, columns = _span(u_left, part_width, width)
+                return Box(top, left, rows, columns, flip)
+        box = _centre(height, width)
+        return Box(box.top, box.left, box.height, box.width, flip)
+
+
+def _centre(height: int, width: int) -> Box:
+    side = min(height, width)
+    return Box((height - side) // 2, (width - side) // 2, side, side)
+
+
+def _span(place: float, part: float, size: int) -> tuple[int, int]:
+    """Start and length in pixels of a ``part`` that leaves ``place`` of the rest before it."""
+    length = min(size, max(1, round(part * size)))
+    return min(round(place * (1 - part) * size), size - length), length
+
+
+def crop_and_resize(pictures: Tensor, box: Box, size: int, mode: str) -> Tensor:
+    """The box of each picture, antialiased, as a square, mirrored if the box says so.
+
+    Args:
+        pictures: ``[C, H, W]``, uint8 or floating.
+        box: what to keep.
+        size: side of the result.
+        mode: ``bicubic`` or ``bilinear``.
+
+    Returns:
+        ``[C, size, size]`` of the same type.
+    """
+    part = pictures[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    if (box.height, box.width) != (size, size):
+        part = F.interpolate(part[None], (size, size), mode=mode, antialias=True)[0]
+    return part.flip(-1) if box.flip else part
+
+
+def erase(picture: Tensor, probability: float, random: np.random.Generator) -> None:
+    """Random erasing (Zhong et al. 2020): sets a rectangle of ``[C, H, W]`` to 0, in place.
+
+    The rectangle has 2 to 33 % of the area and a side ratio of 0.3 to 3.3, as in the paper.
+    """
+    if random.random() >= probability:
+        return
+    height, width = picture.shape[-2:]
+    area = random.uniform(0.02, 0.33) * height * width
+    ratio = math.exp(random.uniform(math.log(0.3), math.log(3.3)))
+    rows = min(height, max(1, round(math.sqrt(area * ratio))))
+    columns = min(width, max(1, round(math.sqrt(area / ratio))))
+    top, left = random.integers(height - rows + 1), random.integers(width - columns + 1)
+    picture[:, top : top + rows, left : left + columns] = 0

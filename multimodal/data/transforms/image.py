@@ -1,0 +1,133 @@
+"""Pictures for a vision encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from multimodal.data.draw import Draw
+from multimodal.data.errors import DecodeError
+from multimodal.data.transforms.base import Stacked, standardisation
+from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
+
+_LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+
+class ImageTransform(Stacked):
+    """Crop, resize, colour jitter, erasing, standardisation.
+
+    Brightness, contrast and saturation are factors drawn from [1 - x, 1 + x] and applied in this
+    order, as one linear map of the colours.
+
+    Args:
+        size: side of the square result, in pixels.
+        mean: per channel, of values in [0, 1].
+        std: per channel.
+        scale: range of the random crop's share of the area; [1, 1] keeps all.
+        ratio: range of the random crop's width / height.
+        flip: probability of mirroring left and right.
+        brightness: x of the brightness factor, 0 to 1.
+        contrast: x of the contrast factor, 0 to 1.
+        saturation: x of the saturation factor, 0 to 1.
+        grayscale: probability of losing all colour.
+        erasing: probability of a rectangle set to the mean.
+        interpolation: ``bicubic`` or ``bilinear``.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        scale: Sequence[float] = (1.0, 1.0),
+        ratio: Sequence[float] = (0.75, 1.3333),
+        flip: float = 0.0,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        grayscale: float = 0.0,
+        erasing: float = 0.0,
+        interpolation: str = "bicubic",
+    ) -> None:
+        if interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(f"interpolation must be bicubic or bilinear, got {interpolation!r}")
+        for name, value in (
+            ("brightness", brightness),
+            ("contrast", contrast),
+            ("saturation", saturation),
+            ("grayscale", grayscale),
+            ("erasing", erasing),
+        ):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        means, deviations = standardisation(mean, std)
+        if len(means) != 3:
+            raise ValueError(f"mean and std need 3 numbers, got {len(means)}")
+        self.size = size
+        self.geometry = Geometry(scale, ratio, flip)
+        self.interpolation = interpolation
+        self.jitter = (brightness, contrast, saturation)
+        self.grayscale = grayscale
+        self.erasing = erasing
+        self._factor = torch.from_numpy(1 / (255 * deviations)).view(3, 1, 1)
+        self._offset = torch.from_numpy(-means / deviations).view(3, 1, 1)
+
+    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+        """One picture.
+
+        Args:
+            value: uint8 ``[H, W, 3]``, or 16-bit greyscale ``[H, W]``.
+            draw: the sample's random choices; None for the central square, unchanged.
+
+        Returns:
+            float32 ``[3, size, size]``, standardised.
+
+        Raises:
+            DecodeError: if the value is no picture.
+        """
+        pixels = torch.from_numpy(_as_rgb(value)).permute(2, 0, 1)
+        box = self.geometry.box(draw, *pixels.shape[1:])
+        pixels = crop_and_resize(pixels, box, self.size, self.interpolation)
+        picture = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        if draw is None:
+            return picture.mul_(self._factor).add_(self._offset)
+        random = draw.stream("image")
+        picture = self._jitter_colours(picture, random)
+        picture.mul_(self._factor).add_(self._offset)
+        erase(picture, self.erasing, random)
+        return picture
+
+    def _jitter_colours(self, picture: Tensor, random: np.random.Generator) -> Tensor:
+        """The colour changes, on values in [0, 255]."""
+        *factors, gray = random.random(4).tolist()
+        brightness, contrast, saturation = (
+            1 + x * (2 * u - 1) for x, u in zip(self.jitter, factors, strict=True)
+        )
+        if gray < self.grayscale:
+            saturation = 0.0
+        if brightness == contrast == saturation == 1:
+            return picture
+        # Contrast pulls towards the mean luma, saturation towards each pixel's own.
+        matrix = saturation * torch.eye(3) + (1 - saturation) * _LUMA.expand(3, 3)
+        colours = picture.view(3, -1)
+        middle = float(_LUMA @ colours.mean(1)) * brightness
+        mixed: Tensor = (brightness * contrast * matrix) @ colours
+        return mixed.add_((1 - contrast) * middle).clamp_(0, 255).view(picture.shape)
+
+
+def _as_rgb(value: Any) -> NDArray[np.uint8]:
+    if isinstance(value, np.ndarray) and 0 not in value.shape:
+        if value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3:
+            return value
+        if value.dtype in (np.uint16, np.int32) and value.ndim == 2:
+            gray = (np.clip(value, 0, 65535) // 257).astype(np.uint8)
+            return np.repeat(gray[..., None], 3, 2)
+    found = (
+        f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+    )
+    raise DecodeError("unsupported", f"expected a picture, got {found}")

@@ -1,0 +1,47 @@
+"""The processes that load: a ``DataLoader`` over whole batches, with nothing left to chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+Item = TypeVar("Item")
+
+
+class Steps(Sampler[int]):
+    """The steps of the coming iteration; persistent workers need one sampler for all of them."""
+
+    def __init__(self, span: range = range(0)) -> None:
+        self.span = span
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.span)
+
+    def __len__(self) -> int:
+        return len(self.span)
+
+
+def make_loader(
+    dataset: Dataset[Item], steps: Steps, num_workers: int, pin_memory: bool, persistent: bool
+) -> DataLoader[Item]:
+    """Whole batches in the order of ``steps``; torch limits each worker to one thread.
+
+    ``persistent`` workers live as long as the loader, others as long as an iteration.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=steps,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin_memory,
+        persistent_workers=persistent and num_workers > 0,
+        generator=torch.Generator(),  # otherwise each iteration would draw from the global one
+    )
+
+
+def _as_it_is(item: Item) -> Item:
+    return item
