@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from multimodal.config import rules, targets
+from multimodal.config.choices import unfit_choices
 from multimodal.config.faults import ConfigError
 from multimodal.config.schema import Train
 from multimodal.config.tree import plain
@@ -15,6 +16,7 @@ RULES = (
     rules.towers_of_pairs,
     rules.sources_of_pairs,
     rules.pairs_of_sources,
+    rules.modalities_of_sources,
     rules.transforms_of_sources,
     rules.shared_towers,
     rules.one_embed_dim,
@@ -42,5 +44,6 @@ def check(cfg: DictConfig, schema: type = Train) -> None:
     faults += mismatches(tree, schema, "")
     for rule in RULES:
         faults += rule(tree)
+    faults += unfit_choices(tree, faults)
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)))

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from multimodal.config.faults import Fault, did_you_mean
+from multimodal.config.schema import Modality
 from multimodal.config.tree import at, block
+from multimodal.config.values import mismatches
 
 Tree = dict[str, Any]
 
@@ -83,25 +85,38 @@ def pairs_of_sources(tree: Tree) -> Iterator[Fault]:
                 held = ", ".join(carried) or "nothing"
                 yield Fault(
                     f"{path}.{name}",
-                    f"no pair relates two of its modalities (it has {held}); add a pair, or set "
-                    f"the source to null",
+                    f"no pair relates two of its modalities (it has {held}); add a pair, or "
+                    f"remove the source (~{path}.{name})",
                 )
+
+
+def _sources(tree: Tree) -> Iterator[tuple[str, Tree]]:
+    """Path and content of every source: to train on, to validate on, to evaluate."""
+    for path in ("data.sources", "data.val_sources"):
+        yield from ((f"{path}.{name}", source) for name, source in _blocks(tree, path))
+    for name, entry in _blocks(tree, "evaluation.sets"):
+        if isinstance(entry.get("source"), dict):
+            yield f"evaluation.sets.{name}.source", entry["source"]
+
+
+def modalities_of_sources(tree: Tree) -> Iterator[Fault]:
+    """A source says of each modality where it is read from."""
+    for where, source in _sources(tree):
+        annotation = dict[str, Modality]
+        yield from mismatches(source.get("modalities", {}), annotation, f"{where}.modalities")
 
 
 def transforms_of_sources(tree: Tree) -> Iterator[Fault]:
     """Every modality of a source has a transform, also in the evaluation sets."""
     transforms = block(tree, "data.transforms")
-    paths = [("data.sources", ""), ("data.val_sources", ""), ("evaluation.sets", "source")]
-    for path, inner in paths:
-        for name, entry in _blocks(tree, path):
-            source, where = (block(entry, inner), f".{inner}") if inner else (entry, "")
-            for modality in block(source, "modalities"):
-                if transforms and modality not in transforms:
-                    yield Fault(
-                        f"{path}.{name}{where}.modalities.{modality}",
-                        f"no transform for '{modality}' under data.transforms; "
-                        f"{did_you_mean(modality, transforms)}",
-                    )
+    for where, source in _sources(tree):
+        for modality in block(source, "modalities"):
+            if transforms and modality not in transforms:
+                yield Fault(
+                    f"{where}.modalities.{modality}",
+                    f"no transform for '{modality}' under data.transforms; "
+                    f"{did_you_mean(modality, transforms)}",
+                )
 
 
 def shared_towers(tree: Tree) -> Iterator[Fault]:

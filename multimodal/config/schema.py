@@ -26,6 +26,14 @@ class Evaluation:
 
 
 @dataclass
+class Modality:
+    """Which members of a sample hold a modality, and the key of a text in a JSON member."""
+
+    member: str | list[str]
+    key: str | None = None
+
+
+@dataclass
 class Train:
     """The root of `configs/train.yaml`, where every key is explained."""
 

@@ -14,7 +14,7 @@ import pkgutil
 import typing
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,10 +27,12 @@ ALLOWED = ("multimodal", "torch.nn", "torch.optim", "pytorch_lightning")
 _HOMES = {"pytorch_lightning": ("lightning_fabric",)}
 HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
-# Plain blocks that our own code turns into an object: the class is their schema.
+# Plain blocks that our own code turns into objects: the class is their schema. The parameters named
+# beside it may be null or left out, the root's are taken then.
 BUILT_BY_US = {
-    "evaluation.sets.*": "multimodal.evaluation.sets.EvaluationSet",
-    "evaluation.sets.*.zero_shot.*": "multimodal.evaluation.sets.ZeroShotTask",
+    "pairs.*": ("multimodal.objectives.pair.Pair", ("loss", "negatives", "candidates")),
+    "pairs.*.logit_scale": ("multimodal.objectives.pair.LogitScale", ()),
+    "evaluation.sets.*": ("multimodal.evaluation.sets.EvaluationSet", ()),
 }
 
 
@@ -102,13 +104,24 @@ def _member(owner: Any, name: str, path: str) -> Any:
     raise TargetError(f"'{where}' has no '{name}'; {did_you_mean(name, names)}")
 
 
-def targets(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """The path of every block that something is built from, the block, and its class's path."""
+class Block(NamedTuple):
+    """A block that something is built from."""
+
+    where: str
+    node: dict[str, Any]
+    target: str
+    optional: tuple[str, ...] = ()
+
+
+def blocks(tree: dict[str, Any]) -> Iterator[Block]:
+    """Every block with a `_target_`, and those that our own code builds from."""
     for where, node in nodes(tree):
-        built = next((c for pattern, c in BUILT_BY_US.items() if _matches(where, pattern)), None)
-        target = node.get("_target_", built)
-        if isinstance(target, str):
-            yield where, node, target
+        if isinstance(target := node.get("_target_"), str):
+            yield Block(where, node, target)
+            continue
+        for pattern, (path, optional) in BUILT_BY_US.items():
+            if _matches(where, pattern):
+                yield Block(where, node, path, optional)
 
 
 def _matches(where: str, pattern: str) -> bool:
@@ -121,20 +134,19 @@ def _matches(where: str, pattern: str) -> bool:
 def unbound(tree: dict[str, Any]) -> Iterator[Fault]:
     """Binds the keys of every block to the signature of what it builds."""
     packages = allowed_packages(tree)
-    for where, node, target in targets(tree):
-        if not _inside(target, packages):
+    for block in blocks(tree):
+        if not _inside(block.target, packages):
             continue
         try:
-            built = resolve(target, packages)
+            built = resolve(block.target, packages)
         except TargetError as error:
-            yield Fault(join(where, "_target_"), str(error))
+            yield Fault(join(block.where, "_target_"), str(error))
         else:
-            yield from _against_signature(where, node, target, built)
+            yield from _against_signature(block, built)
 
 
-def _against_signature(
-    where: str, node: dict[str, Any], target: str, built: Any
-) -> Iterator[Fault]:
+def _against_signature(block: Block, built: Any) -> Iterator[Fault]:
+    where, node, target, optional = block
     parameters = _parameters(built)
     named = {
         name: parameter
@@ -149,23 +161,17 @@ def _against_signature(
         if key in HYDRA_KEYS:
             continue
         if key in named:
-            yield from _value_faults(value, hints.get(key, Any), named[key], join(where, key))
+            # A null default makes an Optional, also of a parameter that is not annotated as one.
+            if value is not None or (key not in optional and named[key].default is not None):
+                yield from mismatches(value, hints.get(key, Any), join(where, key))
         elif not swallows:
             guess = did_you_mean(key, [*named, *HYDRA_KEYS] if key.startswith("_") else named)
             yield Fault(join(where, key), f"{target} has no parameter '{key}'; {guess}")
     if node.get("_partial_") is True:
         return
     for name, parameter in named.items():
-        if name not in filled and parameter.default is parameter.empty:
+        if name not in filled and parameter.default is parameter.empty and name not in optional:
             yield Fault(where, f"{target} needs '{name}', which is not given")
-
-
-def _value_faults(
-    value: Any, hint: Any, parameter: inspect.Parameter, where: str
-) -> Iterator[Fault]:
-    if value is None and parameter.default is None:  # an Optional that is not annotated as one
-        return
-    yield from mismatches(value, hint, where)
 
 
 def _parameters(built: Any) -> dict[str, inspect.Parameter]:
@@ -193,11 +199,10 @@ def defaults_bound(cfg: DictConfig) -> DictConfig:
     tree: Any = OmegaConf.to_container(cfg, resolve=False)
     bound: DictConfig = OmegaConf.create(tree)
     packages = allowed_packages(tree)
-    for where, node, target in targets(tree):
-        block = _select(bound, where)
+    for where, node, target, _ in blocks(tree):
         for name, parameter in _parameters(resolve(target, packages)).items():
             if name not in node and _is_plain(parameter.default):
-                block[name] = _listed(parameter.default)
+                _select(bound, where)[name] = _listed(parameter.default)
     return bound
 
 
