@@ -47,7 +47,7 @@ def kept_folder(cfg: DictConfig, anchor_cfg: DictConfig) -> Path:
     settings = OmegaConf.to_container(anchor_cfg, resolve=True)
     assert isinstance(settings, dict)
     decisive = {name: settings.get(name) for name in DECISIVE}
-    decisive["data"] = {k: v for k, v in decisive["data"].items() if k != "num_workers"}
+    decisive["data"] = {k: v for k, v in settings["data"].items() if k != "num_workers"}
     sources = anchor_cfg.data.sources
     hashes = sorted(manifest_hash(sources[name].manifest) for name in sources)
     steps = anchor_cfg.trainer.get("max_steps")

@@ -157,7 +157,7 @@ class ProgressBar(pl.Callback):
         self._since = self._printed = self._started = 0.0
         self._first_step = 0
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens the bar."""
         self._since = self._printed = self._started = time.monotonic()
@@ -180,7 +180,7 @@ class ProgressBar(pl.Callback):
                 "training", total=_total(trainer), completed=trainer.global_step, state=""
             )
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
@@ -213,7 +213,7 @@ class ProgressBar(pl.Callback):
             self._printed = now
         self._samples, self._since = 0, now
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Closes the bar, also after an error."""
         if self._bar is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -13,12 +13,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from multimodal.distributed import all_gather, all_reduce_sum, world_size
-from multimodal.evaluation.retrieval import retrieval_metrics
+from multimodal.evaluation.retrieval import retrieval
 from multimodal.microbatch import encode_in_pieces
 from multimodal.models import EmbeddingModel
-from multimodal.objectives.objective import ContrastiveObjective
+from multimodal.objectives.objective import ContrastiveObjective, ObjectiveOutput
+from multimodal.objectives.pair import Pair
 from multimodal.training.optim import parameter_groups
 from multimodal.types import Batch
+
+KEYS = "positive_keys"  # beside the modalities' embeddings, in what validation keeps
 
 
 class ContrastiveModule(pl.LightningModule):
@@ -89,7 +92,7 @@ class ContrastiveModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective of one batch over all ranks; DDP's mean of gradients is its gradient."""
-        output = self.objective(
+        output: ObjectiveOutput = self.objective(
             self.embed(batch),
             batch.sample_ids,
             batch.positive_keys,
@@ -97,8 +100,9 @@ class ContrastiveModule(pl.LightningModule):
             seed=self._seed,
             source=batch.source,
         )
-        self._accumulate({"train/loss": output.loss.detach(), **output.metrics})
-        return output.loss  # type: ignore[no-any-return]
+        metrics = {f"train/{name}": value for name, value in output.metrics.items()}
+        self._accumulate({"train/loss": output.loss.detach(), **metrics})
+        return output.loss
 
     def _accumulate(self, metrics: dict[str, Tensor]) -> None:
         # On the device and without a synchronisation: floats are read once per logged step.
@@ -109,7 +113,7 @@ class ContrastiveModule(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs the means since the last logged step, every ``trainer.log_every_n_steps``."""
         step = self.trainer.global_step
-        every = self.trainer.log_every_n_steps
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self._counts and every and step % every == 0:
             means = self.interval_means()
             means["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -131,7 +135,7 @@ class ContrastiveModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keeps the embeddings of a validation batch for `on_validation_epoch_end`."""
         kept = self._validation.setdefault(batch.source, defaultdict(list))
-        kept["key"].append(batch.positive_keys)
+        kept[KEYS].append(batch.positive_keys)
         for modality, embeddings in self.embed(batch).items():
             kept[modality].append(embeddings)
 
@@ -139,11 +143,12 @@ class ContrastiveModule(pl.LightningModule):
         """Logs R@1 both ways of every pair as `val/SOURCE/A_to_B_r@1`, over all ranks' samples."""
         for source, kept in self._validation.items():
             whole = {name: all_gather(torch.cat(rows)) for name, rows in kept.items()}
-            keys = whole.pop("key")
-            for pair in self.objective.pairs.values():
-                if pair.anchor not in whole or pair.other not in whole:
+            keys = whole.pop(KEYS)
+            pairs = [cast("Pair", pair) for pair in self.objective.pairs.values()]
+            for pair in pairs:
+                if not pair.active(whole, source):
                     continue
                 for a, b in ((pair.anchor, pair.other), (pair.other, pair.anchor)):
-                    scores = retrieval_metrics(whole[a], whole[b], keys, keys)
-                    self.log(f"val/{source}/{a}_to_{b}_r@1", scores["r@1"], rank_zero_only=True)
+                    scores = retrieval(whole[a], whole[b], keys, keys)
+                    self.log(f"val/{source}/{a}_to_{b}_r@1", scores.recall[1])
         self._validation.clear()

@@ -8,7 +8,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
+from lightning_fabric.loggers.logger import rank_zero_experiment
+from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 
@@ -68,7 +69,7 @@ class CSVLogger(Logger):
         os.replace(temporary, self.path)
         self._columns = columns
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Appends one row, or fills the last one when it is of the same step."""
         values = {name: value for name, value in metrics.items() if name != "epoch"}
@@ -89,7 +90,7 @@ class CSVLogger(Logger):
             self._rewrite(columns, rows)
         self._last_step = step
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def rewind(self, step: int) -> None:
         """Drops the rows beyond ``step``: a resumed run will write them again."""
         if self.path.exists():
@@ -97,6 +98,6 @@ class CSVLogger(Logger):
             self._rewrite(columns, [row for row in rows if int(row["step"]) <= step])
             self._last_step = None
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
         """Nothing: `.hydra/config.yaml` in the same folder holds them all."""
