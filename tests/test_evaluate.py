@@ -1,0 +1,301 @@
+"""From configured sets to metrics.json and report.html, by a model whose answers are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_helpers import audio_bytes, image_bytes, json_bytes, npy_bytes, write_source
+from omegaconf import OmegaConf
+from torch import nn
+from torch.nn import functional
+
+from multimodal.data.datamodule import evaluation_batches
+from multimodal.data.source import Source
+from multimodal.data.tokenizers import train_bpe
+from multimodal.data.transforms.array import ArrayTransform
+from multimodal.data.transforms.audio import AudioTransform
+from multimodal.data.transforms.image import ImageTransform
+from multimodal.data.transforms.text import TextTransform
+from multimodal.evaluate import evaluate, evaluate_run, trained_pairs
+from multimodal.evaluation.sets import EvaluationSet, ZeroShotTask
+from multimodal.models import EmbeddingModel, Tower
+from multimodal.types import EncoderOutput
+
+COUNT, WIDTH = 8, 4096
+NAMES = [*(f"thing {'very ' * i}{i}" for i in range(7)), "thing very very very very very very 6"]
+MODALITIES = {
+    "image": {"member": "image.png"},
+    "sonar": {"member": "sonar.npy"},
+    "audio": {"member": "audio.wav"},
+    "text": {"member": "json", "key": "name"},
+}
+
+
+def flat(inputs: torch.Tensor) -> torch.Tensor:
+    rows = inputs.flatten(1).float()
+    return functional.pad(rows, (0, WIDTH - rows.shape[1]))
+
+
+class Oracle(nn.Module):
+    """Recognises the nearest of known inputs and answers with the basis vector it is told to."""
+
+    width = COUNT
+
+    def __init__(self, known: torch.Tensor, answers: list[int]) -> None:
+        super().__init__()
+        self.known = nn.Parameter(flat(known))
+        self.answers = answers
+
+    def forward(self, inputs: torch.Tensor, mask: torch.Tensor | None = None) -> EncoderOutput:
+        found = torch.cdist(flat(inputs), self.known).argmin(dim=1)
+        features = torch.eye(COUNT)[torch.tensor(self.answers)[found]]
+        return EncoderOutput(features, features[:, None])
+
+
+class Unchanged(nn.Identity):
+    embed_dim = COUNT
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+
+def member_bytes(i: int) -> dict[str, bytes]:
+    seconds = 0.2 + 0.01 * len(NAMES[i])  # a sound is as long as its name
+    wave = np.sin(np.arange(int(16000 * seconds)) * (0.05 + 0.02 * i))[None]
+    return {
+        "image.png": image_bytes(np.full((8, 8, 3), 20 + 25 * i, np.uint8)),
+        "sonar.npy": npy_bytes(np.full((2, 5), i, np.float32)),
+        "audio.wav": audio_bytes(0.5 * wave, 16000),
+        "json": json_bytes(name=NAMES[i], parity="odd" if i % 2 else "even"),
+    }
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> str:
+    samples = [(f"k{i}", member_bytes(i)) for i in range(COUNT)]
+    return str(write_source(tmp_path / "data", {"test": [samples[:5], samples[5:]]}, name="toy"))
+
+
+@pytest.fixture
+def transforms(tmp_path: Path) -> dict:
+    tokenizer = train_bpe(NAMES, 300)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return {
+        "image": ImageTransform(8, [0.5] * 3, [0.5] * 3),
+        "sonar": ArrayTransform([2, 5]),
+        "audio": AudioTransform(num_frames=30, num_mel_bins=16),
+        "text": TextTransform(str(tmp_path / "tokenizer.json"), 32),
+    }
+
+
+@pytest.fixture
+def model(manifest: str, transforms: dict) -> EmbeddingModel:
+    """Image and sonar are right, text swaps the first two things, audio takes all for the first."""
+    [batch] = evaluation_batches(source(manifest), transforms, None, COUNT)
+    right = [0, 1, 2, 3, 4, 5, 6, 6]
+    answers = {"image": right, "sonar": right, "text": [1, 0, 2, 3, 4, 5, 6, 6], "audio": [0] * 8}
+    return EmbeddingModel(
+        {name: Tower(Oracle(batch.inputs[name], said), Unchanged) for name, said in answers.items()}
+    )
+
+
+def source(manifest: str, *modalities: str) -> Source:
+    wanted = modalities or MODALITIES
+    return Source(manifest, {name: MODALITIES[name] for name in wanted}, split="test")
+
+
+TRAINED = {frozenset(("image", "text")): None, frozenset(("image", "sonar")): frozenset({"other"})}
+
+
+def test_scores_of_a_model_whose_answers_are_known(model, manifest, transforms):
+    sets = {
+        "toy": EvaluationSet(
+            source(manifest),
+            description="eight things",
+            zero_shot=[ZeroShotTask("sonar", "name", ["{}"])],
+            duration_baseline=True,
+        )
+    }
+    metrics = evaluate(model, sets, transforms, TRAINED, batch_size=3).metrics()["toy"]
+    assert {key: metrics[key] for key in ("split", "samples", "description")} == {
+        "split": "test", "samples": 8, "description": "eight things",
+    }  # fmt: skip
+
+    # The last two things share a name: one text, which both pictures find.
+    row = metrics["image_to_text"]
+    assert (row["r@1"], row["r@5"], row["trained"]) == (
+        6 / 8,
+        pytest.approx(6 / 8 + 2 / 8 * 4 / 6),
+        True,
+    )
+    assert (row["queries"], row["gallery"], row["chance"]["r@1"]) == (8, 7, pytest.approx(1 / 7))
+    back = metrics["text_to_image"]
+    assert (back["r@1"], back["queries"], back["gallery"]) == (5 / 7, 7, 8)
+    assert metrics["image_to_sonar"]["r@1"] == 7 / 8  # the last two embed alike
+    assert metrics["image_to_sonar"]["trained"] is False  # only in another source
+    assert metrics["sonar_to_text"]["trained"] is False
+
+    # Everything sounds like one text to the model. The lengths alone tell every name.
+    heard = metrics["audio_to_text"]
+    assert heard["r@1"] == 1 / 8
+    assert heard["duration_only"]["r@1"] == 1.0
+    assert "duration_only" not in row
+
+    classified = metrics["zero_shot_sonar_name"]
+    assert (classified["top@1"], classified["classes"]) == (6 / 8, 7)
+    assert classified["mean_per_class"] == pytest.approx(5 / 7)
+    assert classified["chance"]["top@1"] == pytest.approx(1 / 7)
+    assert json.loads(json.dumps(metrics)) == metrics
+
+
+def test_batch_size_changes_no_digit(model, manifest, transforms):
+    def metrics(batch_size: int) -> dict:
+        sets = {"toy": EvaluationSet(source(manifest), duration_baseline=True)}
+        return evaluate(model, sets, transforms, TRAINED, batch_size).metrics()
+
+    assert metrics(1) == metrics(5) == metrics(8)
+
+
+def test_what_cannot_be_evaluated_is_listed(model, manifest, transforms):
+    del model.towers["sonar"], model.towers["text"]
+    sets = {
+        "toy": EvaluationSet(source(manifest, "image", "sonar", "text"),
+                             zero_shot=[ZeroShotTask("image", "parity")]),
+        "thermal": EvaluationSet(None, description="no such pictures"),
+    }  # fmt: skip
+    results = evaluate(model, sets, transforms, TRAINED)
+    metrics = results.metrics()
+    assert metrics["toy"]["missing"] == {
+        "sonar": "the model has no tower for it",
+        "text": "the model has no tower for it",
+        "zero-shot parity": "the model has no tower for text",
+    }
+    assert metrics["thermal"] == {"missing": {"samples": "no sample source: no such pictures"}}
+    assert results.retrievals == results.zero_shots == []
+    shown = [cell for column in results.table().columns for cell in column.cells]
+    assert "no sample source: no such pictures" in shown
+
+
+def test_a_bad_sample_is_listed_and_shifts_no_example(model, tmp_path, transforms):
+    samples = [(f"k{i}", member_bytes(i)) for i in range(COUNT)]
+    samples[2][1]["image.png"] = b"not a picture"
+    manifest = str(write_source(tmp_path / "bad", {"test": [samples]}, name="toy"))
+    entry = EvaluationSet(source(manifest, "image", "sonar"), gallery=COUNT)
+    results = evaluate(model, {"toy": entry}, transforms, TRAINED)
+    assert results.metrics()["toy"]["missing"] == {"1 of 8 samples": "cannot be read: see the log"}
+    forward = next(r for r in results.retrievals if r.query == "image")
+    assert [example.query for example in forward.examples] == [0, 1, 3, 4, 5, 6, 7]
+    for example in forward.examples[:5]:
+        index, similarity, right = example.neighbours[0]
+        assert (index, round(similarity, 4), right) == (example.query, 1.0, True)
+        assert example.rank == 1
+    # Samples 6 and 7 embed alike but are two things: the right one of two comes at 1.5.
+    assert [example.rank for example in forward.examples[5:]] == [1.5, 1.5]
+
+
+def test_errors_name_the_set(model, manifest, transforms):
+    def fail(**options: object) -> str:
+        sets = {"toy": EvaluationSet(source(manifest, "image", "text"), **options)}
+        with pytest.raises(ValueError, match="evaluation set 'toy': ") as error:
+            evaluate(model, sets, transforms, TRAINED)
+        return str(error.value)
+
+    assert "retrieval names ['sound']" in fail(retrieval=[["image", "sound"]])
+    assert "text under 'colour'" in fail(zero_shot=[ZeroShotTask("image", "colour")])
+    assert "labels ['odd']" in fail(zero_shot=[ZeroShotTask("image", "parity", classes=["even"])])
+    assert "needs audio and text" in fail(duration_baseline=True)
+    with torch.no_grad():
+        model.towers["image"].head = nn.Linear(COUNT, COUNT)
+        model.towers["image"].head.weight.fill_(float("nan"))
+    assert "holds NaN" in fail()
+
+
+def test_training_mode_is_left_as_it_was(model, manifest, transforms):
+    model.train()
+    evaluate(model, {"toy": EvaluationSet(source(manifest, "image", "text"))}, transforms, TRAINED)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"retrieval": "every"}, "'all' or a list"),
+        ({"retrieval": ["image", "text"]}, "'all' or a list"),
+        ({"gallery": -1}, "0 or more"),
+    ],
+)
+def test_sets_refuse_what_makes_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationSet(None, **options)
+
+
+def test_prompts_are_templates_with_several_names():
+    with pytest.raises(ValueError, match="must be templates"):
+        ZeroShotTask("image", "label", ["a thing"])
+    task = ZeroShotTask("image", "label", ["{}", "a {}"], classes={"sofa": ["sofa", "couch"]})
+    assert task.texts(task.names(["sofa"])["sofa"]) == ["sofa", "a sofa", "couch", "a couch"]
+
+
+def test_pairs_restricted_to_sources_are_trained_only_there(manifest):
+    run = OmegaConf.create(
+        {
+            "data": {"sources": {"toys": {"manifest": manifest}}},
+            "pairs": {
+                "one": {"anchor": "text", "other": "imu", "sources": ["toys"]},
+                "two": {"anchor": "image", "other": "text", "sources": ["toys"]},
+            },
+        }
+    )
+    anchor = OmegaConf.create({"pairs": {"all": {"anchor": "image", "other": "text"}}})
+    assert trained_pairs(run, None) == {
+        frozenset(("text", "imu")): {"toy"},
+        frozenset(("image", "text")): {"toy"},
+    }
+    for order in ((run, anchor), (anchor, run)):
+        assert trained_pairs(*order)[frozenset(("image", "text"))] is None
+
+
+def test_a_run_leaves_metrics_and_report(model, manifest, transforms, tmp_path, capsys):
+    text = {"_target_": "multimodal.data.transforms.text.TextTransform",
+            "tokenizer": str(tmp_path / "tokenizer.json"), "context_length": 32}  # fmt: skip
+    image = {"_target_": "multimodal.data.transforms.image.ImageTransform", "size": 8,
+             "mean": [0.5] * 3, "std": [0.5] * 3}  # fmt: skip
+    held_out = {"_target_": "multimodal.data.source.Source", "manifest": manifest, "split": "test",
+                "modalities": {name: MODALITIES[name] for name in ("image", "text")}}  # fmt: skip
+    cfg = OmegaConf.create(
+        {
+            "name": "toy run",
+            "data": {
+                "transforms": {"image": image, "text": text},
+                "eval_batch_size": 3,
+                "num_workers": 0,
+            },
+            "evaluation": {
+                "sets": {
+                    "toy": {
+                        "source": held_out,
+                        "retrieval": [["image", "text"]],
+                        "zero_shot": [{"modality": "image", "label": "parity", "prompts": ["{}"]}],
+                    },
+                    "taken_out": None,
+                    "thermal": {"source": None},
+                }
+            },
+        }
+    )
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n0,2.5\n1,1.5\n")
+    evaluate_run(model, cfg, tmp_path, TRAINED)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["toy"]["image_to_text"]["r@1"] == 6 / 8
+    assert metrics["toy"]["zero_shot_image_parity"]["classes"] == 2
+    assert set(metrics) == {"toy", "thermal"}
+    page = (tmp_path / "report.html").read_text()
+    for shown in ("toy run", "image → text", "75.0", "training loss", "no sample source", NAMES[3]):
+        assert shown in page
+    printed = capsys.readouterr().out
+    assert "75.0" in printed
+    assert str(tmp_path / "report.html") in printed.replace("\n", "")
