@@ -125,13 +125,14 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A short label: 1.2k, 0.35, 3e-4."""
+    """A short label: 12k, 0.35, 2.5e-4."""
     size = abs(value)
     if size >= 10_000:
         return f"{value / 1000:g}k"
-    if size >= 1e-3 or size == 0:
+    if size >= 0.01 or size == 0:
         return f"{value:.4g}"
-    return f"{value:.0e}".replace("e-0", "e-")
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def heat_map(matrix: NDArray[np.float64]) -> str:
