@@ -32,7 +32,7 @@ class DepthTransform(Stacked):
         output: ``disparity`` or ``depth``.
         mean: of the result, over measured pixels.
         std: of the result, over measured pixels.
-        scale: range of the random crop's share of the area; [1, 1] keeps all.
+        scale: range of the random crop's share of the area; [1, 1] for the central square.
         ratio: range of the random crop's width / height.
         flip: probability of mirroring left and right.
         distance: x of a factor drawn from [1 - x, 1 + x] that all depths are multiplied by.

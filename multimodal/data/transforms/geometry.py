@@ -33,7 +33,8 @@ class Geometry:
     pictures of one sample that show the same view get the same crop, at any resolution.
 
     Args:
-        scale: range of the crop's share of the picture's area, within (0, 1].
+        scale: range of the crop's share of the picture's area, within (0, 1]; [1, 1] for the
+            central square.
         ratio: range of its width / height, drawn uniformly on a logarithmic scale.
         flip: probability of mirroring left and right.
 
@@ -67,7 +68,7 @@ class Geometry:
         random = draw.stream("geometry").random(1 + 4 * _ATTEMPTS).tolist()
         flip = random[0] < self.flip
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for at in range(1, len(random), 4):
+        for at in range(1, len(random) if self.scale[0] < 1 else 1, 4):
             u_area, u_ratio, u_top, u_left = random[at : at + 4]
             area = self.scale[0] + u_area * (self.scale[1] - self.scale[0])
             ratio = math.exp(log_ratio[0] + u_ratio * (log_ratio[1] - log_ratio[0]))

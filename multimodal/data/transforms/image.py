@@ -28,7 +28,7 @@ class ImageTransform(Stacked):
         size: side of the square result, in pixels.
         mean: per channel, of values in [0, 1].
         std: per channel.
-        scale: range of the random crop's share of the area; [1, 1] keeps all.
+        scale: range of the random crop's share of the area; [1, 1] for the central square.
         ratio: range of the random crop's width / height.
         flip: probability of mirroring left and right.
         brightness: x of the brightness factor, 0 to 1.

@@ -24,7 +24,7 @@ class ThermalTransform(Stacked):
         maximum: raw value that becomes 1; anything hotter counts as this.
         mean: of values in [0, 1].
         std: of values in [0, 1].
-        scale: range of the random crop's share of the area; [1, 1] keeps all.
+        scale: range of the random crop's share of the area; [1, 1] for the central square.
         ratio: range of the random crop's width / height.
         flip: probability of mirroring left and right.
         erasing: probability of a rectangle set to the mean.
