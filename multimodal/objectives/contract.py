@@ -148,6 +148,12 @@ def masked_mean(values: Tensor, where: Tensor) -> Tensor:
     return values.masked_fill(~where, 0).sum(dim=1) / where.sum(dim=1).clamp(min=1)
 
 
+def check_directions(directions: str) -> None:
+    """Raises ValueError unless ``directions`` says how the two directions are joined."""
+    if directions not in ("mean", "sum"):
+        raise ValueError(f"directions must be 'mean' or 'sum', given '{directions}'")
+
+
 def compatible(loss: Any, negatives: Any, candidates: Any = None) -> str | None:
     """Why these choices do not go together; None if they do.
 

@@ -13,7 +13,7 @@ from multimodal.objectives.contract import Directions, Weighting
 
 @dataclass(frozen=True)
 class SigLIP:
-    """Pairwise sigmoid loss (Zhai et al. 2023, Eq. 1), with a logit bias beside the scale.
+    """Pairwise sigmoid loss (Zhai et al. 2023), with a logit bias beside the scale.
 
     Per anchor ``sum_p -log sigmoid(l_p) + sum_n w_n (-log sigmoid(-l_n))``. It covers the matrix
     once, so there is one direction. Every positive is a term, and weights multiply the negatives'.

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from multimodal.objectives.contract import (
     Directions,
     Weighting,
+    check_directions,
     logsumexp,
     masked_mean,
 )
@@ -53,7 +55,7 @@ class InfoNCE:
     ) -> Tensor:
         """The loss of each anchor ``[A]``; see `Loss`."""
         logits_AC = scale * similarities + log_weights
-        negatives = ~positives & (log_weights > -float("inf"))
+        negatives = ~positives & (log_weights > -torch.inf)
         negatives_A = logsumexp(logits_AC, negatives)
         # -log(e^p / (e^p + e^n)) = softplus(n - p), exact at both ends as -logsigmoid(p - n)
         losses_AC = -F.logsigmoid(logits_AC - negatives_A[:, None])
@@ -66,13 +68,135 @@ class InfoNCE:
         return masked_mean(losses_AC, positives)
 
 
+@dataclass(frozen=True)
+class DCL:
+    """Decoupled contrastive loss (Yeh et al. 2022): InfoNCE without the positive below.
+
+    ``-l_p + log sum_n w_n exp(l_n)``, the mean over the positives. The positive's own share no
+    longer damps the gradient, which helps small batches.
+
+    Args:
+        directions: ``mean`` or ``sum`` of the two directions.
+    """
+
+    directions: Directions = "mean"
+
+    accepts: ClassVar[frozenset[Weighting]] = ANY_WEIGHTING
+    default_scale: ClassVar[float] = 1 / 0.07
+    default_bias: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        check_directions(self.directions)
+
+    def __call__(
+        self,
+        similarities: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        positives: Tensor,
+        log_weights: Tensor,
+    ) -> Tensor:
+        """The loss of each anchor ``[A]``; see `Loss`."""
+        logits_AC = scale * similarities + log_weights
+        negatives = ~positives & (log_weights > -torch.inf)
+        losses_AC = logsumexp(logits_AC, negatives)[:, None] - logits_AC
+        nothing_AC = 0 * similarities  # keeps the graph, and lets NaN through
+        return masked_mean(losses_AC.where(negatives.any(dim=1)[:, None], nothing_AC), positives)
+
+
+@dataclass(frozen=True)
+class SupCon:
+    """Supervised contrastive loss, outer form (Khosla et al. 2020, Eq. 2).
+
+    ``-1/|P| sum_p log(exp(l_p) / (sum_P exp(l) + sum_n w_n exp(l_n)))``: a cross-entropy whose
+    target is even over the positives. Unlike in `InfoNCE`, the positives share one denominator and
+    so compete.
+
+    Args:
+        label_smoothing: in [0, 1); this share of the target lies evenly on positives and negatives.
+        directions: ``mean`` or ``sum`` of the two directions.
+    """
+
+    label_smoothing: float = 0.0
+    directions: Directions = "mean"
+
+    accepts: ClassVar[frozenset[Weighting]] = ANY_WEIGHTING
+    default_scale: ClassVar[float] = 1 / 0.07
+    default_bias: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
+        check_directions(self.directions)
+
+    def __call__(
+        self,
+        similarities: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        positives: Tensor,
+        log_weights: Tensor,
+    ) -> Tensor:
+        """The loss of each anchor ``[A]``; see `Loss`."""
+        logits_AC = scale * similarities + log_weights
+        target_A = masked_mean(logits_AC, positives)
+        return _cross_entropy(logits_AC, target_A, log_weights, self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class SoftTarget:
+    """Cross-entropy whose target favours the positives that are already close.
+
+    As `SupCon`, with target ``softmax(similarity / target_temperature)`` over the positives, held
+    constant. Even for a high temperature, which is SupCon; at the temperature of the logits it has
+    the gradient of MIL-NCE (Miech et al. 2020, Eq. 1), which forgives positives that are wrong.
+
+    Args:
+        target_temperature: above 0, in cosine; lower trusts the closest positive more.
+        label_smoothing: in [0, 1); this share of the target lies evenly on positives and negatives.
+        directions: ``mean`` or ``sum`` of the two directions.
+    """
+
+    target_temperature: float = 0.1
+    label_smoothing: float = 0.0
+    directions: Directions = "mean"
+
+    accepts: ClassVar[frozenset[Weighting]] = ANY_WEIGHTING
+    default_scale: ClassVar[float] = 1 / 0.07
+    default_bias: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        if not self.target_temperature > 0:
+            raise ValueError(f"target_temperature must be above 0, given {self.target_temperature}")
+        check_smoothing(self.label_smoothing)
+        check_directions(self.directions)
+
+    def __call__(
+        self,
+        similarities: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        positives: Tensor,
+        log_weights: Tensor,
+    ) -> Tensor:
+        """The loss of each anchor ``[A]``; see `Loss`."""
+        logits_AC = scale * similarities + log_weights
+        closeness_AC = similarities.detach() / self.target_temperature
+        targets_AC = closeness_AC.masked_fill(~positives, -torch.inf).softmax(dim=1)
+        target_A = (targets_AC * logits_AC.masked_fill(~positives, 0)).sum(dim=1)
+        return _cross_entropy(logits_AC, target_A, log_weights, self.label_smoothing)
+
+
+def _cross_entropy(
+    logits_AC: Tensor, target_A: Tensor, log_weights: Tensor, smoothing: float
+) -> Tensor:
+    """Log of the denominator minus the logit expected under the target, ``target_A``."""
+    takes_part = log_weights > -torch.inf
+    if smoothing:
+        target_A = torch.lerp(target_A, masked_mean(logits_AC, takes_part), smoothing)
+    return logsumexp(logits_AC, takes_part) - target_A
+
+
 def check_smoothing(smoothing: float) -> None:
     """Raises ValueError outside of [0, 1)."""
     if not 0 <= smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), given {smoothing}")
-
-
-def check_directions(directions: str) -> None:
-    """Raises ValueError unless ``directions`` says how the two directions are joined."""
-    if directions not in ("mean", "sum"):
-        raise ValueError(f"directions must be 'mean' or 'sum', given '{directions}'")
