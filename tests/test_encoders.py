@@ -16,6 +16,7 @@ from multimodal.encoders.imu import IMUTransformer
 from multimodal.encoders.text import TextTransformer
 from multimodal.encoders.vision import VisionTransformer
 from multimodal.heads import LinearHead
+from multimodal.layers.positions import sincos_positions
 from multimodal.layers.stems import ConvStem, PatchStem
 from multimodal.layers.transformer import Transformer
 from multimodal.models import Tower
@@ -94,6 +95,13 @@ def test_output_and_gradients(case: str):
     (output.features * torch.randn(3, 24)).sum().backward()
     without = [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
     assert not without
+
+
+def test_fixed_positions_leave_the_class_token_alone():
+    encoder = vision(positions="sincos")
+    assert not encoder.positions[0].any()
+    torch.testing.assert_close(encoder.positions[1:], sincos_positions((4, 4), W))
+    assert "positions" not in dict(encoder.named_parameters())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -235,7 +243,10 @@ def test_masked_feature_vectors_have_no_influence():
     output = encoder(inputs, MASK)
     assert torch.equal(output.mask, MASK)
     changed = torch.where(MASK[..., None], inputs, math.nan)
-    assert torch.equal(encoder(changed, MASK).features, output.features)
+    again = encoder(changed, MASK).features
+    assert torch.equal(again, output.features)
+    again.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
     torch.testing.assert_close(output.features[1], encoder(inputs[1:2, :5]).features[0])
 
 

@@ -72,6 +72,7 @@ def test_a_frozen_tower_stays_bit_unchanged_beside_a_trained_one():
     model.train()
     frozen = model.embed("image", inputs)
     assert not frozen.requires_grad
+    assert not [p for p in model.towers["image"].parameters() if p.requires_grad]
     assert torch.equal(model.embed("image", inputs), frozen)  # no dropout: in evaluation mode
     for _ in range(2):
         logits = model.embed("audio", inputs) @ model.embed("image", inputs).T

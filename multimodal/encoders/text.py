@@ -70,11 +70,7 @@ class TextTransformer(TransformerEncoder):
         elif mask is None and self.find_end:
             places = torch.arange(inputs.shape[1], device=inputs.device)
             mask = places <= inputs.argmax(dim=1, keepdim=True)
-        tokens = self.embedding(inputs) + self.positions[: inputs.shape[1]]
-        # Padding follows the text, so a causal trunk never shows it to a real token, and the
-        # attention without a mask is the faster one.
-        tokens = self.trunk(tokens, None if self.trunk.causal else mask)
-        return EncoderOutput(self.pool(tokens, mask), tokens, mask)
+        return self.encode_tokens(self.embedding(inputs), mask)
 
     def _check(self, inputs: Tensor, mask: Tensor | None) -> None:
         if inputs.ndim != 2 or inputs.is_floating_point() or inputs.shape[1] > self.context_length:

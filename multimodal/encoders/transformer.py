@@ -71,16 +71,20 @@ class TransformerEncoder(nn.Module):
         self.pool = make_pooler(pooling, trunk)
 
     def encode_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> EncoderOutput:
-        """Encode ``[B, N, W]``, N at most the grid's, of which ``mask`` [B, N] (True) are real.
+        """Encode tokens; the result has the class token, where there is one, in front.
 
-        The output's tokens and mask have the class token, where there is one, in front.
+        Args:
+            tokens: ``[B, N, W]``, N at most that of the grid.
+            mask: bool ``[B, N]``, True where a token is real, those before the others.
         """
         if self.class_token is not None:
             first = self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1)
             tokens = torch.cat([first, tokens], dim=1)
             mask = None if mask is None else F.pad(mask, (1, 0), value=True)
         tokens = tokens + self.positions[: tokens.shape[1]]
-        tokens = self.trunk(tokens, mask)
+        # Padding comes last, so a causal trunk never shows it to a real token; attention that needs
+        # no mask takes a faster kernel.
+        tokens = self.trunk(tokens, None if self.trunk.causal else mask)
         return EncoderOutput(self.pool(tokens, mask), tokens, mask)
 
 
