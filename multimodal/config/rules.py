@@ -51,43 +51,43 @@ def towers_of_pairs(tree: Tree) -> Iterator[Fault]:
 def sources_of_pairs(tree: Tree) -> Iterator[Fault]:
     """A pair's sources exist, and some source of it carries both of its modalities together."""
     sources = dict(_blocks(tree, "data.sources"))
+    known = {*sources, *block(tree, "data.val_sources")}
     for name, pair in _blocks(tree, "pairs"):
         listed = _names(pair.get("sources"))
         for source in listed:
-            if source not in sources:
+            if source not in known:
                 where = f"pairs.{name}.sources"
-                yield Fault(where, f"no source '{source}'; {did_you_mean(source, sources)}")
-        modalities = {modality for _, modality in _sides(pair)}
-        carriers = [sources[s] for s in listed or sources if s in sources]
-        if carriers and not any(modalities <= block(s, "modalities").keys() for s in carriers):
-            held = "; ".join(
-                f"{s} has {', '.join(block(sources[s], 'modalities'))}"
-                for s in listed or sources
-                if s in sources
-            )
-            together = " and ".join(sorted(modalities))
-            yield Fault(f"pairs.{name}", f"no source carries {together} together: {held}")
+                yield Fault(where, f"no source '{source}'; {did_you_mean(source, known)}")
+        own = {source: sources[source] for source in listed or sources if source in sources}
+        if own and not any(_carries(tree, source, pair) for source in own.values()):
+            held = "; ".join(f"{s} has {', '.join(block(own[s], 'modalities'))}" for s in own)
+            both = " and ".join(modality for _, modality in _sides(pair))
+            yield Fault(f"pairs.{name}", f"no source carries {both} together: {held}")
 
 
 def pairs_of_sources(tree: Tree) -> Iterator[Fault]:
     """Every source feeds at least one pair, or its batches would teach nothing."""
-    pairs = _blocks(tree, "pairs")
+    pairs = [pair for _, pair in _blocks(tree, "pairs")]
     for path in ("data.sources", "data.val_sources"):
         for name, source in _blocks(tree, path):
-            carried = block(source, "modalities").keys()
-            feeds = (
-                {modality for _, modality in _sides(pair)} <= carried
-                # `sources` names training sources; validation ones may be called otherwise.
-                and (path != "data.sources" or name in (_names(pair.get("sources")) or [name]))
-                for _, pair in pairs
-            )
-            if pairs and not any(feeds):
-                held = ", ".join(carried) or "nothing"
+            own = [pair for pair in pairs if name in (_names(pair.get("sources")) or [name])]
+            if pairs and not any(_carries(tree, source, pair) for pair in own):
+                held = ", ".join(block(source, "modalities")) or "nothing"
                 yield Fault(
                     f"{path}.{name}",
                     f"no pair relates two of its modalities (it has {held}); add a pair, or "
                     f"remove the source (~{path}.{name})",
                 )
+
+
+def _carries(tree: Tree, source: Tree, pair: Tree) -> bool:
+    """Whether both sides of a pair are in a source; an unknown name, told elsewhere, may be."""
+    sides = {modality for _, modality in _sides(pair)}
+    carried = block(source, "modalities").keys()
+    unknown = (sides - block(tree, "model.towers").keys()) | (
+        carried - block(tree, "data.transforms").keys()
+    )
+    return bool(unknown) or sides <= carried
 
 
 def _sources(tree: Tree) -> Iterator[tuple[str, Tree]]:

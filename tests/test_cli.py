@@ -1,0 +1,190 @@
+"""The command line: what a user types, and what comes back before torch is imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from multimodal.config import ConfigError, arrange, compose_or_explain
+
+ROOT = Path(__file__).parents[1]
+
+EXPERIMENT = """# @package _global_
+defaults:
+  - override /model: clip_sample
+  - _self_
+data: {sources: {emoji: {weight: 1.0}}, list: [1, 2]}
+pairs: {}
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of the user's own, with the experiment `mine`."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(EXPERIMENT)
+    return tmp_path
+
+
+def explained(own, *words) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        compose_or_explain(["--config-dir", str(own), *words], "train")
+    return {fault.where: fault.problem for fault in caught.value.faults}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+experiment=mine"],
+        ["+experiment=mine", "optimizer.lr=1", "~data.sources.emoji", "+data.more=2"],
+        ["+experiment=mine", "loss=siglip", "logger=wandb", "hydra.run.dir=x", "data.list.0=3"],
+        ["+experiment=mine", "encoder@model.towers.image.encoder=vit_b16"],
+        ["-m", "+experiment=mine,clip", "seed=1,2", "optimizer.lr=interval(0,1)", "loss=glob(*)"],
+        ["+experiment=mine", "--cfg", "job"],
+        ["--cfg", "job"],
+        ["--help"],
+        ["--hydra-help"],
+    ],
+    ids=" ".join,
+)
+def test_what_composes_is_let_through(own, words):
+    compose_or_explain(["--config-dir", str(own), *words], "train")
+
+
+WORDS = {
+    "key": ("trainer.max_step=3", "did you mean 'trainer.max_steps'?"),
+    "root key": ("sede=1", "did you mean 'seed'?"),
+    "key without its block": ("max_steps=3", "did you mean 'trainer.max_steps'?"),
+    "key below a typo": ("optimzer.lr=3", "did you mean 'optimizer.lr'?"),
+    "key in a tower": (
+        "model.towers.image.encoder.poolng=x", "did you mean 'model.towers.image.encoder.pooling'?"
+    ),
+    "no key like it": ("trainer.qqqq=3", "known: "),
+    "key of hydra": ("hydra.run.dri=x", "did you mean 'hydra.run.dir'?"),
+    "key to delete": ("~sede", "did you mean 'seed'?"),
+    "swept key": ("sede=1,2", "did you mean 'seed'?"),
+    "group": ("optimzer=adamw", "did you mean 'optimizer'?"),
+    "option": ("loss=infonce", "did you mean loss=info_nce? options: "),
+    "option of a sweep": ("loss=info_nce,siglp", "did you mean loss=siglip?"),
+    "nested option": (
+        "encoder@model.towers.image.encoder=vit_b61",
+        "did you mean encoder@model.towers.image.encoder=vit_b16?",
+    ),
+    "nested group": (
+        "tower@model.towers.imag=image_small", "did you mean 'tower@model.towers.image'?"
+    ),
+    "plus too many": ("+optimizer=adamw", "write optimizer=adamw"),
+    "plus before a key": ("+seed=1", "write seed=1"),
+    "plus too few": ("experiment=clip", "write +experiment=clip"),
+    "no value": ("seed", "key=value"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_a_misspelt_word_is_answered_with_the_right_one(own, case):
+    word, answer = WORDS[case]
+    words = [word] if case == "plus too few" else ["+experiment=mine", word]
+    found = explained(own, *words)
+    assert list(found) == [word]
+    assert answer in found[word]
+    assert "append" not in found[word]
+
+
+def test_a_misspelt_experiment(own):
+    found = explained(own, "+experiment=imagebnd", "seed=1")
+    assert "did you mean +experiment=imagebind?" in found["+experiment=imagebnd"]
+    assert "mine" in found["+experiment=imagebnd"]
+
+
+def test_several_words_at_once(own):
+    found = explained(own, "+experiment=mine", "sede=1", "trainer.max_step=3", "seed=2")
+    assert list(found) == ["sede=1", "trainer.max_step=3"]
+
+
+def test_nothing_chosen_names_the_experiments(own):
+    (problem,) = explained(own).values()
+    assert "+experiment=NAME" in problem
+    assert "mine" in problem
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("- override /model: clip_smaple", "did you mean 'clip_sample'?"),
+        ("- override /modle: clip_sample", "did you mean 'model'?"),
+    ],
+)
+def test_a_misspelt_choice_in_an_experiment_file(own, line, answer):
+    path = own / "experiment" / "mine.yaml"
+    path.write_text(EXPERIMENT.replace("- override /model: clip_sample", line))
+    assert answer in explained(own, "+experiment=mine")["+experiment=mine"]
+
+
+def test_an_experiment_file_without_its_first_line(own):
+    path = own / "experiment" / "mine.yaml"
+    path.write_text(EXPERIMENT.replace("# @package _global_", "# mine"))
+    assert "# @package _global_" in explained(own, "+experiment=mine")["+experiment=mine"]
+
+
+def test_a_config_folder_that_is_not_there(own):
+    assert list(explained(own / "gone")) == [f"--config-dir {own / 'gone'}"]
+
+
+def test_debug_comes_after_the_experiment():
+    assert arrange(["debug=fast", "+experiment=clip", "seed=1"]) == [
+        "+experiment=clip",
+        "+debug=fast",
+        "seed=1",
+    ]
+    assert arrange(["-m", "+experiment=a,b", "+debug=fast,overfit"])[2] == "+debug=fast,overfit"
+    assert arrange(["trainer.debug=1", "--config-dir", "x"]) == [
+        "trainer.debug=1",
+        "--config-dir",
+        "x",
+    ]
+
+
+# The program as a user runs it, with a last word on what it imported.
+PROGRAM = """
+import sys
+from multimodal import cli
+sys.argv = ["train", *sys.argv[1:]]
+try:
+    cli.train()
+except SystemExit as stop:
+    print("status", stop.code)
+print("heavy", sorted({"torch", "pytorch_lightning", "matplotlib"} & set(sys.modules)))
+"""
+
+
+def run(*words: str, folder: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    done = run("--help", folder=tmp_path)
+    assert done.stdout.endswith("status 0\nheavy []\n"), done.stderr
+    for expected in (
+        "+experiment=NAME", "imagebind", "negatives: ", "trainer: cpu, ddp, gpu",
+        "resume=auto|PATH", "callbacks.checkpoint.every_n_train_steps", "multimodal-train", "-m",
+    ):  # fmt: skip
+        assert expected in done.stdout
+
+
+@pytest.mark.parametrize("words", [["+experiment=clp"], ["optimizr.lr=3"], []], ids=str)
+def test_a_wrong_command_ends_at_once_and_leaves_nothing(tmp_path, words):
+    done = run(*words, folder=tmp_path)
+    assert done.stdout.endswith("status 2\nheavy []\n"), done.stderr
+    assert "fault in the configuration" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
