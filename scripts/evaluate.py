@@ -1,0 +1,35 @@
+"""Evaluates a checkpoint: python scripts/evaluate.py checkpoint=PATH [evaluation=NAME] [data=NAME]."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from multimodal.cli import run
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """Evaluates ``cfg.checkpoint`` on its run's sets, or on those of ``cfg``."""
+    import torch  # not before the command line is known to be good
+    from hydra.core.hydra_config import HydraConfig
+
+    from multimodal.config import check
+    from multimodal.evaluate import evaluate_run, trained_pairs
+    from multimodal.training import checkpoint_io
+    from multimodal.training.build import config_of, load_model
+
+    model, run_cfg = load_model(cfg.checkpoint)
+    anchor = OmegaConf.select(run_cfg, "anchor.checkpoint")
+    anchor_cfg = config_of(checkpoint_io.read(anchor), anchor) if anchor else None
+    for group in ("evaluation", "data"):
+        if cfg[group] is not None:
+            run_cfg[group] = cfg[group]
+    check(run_cfg)
+    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg, anchor_cfg))
+
+
+if __name__ == "__main__":
+    run("evaluate", evaluate)

@@ -1,0 +1,83 @@
+"""The whole corpus: all sources, then what is made from the finished shards."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from multimodal.data.tokenizers import train_bpe
+
+from . import emoji, exercise, furniture, motion, sounds, speech
+from .concepts import load_concepts
+
+SOURCES = ("emoji", "furniture", "speech", "sounds", "motion", "exercise")
+VOCAB_SIZE = 2048
+BUDGET = 24_500_000  # bytes in the whole folder
+
+
+def read_samples(folder: Path, source: str, split: str) -> Iterator[dict[str, bytes]]:
+    """The members of every sample of a split, the key as ``__key__``."""
+    manifest = json.loads((folder / f"{source}.json").read_text(encoding="utf-8"))
+    for shard in manifest["shards"]:
+        if shard["split"] != split:
+            continue
+        sample: dict[str, Any] = {}
+        with tarfile.open(folder / shard["name"]) as archive:
+            for info in archive:
+                key, field = info.name.split(".", 1)
+                if sample and sample["__key__"] != key:
+                    yield sample
+                    sample = {}
+                stream = archive.extractfile(info)
+                assert stream is not None
+                sample.update({"__key__": key, field: stream.read()})
+        if sample:
+            yield sample
+
+
+def train_tokenizer(folder: Path) -> None:
+    """``tokenizer.json``: byte-pair encoding of the captions of all train splits."""
+    texts = [
+        caption
+        for source in SOURCES
+        for sample in read_samples(folder, source, "train")
+        for caption in json.loads(sample["json"])["captions"]
+    ]
+    train_bpe(texts, VOCAB_SIZE).save(str(folder / "tokenizer.json"), pretty=False)
+
+
+def build(cache: Path, folder: Path, only: Sequence[str], picture: Path | None) -> None:
+    """Build the sources in ``only``, the tokenizer, SAMPLES.md and, if asked for, the picture.
+
+    Args:
+        cache: where the packages are kept.
+        folder: where everything is written.
+        only: names out of ``SOURCES``.
+        picture: path of the overview, or None.
+
+    Raises:
+        RuntimeError: the folder is over its budget.
+    """
+    concepts, sets = load_concepts(cache, sounds.concept_names() | motion.concept_names())
+    builders = {
+        "emoji": lambda: emoji.build(folder, concepts, sets),
+        "furniture": lambda: furniture.build(folder, cache),
+        "speech": lambda: speech.build(folder, concepts, sets),
+        "sounds": lambda: sounds.build(folder, cache, concepts, sets),
+        "motion": lambda: motion.build(folder, cache, concepts, sets),
+        "exercise": lambda: exercise.build(folder, cache),
+    }
+    for source in only:
+        manifest = builders[source]()
+        size = sum(shard["bytes"] for shard in manifest["shards"])
+        count = sum(shard["samples"] for shard in manifest["shards"])
+        print(f"{source}: {count} samples, {size / 1e6:.2f} MB", flush=True)
+    if all((folder / f"{source}.json").exists() for source in SOURCES):
+        train_tokenizer(folder)
+    total = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"all: {total / 1e6:.2f} MB")
+    if total > BUDGET:
+        raise RuntimeError(f"{folder} holds {total} bytes, the budget is {BUDGET}")
