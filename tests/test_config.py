@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from multimodal.config import ConfigError, check, defaults_bound
+from multimodal.config import ConfigError, check, defaults_bound, refuse_foreign_targets
 from multimodal.config.targets import TargetError, resolve
 from multimodal.config.values import describe, mismatches
 
@@ -341,6 +341,15 @@ def test_own_packages_are_allowed_by_name(cfg, tmp_path, monkeypatch):
         "model.towers.image.encoder.dpeth",
         "own_package.Encoder has no parameter 'dpeth'; did you mean 'depth'?",
     )
+
+
+def test_a_file_cannot_allow_its_own_packages(cfg):
+    cfg.allowed_packages = ["os"]
+    refuse_foreign_targets(cfg)
+    cfg.data.sources.web._target_ = "os.system"
+    with pytest.raises(ConfigError, match=r"data\.sources\.web\._target_"):
+        refuse_foreign_targets(cfg)
+    refuse_foreign_targets(cfg, ["os"])
 
 
 class Colour(enum.Enum):

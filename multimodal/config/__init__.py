@@ -3,7 +3,7 @@
 `compose_or_explain` answers for the command line, `check` for what was composed.
 """
 
-from multimodal.config.checking import check
+from multimodal.config.checking import check, refuse_foreign_targets
 from multimodal.config.command_line import arrange, compose_or_explain, config_dir
 from multimodal.config.faults import ConfigError, Fault
 from multimodal.config.targets import defaults_bound
@@ -16,4 +16,5 @@ __all__ = [
     "compose_or_explain",
     "config_dir",
     "defaults_bound",
+    "refuse_foreign_targets",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from omegaconf import DictConfig
 
 from multimodal.config import rules, targets
@@ -47,3 +49,20 @@ def check(cfg: DictConfig, schema: type = Train) -> None:
     faults += unfit_choices(tree, faults)
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)))
+
+
+def refuse_foreign_targets(cfg: DictConfig, packages: Sequence[str] = ()) -> None:
+    """Refuses a configuration that came with a file to build anything from other packages.
+
+    Unlike `check` it does not take the file's own word for what is allowed.
+
+    Args:
+        cfg: the configuration, of a checkpoint say.
+        packages: those that its reader allows besides ours.
+
+    Raises:
+        ConfigError: listing every `_target_` that is not allowed.
+    """
+    tree = {**plain(cfg)[0], "allowed_packages": list(packages)}
+    if faults := list(targets.foreign_targets(tree)):
+        raise ConfigError(faults)

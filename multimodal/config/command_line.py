@@ -82,9 +82,8 @@ def compose_or_explain(argv: Sequence[str], config_name: str) -> None:
         cfg = composer.compose(words)
     except HydraException as error:
         raise ConfigError(_explain(composer, overrides, error)) from None
-    if args.cfg is None and args.info is None and OmegaConf.is_missing(cfg, "model"):
-        options = ", ".join(composer.options("experiment"))
-        raise ConfigError([Fault("command line", f"choose +experiment=NAME, one of {options}")])
+    if args.cfg is None and args.info is None and (faults := _missing(composer, cfg)):
+        raise ConfigError(faults)
 
 
 class _Composer:
@@ -156,6 +155,14 @@ def _explain(composer: _Composer, overrides: list[Override], error: Exception) -
             faults.append(_wrong_choice(composer, override, choice_error, list(choices)))
     faults += [] if faults else [f for o in given for f in _wrong_key(composer, o, base)]
     return faults or [Fault("command line", _reason(composer, error, []))]
+
+
+def _missing(composer: _Composer, cfg: DictConfig) -> list[Fault]:
+    missing = [str(key) for key in cfg if OmegaConf.is_missing(cfg, key)]
+    if "model" in missing and "experiment" not in cfg.hydra.runtime.choices:
+        options = ", ".join(composer.options("experiment"))
+        return [Fault("command line", f"choose +experiment=NAME, one of {options}")]
+    return [Fault(key, f"has no value: give it as {key}=...") for key in missing]
 
 
 def _unknown_options(composer: _Composer, override: Override) -> Iterator[Fault]:

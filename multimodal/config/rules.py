@@ -192,18 +192,11 @@ def towers_of_anchor(tree: Tree) -> Iterator[Fault]:
 
 
 def modalities_of_evaluation(tree: Tree) -> Iterator[Fault]:
-    """The evaluation asks for modalities that its sets carry and that have a tower."""
-    towers = block(tree, "model.towers")
+    """The evaluation asks for modalities that its sets carry."""
     for name, entry in _blocks(tree, "evaluation.sets"):
         where, carried = f"evaluation.sets.{name}", block(entry, "source.modalities")
         if not carried:
             continue
-        for modality in carried:
-            if towers and modality not in towers:
-                yield Fault(
-                    f"{where}.source.modalities.{modality}",
-                    f"no tower '{modality}'; {did_you_mean(modality, towers)}",
-                )
         retrieval, zero_shot = entry.get("retrieval"), entry.get("zero_shot")
         asked = [
             (f"{where}.retrieval[{index}]", modality)
@@ -220,5 +213,3 @@ def modalities_of_evaluation(tree: Tree) -> Iterator[Fault]:
                     place,
                     f"the set's source has no '{modality}'; {did_you_mean(modality, carried)}",
                 )
-        if zero_shot and towers and "text" not in towers:
-            yield Fault(f"{where}.zero_shot", "classification by prompts needs a tower 'text'")
