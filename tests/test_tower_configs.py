@@ -1,0 +1,67 @@
+"""The YAML files of towers and models build what they say; on the meta device, so at no cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import nn
+
+from multimodal.config import config_dir
+from multimodal.models import EmbeddingModel
+
+INPUTS = {
+    "image": (3, 64, 64),
+    "depth": (1, 64, 64),
+    "audio": (1, 64, 208),
+    "imu": (6, 200),
+    "text": (24,),
+}
+FULL_SIZE = {"vit_b32": (3, 224, 224), "vit_b16": (3, 224, 224), "vit_l14": (3, 224, 224)}
+SAMPLE_SIZE = 5_000_000  # parameters of a tower that learns on two cores
+TOWERS = sorted(path.stem for path in (config_dir() / "tower").glob("*.yaml"))
+
+
+def build(*words: str) -> nn.Module:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose(overrides=[*words, "+embed_dim=32"])
+    with torch.device("meta"):
+        built: nn.Module = instantiate(next(iter(cfg.values())))
+    return built
+
+
+def inputs_of(shape: tuple[int, ...]) -> torch.Tensor:
+    if len(shape) == 1:
+        return torch.zeros(2, *shape, dtype=torch.int64, device="meta")
+    return torch.zeros(2, *shape, device="meta")
+
+
+@pytest.mark.parametrize("name", [name for name in TOWERS if name != "features"])
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_a_tower_embeds_what_its_modality_brings(name: str, head: str):
+    tower = build(f"+tower={name}", f"head@tower.head={head}")
+    shape = FULL_SIZE.get(name) or INPUTS[name.split("_")[0]]
+    assert tower(inputs_of(shape)).shape == (2, 32)
+    assert (sum(p.numel() for p in tower.parameters()) < SAMPLE_SIZE) == name.endswith("small")
+
+
+def test_features_need_to_know_how_many():
+    tower = build("+tower=features", "tower.encoder.in_features=10", "tower.encoder.width=16")
+    assert tower(torch.zeros(2, 10, device="meta")).shape == (2, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"), [("clip_sample", set()), ("imagebind_sample", {"image", "text"})]
+)
+def test_a_model_has_the_towers_of_its_experiment(name: str, frozen: set[str]):
+    model = build(f"+model={name}")
+    assert isinstance(model, EmbeddingModel)
+    assert {modality for modality, tower in model.towers.items() if tower.frozen} == frozen
+    for modality in model.towers:
+        assert model.embed(modality, inputs_of(INPUTS[modality])).shape == (2, 32)
+
+
+def test_a_tower_can_be_shared_by_config():
+    model = build("+model=clip_sample", "+model.towers.video=image")
+    assert model.towers["video"] is model.towers["image"]
