@@ -16,7 +16,7 @@ from multimodal.data.errors import DecodeError
 from multimodal.data.transforms.base import Stacked, require_finite, standardisation
 from multimodal.data.transforms.filterbank import FilterBank, resample
 
-_SLOWEST, _FASTEST = 1000, 384_000  # sampling rates that are accepted, in Hz
+_SLOWEST, _FASTEST = 1000, 192_000  # sampling rates that are accepted, in Hz
 
 
 class AudioTransform(Stacked):

@@ -11,6 +11,7 @@ from torch import Tensor
 _PREEMPHASIS = 0.97
 _FLOOR = torch.finfo(torch.float32).eps  # of the energies, before the logarithm
 _ZERO_CROSSINGS = 6  # of the sinc on either side: where the resampling filter ends
+_OUTPUTS_AT_ONCE = 64
 _ROLLOFF = 0.99  # cut-off of the resampling filter, as a share of the lower Nyquist frequency
 
 
@@ -119,24 +120,34 @@ def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
     down, up = rate // divisor, new_rate // divisor
     if down == up:
         return waveform
-    kernel = _sinc_kernel(down, up)
-    half = kernel.shape[1] // 2
     length = -(-len(waveform) * up // down)
-    # Output i lies at i * down / up, between the input samples at its floor and the next.
-    places = torch.arange(length) * down // up
-    padded = torch.nn.functional.pad(waveform, (half - 1, half))
-    windows = padded.unfold(0, 2 * half, 1)[places]
-    return (windows * kernel[torch.arange(length) % up]).sum(1)
+    periods = -(-length // up)
+    half, kernels = _sinc_kernels(down, up)
+    # In every period, of `down` values in and `up` out, the same weights apply.
+    padded = torch.nn.functional.pad(waveform, (half - 1, half + down * (periods + 1)))
+    parts = [
+        padded[start:].unfold(0, len(kernel), down)[:periods] @ kernel for start, kernel in kernels
+    ]
+    return torch.cat(parts, 1).flatten()[:length]
 
 
-@lru_cache(maxsize=16)
-def _sinc_kernel(down: int, up: int) -> Tensor:
-    """``[up, 2 * half]``: row p weighs the inputs around an output that is p / up off the grid."""
+@lru_cache(maxsize=8)
+def _sinc_kernels(down: int, up: int) -> tuple[int, list[tuple[int, Tensor]]]:
+    """Half the filter's length, and the weights of one period of outputs.
+
+    The weights come as banded matrices of a few outputs each: the input that the band begins with,
+    and ``[inputs, outputs]``.
+    """
     cutoff = _ROLLOFF * min(1.0, up / down)  # as a share of the input's Nyquist frequency
     half = math.ceil(_ZERO_CROSSINGS / cutoff)
-    phases = (torch.arange(up, dtype=torch.float64) * down % up / up)[:, None]
-    distance = torch.arange(1 - half, half + 1, dtype=torch.float64) - phases
-    reach = (distance * cutoff / _ZERO_CROSSINGS).clamp(-1, 1)
-    kernel = torch.sinc(distance * cutoff) * torch.cos(reach * math.pi / 2).square()
-    # Every phase passes a constant unchanged.
-    return (kernel / kernel.sum(1, keepdim=True)).float()
+    kernels = []
+    for first in range(0, up, _OUTPUTS_AT_ONCE):
+        outputs = torch.arange(first, min(first + _OUTPUTS_AT_ONCE, up))
+        start, stop = first * down // up, int(outputs[-1]) * down // up + 2 * half
+        inputs = torch.arange(start, stop, dtype=torch.float64) - (half - 1)
+        distance = inputs[:, None] - outputs.double() * down / up
+        reach = (distance * cutoff / _ZERO_CROSSINGS).clamp(-1, 1)
+        kernel = torch.sinc(distance * cutoff) * torch.cos(reach * math.pi / 2).square()
+        # Every output passes a constant unchanged.
+        kernels.append((start, (kernel / kernel.sum(0)).float()))
+    return half, kernels
