@@ -143,6 +143,10 @@ RULES = {
     ),
     "third-party parameter": ("trainer.max_step", 3, "trainer.max_step", "'max_steps'"),
     "foreign target": ("loss._target_", "os.system", "loss._target_", "allowed_packages"),
+    "target that is only known in a job": (
+        "loss._target_", "${hydra:runtime.cwd}", "loss._target_", "allowed_packages"
+    ),
+    "target that is no name": ("loss._target_", 3, "loss._target_", "allowed_packages"),
     "target that is not there": (
         "loss._target_", "multimodal.objectives.softmax_losses.InfoNEC",
         "loss._target_", "did you mean 'InfoNCE'?",

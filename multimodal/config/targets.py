@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config.faults import Fault, did_you_mean
-from multimodal.config.tree import UNKNOWN, join, nodes
+from multimodal.config.tree import join, nodes
 from multimodal.config.values import mismatches
 
 ALLOWED = ("multimodal", "torch.nn", "torch.optim", "pytorch_lightning")
@@ -50,8 +50,8 @@ def foreign_targets(tree: dict[str, Any]) -> Iterator[Fault]:
     """Refuses, before importing anything, a `_target_` from outside the allowed packages."""
     packages = allowed_packages(tree)
     for where, node in nodes(tree):
-        target = node.get("_target_", UNKNOWN)
-        if target is UNKNOWN or (isinstance(target, str) and _inside(target, packages)):
+        target = node.get("_target_")
+        if "_target_" not in node or (isinstance(target, str) and _inside(target, packages)):
             continue
         yield Fault(
             join(where, "_target_"),
