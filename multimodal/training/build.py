@@ -59,7 +59,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
             continue
         extra: dict[str, Any] = {}
         if name == "checkpoint":
-            extra = {"folder": str(folder / "checkpoints"), "config": portable_yaml(cfg)}
+            extra = {"folder": str(folder / "checkpoints"), "run_config": portable_yaml(cfg)}
         callbacks.append(instantiate(node, **extra))
     logger = instantiate(cfg.logger) if cfg.logger else False
     if isinstance(logger, dict | DictConfig):

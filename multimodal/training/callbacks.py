@@ -35,18 +35,18 @@ class Checkpoint(pl.Callback):
         folder: of this run's checkpoints.
         every_n_train_steps: optimizer steps between two checkpoints; null saves at the end only.
         keep_last: how many stay.
-        config: the resolved configuration as YAML text; goes into every checkpoint.
+        run_config: the resolved configuration as YAML text; goes into every checkpoint.
     """
 
     def __init__(
-        self, folder: str, every_n_train_steps: int | None, keep_last: int, config: str
+        self, folder: str, every_n_train_steps: int | None, keep_last: int, run_config: str
     ) -> None:
         if keep_last < 1:
             raise ValueError(f"callbacks.checkpoint.keep_last={keep_last} must be at least 1")
         self.folder = Path(folder)
         self.every_n_train_steps = every_n_train_steps
         self.keep_last = keep_last
-        self.config = config
+        self.run_config = run_config
         self._saved_step = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -57,7 +57,7 @@ class Checkpoint(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds the configuration to whatever is saved."""
-        checkpoint["config"] = self.config
+        checkpoint["config"] = self.run_config
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any
