@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,21 @@ from multimodal.data.errors import DecodeError
 from multimodal.data.transforms.base import Stacked, require_finite, standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 
+_OUTPUTS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
+    "disparity": lambda metres, nearest, farthest: nearest / metres,
+    "depth": lambda metres, nearest, farthest: metres / farthest,
+    "log_depth": lambda metres, nearest, farthest: (
+        torch.log(metres / nearest) / math.log(farthest / nearest)
+    ),
+}
+
 
 class DepthTransform(Stacked):
-    """Raw depth to disparity or scaled depth, with the geometry of the picture beside it.
+    """Raw depth to disparity, scaled or log depth, with the geometry of the picture beside it.
 
-    Depth z in metres is limited to [min_depth_m, max_depth_m]. ``disparity`` is min_depth_m / z
-    and ``depth`` is z / max_depth_m: both in (0, 1], then standardised. A pixel without a
+    Depth z in metres is limited to [min_depth_m, max_depth_m]. ``disparity`` is min_depth_m / z,
+    ``depth`` is z / max_depth_m, and ``log_depth`` is log(z / min_depth_m) over its maximum (a
+    thing twice as large and twice as far differs by a constant): all in [0, 1], then standardised. A pixel without a
     measurement (0 in the raw map) is 0 in the result, and does not bleed into its neighbours when
     the map is resized.
 
@@ -29,7 +38,7 @@ class DepthTransform(Stacked):
         unit_m: metres per raw value: 0.001 for maps in millimetres.
         min_depth_m: anything nearer counts as being there.
         max_depth_m: anything farther counts as being there.
-        output: ``disparity`` or ``depth``.
+        output: ``disparity``, ``depth`` or ``log_depth``.
         mean: of the result, over measured pixels.
         std: of the result, over measured pixels.
         scale: range of the random crop's share of the area; [1, 1] for the central square.
@@ -56,8 +65,8 @@ class DepthTransform(Stacked):
         dropout: float = 0.0,
         erasing: float = 0.0,
     ) -> None:
-        if output not in ("disparity", "depth"):
-            raise ValueError(f"output must be disparity or depth, got {output!r}")
+        if output not in _OUTPUTS:
+            raise ValueError(f"output must be one of {', '.join(_OUTPUTS)}, got {output!r}")
         if not 0 < min_depth_m < max_depth_m < math.inf or unit_m <= 0:
             raise ValueError(
                 "0 < min_depth_m < max_depth_m and unit_m > 0 are needed, got "
@@ -101,8 +110,7 @@ class DepthTransform(Stacked):
         if random is not None:
             factor *= 1 + self.distance * random.uniform(-1, 1)
         metres = (raw * factor).clamp_(*self.range_m)
-        nearest, farthest = self.range_m
-        result = nearest / metres if self.output == "disparity" else metres / farthest
+        result = _OUTPUTS[self.output](metres, *self.range_m)
         measured = (raw > 0).float()
         pair = torch.stack([result.sub_(self.mean).div_(self.std).mul_(measured), measured])
         result, measured = crop_and_resize(
