@@ -112,6 +112,22 @@ def test_global_generators_play_no_part(folder):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_loading_in_this_process_uses_one_thread_and_gives_them_back(folder, monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen = set()
+    transform = ArrayTransform([1])
+    original = transform.collate
+    monkeypatch.setattr(
+        transform, "collate", lambda xs: (seen.add(torch.get_num_threads()), original(xs))[1]
+    )
+    try:
+        next(iter(ScheduledLoader(sources(folder), {"x": transform}, 8, 0)))
+        assert (seen, torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_repeats_of_a_sample_are_augmented_differently(folder):
     made = loader(folder, first={"repeat": 3.0})
     seen: dict[int, list] = {}

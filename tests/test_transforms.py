@@ -20,6 +20,9 @@ from multimodal.data.transforms.image import ImageTransform
 from multimodal.data.transforms.imu import IMUTransform, rotation_matrix
 from multimodal.data.transforms.text import TextTransform
 from multimodal.data.transforms.thermal import ThermalTransform
+from multimodal.data.workers import one_thread
+
+pytestmark = pytest.mark.usefixtures("single_thread")
 
 PLAIN = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
 
@@ -31,6 +34,12 @@ def draw(epoch: int = 0, repeat: int = 0) -> Draw:
 def picture(height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
     small = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), np.uint8)
     return np.array(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="module")
+def single_thread():
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +307,16 @@ def test_depth_becomes_disparity_or_a_share_of_the_farthest():
         millimetres, None
     )
     assert torch.allclose(scaled, torch.tensor([[[0, 3.0], [-3.0, -4.6]]]), atol=1e-5)
+
+
+def test_relative_depth_runs_from_the_nearest_to_the_farthest_point():
+    millimetres = np.array([[0, 4000], [4100, 4400]], np.uint16)
+    transform = DepthTransform(2, output="relative", std=0.5)
+    expected = torch.tensor([[[0, 2.0], [1.6, 0.4]]])
+    assert torch.allclose(transform(millimetres, None), expected)
+    flat = transform(np.full((2, 2), 700, np.uint16), None)
+    assert torch.equal(flat, torch.full((1, 2, 2), 2.0))
+    assert torch.equal(transform(np.zeros((2, 2), np.uint16), None), torch.zeros(1, 2, 2))
 
 
 def test_missing_depth_stays_missing_and_does_not_bleed():

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from multimodal.data.assemble import Rejection, Sample, Tally, check_transforms, collate, load
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
-from multimodal.data.workers import Steps, make_loader
+from multimodal.data.workers import Steps, make_loader, one_thread
 from multimodal.types import Batch
 
 
@@ -88,6 +88,7 @@ class _EvaluationBatches(Dataset[tuple[Batch | None, list[Rejection]]]):
         self.modalities = modalities
         self.batch_size = batch_size
 
+    @one_thread()
     def __getitem__(self, number: int) -> tuple[Batch | None, list[Rejection]]:
         start = number * self.batch_size
         samples: list[Sample] = []

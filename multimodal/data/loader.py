@@ -23,7 +23,7 @@ from multimodal.data.schedule import BatchSchedule, SourceSize
 from multimodal.data.signature import differences, signature
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
-from multimodal.data.workers import Steps, make_loader
+from multimodal.data.workers import Steps, make_loader, one_thread
 from multimodal.types import Batch
 
 log = logging.getLogger(__name__)
@@ -169,6 +169,7 @@ class _TrainingBatches(Dataset[tuple[Batch, list[Rejection]]]):
         self.rank = rank
         self.world_size = world_size
 
+    @one_thread()
     def __getitem__(self, step: int) -> tuple[Batch, list[Rejection]]:
         spec = self.schedule(step)
         size = len(spec.indices) // self.world_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -41,6 +42,21 @@ def make_loader(
         persistent_workers=persistent and num_workers > 0,
         generator=torch.Generator(),  # otherwise each iteration would draw from the global one
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limits torch to one thread, also where batches are loaded in the training process.
+
+    What is done to a sample is too small to be shared between threads: they would spend many times
+    the work waiting for each other.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _as_it_is(item: Item) -> Item:

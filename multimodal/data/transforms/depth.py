@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,30 +15,31 @@ from multimodal.data.errors import DecodeError
 from multimodal.data.transforms.base import Stacked, require_finite, standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 
-_OUTPUTS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
-    "disparity": lambda metres, nearest, farthest: nearest / metres,
-    "depth": lambda metres, nearest, farthest: metres / farthest,
-    "log_depth": lambda metres, nearest, farthest: (
-        torch.log(metres / nearest) / math.log(farthest / nearest)
-    ),
-}
+_OUTPUTS = ("disparity", "depth", "log_depth", "relative")
 
 
 class DepthTransform(Stacked):
-    """Raw depth to disparity, scaled or log depth, with the geometry of the picture beside it.
+    """Raw depth to one of four representations, with the geometry of the picture beside it.
 
-    Depth z in metres is limited to [min_depth_m, max_depth_m]. ``disparity`` is min_depth_m / z,
-    ``depth`` is z / max_depth_m, and ``log_depth`` is log(z / min_depth_m) over its maximum (a
-    thing twice as large and twice as far differs by a constant): all in [0, 1], then standardised. A pixel without a
-    measurement (0 in the raw map) is 0 in the result, and does not bleed into its neighbours when
-    the map is resized.
+    Depth z in metres is limited to [min_depth_m, max_depth_m]. All four are in [0, 1], and are then
+    standardised:
+
+    * ``disparity``: min_depth_m / z;
+    * ``depth``: z / max_depth_m;
+    * ``log_depth``: log(z / min_depth_m) over its maximum, where a thing twice as large and twice
+      as far differs by a constant;
+    * ``relative``: from 1 at the map's nearest point evenly to 0.2 at its farthest, which shows the
+      shape of a thing at any distance, and not its size.
+
+    A pixel without a measurement (0 in the raw map) is 0 in the result, and does not bleed into its
+    neighbours when the map is resized.
 
     Args:
         size: side of the square result, in pixels.
         unit_m: metres per raw value: 0.001 for maps in millimetres.
         min_depth_m: anything nearer counts as being there.
         max_depth_m: anything farther counts as being there.
-        output: ``disparity``, ``depth`` or ``log_depth``.
+        output: the representation.
         mean: of the result, over measured pixels.
         std: of the result, over measured pixels.
         scale: range of the random crop's share of the area; [1, 1] for the central square.
@@ -110,14 +111,13 @@ class DepthTransform(Stacked):
         if random is not None:
             factor *= 1 + self.distance * random.uniform(-1, 1)
         metres = (raw * factor).clamp_(*self.range_m)
-        result = _OUTPUTS[self.output](metres, *self.range_m)
-        measured = (raw > 0).float()
-        pair = torch.stack([result.sub_(self.mean).div_(self.std).mul_(measured), measured])
-        result, measured = crop_and_resize(
-            pair, self.geometry.box(draw, *value.shape), self.size, "bilinear"
-        )
+        measured = raw > 0
+        result = self._represent(metres, measured).sub_(self.mean).div_(self.std)
+        pair = torch.stack([result.mul_(measured), measured.float()])
+        box = self.geometry.box(draw, *value.shape)
+        result, share = crop_and_resize(pair, box, self.size, "bilinear")
         # Averages over measured pixels only; a result that is mostly unmeasured stays so.
-        result = torch.where(measured > 0.5, result / measured.clamp(min=0.5), 0)[None]
+        result = torch.where(share > 0.5, result / share.clamp(min=0.5), 0)[None]
         if random is not None:
             if self.dropout:
                 share = self.dropout * random.random()
@@ -125,3 +125,16 @@ class DepthTransform(Stacked):
                 result[torch.from_numpy(lost)] = 0
             erase(result, self.erasing, random)
         return result
+
+    def _represent(self, metres: Tensor, measured: Tensor) -> Tensor:
+        """The representation in [0, 1]; anything goes where nothing is measured."""
+        nearest, farthest = self.range_m
+        if self.output == "disparity":
+            return nearest / metres
+        if self.output == "depth":
+            return metres / farthest
+        if self.output == "log_depth":
+            return torch.log(metres / nearest) / math.log(farthest / nearest)
+        if measured.any():
+            nearest, farthest = (float(bound) for bound in metres[measured].aminmax())
+        return 1 - 0.8 * (metres - nearest) / max(farthest - nearest, 1e-6)
