@@ -54,7 +54,11 @@ CASES = {
         (3, 16, 16),
         17,
     ),
-    "residual network": (lambda: ConvolutionalEncoder(16, 3, [8, 24], [0, 2], 4), (3, 16, 16), 16),
+    "residual network": (
+        lambda: ConvolutionalEncoder([16, 8], 3, [8, 24], [0, 2], 4),
+        (3, 16, 8),
+        8,
+    ),
     "audio": (
         lambda: AudioTransformer(16, 26, patch(patch_size=8, stride=5), trunk(), pooling="mean"),
         (1, 16, 26),
@@ -139,6 +143,15 @@ def test_a_mask_is_refused_where_there_is_no_padding(case: str):
     make, shape, _ = CASES[case]
     with pytest.raises(ValueError, match="takes no mask"):
         make()(inputs_of(shape), torch.ones(3, 1, dtype=torch.bool))
+
+
+def test_a_residual_block_starts_as_its_shortcut():
+    encoder = ConvolutionalEncoder(16, 3, [8, 16], [1, 1])
+    blocks = [module for module in encoder.modules() if isinstance(module, ResidualBlock)]
+    assert len(blocks) == 2
+    for block in blocks:
+        x = torch.randn(2, block.conv_1.in_channels, 8, 8)
+        assert torch.equal(block(x), block.shortcut(x))
 
 
 # Text
@@ -269,6 +282,7 @@ def test_a_hidden_layer_needs_a_width():
         (lambda: ConvolutionalEncoder(20, 3, [8, 8, 8], [1, 1, 1]), "image_size=20"),
         (lambda: ConvolutionalEncoder(16, 3, [8, 12], [1, 1]), r"groups=8 .*\[8, 12\]"),
         (lambda: ConvolutionalEncoder(16, 3, [8, 8], [1]), "one number of each per stage"),
+        (lambda: ConvolutionalEncoder(16, 3, [8, 8], [1, 0]), r"blocks=\[1, 0\]"),
     ],
 )
 def test_a_wrong_constructor_says_why(make, message: str):

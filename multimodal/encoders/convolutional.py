@@ -1,4 +1,4 @@
-"""A small residual convolutional network: learns fast where pictures are small and few."""
+"""A small residual convolutional network: learns fast where samples are small and few."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.encoders.transformer import check_shape
+from multimodal.layers.stems import per_dim
 from multimodal.types import EncoderOutput
 
 
@@ -42,17 +43,17 @@ class ResidualBlock(nn.Module):
 
 
 class ConvolutionalEncoder(nn.Module):
-    """A pre-activation residual network on ``[B, in_channels, height, width]``.
+    """A pre-activation residual network on pictures or spectrograms ``[B, C, height, width]``.
 
     Normalises by groups (Wu and He 2018), so that a sample's features do not depend on its batch.
     The tokens are the last feature map, row by row; the features are their mean.
 
     Args:
-        image_size: side of the square picture in pixels.
-        in_channels: 3 for RGB, 1 for depth and thermal.
+        image_size: side of the square picture in pixels, or ``[height, width]``.
+        in_channels: 3 for RGB, 1 for depth, thermal and log-mel spectrograms.
         channels: channels of each stage; the first convolution and every stage after the first
             halve the sides. The last is the encoder's width.
-        blocks: residual blocks of each stage.
+        blocks: residual blocks of each stage; only the first may have none.
         groups: groups of the GroupNorms, a divisor of every stage's channels.
 
     Raises:
@@ -62,7 +63,7 @@ class ConvolutionalEncoder(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | Sequence[int],
         in_channels: int,
         channels: Sequence[int],
         blocks: Sequence[int],
@@ -74,18 +75,21 @@ class ConvolutionalEncoder(nn.Module):
                 f"channels={list(channels)} and blocks={list(blocks)}: expected one number of "
                 "each per stage"
             )
+        if min(blocks) < 0 or 0 in blocks[1:]:
+            raise ValueError(f"blocks={list(blocks)}: only the first stage may have no block")
         if any(count % groups for count in channels):
             raise ValueError(
                 f"groups={groups} does not divide every one of channels={list(channels)}"
             )
-        if image_size % 2 ** len(channels):
+        size = per_dim(image_size, 2, "image_size")
+        if any(side % 2 ** len(channels) for side in size):
             raise ValueError(
                 f"image_size={image_size} is not a multiple of {2 ** len(channels)}, "
                 f"by which {len(channels)} stages divide it"
             )
         self.width = channels[-1]
         self.in_channels = in_channels
-        self.image_size = image_size
+        self.size = size
         layers: list[nn.Module] = [
             nn.Conv2d(in_channels, channels[0], 3, stride=2, padding=1, bias=False)
         ]
@@ -99,14 +103,13 @@ class ConvolutionalEncoder(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # He et al. 2015
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, ResidualBlock):
-                nn.init.zeros_(module.conv_2.weight)
+        for layer in layers:
+            if isinstance(layer, ResidualBlock):  # starts as its shortcut (Goyal et al. 2017, 5.1)
+                nn.init.zeros_(layer.conv_2.weight)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
         """Encode a batch of float pictures; there is no padding, so ``mask`` must be None."""
-        check_shape(
-            inputs, (self.in_channels, self.image_size, self.image_size), type(self).__name__
-        )
+        check_shape(inputs, (self.in_channels, *self.size), type(self).__name__)
         if mask is not None:
             raise ValueError("ConvolutionalEncoder takes no mask: its inputs have a fixed size")
         # Channels last is the layout in which the convolutions are fast, on CPU and on GPU.
