@@ -43,6 +43,7 @@ def explained(own, *words) -> dict[str, str]:
         ["+experiment=mine", "encoder@model.towers.image.encoder=vit_b16"],
         ["-m", "+experiment=mine,clip", "seed=1,2", "optimizer.lr=interval(0,1)", "loss=glob(*)"],
         ["+experiment=mine", "--cfg", "job"],
+        ["+experiment=clip", "~evaluation", "~logger", "~scheduler"],
         ["--cfg", "job"],
         ["--help"],
         ["--hydra-help"],
@@ -78,6 +79,7 @@ WORDS = {
     "plus too many": ("+optimizer=adamw", "write optimizer=adamw"),
     "plus before a key": ("+seed=1", "write seed=1"),
     "plus too few": ("experiment=clip", "write +experiment=clip"),
+    "no option": ("evaluation=null", "write ~evaluation"),
     "no value": ("seed", "key=value"),
 }  # fmt: skip
 

@@ -170,9 +170,10 @@ def _unknown_options(composer: _Composer, override: Override) -> Iterator[Fault]
     if override.is_delete() or not composer.repository.group_exists(group):
         return
     for option in composer.choices(override):
-        if option not in ("None", "null") and not composer.repository.config_exists(
-            f"{group}/{option}"
-        ):
+        if option in ("None", "null"):
+            key = override.get_key_element().lstrip("+")
+            yield Fault(str(override.input_line), f"to leave '{key}' out, write ~{key}")
+        elif not composer.repository.config_exists(f"{group}/{option}"):
             options = composer.options(group)
             close = nearest(option, options)
             guess = f"did you mean {override.get_key_element()}={close[0]}? " if close else ""
