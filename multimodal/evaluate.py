@@ -289,7 +289,7 @@ def write(
     Returns:
         The report's path.
     """
-    (folder / "metrics.json").write_text(json.dumps(results.metrics(), indent=2) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
     log = folder / "metrics.csv"
     rows = list(csv.DictReader(log.open(newline=""))) if log.exists() else []
     page = Page(
@@ -304,6 +304,10 @@ def write(
     )
     report = folder / "report.html"
     report.write_text(render(page), encoding="utf-8")
+    # Last, and in one step: who finds it finds a finished run.
+    written = folder / ".metrics.json.tmp"
+    written.write_text(json.dumps(results.metrics(), indent=2) + "\n")
+    written.replace(folder / "metrics.json")
     return report
 
 

@@ -141,6 +141,11 @@ def test_nearest_breaks_ties_by_the_lower_index():
     assert scores.tolist() == [pytest.approx([1.0, 1.0, 0.6, 0.0])]
 
 
+def test_nearest_of_no_query_is_empty():
+    scores, indices = nearest(torch.ones(0, 3), torch.ones(5, 3), 2)
+    assert scores.shape == indices.shape == (0, 2)
+
+
 def test_scalar_baseline_ranks_by_distance():
     keys = torch.arange(3)
     scores = retrieval_by_scalar(

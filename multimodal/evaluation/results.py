@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from torch import Tensor
 
@@ -151,42 +152,53 @@ class Results:
 
     def table(self) -> Table:
         """The figures in percent for a terminal, trained pairs before emergent ones."""
-        table = Table(title="Held-out results, in percent", title_justify="left")
-        for name in ("set", "task", "pair"):
-            table.add_column(name)
+        table = Table(
+            title="Held-out results, in percent",
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE,
+        )
+        table.add_column("query → answer", no_wrap=True)
         for name in ("top 1", "top 5", "top 10", "chance", "among"):
-            table.add_column(name, justify="right")
-        rows = [(r.trained, r) for r in self.retrievals] + [(z.trained, z) for z in self.zero_shots]
-        for trained in (True, False):
-            for result in (result for kind, result in rows if kind is trained):
-                table.add_row(*_cells(result))
-                if isinstance(result, RetrievalResult) and result.baseline is not None:
-                    recall = [f"{100 * value:.1f}" for value in result.baseline.recall.values()]
-                    table.add_row("", "  by duration alone", "", *recall, "", "", style="dim")
+            table.add_column(name, justify="right", no_wrap=True)
+        for trained, title in ((True, "Trained together"), (False, "Never trained together")):
+            table.add_row(f"[bold]{title}")
+            for name in self.sets:
+                every: list[RetrievalResult | ZeroShotResult] = [*self.retrievals, *self.zero_shots]
+                rows = [row for row in every if (row.set, row.trained) == (name, trained)]
+                if rows:
+                    table.add_row(f"[bold cyan]{name}")
+                for row in rows:
+                    for cells in _cells(row):
+                        table.add_row(*cells)
             table.add_section()
-        for gap in self.missing:
-            table.add_row(gap.set, gap.what, gap.reason, style="dim")
+        gaps = [f"{gap.set}, {gap.what}: {gap.reason}" for gap in self.missing]
+        table.caption = "\n".join(["Not evaluated", *gaps]) if gaps else None
         return table
 
 
-def _cells(result: RetrievalResult | ZeroShotResult) -> list[str]:
-    kind = "trained" if result.trained else "emergent"
-    if isinstance(result, RetrievalResult):
+def _cells(result: RetrievalResult | ZeroShotResult) -> list[list[str]]:
+    """The lines of one result: the model's, and the baseline's under it."""
+    if isinstance(result, ZeroShotResult):
         scores = result.scores
-        figures = [f"{100 * value:.1f}" for value in scores.recall.values()]
-        chance, size = next(iter(scores.chance_recall.values())), f"{scores.gallery} items"
-        return [
-            result.set,
-            f"{result.query} → {result.gallery}",
-            kind,
-            *figures,
-            f"{100 * chance:.1f}",
-            size,
+        figures = [_percent(scores.top1), _percent(scores.top5), "", _percent(scores.chance_top1)]
+        return [[f"  {result.modality} → {result.label}, zero-shot", *figures, str(scores.classes)]]
+    lines = [(f"  {result.query} → {result.gallery}", result.scores)]
+    if result.baseline is not None:
+        lines.append(("    by duration alone", result.baseline))
+    return [
+        [
+            name,
+            *(_percent(value) for value in scores.recall.values()),
+            _percent(next(iter(scores.chance_recall.values()))),
+            str(scores.gallery),
         ]
-    figures = [f"{100 * result.scores.top1:.1f}", f"{100 * result.scores.top5:.1f}", ""]
-    chance, size = result.scores.chance_top1, f"{result.scores.classes} classes"
-    task = f"{result.modality} → {result.label}, zero-shot"
-    return [result.set, task, kind, *figures, f"{100 * chance:.1f}", size]
+        for name, scores in lines
+    ]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
 
 
 def _retrieval_row(scores: Retrieval) -> dict[str, Any]:

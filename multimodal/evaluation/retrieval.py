@@ -180,7 +180,7 @@ def _score(
         _score_chunk(rows(start, stop), query_keys[start:stop, None] == gallery_keys, ks)
         for start, stop in _chunks(n_queries, n_gallery, chunk_size)
     ]
-    if not parts or not any(len(part.rank) for part in parts):
+    if not any(len(part.rank) for part in parts):
         raise ValueError(
             f"none of {n_queries} queries has a right answer among {n_gallery} gallery items: "
             "their keys share no value"
@@ -266,7 +266,7 @@ def _chance_precision(positives: Tensor, n_gallery: int) -> Tensor:
 
 def _chunks(n_queries: int, n_gallery: int, chunk_size: int | None) -> list[tuple[int, int]]:
     size = chunk_size or max(1, _CELLS // max(n_gallery, 1))
-    return [(start, min(start + size, n_queries)) for start in range(0, n_queries, size)]
+    return [(start, min(start + size, n_queries)) for start in range(0, max(n_queries, 1), size)]
 
 
 def _refuse_non_finite(name: str, values: Tensor) -> None:

@@ -22,6 +22,7 @@ Array = NDArray[Any]
 
 PICTURE_PX = 96
 SPECTROGRAM_PX = (96, 64)
+OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 SOUND_S = 6.0  # longer sounds are cut in the page, not in the evaluation
 
 
@@ -58,7 +59,7 @@ def data_uri(media_type: str, content: bytes) -> str:
 def image_uri(picture: Image.Image, lossless: bool = False) -> str:
     """A WebP data URI of ``picture``."""
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=90, lossless=lossless)
+    picture.save(buffer, "WEBP", quality=80, lossless=lossless)
     return data_uri("image/webp", buffer.getvalue())
 
 
@@ -98,7 +99,8 @@ def _sound(wave: Array, rate: float | None) -> Markup:
         raise ValueError(f"a sound needs a rate and [channels, T]; got {rate}, {list(wave.shape)}")
     wave = wave[:, : int(SOUND_S * rate)].mean(axis=0)
     buffer = io.BytesIO()
-    soundfile.write(buffer, wave, int(rate), format="OGG", subtype="VORBIS")
+    codec = "OPUS" if rate in OPUS_RATES else "VORBIS"
+    soundfile.write(buffer, wave, int(rate), format="OGG", subtype=codec)
     return Markup(
         '<span class="sound"><img src="{}" alt=""><audio controls preload="none" src="{}"></audio>'
         '<button type="button" hidden aria-label="play"></button><i></i></span>'

@@ -131,6 +131,10 @@ def render(page: Page) -> str:
             (kind, title, _by_set(page.results, kind))
             for kind, title in ((True, "Trained together"), (False, "Never trained together"))
         ],
+        galleries=[
+            (name, [gallery for gallery in page.galleries if gallery.result.set == name])
+            for name in dict.fromkeys(gallery.result.set for gallery in page.galleries)
+        ],
         matrices=[
             (result, heat_map(result.matrix.double().numpy()), result.matrix.aminmax())
             for result in retrievals
