@@ -25,6 +25,7 @@ from rich.progress import (
 
 from multimodal.distributed import all_gather_object, world_size
 from multimodal.training.checkpoint_io import STEP_NAME
+from multimodal.training.loggers import CSVLogger
 from multimodal.types import Batch
 
 
@@ -49,9 +50,12 @@ class Checkpoint(pl.Callback):
         self.run_config = run_config
         self._saved_step = 0
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts to count at the step that the run was resumed from."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Goes on from the step that the run was resumed from, in the log too."""
         self._saved_step = trainer.global_step
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.rewind(trainer.global_step)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
