@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from multimodal.data.assemble import Rejection, Tally, TooManyBadSamples
 from multimodal.data.datamodule import MultimodalDataModule, evaluation_batches
+from multimodal.data.decode import decode
 from multimodal.data.evaluation import EvaluationLoader
 from multimodal.data.loader import ScheduledLoader
 from multimodal.data.source import Source
@@ -382,6 +383,23 @@ def test_sources_are_named_by_the_data_module(folder):
     batches = list(validation)
     assert [len(batch) for batch in batches] == [5, 2]
     assert {batch.source for batch in batches} == {"held_out"}
+
+
+def test_a_cache_of_decoded_members_changes_nothing(folder, monkeypatch):
+    expected = epochs(module(folder).train_dataloader(), 3)
+    decoded = []
+
+    def counting(member, data, limits):
+        if member != "json":
+            decoded.append(data)
+        return decode(member, data, limits)
+
+    monkeypatch.setattr("multimodal.data.source.decode", counting)
+    assert epochs(module(folder, cache_mb=1).train_dataloader(), 3) == expected
+    assert len(decoded) == len(set(decoded)) == 72
+    decoded.clear()
+    assert epochs(module(folder, cache_mb=0).train_dataloader(), 3) == expected
+    assert len(decoded) == 3 * 72
 
 
 def test_a_modality_without_a_transform_is_refused(folder):

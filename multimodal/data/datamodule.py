@@ -11,7 +11,8 @@ from multimodal import distributed
 from multimodal.data.decode import Limits
 from multimodal.data.evaluation import EvaluationLoader
 from multimodal.data.loader import ScheduledLoader
-from multimodal.data.source import Source
+from multimodal.data.overfit import RepeatedBatch
+from multimodal.data.source import Source, decoded_cache
 from multimodal.data.transforms.base import Transform
 from multimodal.types import Batch
 
@@ -33,7 +34,10 @@ class MultimodalDataModule(pl.LightningDataModule):
         epoch_steps: with weights, the batches of an epoch; None for as many as draw every sample
             of all sources once.
         max_bad_fraction: of the samples that cannot be read; more stop the run.
+        cache_mb: memory for decoded pictures, sounds and arrays, in each process that loads: worth
+            it where most of a data set fits. 0 for none.
         limits: sizes that are decoded; None for those of ``Limits``.
+        overfit: trains on the first batch again and again (``debug=overfit``).
 
     Raises:
         ValueError: if a source has a modality without a transform, or aligned modalities have
@@ -53,7 +57,9 @@ class MultimodalDataModule(pl.LightningDataModule):
         drop_last: bool = True,
         epoch_steps: int | None = None,
         max_bad_fraction: float = 0.01,
+        cache_mb: int = 0,
         limits: Limits | None = None,
+        overfit: bool = False,
     ) -> None:
         super().__init__()
         self.sources = dict(sources)
@@ -67,14 +73,17 @@ class MultimodalDataModule(pl.LightningDataModule):
         self.drop_last = drop_last
         self.epoch_steps = epoch_steps
         self.max_bad_fraction = max_bad_fraction
+        self.overfit = overfit
+        cache = decoded_cache(cache_mb)
         for named in (self.sources, self.val_sources):
             for name, source in named.items():
                 source.name = name
                 source.limits = limits or Limits()
+                source.cache = cache
 
-    def train_dataloader(self) -> ScheduledLoader:
+    def train_dataloader(self) -> ScheduledLoader | RepeatedBatch:
         """This rank's slices of the scheduled batches; made anew, at the first batch."""
-        return ScheduledLoader(
+        loader = ScheduledLoader(
             self.sources,
             self.transforms,
             self.batch_size,
@@ -88,6 +97,7 @@ class MultimodalDataModule(pl.LightningDataModule):
             max_bad_fraction=self.max_bad_fraction,
             pin_memory=torch.cuda.is_available(),
         )
+        return RepeatedBatch(loader) if self.overfit else loader
 
     def val_dataloader(self) -> list[EvaluationLoader]:
         """One loader for each validation source; ranks share its batches."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from multimodal.hashing import generator
+from multimodal.hashing import generator, stable_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +37,8 @@ class Draw:
         image and its depth map get the same crop), and each modality's name is its own stream.
         """
         return generator(self.seed, self.epoch, self.source, self.index, self.repeat, name)
+
+    def pick(self, name: str, count: int) -> int:
+        """One of ``range(count)``: a single choice, at a tenth of the cost of a stream."""
+        parts = (self.seed, self.epoch, self.source, self.index, self.repeat, name)
+        return stable_hash(*parts) % count

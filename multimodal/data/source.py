@@ -67,6 +67,17 @@ class _Modality(NamedTuple):
     is_motion: bool
 
 
+def decoded_cache(megabytes: int) -> LRU[tuple[str, int, str], Any]:
+    """A cache of decoded members: (path of the shard, place in it, member) -> value."""
+    return LRU(megabytes << 20, cost=_bytes)
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Signal):
+        return value.samples.nbytes
+    return value.nbytes if isinstance(value, np.ndarray) else 100 + len(str(value))
+
+
 class Source:
     """The samples of one split of a manifest, by index.
 
@@ -86,6 +97,7 @@ class Source:
         name: what the source is called in logs and seeds; the manifest's name until the data
             module gives it its own.
         limits: sizes that are decoded.
+        cache: decoded members, of this source and of those it shares the cache with.
 
     Raises:
         FileNotFoundError: if there is no such manifest.
@@ -108,6 +120,7 @@ class Source:
         self.table = loaded.split(split)
         self.name = loaded.name
         self.limits = Limits()
+        self.cache = decoded_cache(0)
         self.split = split
         self.positive_key = positive_key
         self.batch_size = batch_size
@@ -218,11 +231,14 @@ class Source:
         present = [member for member in modality.members if member in fields]
         if not present:
             raise DecodeError("missing", f"{name} needs {' or '.join(modality.members)}")
-        random = draw.stream(f"{name}.member") if draw is not None else None
-        member = _choose(present, random)
-        value = metadata if member == _METADATA else self._decode(shard, place, member)
+        member = _choose(present, draw, f"{name}.member")
+        if member == _METADATA:
+            value: Any = metadata
+        else:
+            key = (str(shard.path), place, member)
+            value = self.cache.get(key, lambda _: self._decode(shard, place, member))
         if modality.key is not None:
-            return _text(value, modality.key, random)
+            return _choose(_texts(value, modality.key), draw, f"{name}.text")
         if modality.is_motion:
             return _motion(value, metadata)
         return cast("Value", value)
@@ -272,11 +288,11 @@ def _get(metadata: Any, key: str) -> Any:
     return metadata[key]
 
 
-def _choose(options: Sequence[str], random: np.random.Generator | None) -> str:
-    return options[0 if random is None else int(random.integers(len(options)))]
+def _choose(options: Sequence[str], draw: Draw | None, name: str) -> str:
+    return options[0 if draw is None else draw.pick(name, len(options))]
 
 
-def _text(metadata: Any, key: str, random: np.random.Generator | None) -> str:
+def _texts(metadata: Any, key: str) -> list[str]:
     found = _get(metadata, key)
     texts = [found] if isinstance(found, str) else found
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -284,7 +300,7 @@ def _text(metadata: Any, key: str, random: np.random.Generator | None) -> str:
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise DecodeError("empty", f"{key!r} holds no text")
-    return _choose(texts, random)
+    return texts
 
 
 def _motion(array: Any, metadata: dict[str, Any]) -> Signal:

@@ -15,7 +15,7 @@ from multimodal.data.errors import DecodeError
 from multimodal.data.transforms.base import Stacked, standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 
-_LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class ImageTransform(Stacked):
@@ -112,12 +112,15 @@ class ImageTransform(Stacked):
             saturation = 0.0
         if brightness == contrast == saturation == 1:
             return picture
-        # Contrast pulls towards the mean luma, saturation towards each pixel's own.
-        matrix = saturation * torch.eye(3) + (1 - saturation) * _LUMA.expand(3, 3)
+        # Saturation pulls towards each pixel's own luma, contrast towards the mean luma.
+        own = [brightness * contrast * (1 - saturation) * weight for weight in _LUMA]
+        matrix = torch.tensor([own, own, own])
+        matrix.diagonal().add_(brightness * contrast * saturation)
         colours = picture.view(3, -1)
-        middle = float(_LUMA @ colours.mean(1)) * brightness
-        mixed: Tensor = (brightness * contrast * matrix) @ colours
-        return mixed.add_((1 - contrast) * middle).clamp_(0, 255).view(picture.shape)
+        means = colours.mean(1).tolist()
+        middle = brightness * sum(w * mean for w, mean in zip(_LUMA, means, strict=True))
+        mixed = torch.mm(matrix, colours).add_((1 - contrast) * middle)
+        return mixed.clamp_(0, 255).view(picture.shape)
 
 
 def _as_rgb(value: Any) -> NDArray[np.uint8]:
