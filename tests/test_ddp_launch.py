@@ -145,11 +145,16 @@ def test_what_a_job_sets_in_the_environment_goes_with_it(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     original = ddp_launch.lightning._hydra_subprocess_cmd
-    with pytest.raises(RuntimeError, match="fails"), ddp_launch.exactly_this_job(["python"]):
-        assert ddp_launch.lightning._hydra_subprocess_cmd is not original
-        os.environ["LOCAL_RANK"] = "0"
-        os.environ["OMP_NUM_THREADS"] = "1"
-        raise RuntimeError("the job fails")
+
+    def failing_job():
+        with ddp_launch.exactly_this_job(["python"]):
+            assert ddp_launch.lightning._hydra_subprocess_cmd is not original
+            os.environ["LOCAL_RANK"] = "0"
+            os.environ["OMP_NUM_THREADS"] = "1"
+            raise RuntimeError("the job fails")
+
+    with pytest.raises(RuntimeError, match="the job fails"):
+        failing_job()
     assert "LOCAL_RANK" not in os.environ
     assert os.environ["OMP_NUM_THREADS"] == "2"
     assert ddp_launch.lightning._hydra_subprocess_cmd is original
