@@ -1,0 +1,72 @@
+"""The data configurations on the sample corpus as it is committed."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from multimodal.config import config_dir
+from multimodal.data.loader import ScheduledLoader
+
+SHAPES = {"image": (3, 64, 64), "depth": (1, 64, 64), "audio": (1, 64, 208), "imu": (6, 200)}
+
+
+@pytest.fixture(scope="module", params=["clip_sample", "imagebind_sample"])
+def data(request):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose(overrides=[f"+data={request.param}", "+seed=0", "data.batch_size=32"])
+    return instantiate(cfg.data)
+
+
+def check(batch, source):
+    assert set(batch.inputs) == set(source.modalities)
+    for name, values in batch.inputs.items():
+        assert len(values) == len(batch)
+        if name == "text":
+            assert batch.masks["text"].shape == values.shape
+            assert values.shape[1] <= 32
+        else:
+            assert values.shape[1:] == SHAPES[name]
+            assert values.dtype == torch.float32
+            assert values.isfinite().all()
+
+
+def test_every_source_trains_on_standardised_inputs(data):
+    loaders = {
+        name: ScheduledLoader({name: source}, data.transforms, 32, seed=0)
+        for name, source in data.sources.items()
+    }
+    values: dict[str, list] = {}
+    for name, loader in loaders.items():
+        for batch in itertools.islice(loader, 2):
+            assert batch.source == name
+            check(batch, data.sources[name])
+            for modality, inputs in batch.inputs.items():
+                values.setdefault(modality, []).append(inputs.float().flatten())
+        assert not loader.tally.reasons
+    for modality in values.keys() - {"text"}:
+        everything = torch.cat(values[modality])
+        assert abs(float(everything.mean())) < 1, modality
+        assert 0.3 < float(everything.std()) < 2, modality
+
+
+def test_all_sources_train_together(data):
+    loader = data.train_dataloader()
+    assert set(loader.schedule.batches) == set(data.sources)
+    for batch in itertools.islice(loader, 3):
+        check(batch, data.sources[batch.source])
+
+
+def test_validation_reads_every_sample_once(data):
+    for name, loader in zip(data.val_sources, data.val_dataloader(), strict=True):
+        ids = []
+        for batch in loader:
+            check(batch, data.val_sources[name])
+            assert len(batch.metadata) == len(batch)
+            ids += batch.sample_ids.tolist()
+        assert len(set(ids)) == len(ids) == len(data.val_sources[name])
+        assert not loader.tally.reasons
