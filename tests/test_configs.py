@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from multimodal.config import arrange, check, config_dir
+from multimodal.config import arrange, check, config_dir, defaults_bound
 from multimodal.config.targets import BUILT_BY_US, HYDRA_KEYS, resolve
 from multimodal.config.tree import nodes
 
@@ -54,7 +54,9 @@ def test_hydra_reads_the_package_in_the_first_line_only(path):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_is_right(experiment):
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        check(compose("train", [f"+experiment={experiment}"]))
+        cfg = compose("train", [f"+experiment={experiment}"])
+    check(cfg)
+    check(defaults_bound(cfg))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
