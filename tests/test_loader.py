@@ -345,6 +345,16 @@ def test_ranks_share_an_evaluation(folder):
     assert sorted(found) == list(range(32))
 
 
+def test_no_rank_is_without_a_batch_of_a_small_set(folder):
+    source = Source(str(folder / "first.json"), X)
+    transforms = {"x": ArrayTransform([1])}
+    for rank in range(3):
+        batches = list(EvaluationLoader(source, transforms, None, 64, rank=rank, world_size=3))
+        assert [len(batch) for batch in batches] == [len(range(rank, 32, 3))]
+    with pytest.raises(ValueError, match="32 samples for 33 ranks"):
+        EvaluationLoader(source, transforms, None, 64, rank=0, world_size=33)
+
+
 def test_evaluation_leaves_bad_samples_out_and_says_so(tmp_path, caplog):
     source = broken_source(tmp_path, {0, 1, 2, 3, 17})
     made = EvaluationLoader(source, {"x": ArrayTransform([1])}, None, 4, max_bad_fraction=0.5)

@@ -79,7 +79,7 @@ def test_micro_batches_do_not_change_the_loss(here):
 
 
 def test_overfitting_one_batch_comes_close_to_zero(here):
-    train_here(here, "debug=overfit", "~evaluation")
+    train_here(here, "+debug=overfit", "~evaluation")
     seen = {step: float(loss) for step, loss in losses(here).items()}
     assert seen[min(seen)] > 0.5 * math.log(32)
     assert seen[max(seen)] < 0.1

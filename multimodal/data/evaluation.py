@@ -22,9 +22,9 @@ class EvaluationLoader:
         source: the samples.
         transforms: by modality.
         modalities: those wanted; None for all of the source.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch, on each rank.
         num_workers: processes that load; 0 loads in this one.
-        rank: this process loads every ``world_size``-th batch, beginning at this one.
+        rank: this process loads every ``world_size``-th sample, beginning at this one.
         world_size: number of processes that share the source.
         max_bad_fraction: of this rank's samples; more are an error.
         pin_memory: puts batches in page-locked memory, for asynchronous copies to a GPU.
@@ -33,7 +33,8 @@ class EvaluationLoader:
         tally: delivered and bad samples.
 
     Raises:
-        ValueError: by ``check_transforms``, or if the source lacks one of the modalities.
+        ValueError: by ``check_transforms``, if the source lacks one of the modalities, or if it
+            has no sample for some rank.
     """
 
     def __init__(
@@ -57,10 +58,16 @@ class EvaluationLoader:
             )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if len(source) < world_size:
+            raise ValueError(
+                f"source {source.name!r} has {len(source)} samples for {world_size} ranks: "
+                "evaluate it on fewer, or leave it out"
+            )
         check_transforms(source.name, wanted, transforms)
         self.tally = Tally(max_bad_fraction)
-        self._steps = Steps(range(rank, -(-len(source) // batch_size), world_size))
-        dataset = _EvaluationBatches(source, transforms, wanted, batch_size)
+        mine = range(rank, len(source), world_size)
+        self._steps = Steps(range(-(-len(mine) // batch_size)))
+        dataset = _EvaluationBatches(source, transforms, wanted, mine, batch_size)
         self._batches = make_loader(dataset, self._steps, num_workers, pin_memory, persistent=False)
 
     def __len__(self) -> int:
@@ -81,11 +88,13 @@ class _EvaluationBatches(Dataset[tuple[Batch | None, list[Rejection]]]):
         source: Source,
         transforms: Mapping[str, Transform],
         modalities: Collection[str],
+        indices: range,
         batch_size: int,
     ) -> None:
         self.source = source
         self.transforms = transforms
         self.modalities = modalities
+        self.indices = indices
         self.batch_size = batch_size
 
     @one_thread()
@@ -93,7 +102,7 @@ class _EvaluationBatches(Dataset[tuple[Batch | None, list[Rejection]]]):
         start = number * self.batch_size
         samples: list[Sample] = []
         rejections: list[Rejection] = []
-        for index in range(start, min(start + self.batch_size, len(self.source))):
+        for index in self.indices[start : start + self.batch_size]:
             sample = load(self.source, self.transforms, index, None, self.modalities)
             if isinstance(sample, Sample):
                 samples.append(sample)
