@@ -158,6 +158,8 @@ class _Evaluation:
         absent = [modality for modality in source.modalities if modality not in self.model.towers]
         for modality in absent:
             self._miss(name, modality, "the model has no tower for it")
+        if len(absent) == len(source.modalities):
+            return
         embedded, metadata = self._embed(name, source, absent, advance)
         unread = len(source) - len(metadata)
         if unread:

@@ -10,22 +10,27 @@ from multimodal.cli import run
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """Evaluates ``cfg.checkpoint`` on its run's sets, or on those of ``cfg``."""
+    """Evaluates ``cfg.checkpoint`` on the sets of its run, or on those that ``cfg`` chooses."""
     import torch  # not before the command line is known to be good
     from hydra.core.hydra_config import HydraConfig
 
-    from multimodal.config import check
+    from multimodal.config import ConfigError, Fault, check
     from multimodal.evaluate import evaluate_run, trained_pairs
     from multimodal.training import checkpoint_io
     from multimodal.training.build import config_of, load_model
 
-    model, run_cfg = load_model(cfg.checkpoint)
-    anchor = OmegaConf.select(run_cfg, "anchor.checkpoint")
-    anchor_cfg = config_of(checkpoint_io.read(anchor), anchor) if anchor else None
+    run_cfg = config_of(checkpoint_io.read(cfg.checkpoint), cfg.checkpoint)
+    run_cfg.allowed_packages = cfg.allowed_packages
     for group in ("evaluation", "data"):
         if cfg[group] is not None:
             run_cfg[group] = cfg[group]
-    check(run_cfg)
+    if run_cfg.evaluation is None:
+        raise ConfigError([Fault("evaluation", "the run has no sets; choose evaluation=NAME")])
+    check(run_cfg)  # before anything that the checkpoint names is built
+    model, _ = load_model(cfg.checkpoint)
+
+    anchor = OmegaConf.select(run_cfg, "anchor.checkpoint")
+    anchor_cfg = config_of(checkpoint_io.read(anchor), anchor) if anchor else None
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(HydraConfig.get().runtime.output_dir)
     evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg, anchor_cfg))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +178,8 @@ def test_what_cannot_be_evaluated_is_listed(model, manifest, transforms):
     }
     assert metrics["thermal"] == {"missing": {"samples": "no sample source: no such pictures"}}
     assert results.retrievals == results.zero_shots == []
+    alone = evaluate(model, {"toy": EvaluationSet(source(manifest, "sonar"))}, transforms, TRAINED)
+    assert list(alone.metrics()["toy"]) == ["missing"]
     assert "thermal, samples: no sample source: no such pictures" in str(results.table().caption)
 
 
@@ -298,3 +302,18 @@ def test_a_run_leaves_metrics_and_report(model, manifest, transforms, tmp_path, 
     printed = capsys.readouterr().out
     assert "75.0" in printed
     assert str(tmp_path / "report.html") in printed.replace("\n", "")
+
+
+@pytest.mark.slow
+def test_the_script_finds_what_the_run_found(tmp_path):
+    root = Path(__file__).parents[1]
+
+    def run(script: str, *words: str) -> dict:
+        folder = tmp_path / script
+        command = [sys.executable, f"scripts/{script}.py", *words, f"hydra.run.dir={folder}"]
+        subprocess.run(command, cwd=root, check=True)
+        return json.loads((folder / "metrics.json").read_text())
+
+    trained = run("train", "+experiment=clip", "debug=fast")
+    [checkpoint] = (tmp_path / "train" / "checkpoints").glob("*.ckpt")
+    assert run("evaluate", f"checkpoint='{checkpoint}'") == trained

@@ -161,10 +161,11 @@ class Results:
         table.add_column("query → answer", no_wrap=True)
         for name in ("top 1", "top 5", "top 10", "chance", "among"):
             table.add_column(name, justify="right", no_wrap=True)
+        every: list[RetrievalResult | ZeroShotResult] = [*self.retrievals, *self.zero_shots]
         for trained, title in ((True, "Trained together"), (False, "Never trained together")):
-            table.add_row(f"[bold]{title}")
+            if any(row.trained is trained for row in every):
+                table.add_row(f"[bold]{title}")
             for name in self.sets:
-                every: list[RetrievalResult | ZeroShotResult] = [*self.retrievals, *self.zero_shots]
                 rows = [row for row in every if (row.set, row.trained) == (name, trained)]
                 if rows:
                     table.add_row(f"[bold cyan]{name}")
