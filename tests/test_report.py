@@ -316,6 +316,8 @@ def test_curves_are_grouped_and_hold_their_points():
     charts = {chart.title: chart for chart in curves(rows)}
     assert list(charts) == ["training loss", "validation"]  # nothing finite in the third
     assert charts["training loss"].legend == ["all pairs", "image_text"]
+    ordered = curves([{"step": "1", "train/lr": "1", "val/r@1": "1", "train/loss": "1"}])
+    assert [c.title for c in ordered] == ["training loss", "validation", "learning rate"]
     drawing = charts["training loss"].drawing
     assert drawing.count("<polyline") == 1
     assert drawing.count("<circle") == 1

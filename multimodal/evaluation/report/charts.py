@@ -46,7 +46,9 @@ def curves(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
         if points:
             title, series = _place(name)
             groups.setdefault(title, {})[series] = points
-    return [Chart(title, line_chart(title, lines), list(lines)) for title, lines in groups.items()]
+    first = ("training loss", "validation")
+    titles = sorted(groups, key=lambda title: first.index(title) if title in first else len(first))
+    return [Chart(title, line_chart(title, groups[title]), list(groups[title])) for title in titles]
 
 
 def _place(name: str) -> tuple[str, str]:
@@ -57,7 +59,8 @@ def _place(name: str) -> tuple[str, str]:
     first, _, series = rest.partition("/")
     if first.startswith("loss"):
         return "training loss", " ".join(filter(None, [first[5:], series])) or "all pairs"
-    return first.replace("_", " ") or phase, series or first.replace("_", " ")
+    title = {"lr": "learning rate"}.get(first, first.replace("_", " ")) or phase
+    return title, series or title
 
 
 def line_chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
@@ -70,8 +73,9 @@ def line_chart(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -
     thinned = [_thin(points) for points in lines.values()]
     xs = [x for points in thinned for x, _ in points]
     ys = [y for points in thinned for _, y in points]
-    x_ticks, y_ticks = ticks(min(xs), max(xs), 4), ticks(min(ys), max(ys), 4)
-    left, right = min(xs), max(max(xs), min(xs) + 1e-9)
+    left = min(0.0, *xs)
+    right = max(*xs, left + 1e-9)
+    x_ticks, y_ticks = ticks(left, right, 4), ticks(min(ys), max(ys), 4)
     low, high = min(*y_ticks, *ys), max(*y_ticks, *ys)
 
     def place(x: float, y: float) -> tuple[float, float]:
