@@ -330,6 +330,17 @@ def test_a_foreign_target_is_not_imported(cfg, tmp_path, monkeypatch):
     assert "foreign_package" not in sys.modules
 
 
+def test_a_module_that_does_not_import_is_one_fault(cfg, tmp_path, monkeypatch):
+    (tmp_path / "broken_package.py").write_text("import not_there_at_all")
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg.allowed_packages = ["broken_package"]
+    for tower in cfg.model.towers.values():
+        tower.encoder = {"_target_": "broken_package.Encoder"}
+    where, problem = only_fault(cfg)
+    assert where == "model.towers.image.encoder._target_"
+    assert "No module named 'not_there_at_all'" in problem
+
+
 def test_own_packages_are_allowed_by_name(cfg, tmp_path, monkeypatch):
     (tmp_path / "own_package.py").write_text(
         "from torch import nn\n"

@@ -133,14 +133,16 @@ def _matches(where: str, pattern: str) -> bool:
 
 def unbound(tree: dict[str, Any]) -> Iterator[Fault]:
     """Binds the keys of every block to the signature of what it builds."""
-    packages = allowed_packages(tree)
+    packages, told = allowed_packages(tree), set()
     for block in blocks(tree):
         if not _inside(block.target, packages):
             continue
         try:
             built = resolve(block.target, packages)
         except TargetError as error:
-            yield Fault(join(block.where, "_target_"), str(error))
+            if str(error) not in told:  # a module that does not import is one fault, not many
+                yield Fault(join(block.where, "_target_"), str(error))
+            told.add(str(error))
         else:
             yield from _against_signature(block, built)
 
