@@ -130,6 +130,14 @@ def test_an_experiment_file_without_its_first_line(own):
     assert "# @package _global_" in explained(own, "+experiment=mine")["+experiment=mine"]
 
 
+def test_a_file_that_is_no_yaml(own):
+    path = own / "experiment" / "mine.yaml"
+    path.write_text(EXPERIMENT + "pairs: {}\n")
+    (found,) = explained(own, "+experiment=mine").items()
+    assert found[0] == f"{path}, line 7"
+    assert "duplicate key pairs" in found[1]
+
+
 def test_a_config_folder_that_is_not_there(own):
     assert list(explained(own / "gone")) == [f"--config-dir {own / 'gone'}"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from hydra.version import setbase
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from yaml import YAMLError
 
 from multimodal.config.faults import ConfigError, Fault, did_you_mean, nearest
 from multimodal.config.tree import keys
@@ -74,6 +76,16 @@ def compose_or_explain(argv: Sequence[str], config_name: str) -> None:
         word = str(getattr(error, "override", "") or "command line")
         reason = str(error).splitlines()[1:2] or [str(error)]
         raise ConfigError([Fault(word, f"is no override key=value: {reason[0]}")]) from None
+    try:
+        _compose_or_explain(args, config_name, overrides)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{mark.name}, line {mark.line + 1}" if mark else "a configuration file"
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError([Fault(where, f"is no YAML as it stands: {problem}")]) from None
+
+
+def _compose_or_explain(args: Namespace, config_name: str, overrides: list[Override]) -> None:
     composer = _Composer(args.config_name or config_name, args.config_dir, args.overrides)
     if unknown := [fault for o in overrides for fault in _unknown_options(composer, o)]:
         raise ConfigError(unknown)
