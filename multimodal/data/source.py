@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
+from multimodal.data.captions import Template
 from multimodal.data.decode import Limits, Signal, Value, decode
 from multimodal.data.draw import Draw
 from multimodal.data.errors import BadSample, DecodeError
@@ -18,6 +19,9 @@ from multimodal.hashing import stable_hash
 
 _OPEN_SHARDS = 32  # kept mapped in each process
 _METADATA = "json"  # the member that describes a sample
+_ENTRY = ("member", "key", "template")  # what a modality may be given
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Place(NamedTuple):
 class _Modality(NamedTuple):
     members: tuple[str, ...]
     key: str | None  # of a JSON member's object
+    templates: tuple[Template, ...]  # over that object's keys
     is_motion: bool
 
 
@@ -85,7 +90,8 @@ class Source:
         manifest: path of the manifest; ``samples://NAME.json`` for one of the sample corpus.
         modalities: for each modality the ``member`` that holds it, or several of which one is
             drawn; for a JSON member also the ``key`` of a text in it, or of a list of texts of
-            which one is drawn.
+            which one is drawn, or else a ``template`` (``{name}, {tags}``, see ``Template``), or
+            several of which one is drawn.
         split: the manifest's split.
         positive_key: JSON key whose equal values make samples positives of each other, also across
             sources; None if a sample is only its own.
@@ -239,6 +245,9 @@ class Source:
             value = self.cache.get(key, lambda _: self._decode(shard, place, member))
         if modality.key is not None:
             return _choose(_texts(value, modality.key), draw, f"{name}.text")
+        if modality.templates:
+            template = _choose(modality.templates, draw, f"{name}.template")
+            return template.fill(value, draw, name)
         if modality.is_motion:
             return _motion(value, metadata)
         return cast("Value", value)
@@ -257,8 +266,8 @@ class Source:
 def _parse(name: str, entry: Mapping[str, Any], manifest: Manifest, split: str) -> _Modality:
     """Checks one modality's entry against the manifest."""
     for given in entry:
-        if given not in ("member", "key"):
-            raise ValueError(f"modality {name!r}: {given!r}; {suggest(given, ('member', 'key'))}")
+        if given not in _ENTRY:
+            raise ValueError(f"modality {name!r}: {given!r}; {suggest(given, _ENTRY)}")
     member, key = entry.get("member"), entry.get("key")
     members = (member,) if isinstance(member, str) else tuple(member or ())
     if not members:
@@ -268,12 +277,17 @@ def _parse(name: str, entry: Mapping[str, Any], manifest: Manifest, split: str) 
         raise ValueError(
             f"modality {name!r}: its members are of different kinds: {', '.join(sorted(kinds))}"
         )
-    if (key is not None) != (kinds == {"json"}):
-        raise ValueError(f"modality {name!r}: a 'key' goes with a JSON member, and only with one")
-    if key is not None:
-        for member in members:
-            _check_key(manifest, split, member, key)
-    return _Modality(members, key, kinds == {"imu"})
+    text = entry.get("template")
+    templates = tuple(Template(t) for t in ((text,) if isinstance(text, str) else text or ()))
+    if (key is not None) + bool(templates) != (kinds == {"json"}):
+        raise ValueError(
+            f"modality {name!r}: a JSON member needs a 'key' or a 'template', and only it does"
+        )
+    keys = {key} if key is not None else {key for each in templates for key in each.keys}
+    for member in members:
+        for wanted in sorted(keys):
+            _check_key(manifest, split, member, wanted)
+    return _Modality(members, key, templates, kinds == {"imu"})
 
 
 def _check_key(manifest: Manifest, split: str, member: str, key: str) -> None:
@@ -288,7 +302,7 @@ def _get(metadata: Any, key: str) -> Any:
     return metadata[key]
 
 
-def _choose(options: Sequence[str], draw: Draw | None, name: str) -> str:
+def _choose(options: Sequence[T], draw: Draw | None, name: str) -> T:
     return options[0 if draw is None else draw.pick(name, len(options))]
 
 
