@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -17,6 +18,10 @@ from multimodal.training.anchor import load_anchor, resolve_anchor
 from multimodal.training.build import build_data, build_module, build_trainer
 
 
+# Lightning's remarks on itself, and advice that is wrong for our loaders.
+NOISE = (".*LeafSpec.*", "The number of training batches.*", ".*does not have many workers.*")
+
+
 def train(cfg: DictConfig) -> Results | None:
     """Trains the experiment that ``cfg`` describes and evaluates it on held-out data.
 
@@ -24,6 +29,8 @@ def train(cfg: DictConfig) -> Results | None:
         The results, on the first rank; None on the others, and where nothing is evaluated.
     """
     check(cfg)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
     folder = run_folder()
     anchor = resolve_anchor(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
