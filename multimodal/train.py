@@ -17,7 +17,6 @@ from multimodal.training import checkpoint_io
 from multimodal.training.anchor import load_anchor, resolve_anchor
 from multimodal.training.build import build_data, build_module, build_trainer
 
-
 # Lightning's remarks on itself, and advice that is wrong for our loaders.
 NOISE = (".*LeafSpec.*", "The number of training batches.*", ".*does not have many workers.*")
 

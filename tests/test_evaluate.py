@@ -110,7 +110,11 @@ def source(manifest: str, *modalities: str) -> Source:
     return Source(manifest, {name: MODALITIES[name] for name in wanted}, split="test")
 
 
-TRAINED = {frozenset(("image", "text")): None, frozenset(("image", "sonar")): frozenset({"other"})}
+TRAINED = {
+    frozenset(("image", "text")): None,
+    frozenset(("image", "sonar")): frozenset({"other"}),
+    frozenset(("image", "audio")): frozenset({"other", "toy"}),
+}
 
 
 def test_scores_of_a_model_whose_answers_are_known(model, manifest, transforms):
@@ -139,6 +143,7 @@ def test_scores_of_a_model_whose_answers_are_known(model, manifest, transforms):
     assert (back["r@1"], back["queries"], back["gallery"]) == (5 / 7, 7, 8)
     assert metrics["image_to_sonar"]["r@1"] == 7 / 8  # the last two embed alike
     assert metrics["image_to_sonar"]["trained"] is False  # only in another source
+    assert metrics["image_to_audio"]["trained"] is True
     assert metrics["sonar_to_text"]["trained"] is False
 
     # Everything sounds like one text to the model. The lengths alone tell every name.
@@ -196,8 +201,22 @@ def test_a_bad_sample_is_listed_and_shifts_no_example(model, tmp_path, transform
         index, similarity, right = example.neighbours[0]
         assert (index, round(similarity, 4), right) == (example.query, 1.0, True)
         assert example.rank == 1
+        assert not any(right for _, _, right in example.neighbours[1:])
     # Samples 6 and 7 embed alike but are two things: the right one of two comes at 1.5.
     assert [example.rank for example in forward.examples[5:]] == [1.5, 1.5]
+
+
+def test_each_pair_has_one_matrix_and_its_examples(model, manifest, transforms):
+    entry = EvaluationSet(source(manifest, "image", "sonar"), gallery=3)
+    forward, back = evaluate(model, {"toy": entry}, transforms, TRAINED).retrievals
+    assert back.matrix is None
+    expected = torch.eye(COUNT)
+    expected[6:, 6:] = 1  # the last two embed alike
+    assert forward.matrix is not None
+    assert sorted(forward.matrix.flatten().tolist()) == sorted(expected.flatten().tolist())
+    assert forward.matrix.trace() == COUNT
+    for result in (forward, back):
+        assert [example.query for example in result.examples] == [0, 2, 5]
 
 
 def test_errors_name_the_set(model, manifest, transforms):
@@ -243,7 +262,8 @@ def test_prompts_are_templates_with_several_names():
     assert task.texts(task.names(["sofa"])["sofa"]) == ["sofa", "a sofa", "couch", "a couch"]
 
 
-def test_pairs_restricted_to_sources_are_trained_only_there(manifest):
+def test_pairs_restricted_to_sources_are_trained_only_there(manifest, tmp_path):
+    other = write_source(tmp_path / "other", {"train": [[("k", member_bytes(0))]]}, name="other")
     run = OmegaConf.create(
         {
             "data": {"sources": {"toys": {"manifest": manifest}}},
@@ -253,6 +273,13 @@ def test_pairs_restricted_to_sources_are_trained_only_there(manifest):
             },
         }
     )
+    more = OmegaConf.create(
+        {
+            "data": {"sources": {"others": {"manifest": str(other)}}},
+            "pairs": {"three": {"anchor": "imu", "other": "text", "sources": ["others"]}},
+        }
+    )
+    assert trained_pairs(run, more)[frozenset(("text", "imu"))] == {"toy", "other"}
     anchor = OmegaConf.create({"pairs": {"all": {"anchor": "image", "other": "text"}}})
     assert trained_pairs(run, None) == {
         frozenset(("text", "imu")): {"toy"},

@@ -20,6 +20,11 @@ class Candidates(Protocol):
         """Past embeddings kept per side, beside the batch; 0 for no queue."""
         ...
 
+    @property
+    def momentum(self) -> float | None:
+        """Of the copy of the towers that fills the queue; None without one."""
+        ...
+
 
 @dataclass(frozen=True)
 class AllRanks:
@@ -27,6 +32,7 @@ class AllRanks:
 
     gathers: ClassVar[bool] = True
     size: ClassVar[int] = 0
+    momentum: ClassVar[float | None] = None
 
 
 @dataclass(frozen=True)
@@ -35,3 +41,26 @@ class Local:
 
     gathers: ClassVar[bool] = False
     size: ClassVar[int] = 0
+    momentum: ClassVar[float | None] = None
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The batches of all ranks, and a queue of past embeddings (MoCo, He et al. 2020).
+
+    Args:
+        size: embeddings kept per side of the pair, at least 1.
+        momentum: in [0, 1): they are computed by an exponential moving average of the towers; None
+            keeps what the towers themselves gave.
+    """
+
+    size: int = 4096
+    momentum: float | None = None
+
+    gathers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1, given {self.size}")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), or null, given {self.momentum}")

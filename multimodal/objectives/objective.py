@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from multimodal.distributed import all_gather, gather_sizes, world_size
+from multimodal.distributed import world_size
 from multimodal.objectives.candidates import Candidates
 from multimodal.objectives.contract import Context, Loss, Negatives
-from multimodal.objectives.items import Items
 from multimodal.objectives.metrics import similarity_metrics
-from multimodal.objectives.pair import Pair, Side
+from multimodal.objectives.pair import Pair
+from multimodal.objectives.view import View, all_ranks, this_rank
 
 
 @dataclass(slots=True)
@@ -42,6 +42,12 @@ class ContrastiveObjective(nn.Module):
         pairs: name -> pair.
         chunk_size: anchors whose similarities are held at a time; None decides by the number of
             candidates. It changes memory and time, never the loss.
+
+    Attributes:
+        momentum: of the moving average of the towers that fills the pairs' queues; None without.
+
+    Raises:
+        ValueError: without pairs, or if their queues ask for different momenta.
     """
 
     def __init__(self, pairs: Mapping[str, Pair], chunk_size: int | None = None) -> None:
@@ -50,19 +56,18 @@ class ContrastiveObjective(nn.Module):
             raise ValueError("an objective needs at least one pair")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, or null, given {chunk_size}")
+        momenta = {pair.candidates.momentum for pair in pairs.values()} - {None}
+        if len(momenta) > 1:
+            raise ValueError("the pairs' queues ask for different momenta; one average fills all")
         self.pairs = nn.ModuleDict(pairs)
         self.chunk_size = chunk_size
+        self.momentum: float | None = momenta.pop() if momenta else None
 
     def modalities(self, available: Iterable[str], source: str) -> list[str]:
         """Those of the available modalities that a pair needs in a batch of this source."""
         available = list(available)
-        pairs = self._active(available, source).values()
-        needed = {name for pair in pairs for name in (pair.anchor, pair.other)}
+        needed = _modalities(self._active(available, source).values())
         return [name for name in available if name in needed]
-
-    def _active(self, modalities: Iterable[str], source: str) -> dict[str, Pair]:
-        pairs = ((name, cast("Pair", pair)) for name, pair in self.pairs.items())
-        return {name: pair for name, pair in pairs if pair.active(modalities, source)}
 
     def forward(
         self,
@@ -72,8 +77,11 @@ class ContrastiveObjective(nn.Module):
         step: int,
         seed: int,
         source: str,
+        momentum_embeddings: Mapping[str, Tensor] | None = None,
     ) -> ObjectiveOutput:
         """The loss of one batch. Every rank calls it, also one without samples.
+
+        Where a pair has a queue, `update_queues` follows after the optimizer's step.
 
         Args:
             embeddings: modality -> ``[B, D]``, unit-norm; the same modalities on every rank.
@@ -82,6 +90,8 @@ class ContrastiveObjective(nn.Module):
             step: the batch's position in the schedule.
             seed: of the experiment.
             source: the name of the batch's source.
+            momentum_embeddings: the same by the moving average of the towers, for the queues;
+                needed in training where `momentum` is set.
 
         Raises:
             ValueError: if no pair is active, or there are fewer than two candidates.
@@ -92,57 +102,68 @@ class ContrastiveObjective(nn.Module):
                 f"no pair relates two of the modalities {sorted(embeddings)} of source '{source}'; "
                 f"there are the pairs {', '.join(self.pairs)}"
             )
-        device = sample_ids.device
-        with torch.autocast(device.type, enabled=False):
-            sides, num_samples = self._gather(active, embeddings, sample_ids, positive_keys)
-            share = world_size() / max(1, num_samples)  # its mean over ranks is the global mean
-            total = torch.zeros((), device=device)
+        with torch.autocast(sample_ids.device.type, enabled=False):
+            local = this_rank(embeddings, sample_ids, positive_keys)
+            sent = _modalities(pair for pair in active.values() if pair.candidates.gathers)
+            everyone = all_ranks(local, sent)
+            num_samples = len(everyone.batch)
+            total = torch.zeros((), device=sample_ids.device)
             metrics: dict[str, Tensor] = {}
             for name, pair in active.items():
-                anchors, others = sides[pair.anchor], sides[pair.other]
-                _check_enough(name, num_samples)
-                scale = pair.scale()
-                context = Context(seed, step, name, "", scale, others.local.embeddings.shape[1])
-                value, without = pair(anchors, others, context, self.chunk_size)
-                value = value * share
+                _check_enough(name, pair, num_samples)
+                view = everyone if pair.candidates.gathers else local
+                scale = pair.scale().to(view.side(pair.other).dtype)
+                context = Context(seed, step, name, "", scale, view.side(pair.other).shape[1])
+                value, without = pair(view, context, self.chunk_size)
+                # the mean over ranks of W x (sum over own anchors) / N is the mean over all N
+                value = value * world_size() / num_samples
                 total = total + pair.weight * value
                 seen = similarity_metrics(
-                    anchors.local, pair.candidates_of(others), pair.keys_are_positives
+                    view.side(pair.anchor),
+                    view.side(pair.other),
+                    view.batch,
+                    view.own,
+                    pair.keys_are_positives,
                 )
-                weight = share * len(anchors.local)
-                metrics |= {f"{metric}/{name}": mean * weight for metric, mean in seen.items()}
+                share = world_size() * len(local.batch) / num_samples
+                metrics |= {f"{metric}/{name}": share * mean for metric, mean in seen.items()}
                 metrics[f"loss/{name}"] = value.detach()
                 metrics[f"logit_scale/{name}"] = scale.detach()
-                metrics[f"without_negatives/{name}"] = without * world_size()
+                metrics[f"without_negatives/{name}"] = world_size() * without
+            if self.training:
+                self._remember(active.values(), everyone, momentum_embeddings)
         return ObjectiveOutput(total, metrics)
 
-    def _gather(
+    def update_queues(self, applied: bool = True) -> None:
+        """Call after an optimizer step: its batches enter the queues if it was applied."""
+        for pair in self.pairs.values():
+            cast("Pair", pair).update_queues(applied)
+
+    def _active(self, modalities: Iterable[str], source: str) -> dict[str, Pair]:
+        pairs = ((name, cast("Pair", pair)) for name, pair in self.pairs.items())
+        return {name: pair for name, pair in pairs if pair.active(modalities, source)}
+
+    def _remember(
         self,
-        active: Mapping[str, Pair],
-        embeddings: Mapping[str, Tensor],
-        sample_ids: Tensor,
-        positive_keys: Tensor,
-    ) -> tuple[dict[str, Side], int]:
-        """The needed modalities, here and on all ranks, each sent once; and the global count."""
-        sizes = gather_sizes(len(sample_ids), sample_ids.device)
-        ids, keys = all_gather(sample_ids, sizes), all_gather(positive_keys, sizes)
-        sides = {}
-        needed = {name for pair in active.values() for name in (pair.anchor, pair.other)}
-        for name in sorted(needed):  # the same order on every rank
-            local = embeddings[name]
-            if len(local) != len(sample_ids):
+        active: Iterable[Pair],
+        everyone: View,
+        momentum_embeddings: Mapping[str, Tensor] | None,
+    ) -> None:
+        """Hands what goes into the queues to the pairs that have one."""
+        queued = [pair for pair in active if pair.candidates.size]
+        if not queued:
+            return
+        if self.momentum is not None:
+            if momentum_embeddings is None:
                 raise ValueError(
-                    f"{len(local)} embeddings of '{name}' for {len(sample_ids)} sample ids"
+                    "candidates.momentum is set, but no momentum_embeddings are given to fill the "
+                    "queue; give them, or set candidates.momentum=null"
                 )
-            local = local if local.dtype == torch.float64 else local.float()
-            sent = any(
-                pair.candidates.gathers and name in (pair.anchor, pair.other)
-                for pair in active.values()
-            )
-            items = Items(local, sample_ids, positive_keys)
-            everyone = Items(all_gather(local, sizes), ids, keys) if sent else items
-            sides[name] = Side(items, everyone)
-        return sides, sum(sizes)
+            own = everyone.batch[everyone.own]
+            average = this_rank(momentum_embeddings, own.sample_ids, own.positive_keys)
+            everyone = all_ranks(average, _modalities(queued))
+        for pair in queued:
+            pair.remember(everyone)
 
 
 def build_objective(
@@ -174,15 +195,20 @@ def build_objective(
             continue
         choices = {key: given.get(key) or default for key, default in defaults.items()}
         try:
-            built[name] = Pair(**{**given, **choices})
+            built[name] = Pair(**{**given, **choices, "embed_dim": embed_dim})
         except (TypeError, ValueError) as error:
             raise ValueError(f"pairs.{name}: {error}") from error
     return ContrastiveObjective(built, chunk_size)
 
 
-def _check_enough(name: str, num_candidates: int) -> None:
-    if num_candidates < 2:
+def _modalities(pairs: Iterable[Pair]) -> list[str]:
+    """The pairs' modalities, in an order that every rank has."""
+    return sorted({name for pair in pairs for name in (pair.anchor, pair.other)})
+
+
+def _check_enough(name: str, pair: Pair, num_samples: int) -> None:
+    if num_samples < 2 and num_samples + pair.num_queued() < 2:
         raise ValueError(
             f"pair '{name}' has fewer than two candidates, so there is nothing to contrast with; "
-            "raise data.batch_size, or choose candidates=queue"
+            "raise data.batch_size, or choose candidates=queue (and fill it with larger batches)"
         )

@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from multimodal.objectives.blocks import block_sum
 from multimodal.objectives.candidates import Candidates
-from multimodal.objectives.chunked import chunked_sum
+from multimodal.objectives.chunked import chunked_direction
 from multimodal.objectives.contract import Context, Loss, Negatives, compatible
-from multimodal.objectives.items import Items
+from multimodal.objectives.fused import fused_sum, fuses
+from multimodal.objectives.identity import Identity
+from multimodal.objectives.layout import lay_out
+from multimodal.objectives.mined import mined_directions, mines
+from multimodal.objectives.queue import EmbeddingQueue
+from multimodal.objectives.view import View
 
 
 @dataclass(frozen=True)
@@ -37,14 +43,6 @@ class LogitScale:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One modality of a global batch: this rank's items, and those of all ranks."""
-
-    local: Items
-    everyone: Items
-
-
 class Pair(nn.Module):
     """Two modalities that are brought together.
 
@@ -62,6 +60,7 @@ class Pair(nn.Module):
             default.
         equal_keys: ``positives`` makes samples with equal positive keys positives of each other;
             ``ignored`` only keeps them from being negatives.
+        embed_dim: D of the embeddings; needed for a queue.
 
     Raises:
         ValueError: if loss and negatives do not go together, or a value is out of its range.
@@ -79,6 +78,7 @@ class Pair(nn.Module):
         logit_scale: Mapping[str, Any] | None = None,
         logit_bias: float | None = None,
         equal_keys: Literal["positives", "ignored"] = "positives",
+        embed_dim: int | None = None,
     ) -> None:
         super().__init__()
         if reason := compatible(loss, negatives, candidates):
@@ -105,6 +105,13 @@ class Pair(nn.Module):
             raise ValueError(
                 f"{type(loss).__name__} has no bias, but logit_bias is {logit_bias}; set it to null"
             )
+        self.queues = nn.ModuleDict()
+        self._pending: list[tuple[tuple[Tensor, Tensor], Identity]] = []
+        if candidates.size:
+            if embed_dim is None:
+                raise ValueError("a queue needs embed_dim")
+            for name in (anchor, other):
+                self.queues[name] = EmbeddingQueue(candidates.size, embed_dim)
 
     def active(self, modalities: Iterable[str], source: str) -> bool:
         """Whether a batch of these modalities from this source trains the pair."""
@@ -124,44 +131,67 @@ class Pair(nn.Module):
         return self.logit_scale.clamp(max=self.max_logit_scale).exp()
 
     def forward(
-        self, anchors: Side, others: Side, context: Context, chunk_size: int | None = None
+        self, view: View, context: Context, chunk_size: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """The loss summed over this rank's samples, and how many anchors had no negative.
 
         Args:
-            anchors: the anchor modality.
-            others: the other modality: the same samples in the same order.
+            view: the batch.
             context: of the step; its direction is filled in here.
-            chunk_size: see `chunked_sum`.
+            chunk_size: rows per block; None decides by the number of candidates.
 
         Returns:
             two scalars: the sum, both directions joined as the loss says, not yet weighted; and
             the count, over both directions.
         """
-        dtype = anchors.local.embeddings.dtype
-        scale = context.scale.to(dtype)
-        bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias.to(dtype)
-        ways = [(anchors, others, f"{self.anchor}->{self.other}")]
-        if self.loss.directions != "once":
-            ways.append((others, anchors, f"{self.other}->{self.anchor}"))
-        results = [
-            chunked_sum(
-                rows.local,
-                self.candidates_of(columns),
-                scale,
-                bias,
+        total, without = self._sum(view, context, chunk_size)
+        return total / 2 if self.loss.directions == "mean" else total, without
+
+    def _sum(self, view: View, context: Context, chunk_size: int | None) -> tuple[Tensor, Tensor]:
+        """Both directions summed up, on the quickest path that the combination has."""
+        sides = (view.side(self.anchor), view.side(self.other))
+        scale = context.scale
+        bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias.to(scale.dtype)
+        fused, mined = fuses(self.loss, self.negatives), mines(self.loss, self.negatives)
+        if not self.queues and (fused or mined):
+            layout = lay_out(view.batch, view.own, self.keys_are_positives)
+            if layout is not None and fused:
+                return fused_sum(self.loss, sides, layout, view, scale, bias)
+            if layout is not None and mined:
+                directions = mined_directions(self.loss, sides, layout, view, *mined)
+                return block_sum(directions, sides, scale, bias)
+        names = (self.anchor, self.other)
+        directions = [
+            chunked_direction(
+                side,
+                view,
+                self._past(names[1 - side]),
                 self.loss,
                 self.negatives,
-                replace(context, direction=direction),
+                replace(context, direction=f"{names[side]}->{names[1 - side]}"),
                 self.keys_are_positives,
                 chunk_size,
             )
-            for rows, columns, direction in ways
+            for side in ((0,) if self.loss.directions == "once" else (0, 1))
         ]
-        total = torch.stack([total for total, _ in results]).sum()
-        without = torch.stack([count for _, count in results]).sum()
-        return total / 2 if self.loss.directions == "mean" else total, without
+        return block_sum(directions, sides, scale, bias)
 
-    def candidates_of(self, side: Side) -> Items:
-        """The items of one modality that the other's anchors are compared with."""
-        return side.everyone if self.candidates.gathers else side.local
+    def _past(self, modality: str) -> tuple[Tensor, Identity] | None:
+        return cast("EmbeddingQueue", self.queues[modality]).content() if self.queues else None
+
+    def num_queued(self) -> int:
+        """Past embeddings among the candidates; waits for the device."""
+        past = self._past(self.other)
+        return 0 if past is None or past[1].filled is None else int(past[1].filled.sum())
+
+    def remember(self, everyone: View) -> None:
+        """Keeps all ranks' batch for the queues until its step is applied or given up."""
+        sides = everyone.side(self.anchor).detach(), everyone.side(self.other).detach()
+        self._pending.append((sides, everyone.batch))
+
+    def update_queues(self, applied: bool) -> None:
+        """Queues the batches since the last call, or drops them if the step was not applied."""
+        for sides, batch in self._pending if applied else []:
+            for name, embeddings in zip((self.anchor, self.other), sides, strict=True):
+                cast("EmbeddingQueue", self.queues[name]).enqueue(embeddings, batch)
+        self._pending.clear()

@@ -56,9 +56,7 @@ class InfoNCE:
         """The loss of each anchor ``[A]``; see `Loss`."""
         logits_AC = scale * similarities + log_weights
         negatives = ~positives & (log_weights > -torch.inf)
-        negatives_A = logsumexp(logits_AC, negatives)
-        # -log(e^p / (e^p + e^n)) = softplus(n - p), exact at both ends as -logsigmoid(p - n)
-        losses_AC = -F.logsigmoid(logits_AC - negatives_A[:, None])
+        losses_AC = self.from_logs(logits_AC, logsumexp(logits_AC, negatives)[:, None])
         if self.label_smoothing:
             # ... + smoothing x (l_p - the mean of l over the positive and its negatives)
             count_A = negatives.sum(dim=1)
@@ -66,6 +64,12 @@ class InfoNCE:
             gaps_AC = (count_A[:, None] * logits_AC - total_A[:, None]) / (1 + count_A[:, None])
             losses_AC = losses_AC + self.label_smoothing * gaps_AC
         return masked_mean(losses_AC, positives)
+
+    @staticmethod
+    def from_logs(positives: Tensor, negatives: Tensor) -> Tensor:
+        """The loss of positives' logits against the logsumexp of their anchors' negatives."""
+        # log(1 + exp(n - p)), exact at both ends
+        return -F.logsigmoid(positives - negatives)
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,15 @@ class DCL:
         """The loss of each anchor ``[A]``; see `Loss`."""
         logits_AC = scale * similarities + log_weights
         negatives = ~positives & (log_weights > -torch.inf)
-        losses_AC = logsumexp(logits_AC, negatives)[:, None] - logits_AC
-        nothing_AC = 0 * similarities  # keeps the graph, and lets NaN through
-        return masked_mean(losses_AC.where(negatives.any(dim=1)[:, None], nothing_AC), positives)
+        losses_AC = self.from_logs(logits_AC, logsumexp(logits_AC, negatives)[:, None])
+        return masked_mean(losses_AC, positives)
+
+    @staticmethod
+    def from_logs(positives: Tensor, negatives: Tensor) -> Tensor:
+        """The loss of positives' logits against the logsumexp of their anchors' negatives."""
+        some = negatives > torch.finfo(negatives.dtype).min / 2
+        # 0 x logit keeps the graph, and lets NaN through
+        return (negatives - positives).where(some, 0 * positives)
 
 
 @dataclass(frozen=True)

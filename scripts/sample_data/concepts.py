@@ -25,9 +25,12 @@ STYLES = {
     "openmoji": OPENMOJI,
 }
 SEEN_STYLES = ("noto", "twemoji", "fluent", "fluent_hc")
+COLORED_STYLES = ("noto", "twemoji", "fluent")
 SIZES = {"test": 200, "val": 100}
 LARGEST_HELD_OUT_FAMILY = 4
-SAME_DRAWING = 0.07  # root mean square difference of colours in [0, 1] at 16x16 pixels
+# Root mean square differences of colours in [0, 1] at 16x16 pixels.
+NEAR_DRAWING = 0.07  # in two of the coloured styles: a near-copy
+SAME_DRAWING = 0.02  # in any style: a copy
 
 # Whole subgroups of Unicode that are one drawing with other marks in it.
 ONE_DRAWING = {
@@ -65,7 +68,9 @@ FAMILY_PATTERNS = {
     r"^grinning .*face|^grinning face|^beaming face": "grinning face",
 }
 GENDER = re.compile(r"\b(man|woman|person|men|women|people|older|old|boy|girl)\b")
-COLOR = re.compile(r"\b(light blue|black|white|blue|green|orange|red|yellow|brown|purple|grey|pink)\b")
+COLOR = re.compile(
+    r"\b(light blue|black|white|blue|green|orange|red|yellow|brown|purple|grey|pink)\b"
+)
 
 
 @dataclass(frozen=True)
@@ -116,20 +121,21 @@ def family_key(name: str, subgroup: str) -> str:
 
 
 def _join_families(keys: list[str], drawings: Mapping[str, np.ndarray]) -> list[str]:
-    """Join the families of concepts whose drawings are nearly the same in two styles or more.
+    """Join the families of concepts that are near-copies in two coloured styles, or copies in one.
 
     Args:
         keys: the family of every concept.
         drawings: style -> ``[N, 64, 64, 3]`` uint8.
     """
-    distances = []
-    for images in drawings.values():
+    distances = {}
+    for style, images in drawings.items():
         count = len(images)
         small = images.reshape(count, 16, 4, 16, 4, 3).mean((2, 4)).reshape(count, -1) / 255.0
         square = (small**2).sum(1)
         gaps = square[:, None] + square[None] - 2.0 * small @ small.T
-        distances.append(np.sqrt(np.maximum(gaps, 0.0) / small.shape[1]))
-    second = np.sort(np.stack(distances), axis=0)[1]
+        distances[style] = np.sqrt(np.maximum(gaps, 0.0) / small.shape[1])
+    copies = np.min([*distances.values()], axis=0) < SAME_DRAWING
+    copies |= np.sort([distances[style] for style in COLORED_STYLES], axis=0)[1] < NEAR_DRAWING
     parent = {key: key for key in keys}
 
     def root(key: str) -> str:
@@ -137,7 +143,7 @@ def _join_families(keys: list[str], drawings: Mapping[str, np.ndarray]) -> list[
             key = parent[key]
         return key
 
-    for i, j in np.argwhere(np.triu(second < SAME_DRAWING, 1)):
+    for i, j in np.argwhere(np.triu(copies, 1)):
         first, other = sorted((root(keys[i]), root(keys[j])))
         parent[other] = first
     return [root(key) for key in keys]
@@ -197,7 +203,7 @@ def load_concepts(cache: Path, pinned_names: Iterable[str]) -> tuple[list[Concep
     keys = [family_key(name, sub) for name, sub in zip(names, subgroups, strict=True)]
     drawings = {
         style: np.stack([np.asarray(draw_icon(sets[style], icons[style])) for *_, icons in found])
-        for style in ("noto", "twemoji", "fluent")
+        for style in SEEN_STYLES
     }
     families = _join_families(keys, drawings)
     unknown = set(pinned_names) - set(names)
@@ -211,7 +217,5 @@ def load_concepts(cache: Path, pinned_names: Iterable[str]) -> tuple[list[Concep
     ):
         group = meta["groups"][str(entry["group"])].replace("-", " & ")
         tags = tuple(_plain(tag) for tag in entry.get("tags", ()) if _plain(tag) != name)
-        concepts.append(
-            Concept(code, name, tags, group, subgroup, family, splits[family], icons)
-        )
+        concepts.append(Concept(code, name, tags, group, subgroup, family, splits[family], icons))
     return concepts, sets

@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 import json
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from multimodal.data.tokenizers import train_bpe
 
 from . import emoji, exercise, furniture, motion, sounds, speech
 from .concepts import load_concepts
+from .describe import write_description
+from .licences import write_licences
+from .overview import draw_overview
+from .read import read_samples
 
 SOURCES = ("emoji", "furniture", "speech", "sounds", "motion", "exercise")
 VOCAB_SIZE = 2048
 BUDGET = 24_500_000  # bytes in the whole folder
-
-
-def read_samples(folder: Path, source: str, split: str) -> Iterator[dict[str, bytes]]:
-    """The members of every sample of a split, the key as ``__key__``."""
-    manifest = json.loads((folder / f"{source}.json").read_text(encoding="utf-8"))
-    for shard in manifest["shards"]:
-        if shard["split"] != split:
-            continue
-        sample: dict[str, Any] = {}
-        with tarfile.open(folder / shard["name"]) as archive:
-            for info in archive:
-                key, field = info.name.split(".", 1)
-                if sample and sample["__key__"] != key:
-                    yield sample
-                    sample = {}
-                stream = archive.extractfile(info)
-                assert stream is not None
-                sample.update({"__key__": key, field: stream.read()})
-        if sample:
-            yield sample
 
 
 def train_tokenizer(folder: Path) -> None:
@@ -77,6 +59,10 @@ def build(cache: Path, folder: Path, only: Sequence[str], picture: Path | None) 
         print(f"{source}: {count} samples, {size / 1e6:.2f} MB", flush=True)
     if all((folder / f"{source}.json").exists() for source in SOURCES):
         train_tokenizer(folder)
+        write_description(folder, SOURCES)
+        write_licences(folder, cache)
+        if picture is not None:
+            draw_overview(folder, picture)
     total = sum(path.stat().st_size for path in folder.iterdir())
     print(f"all: {total / 1e6:.2f} MB")
     if total > BUDGET:

@@ -87,15 +87,13 @@ def build(folder: Path, concepts: Sequence[Concept], sets: dict[str, Any]) -> di
             f"{style}.webp": compact_webp(draw_icon(sets[style], concept.icons[style]))
             for style in styles
         }
-        splits[concept.split].append(
-            Sample(concept.concept.lower(), members, metadata(concept))
-        )
+        splits[concept.split].append(Sample(concept.concept.lower(), members, metadata(concept)))
     about = Description(
         name="emoji",
         description=(
             "Emoji in four styles for training and a fifth, openmoji, for the test split only; "
             "64x64 RGB on white, lossless WebP of at most a few dozen colours. "
-            "The concepts of val and test, and their families of near-copies, are in no train split."
+            "The concepts of val and test, and their families of near-copies, do not train."
         ),
         origin="drawn from the SVG icons of npm packages of Iconify; names from emojibase-data",
         licences=[*STYLE_LICENCES.values(), NAME_LICENCE],

@@ -78,7 +78,8 @@ def build(folder: Path, cache: Path) -> dict[str, Any]:
             "Seven shoulder exercises of ten people with a smart watch at 50 Hz, [6, T]: "
             "accelerometer xyz (gravity included) then gyroscope xyz. train: consecutive chunks "
             "of up to 16 s (T 200 to 800), to be cropped; val (subject 8) and test (subjects 9, "
-            "10): consecutive windows of 4 s (T 200). No two samples overlap."
+            "10): consecutive windows of 4 s (T 200). No two samples overlap; the end of a "
+            "recording is left out where it is shorter than 4 s."
         ),
         origin="seglearn 1.2.5, watch_dataset.npy (Burns et al. 2018, arXiv:1802.01489)",
         licences=[

@@ -66,7 +66,8 @@ SIZES = {"test": 220, "val": 60}  # models
 LOOSE = 50  # models whose name is new but whose head noun trains
 LARGEST_HELD_OUT_NOUN = 8
 WORST_OVERLAP = 0.4  # below it, icon and model do not show one view
-NOT_A_HEAD = set("ahead bz cc hôi left panes right seats small straight turn zones".split())
+NOT_A_HEAD = {"ahead", "bz", "cc", "hôi", "left", "panes", "right", "seats", "small", "straight"}
+NOT_A_HEAD |= {"turn", "zones"}
 NO_PLURAL = {"clothes", "fries", "pliers", "scissors", "tennis", "trousers", "shelves"}
 ICON_BLOCKS = 4
 
@@ -102,7 +103,7 @@ def singular(word: str) -> str:
 
 
 def head_nouns(names: Iterable[str]) -> dict[str, str]:
-    """Name -> head noun: its last word, singular; compounds count as their ending (armchair: chair).
+    """Name -> head noun: its last word, singular; of compounds the ending (armchair: chair).
 
     Args:
         names: all names, since a compound is known by another name's noun.
@@ -150,12 +151,16 @@ def load_models(cache: Path) -> list[Model]:
             (
                 name,
                 {
-                    "key": re.sub(r"[^a-z0-9]+", "-", f"{catalog}-{Path(entry['model']).stem}".lower()),
+                    "key": re.sub(
+                        r"[^a-z0-9]+", "-", f"{catalog}-{Path(entry['model']).stem}".lower()
+                    ),
                     "tags": tuple(tag for tag in tags if tag not in ("", "blend swap", name)),
                     "category": entry["category"].lower(),
                     "creator": entry["creator"],
                     "licence": CATALOGS[catalog],
-                    "size_mm": tuple(float(entry[side]) * 10 for side in ("width", "height", "depth")),
+                    "size_mm": tuple(
+                        float(entry[side]) * 10 for side in ("width", "height", "depth")
+                    ),
                     "rotation": tuple(float(number) for number in rotation),
                     "icon": archive.read(entry["icon"].lstrip("/")),
                     "obj": archive.read(entry["model"].lstrip("/")),

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import resvg_py
 from PIL import Image, ImageOps
 
 from .shards import BLOCK
@@ -29,6 +28,8 @@ def draw_icon(icons: Mapping[str, Any], name: str) -> Image.Image:
     Returns:
         RGB, 64x64.
     """
+    import resvg_py  # here, so that all but the drawing works without the extra ``samples``
+
     alias = icons.get("aliases", {}).get(name, {})
     icon = icons["icons"][alias.get("parent", name)]
     width = icon.get("width", icons.get("width", 16))

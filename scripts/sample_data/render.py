@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .triangulate import triangulate
+
 FACE_REST = re.compile(rb"/[^\s]*")  # "12/7/3" -> "12": only positions are drawn
-TILES = (2, 4, 8, 16, 32, 64, 128, 256)  # triangles are drawn in groups of similar extent
 PIXELS_AT_ONCE = 1 << 21
 
 
@@ -26,7 +27,7 @@ class Mesh:
 
 
 def read_obj(data: bytes) -> Mesh:
-    """The mesh of an OBJ file; polygons become fans of triangles, materials are ignored."""
+    """The mesh of an OBJ file; polygons are cut into triangles, materials are ignored."""
     data = data.replace(b"\\\r\n", b" ").replace(b"\\\n", b" ")
     positions, faces = [], []
     for line in data.splitlines():
@@ -40,7 +41,8 @@ def read_obj(data: bytes) -> Mesh:
     for count in sorted({len(row) for row in corners}):
         polygons = np.array([row for row in corners if len(row) == count], np.int64)
         polygons = np.where(polygons > 0, polygons - 1, polygons + len(vertices))
-        triangles += [polygons[:, [0, i, i + 1]] for i in range(1, count - 1)]
+        if count >= 3:
+            triangles.append(triangulate(vertices[:, :3], polygons))
     return Mesh(vertices[:, :3], np.concatenate(triangles))
 
 
@@ -66,37 +68,40 @@ def z_buffer(points: np.ndarray, triangles: np.ndarray, size: int) -> np.ndarray
         ``[size, size]`` float64, +inf where there is no surface.
     """
     corners = points[triangles]  # [T, 3 corners, 3]
-    low = np.floor(corners[:, :, :2].min(1)).astype(np.int64)
-    extent = (np.ceil(corners[:, :, :2].max(1)) - low).max(1).astype(np.int64)
+    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
+    area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
+    corners = np.where(area[:, None, None] < 0, corners[:, [0, 2, 1]], corners)  # one orientation
+    low = np.floor(corners[:, :, :2].min(1))
+    extent = np.ceil(corners[:, :, :2].max(1)) - low
+    # Triangles of similar width and height are drawn together: tiles of 2, 4, 8, ... pixels.
+    tiles = 2 ** np.ceil(np.log2(np.maximum(extent, 2))).astype(np.int64)
+    drawn = (np.abs(area) > 1e-12) & (low < size).all(1) & (low + extent > 0).all(1)
     buffer = np.full(size * size, np.inf)
-    done = 0
-    for tile in TILES:
-        chosen = np.flatnonzero((extent > done) & (extent <= tile))
-        done = tile
-        step = max(1, PIXELS_AT_ONCE // tile**2)
+    for width, height in np.unique(tiles[drawn], axis=0):
+        chosen = np.flatnonzero(drawn & (tiles == (width, height)).all(1))
+        step = max(1, int(PIXELS_AT_ONCE // (width * height)))
         for start in range(0, len(chosen), step):
             part = chosen[start : start + step]
-            _draw(buffer, corners[part], low[part], tile, size)
+            _draw(buffer, corners[part], low[part], int(width), int(height), size)
     return buffer.reshape(size, size)
 
 
-def _draw(buffer: np.ndarray, corners: np.ndarray, low: np.ndarray, tile: int, size: int) -> None:
-    """Draw triangles that fit into ``tile`` pixels from their ``low`` corner into the buffer."""
-    a, b, c = corners[:, None, 0], corners[:, None, 1], corners[:, None, 2]
-    rows, columns = np.divmod(np.arange(tile * tile), tile)
-    x = low[:, :1] + columns  # [T, tile * tile]
-    y = low[:, 1:] + rows
-    px, py = x + 0.5, y + 0.5
-
-    def edge(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-        return (q[..., 0] - p[..., 0]) * (py - p[..., 1]) - (q[..., 1] - p[..., 1]) * (
-            px - p[..., 0]
-        )
-
-    weights = np.stack([edge(b, c), edge(c, a), edge(a, b)])  # twice the areas, signed
-    area = weights.sum(0)
-    inside = ((weights >= 0).all(0) | (weights <= 0).all(0)) & (np.abs(area) > 1e-12)
-    inside &= (x >= 0) & (x < size) & (y >= 0) & (y < size)
-    depth = sum(w * p[..., 2] for w, p in zip(weights, (a, b, c), strict=True))
-    depth = depth[inside] / area[inside]
-    np.minimum.at(buffer, (y * size + x)[inside], depth)
+def _draw(
+    buffer: np.ndarray, corners: np.ndarray, low: np.ndarray, width: int, height: int, size: int
+) -> None:
+    """Draw triangles that fit into tiles of width x height pixels at ``low`` into the buffer."""
+    x = low[:, 0, None] + np.arange(width)  # [T, width]
+    y = low[:, 1, None] + np.arange(height)
+    weights = []  # of the corners, times twice the area: [T, height, width]
+    for start, end in ((1, 2), (2, 0), (0, 1)):
+        p, q = corners[:, start, :, None], corners[:, end, :, None]
+        down = (q[:, 0] - p[:, 0]) * (y + 0.5 - p[:, 1])
+        across = (q[:, 1] - p[:, 1]) * (x + 0.5 - p[:, 0])
+        weights.append(down[:, :, None] - across[:, None, :])
+    inside = (weights[0] >= 0) & (weights[1] >= 0) & (weights[2] >= 0)
+    inside &= ((y >= 0) & (y < size))[:, :, None] & ((x >= 0) & (x < size))[:, None, :]
+    triangle, row, column = np.nonzero(inside)
+    shares = np.stack([weight[inside] for weight in weights], 1)
+    depth = (shares * corners[triangle, :, 2]).sum(1) / shares.sum(1)
+    pixels = y[triangle, row] * size + x[triangle, column]
+    np.minimum.at(buffer, pixels.astype(np.int64), depth)

@@ -105,7 +105,7 @@ def concept_names() -> set[str]:
 
 
 def assign_splits() -> dict[str, str]:
-    """Recording -> split: of a class with several recordings, a third (one at least) is for test."""
+    """Recording -> split: of several recordings of a class, a third (at least one) is for test."""
     by_label = defaultdict(list)
     for recording, (label, _, _) in TABLE.items():
         by_label[label].append(recording)

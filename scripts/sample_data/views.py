@@ -16,7 +16,7 @@ DISTANCE = 3.0  # from the camera to the model's centre, in radii of the box aro
 SEARCH_YAW = (-60.0, -30.0, 0.0, 30.0, 60.0)
 SEARCH_PITCH = (0.0, 20.0, 40.0, 60.0, 85.0)
 GRID = 48  # pixels a side at which outlines are compared
-SURFACE_POINTS = 40_000
+SURFACE_POINTS = 30_000
 STEPS = ((15.0, 10.0), (7.0, 5.0))  # refinements of the best pose
 GOOD_OVERLAP = 0.9  # the usual view is kept without a search
 GAIN = 0.03  # another view has to overlap better by this much
@@ -56,7 +56,8 @@ def _radius(model: Mesh) -> float:
 
 def _fit(flat: np.ndarray, drawn: np.ndarray, box: tuple[float, ...]) -> np.ndarray:
     """Scale and move ``flat`` so that the points ``drawn`` fill ``box`` (l, t, r, b) centrally."""
-    low, high = drawn.min(0), drawn.max(0)
+    rows = np.ascontiguousarray(drawn.T)  # a minimum along rows is many times faster
+    low, high = rows.min(1), rows.max(1)
     left, top, right, bottom = box
     scale = min(np.array([right - left, bottom - top]) / np.maximum(high - low, 1e-9))
     return (flat - (low + high) / 2) * scale + [(left + right) / 2, (top + bottom) / 2]
