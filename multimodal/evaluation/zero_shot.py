@@ -94,7 +94,7 @@ def zero_shot(embeddings: Tensor, classes: Tensor, labels: Tensor) -> ZeroShot:
         logits_NC = rows(start, min(start + _CHUNK, n_samples))
         own = labels[start : start + _CHUNK]
         best = (logits_NC == logits_NC.amax(dim=1, keepdim=True)).double()
-        confusion.index_add_(0, own, best)
+        confusion.index_add_(0, own, best / best.sum(dim=1, keepdim=True))
         score = logits_NC.gather(1, own[:, None])
         ahead = (logits_NC > score).sum(dim=1)
         tied = (logits_NC == score).sum(dim=1)
