@@ -27,10 +27,11 @@ class Evaluation:
 
 @dataclass
 class Modality:
-    """Which members of a sample hold a modality, and the key of a text in a JSON member."""
+    """Which members of a sample hold a modality; of a JSON member, the key or template of a text."""
 
     member: str | list[str]
     key: str | None = None
+    template: str | list[str] | None = None
 
 
 @dataclass
