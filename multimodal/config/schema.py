@@ -27,7 +27,7 @@ class Evaluation:
 
 @dataclass
 class Modality:
-    """Which members of a sample hold a modality; of a JSON member, the key or template of a text."""
+    """Which members of a sample hold a modality; of a JSON one, the key or template of a text."""
 
     member: str | list[str]
     key: str | None = None
