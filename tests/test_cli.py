@@ -101,7 +101,8 @@ def test_a_misspelt_experiment(own):
 
 
 def test_several_words_at_once(own):
-    found = explained(own, "+experiment=mine", "sede=1", "trainer.max_step=3", "seed=2")
+    right = ["seed=2", "loss._target_=x", "data.list.1=3", "+data.new=1", "loss=siglip"]
+    found = explained(own, "+experiment=mine", "sede=1", *right, "trainer.max_step=3")
     assert list(found) == ["sede=1", "trainer.max_step=3"]
 
 

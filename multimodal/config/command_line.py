@@ -211,7 +211,7 @@ def _wrong_choice(
 
 def _wrong_key(composer: _Composer, override: Override, base: DictConfig) -> Iterator[Fault]:
     word, key = str(override.input_line), override.key_or_group
-    known = [k for k in keys(base) if not k.rpartition(".")[2].startswith("_")]
+    known = list(keys(base))
     there = key in known or _in_a_list(base, key)
     if override.is_add() and there and not isinstance(override.value(), dict | list):
         if OmegaConf.select(base, key, throw_on_missing=False) is not None:
@@ -228,8 +228,9 @@ def _in_a_list(base: DictConfig, key: str) -> bool:
 
 def _nearest_key(key: str, known: list[str], groups: list[str]) -> str:
     """In the deepest block that is there; else a key elsewhere of that name; else any close one."""
+    known = [name for name in known if not name.rpartition(".")[2].startswith("_")]
     head, parts = "", key.split(".")
-    while parts and (f"{head}{parts[0]}" in known):
+    while parts and f"{head}{parts[0]}" in known:
         head += f"{parts.pop(0)}."
     inner = [k.removeprefix(head).split(".")[0] for k in known if k.startswith(head)]
     inner += [] if head else groups
