@@ -143,6 +143,16 @@ def test_repeats_of_a_sample_are_augmented_differently(folder):
         assert len({value for _, value in uses}) == 3
 
 
+def test_epochs_augment_a_sample_differently(folder):
+    made = loader(folder)
+    seen: dict[int, set] = {}
+    for _ in range(3):
+        for batch in made:
+            for sample_id, value in zip(batch.sample_ids, batch.inputs["x"], strict=True):
+                seen.setdefault(int(sample_id), set()).add(float(value))
+    assert all(len(values) == 3 for values in seen.values())
+
+
 # Resuming
 
 

@@ -163,6 +163,13 @@ def test_epochs_seeds_and_sources_are_shuffled_differently():
     assert len(sequences) > 1
 
 
+def test_two_passes_of_an_epoch_are_shuffled_differently():
+    schedule = BatchSchedule(0, {"a": size([50], 10, repeat=2.0)})
+    passes = [np.concatenate([schedule(i).indices for i in range(k, k + 5)]) for k in (0, 5)]
+    assert np.array_equal(*map(np.sort, passes))
+    assert not np.array_equal(*passes)
+
+
 def test_only_a_block_of_shards_is_in_use_at_a_time():
     schedule = BatchSchedule(0, {"a": size([10] * 12, 10)}, block_shards=3)
     for block in range(4):

@@ -102,6 +102,11 @@ def test_every_cut_of_a_shard_is_noticed(tmp_path):
     assert len(shard(tmp_path, content[: end + 512])) == 3  # one end block is enough
 
 
+def test_a_cut_inside_a_member_names_it(tmp_path):
+    with pytest.raises(ShardError, match=r"byte 0: cut: 212 bytes of 'a\.png' are missing"):
+        shard(tmp_path, shard_bytes(SAMPLES)[:1000])
+
+
 def test_a_cut_file_is_noticed_by_its_size_before_it_is_read(tmp_path):
     content = shard_bytes(SAMPLES)
     with pytest.raises(ShardError, match=f"has {len(content) - 512} bytes.*says {len(content)}"):

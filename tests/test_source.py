@@ -185,6 +185,14 @@ def test_bad_samples_have_reasons_and_spoil_no_other(tmp_path, changes, reason):
     assert source.decode(2, None).values["text"] == "thing 2"
 
 
+def test_json_that_is_no_object_is_a_bad_sample(tmp_path):
+    samples = [sample(i, **{"extra.json": b"[1, 2]"}) for i in range(3)]
+    for entry in ({"key": "name"}, {"template": "{name}"}):
+        source = make(tmp_path, samples, {"text": {"member": "extra.json", **entry}})
+        with pytest.raises(DecodeError, match="metadata: expected a JSON object, got list"):
+            source.decode(0, None)
+
+
 def test_limits_hold_before_a_member_is_read(tmp_path):
     source = make(tmp_path, [sample(0), sample(1), sample(2)], ALL)
     source.limits = Limits(max_bytes=10)

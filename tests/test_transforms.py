@@ -190,6 +190,16 @@ def test_image_depth_and_thermal_are_cut_alike(seed):
     assert (cut - straight).abs().max() > 0.02
 
 
+@pytest.mark.parametrize("make", [DepthTransform, ThermalTransform])
+def test_flips_mirror(make):
+    depth = np.arange(1, 65, dtype=np.uint16).reshape(8, 8) * 100
+    straight, mirrored = make(8)(depth, draw()), make(8, flip=1.0)(depth, draw())
+    assert torch.equal(mirrored, straight.flip(-1))
+    pixels = picture(32, 32)
+    straight = ImageTransform(32, **PLAIN)(pixels, draw())
+    assert torch.equal(ImageTransform(32, **PLAIN, flip=1.0)(pixels, draw()), straight.flip(-1))
+
+
 def test_the_photometric_choice_of_one_does_not_move_the_crop_of_the_other():
     options = {"scale": (0.3, 0.9), "flip": 0.5}
     quiet = DepthTransform(32, **options)

@@ -246,6 +246,7 @@ class Source:
         if modality.key is not None:
             return _choose(_texts(value, modality.key), draw, f"{name}.text")
         if modality.templates:
+            _require_object(value)
             template = _choose(modality.templates, draw, f"{name}.template")
             return template.fill(value, draw, name)
         if modality.is_motion:
@@ -296,8 +297,14 @@ def _check_key(manifest: Manifest, split: str, member: str, key: str) -> None:
         raise ValueError(f"{manifest.path}: {member!r} has no key {key!r}; {suggest(key, known)}")
 
 
+def _require_object(decoded: Any) -> None:
+    if not isinstance(decoded, dict):
+        raise DecodeError("metadata", f"expected a JSON object, got {type(decoded).__name__}")
+
+
 def _get(metadata: Any, key: str) -> Any:
-    if not isinstance(metadata, dict) or metadata.get(key) is None:
+    _require_object(metadata)
+    if metadata.get(key) is None:
         raise DecodeError("metadata", f"the JSON has no {key!r}")
     return metadata[key]
 

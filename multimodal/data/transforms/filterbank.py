@@ -100,9 +100,7 @@ def mel_filters(
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     bins = mel(frequencies)[:, None]
     filters = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre))
-    filters = filters.clamp(min=0)
-    filters[-1] = 0  # Kaldi leaves the Nyquist frequency out
-    return filters.to(torch.float32)
+    return filters.clamp(min=0).to(torch.float32)
 
 
 def resample(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
