@@ -477,6 +477,23 @@ class Saver(pl.Callback):
         trainer.save_checkpoint(self.path)
 
 
+def test_lightning_trains_without_validation_sources(folder):
+    made = module(folder)
+    made.val_sources = {}
+    recorder = Recorder()
+    recorder.validation_step = lambda batch, batch_idx: None
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(recorder, made)
+    assert len(recorder.seen) == 9
+
+
 def fit(folder, recorder, path=None, **options):
     trainer = pl.Trainer(
         max_epochs=3,

@@ -505,9 +505,19 @@ def test_rotation_turns_both_sensors_alike_and_keeps_lengths():
     assert np.allclose(
         np.linalg.norm(turned[:3], axis=0), np.linalg.norm(samples[:3], axis=0), atol=1e-4
     )
-    cosines = (turned[:3] * samples[:3]).sum(0) / (samples[:3] ** 2).sum(0)
-    assert cosines.min() > np.cos(np.radians(30)) - 1e-4
     assert np.abs(turned - samples).max() > 0.01
+
+
+def test_rotation_reaches_its_limit_and_no_farther():
+    transform = IMUTransform(50, 50, [0.0] * 6, [1.0] * 6, rotation=30)
+    samples = np.random.default_rng(0).standard_normal((6, 50)).astype(np.float32)
+    largest = []
+    for epoch in range(60):
+        turned = transform(Signal(samples, 50), draw(epoch)).numpy()
+        cosines = (turned[:3] * samples[:3]).sum(0) / (samples[:3] ** 2).sum(0)
+        largest.append(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
+    assert 27 < max(largest) < 30.01
+    assert min(largest) < 5
 
 
 def test_a_quarter_turn_about_z():
