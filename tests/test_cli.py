@@ -60,7 +60,8 @@ WORDS = {
     "key without its block": ("max_steps=3", "did you mean 'trainer.max_steps'?"),
     "key below a typo": ("optimzer.lr=3", "did you mean 'optimizer.lr'?"),
     "key in a tower": (
-        "model.towers.image.encoder.poolng=x", "did you mean 'model.towers.image.encoder.pooling'?"
+        "model.towers.image.encoder.image_sze=8",
+        "did you mean 'model.towers.image.encoder.image_size'?",
     ),
     "no key like it": ("trainer.qqqq=3", "known: "),
     "key of hydra": ("hydra.run.dri=x", "did you mean 'hydra.run.dir'?"),
@@ -199,3 +200,22 @@ def test_a_wrong_command_ends_at_once_and_leaves_nothing(tmp_path, words):
     assert "fault in the configuration" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_faults_of_an_experiment_file_come_together_and_before_any_data(own):
+    """Those that only signatures can tell: they need torch, but neither samples nor weights."""
+    (own / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n  - clip\n  - _self_\n"
+        "sede: 1\n"
+        "model: {towers: {image: {encoder: {image_sze: 64}}}}\n"
+        "pairs: {image_text: {other: txt}}\n"
+        "data: {sources: {emoji: {manifest: not/there.json, modalities: {imgae: {member: a}}}}}\n"
+    )
+    done = run("--config-dir", str(own), "+experiment=mine", "hydra.run.dir=run", folder=own)
+    assert "status 2\n" in done.stdout, done.stderr
+    assert "4 faults in the configuration" in done.stderr
+    for answer in ("'seed'?", "'image_size'?", "'text'?", "'image'?"):
+        assert f"did you mean {answer}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in (own / "run").iterdir()) == [".hydra", "train.log"]
