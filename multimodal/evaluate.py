@@ -78,7 +78,7 @@ def build_sets(cfg: DictConfig) -> dict[str, EvaluationSet]:
 
 
 def trained_pairs(*configs: DictConfig | None) -> dict[frozenset[str], frozenset[str] | None]:
-    """The pairs of modalities that any of the runs trained together.
+    """The pairs of modalities that any of the runs, or their anchors, trained together.
 
     Returns:
         Pair -> names of the manifests it was trained on, None for whatever had both: a pair that
@@ -88,6 +88,8 @@ def trained_pairs(*configs: DictConfig | None) -> dict[frozenset[str], frozenset
     for cfg in configs:
         if cfg is None:
             continue
+        for ends in OmegaConf.select(cfg, "anchor.pairs") or ():
+            pairs[frozenset(ends)] = None
         for pair in cfg.pairs.values():
             ends, sources = frozenset((pair.anchor, pair.other)), pair.get("sources")
             before = pairs.get(ends, frozenset())

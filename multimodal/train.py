@@ -35,13 +35,16 @@ def train(cfg: DictConfig) -> Results | None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
     module, data = build_module(cfg), build_data(cfg)
-    anchor_cfg = load_anchor(module.model, cfg, anchor) if anchor else None
+    if anchor is not None:
+        anchor_cfg = load_anchor(module.model, cfg, anchor)
+        cfg.anchor.pairs = [sorted(ends) for ends in trained_pairs(anchor_cfg)]
     trainer = build_trainer(cfg, folder)
     trainer.fit(module, datamodule=data, ckpt_path=resume_path(cfg, folder), weights_only=True)
 
     if not trainer.is_global_zero or cfg.evaluation is None:
         return None
-    return evaluate_run(module.model, cfg, folder, trained_pairs(cfg, anchor_cfg))
+    model = module.model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
+    return evaluate_run(model, cfg, folder, trained_pairs(cfg))
 
 
 def run_folder() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from multimodal.cli import run
 
@@ -29,11 +29,9 @@ def evaluate(cfg: DictConfig) -> None:
     check(run_cfg)  # before anything that the checkpoint names is built
     model, _ = load_model(cfg.checkpoint)
 
-    anchor = OmegaConf.select(run_cfg, "anchor.checkpoint")
-    anchor_cfg = config_of(checkpoint_io.read(anchor), anchor) if anchor else None
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(HydraConfig.get().runtime.output_dir)
-    evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg, anchor_cfg))
+    evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg))
 
 
 if __name__ == "__main__":

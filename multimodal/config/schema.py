@@ -16,6 +16,7 @@ class Anchor:
     checkpoint: str | None
     towers: list[str]
     folder: str
+    pairs: list[list[str]] | None = None
 
 
 @dataclass

@@ -128,6 +128,7 @@ class Pair(nn.Module):
         if self.training and self.logit_scale.requires_grad:
             with torch.no_grad():
                 self.logit_scale.clamp_(max=self.max_logit_scale)
+            return self.logit_scale.exp()
         return self.logit_scale.clamp(max=self.max_logit_scale).exp()
 
     def forward(
