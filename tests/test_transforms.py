@@ -581,3 +581,21 @@ def test_texts_without_words_are_bad_samples(tokenizer_path):
         TextTransform(tokenizer_path, 8)("  \n ", None)
     with pytest.raises(ValueError, match="at least 3"):
         TextTransform(tokenizer_path, 2)
+
+
+def test_words_are_dropped_in_training_only_and_never_all(tokenizer_path):
+    transform = TextTransform(tokenizer_path, 16, drop=0.5)
+    whole = transform("a wooden chair", None).tolist()
+    assert whole == TextTransform(tokenizer_path, 16)("a wooden chair", None).tolist()
+    lengths = []
+    for index in range(300):
+        ids = transform("a wooden chair", Draw(0, 0, "s", index, 0)).tolist()
+        assert [ids[0], ids[-1]] == [whole[0], whole[-1]]
+        assert len(ids) >= 3
+        rest = iter(whole)
+        assert all(token in rest for token in ids)  # in their order
+        lengths.append(len(ids) - 2)
+    dropped = 1 - np.mean(lengths) / (len(whole) - 2)
+    assert 0.4 < dropped < 0.55
+    with pytest.raises(ValueError, match=r"drop must be a probability below 1, got 1\.0"):
+        TextTransform(tokenizer_path, 16, drop=1.0)

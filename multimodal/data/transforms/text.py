@@ -18,17 +18,22 @@ class TextTransform:
     Args:
         tokenizer: a ``tokenizers`` JSON file; ``samples://NAME`` for one of the sample corpus.
         context_length: most tokens of a text, start and end included.
+        drop: probability that a token is left out in training (word dropout, Iyyer et al. 2015,
+            section 4); one always stays.
 
     Raises:
         FileNotFoundError: if there is no such tokenizer.
-        ValueError: if ``context_length`` leaves no room for a text.
+        ValueError: if ``context_length`` leaves no room for a text, or ``drop`` is no probability.
     """
 
-    def __init__(self, tokenizer: str, context_length: int) -> None:
+    def __init__(self, tokenizer: str, context_length: int, drop: float = 0.0) -> None:
         if context_length < 3:
             raise ValueError(f"context_length must be at least 3, got {context_length}")
         self.tokenizer = load_tokenizer(tokenizer)
+        if not 0 <= drop < 1:
+            raise ValueError(f"drop must be a probability below 1, got {drop}")
         self.context_length = context_length
+        self.drop = drop
         self._start = self.tokenizer.token_to_id(START)
         self._end = self.tokenizer.token_to_id(END)
 
@@ -37,7 +42,7 @@ class TextTransform:
 
         Args:
             value: the text.
-            draw: unused: nothing about a text is random once it has been chosen.
+            draw: the sample's random choices; None for the whole text.
 
         Returns:
             int64 ``[T]``, T at most ``context_length``.
@@ -50,6 +55,10 @@ class TextTransform:
         ids = self.tokenizer.encode(value, add_special_tokens=False).ids
         if not ids:
             raise DecodeError("empty", "the text has no characters")
+        if draw is not None and self.drop:
+            places = draw.stream("text.drop").random(len(ids))
+            last = places.max()  # one token stays, whatever happens
+            ids = [token for token, u in zip(ids, places, strict=True) if u >= min(self.drop, last)]
         return torch.tensor([self._start, *ids[: self.context_length - 2], self._end])
 
     def collate(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
