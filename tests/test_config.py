@@ -330,15 +330,22 @@ def test_a_foreign_target_is_not_imported(cfg, tmp_path, monkeypatch):
     assert "foreign_package" not in sys.modules
 
 
-def test_a_module_that_does_not_import_is_one_fault(cfg, tmp_path, monkeypatch):
-    (tmp_path / "broken_package.py").write_text("import not_there_at_all")
+@pytest.mark.parametrize(
+    ("name", "code", "reason"),
+    [
+        ("lacking", "import not_there_at_all", "not_there_at_all"),
+        ("no_python", "(", "never closed"),
+    ],
+)
+def test_a_module_that_does_not_import_is_one_fault(cfg, tmp_path, monkeypatch, name, code, reason):
+    (tmp_path / f"{name}_package.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    cfg.allowed_packages = ["broken_package"]
+    cfg.allowed_packages = [f"{name}_package"]
     for tower in cfg.model.towers.values():
-        tower.encoder = {"_target_": "broken_package.Encoder"}
+        tower.encoder = {"_target_": f"{name}_package.Encoder"}
     where, problem = only_fault(cfg)
     assert where == "model.towers.image.encoder._target_"
-    assert "No module named 'not_there_at_all'" in problem
+    assert reason in problem
 
 
 def test_own_packages_are_allowed_by_name(cfg, tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def resolve(target: str, packages: tuple[str, ...]) -> Any:
             continue
         try:
             found, module_name = importlib.import_module(path), path
-        except ImportError as error:
+        except Exception as error:  # a package of the user's own may fail in any way
             if isinstance(error, ModuleNotFoundError) and error.name == path and found:
                 found, module_name = _member(found, part, path), path
             else:
