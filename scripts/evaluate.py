@@ -27,7 +27,7 @@ def evaluate(cfg: DictConfig) -> None:
     if run_cfg.evaluation is None:
         raise ConfigError([Fault("evaluation", "the run has no sets; choose evaluation=NAME")])
     check(run_cfg)  # before anything that the checkpoint names is built
-    model, _ = load_model(cfg.checkpoint)
+    model, _ = load_model(cfg.checkpoint, cfg.allowed_packages)
 
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(HydraConfig.get().runtime.output_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from multimodal.config import defaults_bound, refuse_foreign_targets
 from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.models import EmbeddingModel
 from multimodal.objectives.objective import ContrastiveObjective, build_objective
@@ -80,18 +82,27 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
 
 
 def portable_yaml(cfg: DictConfig) -> str:
-    """The configuration as YAML with every interpolation resolved."""
-    return str(OmegaConf.to_yaml(cfg, resolve=True))
+    """The configuration as YAML, interpolations resolved and every default of a class bound in."""
+    return str(OmegaConf.to_yaml(defaults_bound(cfg), resolve=True))
 
 
-def load_model(path: str | Path) -> tuple[EmbeddingModel, DictConfig]:
+def load_model(
+    path: str | Path, allowed_packages: Sequence[str] = ()
+) -> tuple[EmbeddingModel, DictConfig]:
     """The trained towers of a checkpoint, in eval mode, and the configuration they come from.
+
+    Args:
+        path: of the checkpoint.
+        allowed_packages: of the caller's own, that the checkpoint's towers may come from; what
+            the checkpoint itself says of it does not count.
 
     Raises:
         CheckpointError: if the file is missing or damaged, or has no configuration in it.
+        ConfigError: if its configuration names a class of another package.
     """
     checkpoint = checkpoint_io.read(path)
     cfg = config_of(checkpoint, path)
+    refuse_foreign_targets(cfg, allowed_packages)
     model = build_model(cfg)
     prefix = "model."
     weights = {
