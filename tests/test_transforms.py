@@ -151,6 +151,22 @@ def test_the_same_draw_gives_the_same_part_at_any_resolution():
             assert abs(8 * getattr(small, a) - getattr(large, b)) <= 8
 
 
+def test_a_share_above_one_shows_the_whole_picture_on_a_border():
+    picture = torch.full((3, 20, 20), 7, dtype=torch.uint8)
+    geometry = Geometry((2.0, 4.0), (1.0, 1.0), 0.0)
+    for epoch in range(50):
+        box = geometry.box(draw(epoch), 20, 20)
+        assert 28 <= box.height == box.width <= 40
+        assert -(box.height - 20) <= box.top <= 0
+        assert -(box.width - 20) <= box.left <= 0
+        found = crop_and_resize(picture, box, box.height, "bicubic", border=200)
+        assert int((found == 7).sum()) == 3 * 20 * 20
+        assert int((found == 200).sum()) == 3 * (box.height**2 - 20**2)
+        assert found[0, -box.top, -box.left] == 7
+    places = {geometry.box(draw(epoch), 20, 20).top for epoch in range(50)}
+    assert len(places) > 8
+
+
 def test_without_a_draw_the_central_square_is_kept():
     geometry = Geometry((0.2, 0.5), (0.75, 1.3333), 1.0)
     assert geometry.box(None, 40, 60) == Box(0, 10, 40, 40)
@@ -163,7 +179,7 @@ def test_a_picture_too_long_for_any_crop_gives_its_central_square():
 
 
 @pytest.mark.parametrize(
-    "other", [{"scale": (0, 1)}, {"scale": (0.5, 1.1)}, {"ratio": (2, 1)}, {"flip": 2}]
+    "other", [{"scale": (0, 1)}, {"scale": (0.5, 17)}, {"ratio": (2, 1)}, {"flip": 2}]
 )
 def test_impossible_geometry_is_refused(other):
     options = {"scale": (0.5, 1), "ratio": (1, 2), "flip": 0.5} | other

@@ -33,8 +33,9 @@ class Geometry:
     pictures of one sample that show the same view get the same crop, at any resolution.
 
     Args:
-        scale: range of the crop's share of the picture's area, within (0, 1]; [1, 1] for the
-            central square.
+        scale: range of the crop's share of the picture's area; [1, 1] for the central square. A
+            share above 1, at most 16, shows the whole picture smaller, on an empty border (the
+            expansion of Liu et al. 2016, SSD).
         ratio: range of its width / height, drawn uniformly on a logarithmic scale.
         flip: probability of mirroring left and right.
 
@@ -43,8 +44,8 @@ class Geometry:
     """
 
     def __init__(self, scale: Sequence[float], ratio: Sequence[float], flip: float) -> None:
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"scale must be two rising numbers in (0, 1], got {list(scale)}")
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 16:
+            raise ValueError(f"scale must be two rising numbers in (0, 16], got {list(scale)}")
         if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(f"ratio must be two rising numbers above 0, got {list(ratio)}")
         if not 0 <= flip <= 1:
@@ -68,13 +69,13 @@ class Geometry:
         random = draw.stream("geometry").random(1 + 4 * _ATTEMPTS).tolist()
         flip = random[0] < self.flip
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for at in range(1, len(random) if self.scale[0] < 1 else 1, 4):
+        for at in range(1, len(random) if self.scale != (1.0, 1.0) else 1, 4):
             u_area, u_ratio, u_top, u_left = random[at : at + 4]
             area = self.scale[0] + u_area * (self.scale[1] - self.scale[0])
             ratio = math.exp(log_ratio[0] + u_ratio * (log_ratio[1] - log_ratio[0]))
             part_height = math.sqrt(area / ratio * width / height)
             part_width = math.sqrt(area * ratio * height / width)
-            if max(part_height, part_width) <= 1 + 1e-9:
+            if area > 1 or max(part_height, part_width) <= 1 + 1e-9:
                 top, rows = _span(u_top, part_height, height)
                 left, columns = _span(u_left, part_width, width)
                 return Box(top, left, rows, columns, flip)
@@ -88,12 +89,18 @@ def _centre(height: int, width: int) -> Box:
 
 
 def _span(place: float, part: float, size: int) -> tuple[int, int]:
-    """Start and length in pixels of a ``part`` that leaves ``place`` of the rest before it."""
-    length = min(size, max(1, round(part * size)))
-    return min(round(place * (1 - part) * size), size - length), length
+    """Start and length in pixels of a ``part`` that leaves ``place`` of the rest before it.
+
+    A part longer than ``size`` starts before it: the rest is then the border around.
+    """
+    length = max(1, round(part * size))
+    rest = size - length
+    return min(max(round(place * (1 - part) * size), min(rest, 0)), max(rest, 0)), length
 
 
-def crop_and_resize(pictures: Tensor, box: Box, size: int, mode: str) -> Tensor:
+def crop_and_resize(
+    pictures: Tensor, box: Box, size: int, mode: str, border: float = 0.0
+) -> Tensor:
     """The box of each picture, antialiased, as a square, mirrored if the box says so.
 
     Args:
@@ -101,11 +108,17 @@ def crop_and_resize(pictures: Tensor, box: Box, size: int, mode: str) -> Tensor:
         box: what to keep.
         size: side of the result.
         mode: ``bicubic`` or ``bilinear``.
+        border: value of what the box has beyond the picture.
 
     Returns:
         ``[C, size, size]`` of the same type.
     """
-    part = pictures[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    height, width = pictures.shape[1:]
+    bottom, right = box.top + box.height, box.left + box.width
+    part = pictures[:, max(box.top, 0) : bottom, max(box.left, 0) : right]
+    beyond = (max(-box.left, 0), max(right - width, 0), max(-box.top, 0), max(bottom - height, 0))
+    if any(beyond):
+        part = F.pad(part, beyond, value=border)
     if (box.height, box.width) != (size, size):
         part = F.interpolate(part[None], (size, size), mode=mode, antialias=True)[0]
     return part.flip(-1) if box.flip else part

@@ -28,7 +28,8 @@ class ImageTransform(Stacked):
         size: side of the square result, in pixels.
         mean: per channel, of values in [0, 1].
         std: per channel.
-        scale: range of the random crop's share of the area; [1, 1] for the central square.
+        scale: range of the random crop's share of the area; [1, 1] for the central square, and a
+            share above 1 shows the picture smaller, on a border.
         ratio: range of the random crop's width / height.
         flip: probability of mirroring left and right.
         brightness: x of the brightness factor, 0 to 1.
@@ -37,6 +38,7 @@ class ImageTransform(Stacked):
         grayscale: probability of losing all colour.
         erasing: probability of a rectangle set to the mean.
         interpolation: ``bicubic`` or ``bilinear``.
+        border: brightness of that border, 0 (black) to 1 (white).
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ImageTransform(Stacked):
         grayscale: float = 0.0,
         erasing: float = 0.0,
         interpolation: str = "bicubic",
+        border: float = 0.0,
     ) -> None:
         if interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"interpolation must be bicubic or bilinear, got {interpolation!r}")
@@ -62,6 +65,7 @@ class ImageTransform(Stacked):
             ("saturation", saturation),
             ("grayscale", grayscale),
             ("erasing", erasing),
+            ("border", border),
         ):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
@@ -71,6 +75,7 @@ class ImageTransform(Stacked):
         self.size = size
         self.geometry = Geometry(scale, ratio, flip)
         self.interpolation = interpolation
+        self.border = 255.0 * border
         self.jitter = (brightness, contrast, saturation)
         self.grayscale = grayscale
         self.erasing = erasing
@@ -92,7 +97,7 @@ class ImageTransform(Stacked):
         """
         pixels = torch.from_numpy(_as_rgb(value)).permute(2, 0, 1)
         box = self.geometry.box(draw, *pixels.shape[1:])
-        pixels = crop_and_resize(pixels, box, self.size, self.interpolation)
+        pixels = crop_and_resize(pixels, box, self.size, self.interpolation, self.border)
         picture = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         if draw is None:
             return picture.mul_(self._factor).add_(self._offset)
