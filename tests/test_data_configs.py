@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from multimodal.config import config_dir
 from multimodal.data.loader import ScheduledLoader
 
-SHAPES = {"image": (3, 64, 64), "depth": (1, 64, 64), "audio": (1, 64, 208), "imu": (6, 200)}
+SHAPES = {"image": (3, 64, 64), "depth": (1, 64, 64), "audio": (1, 64, 144), "imu": (6, 200)}
 
 
 @pytest.fixture(scope="module", params=["clip_sample", "imagebind_sample"])

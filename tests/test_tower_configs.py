@@ -14,7 +14,7 @@ from multimodal.models import EmbeddingModel
 INPUTS = {
     "image": (3, 64, 64),
     "depth": (1, 64, 64),
-    "audio": (1, 64, 208),
+    "audio": (1, 64, 144),
     "imu": (6, 200),
     "text": (24,),
 }
