@@ -6,17 +6,28 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torch import nn
 
 from multimodal.config import config_dir
+from multimodal.data.tokenizers import load_tokenizer
 from multimodal.models import EmbeddingModel
 
-INPUTS = {
-    "image": (3, 64, 64),
-    "depth": (1, 64, 64),
-    "audio": (1, 64, 144),
-    "imu": (6, 200),
-    "text": (24,),
+
+def transform(name: str) -> DictConfig:
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose(f"data/transform/{name}").data.transform
+
+
+IMAGE, DEPTH, AUDIO, IMU, TEXT = map(
+    transform, ("image_64", "depth_64", "audio_speech", "imu", "text")
+)
+INPUTS = {  # what the sample corpus's transforms give
+    "image": (3, IMAGE.size, IMAGE.size),
+    "depth": (1, DEPTH.size, DEPTH.size),
+    "audio": (1, AUDIO.num_mel_bins, AUDIO.num_frames),
+    "imu": (len(IMU.mean), IMU.length),
+    "text": (TEXT.context_length,),
 }
 FULL_SIZE = {"vit_b32": (3, 224, 224), "vit_b16": (3, 224, 224), "vit_l14": (3, 224, 224)}
 SAMPLE_SIZE = 5_000_000  # parameters of a tower that learns on two cores
@@ -44,6 +55,12 @@ def test_a_tower_embeds_what_its_modality_brings(name: str, head: str):
     shape = FULL_SIZE.get(name) or INPUTS[name.split("_")[0]]
     assert tower(inputs_of(shape)).shape == (2, 32)
     assert (sum(p.numel() for p in tower.parameters()) < SAMPLE_SIZE) == name.endswith("small")
+
+
+def test_the_text_tower_has_a_row_for_every_token_of_the_tokenizer():
+    encoder = build("+encoder=text_small")
+    assert encoder.vocab_size == load_tokenizer(TEXT.tokenizer).get_vocab_size()
+    assert encoder.context_length == TEXT.context_length
 
 
 def test_features_need_to_know_how_many():
