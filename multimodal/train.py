@@ -18,7 +18,12 @@ from multimodal.training.anchor import load_anchor, resolve_anchor
 from multimodal.training.build import build_data, build_module, build_trainer
 
 # Lightning's remarks on itself, and advice that is wrong for our loaders.
-NOISE = (".*LeafSpec.*", "The number of training batches.*", ".*does not have many workers.*")
+NOISE = (
+    ".*LeafSpec.*",
+    "Found .* in eval mode at the start of training.*",
+    "The number of training batches.*",
+    ".*does not have many workers.*",
+)
 
 
 def train(cfg: DictConfig) -> Results | None:
