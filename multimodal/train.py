@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import check
 from multimodal.evaluate import evaluate_run, trained_pairs
@@ -42,7 +42,8 @@ def train(cfg: DictConfig) -> Results | None:
     module, data = build_module(cfg), build_data(cfg)
     if anchor is not None:
         anchor_cfg = load_anchor(module.model, cfg, anchor)
-        cfg.anchor.pairs = [sorted(ends) for ends in trained_pairs(anchor_cfg)]
+        pairs = [sorted(ends) for ends in trained_pairs(anchor_cfg)]
+        OmegaConf.update(cfg, "anchor.pairs", pairs, force_add=True)
     trainer = build_trainer(cfg, folder)
     trainer.fit(module, datamodule=data, ckpt_path=resume_path(cfg, folder), weights_only=True)
 
