@@ -96,31 +96,34 @@ def test_dropout_is_replayed(piece, monkeypatch):
 
 
 GROWTH = """
-import resource, torch
+import re, torch
+from pathlib import Path
 from multimodal.microbatch import encode_in_pieces
 
 torch.set_num_threads(1)
-tower = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(24)), torch.nn.Linear(512, 8))
+layers = [torch.nn.Linear(512, 512) for _ in range(24)]
+tower = torch.nn.Sequential(*layers, torch.nn.Linear(512, 8))
 
 def peak(batch_size, piece):
     inputs = torch.randn(batch_size, 512)
     encode_in_pieces(lambda x, _: tower(x), inputs, None, piece).square().sum().backward()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    # Not ru_maxrss, in which a process begins with the peak of the one that started it.
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 
-small = peak(256, PIECE)
+small = max(peak(512, PIECE) for _ in range(3))
 print(peak(4096, PIECE) - small)
 """
 
 
 def test_memory_is_flat_in_the_batch_size():
-    """16 times the batch; its activations are 180 MB, its inputs 8."""
+    """8 times the batch; its activations are 180 MB more, its inputs 7."""
     growth = {}
     for piece in (None, 256):
         command = [sys.executable, "-c", GROWTH.replace("PIECE", str(piece))]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         growth[piece] = int(done.stdout)
-    assert growth[None] > 150
-    assert growth[256] < 40
+    assert growth[None] > 120
+    assert growth[256] < 50
 
 
 def test_no_rows_and_no_gradient():
