@@ -4,17 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("importlinter")
-from importlinter.cli import lint_imports
-
 ROOT = Path(__file__).parents[1]
 
 
-def test_imports_keep_to_the_contracts(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert lint_imports(config_filename="pyproject.toml", no_cache=True) == 0
+def test_imports_keep_to_the_contracts():
+    # In a process of its own: the linter switches off the loggers of the one that it runs in.
+    code = "from importlinter.cli import lint_imports; import sys; sys.exit(lint_imports())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert "0 broken" in done.stdout
 
 
 def test_packages_do_nothing_when_imported():
