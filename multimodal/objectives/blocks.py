@@ -7,7 +7,7 @@ backward only scales the gradients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,23 @@ def block_sum(
     return total, without
 
 
+class Once:
+    """Gradients of a scalar that were formed in the forward, for one backward.
+
+    They are scaled in place: a copy would double what is held.
+    """
+
+    def __init__(self, gradients: Sequence[Tensor | None]) -> None:
+        self._gradients: Sequence[Tensor | None] | None = gradients
+
+    def times(self, factor: Tensor) -> list[Tensor | None]:
+        """The gradients times the scalar's own; a second call is an error."""
+        if self._gradients is None:
+            raise RuntimeError("the objective can be differentiated once; evaluate it again")
+        gradients, self._gradients = self._gradients, None
+        return [None if gradient is None else gradient.mul_(factor) for gradient in gradients]
+
+
 class _BlockSum(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -92,14 +109,13 @@ class _BlockSum(torch.autograd.Function):
                 without += count
                 if value.requires_grad:
                     _accumulate(sums, origins, inputs, value)
-        ctx.save_for_backward(*sums)
+        ctx.gradients = Once(sums)
         ctx.mark_non_differentiable(without)
         return total, without
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [None if s is None else s * grads[0] for s in ctx.saved_tensors]
-        return None, None, *scaled
+        return None, None, *ctx.gradients.times(grads[0])
 
 
 def _accumulate(

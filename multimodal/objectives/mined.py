@@ -52,7 +52,7 @@ def mined_directions(
     for (anchor_side, rows, _), (negatives, real_negatives) in zip(ways, found, strict=True):
         chosen = torch.cat([positives, negatives], dim=1)
         block = _block(loss, real_positives, real_negatives)
-        size = max(1, BLOCK_ENTRIES // (chosen.shape[1] * rows.shape[1]))
+        size = max(1, BLOCK_ENTRIES // (4 * chosen.shape[1] * rows.shape[1]))
         directions.append(Direction(anchor_side, view.own, block, size, chosen))
     return directions
 

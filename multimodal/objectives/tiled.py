@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from multimodal.objectives.blocks import Once
 from multimodal.objectives.layout import Layout
 
 CPU_TILE, TILE = 512, 4096  # rows and columns at a time; on a CPU a tile stays in its cache
@@ -73,8 +74,8 @@ class _LogSumExp(torch.autograd.Function):
         safe = bool(scale * _largest_norm(anchors) * _largest_norm(candidates) <= SAFE_LOGIT)
         start = 0.0 if safe else -torch.inf
         row_sums, column_sums = (s.new_full((len(s),), start) for s in (anchors, candidates))
-        for rows, columns, tile in _tiles(anchors, candidates):
-            torch.mm(anchors[rows] * scale, candidates[columns].T, out=tile)
+        for rows, columns, scaled, tile in _tiles(anchors, candidates, scale):
+            torch.mm(scaled, candidates[columns].T, out=tile)
             if safe:
                 layout.fill_all_but_negatives(tile.exp_(), rows, columns, 0)
                 row_sums[rows] += tile.sum(dim=1)
@@ -100,8 +101,7 @@ class _LogSumExp(torch.autograd.Function):
         column_grads, column_logs = _without_empty(grads[1], column_logs)
         row_factors = row_grads * (-row_logs).exp()
         column_factors = column_grads * (-column_logs).exp()
-        for rows, columns, tile in _tiles(anchors, candidates):
-            scaled = anchors[rows] * scale
+        for rows, columns, scaled, tile in _tiles(anchors, candidates, scale):
             torch.mm(scaled, candidates[columns].T, out=tile)
             if ctx.safe:
                 tile.exp_().mul_(row_factors[rows, None] + column_factors[columns])
@@ -134,8 +134,7 @@ class _SigmoidSum(torch.autograd.Function):
         total = -positives.sum()
         to_anchors, to_candidates = torch.zeros_like(anchors), torch.zeros_like(candidates)
         to_bias = -torch.ones_like(positives).sum()
-        for rows, columns, tile in _tiles(anchors, candidates):
-            scaled = anchors[rows] * scale
+        for rows, columns, scaled, tile in _tiles(anchors, candidates, scale):
             torch.mm(scaled, candidates[columns].T, out=tile).add_(bias)
             layout.fill_ignored(tile, rows, columns, -torch.inf)
             total += F.softplus(tile, threshold=40).sum()  # beyond it, the 1 is below precision
@@ -147,24 +146,27 @@ class _SigmoidSum(torch.autograd.Function):
         minus_one = -torch.ones_like(positives)
         _add_positives(layout, minus_one, anchors, candidates, scale, to_anchors, to_candidates)
         to_scale = torch.dot(to_anchors.view(-1), anchors.reshape(-1)).view_as(scale)
-        ctx.save_for_backward(to_anchors.mul_(scale), to_candidates, to_scale, to_bias)
+        ctx.gradients = Once([to_anchors.mul_(scale), to_candidates, to_scale, to_bias])
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *(gradient * grads[0] for gradient in ctx.saved_tensors), None, None
+        return *ctx.gradients.times(grads[0]), None, None
 
 
-def _tiles(anchors: Tensor, candidates: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Row and column ranges, with the buffer ``[rows, columns]`` that all tiles share."""
+def _tiles(
+    anchors: Tensor, candidates: Tensor, scale: Tensor
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Row and column ranges, the rows' scaled anchors, and a buffer ``[rows, columns]``."""
     side = CPU_TILE if anchors.device.type == "cpu" else TILE
     buffer = anchors.new_empty(side * side)
     for top in range(0, len(anchors), side):
         rows = slice(top, min(top + side, len(anchors)))
+        scaled = anchors[rows] * scale
         for left in range(0, len(candidates), side):
             columns = slice(left, min(left + side, len(candidates)))
             shape = (rows.stop - rows.start, columns.stop - columns.start)
-            yield rows, columns, buffer[: shape[0] * shape[1]].view(shape)
+            yield rows, columns, scaled, buffer[: shape[0] * shape[1]].view(shape)
 
 
 def _positive_parts(layout: Layout) -> Iterator[tuple[slice, Tensor, Tensor]]:

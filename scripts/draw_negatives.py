@@ -1,0 +1,97 @@
+# python scripts/draw_negatives.py CHECKPOINT
+"""Draws what each strategy picks from a small matrix of similarities of a trained model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import torch
+from torch import Tensor
+
+from multimodal.data.evaluation import EvaluationLoader
+from multimodal.objectives.contract import Context, Negatives
+from multimodal.objectives.negatives import (
+    DistanceWeighted,
+    Filtered,
+    Hard,
+    InBatch,
+    Random,
+    SemiHard,
+)
+from multimodal.objectives.weighting import Debiased, Reweighted
+from multimodal.training.build import build_data, load_model
+
+SCALE = 1 / 0.07
+STRATEGIES: dict[str, Negatives] = {
+    "in_batch": InBatch(),
+    "random, k=3": Random(k=3),
+    "hard, k=3": Hard(k=3),
+    "hard, k=3, skip=1": Hard(k=3, skip=1),
+    "semi_hard, margin=0.2": SemiHard(margin=0.2),
+    "distance_weighted, k=3": DistanceWeighted(k=3),
+    "reweighted, beta=0.5": Reweighted(beta=0.5),
+    "debiased, tau_plus=0.02": Debiased(tau_plus=0.02),
+    "filtered, threshold=0.4": Filtered(threshold=0.4, then=InBatch()),
+}
+
+
+def main() -> None:
+    """Embeds some validation emoji and their names, and draws a panel per strategy."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", help="of a run that trains image and text on emoji")
+    parser.add_argument("--samples", type=int, default=12)
+    parser.add_argument("--output", type=Path, default=Path("docs/negatives.svg"))
+    arguments = parser.parse_args()
+    similarities, names = similarities_of(arguments.checkpoint, arguments.samples)
+    draw(similarities, names, arguments.output)
+
+
+@torch.no_grad()
+def similarities_of(checkpoint: str, count: int) -> tuple[Tensor, list[str]]:
+    """Cosines ``[count, count]`` of neighbouring validation samples, and what they are called."""
+    model, cfg = load_model(checkpoint)
+    data = build_data(cfg)
+    loader = EvaluationLoader(
+        data.val_sources["emoji"], data.transforms, ["image", "text"], batch_size=count
+    )
+    batch = next(iter(loader))
+    images, texts = (
+        model.embed(name, batch.inputs[name], batch.masks.get(name)) for name in ("image", "text")
+    )
+    return images @ texts.T, [metadata["name"] for metadata in batch.metadata]
+
+
+def draw(similarities: Tensor, names: list[str], path: Path) -> None:
+    """Similarities first, then each strategy's weights: a dot's area is a negative's weight."""
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "negatives"
+    from matplotlib import pyplot
+
+    count = len(similarities)
+    ids = torch.arange(count)
+    positives = torch.eye(count, dtype=torch.bool)
+    context = Context(0, 0, "image_text", "image->text", torch.tensor(SCALE), embed_dim=256)
+    figure, axes = pyplot.subplots(2, 5, figsize=(17, 7.4), layout="constrained")
+    for panel, (title, strategy) in zip(
+        axes.flat, {"similarities": None, **STRATEGIES}.items(), strict=True
+    ):
+        shown = panel.imshow(similarities, cmap="Greys", vmin=-0.5, vmax=1.5)
+        panel.scatter(ids, ids, marker="s", s=60, facecolors="none", edgecolors="tab:green")
+        panel.set_title(title)
+        panel.set_xticks([])
+        panel.set_yticks(ids if panel is axes[0, 0] else [], names if panel is axes[0, 0] else None)
+        if strategy is None:
+            continue
+        weights = strategy(similarities, positives, ~positives, ids, ids, context).exp()
+        rows, columns = ((weights > 0) & ~positives).nonzero(as_tuple=True)
+        areas = 22 * weights[rows, columns]
+        panel.scatter(columns, rows, s=areas, color="tab:red", linewidths=0)
+    axes[0, 0].images[0].set_clim(-0.2, 1.0)
+    figure.colorbar(shown, ax=axes[0, 0], shrink=0.6)
+    figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
