@@ -33,16 +33,16 @@ STRATEGIES: dict[str, Negatives] = {
     "distance_weighted, k=3": DistanceWeighted(k=3),
     "reweighted, beta=0.5": Reweighted(beta=0.5),
     "debiased, tau_plus=0.02": Debiased(tau_plus=0.02),
-    "filtered, threshold=0.4": Filtered(threshold=0.4, then=InBatch()),
+    "filtered, threshold=0.8": Filtered(threshold=0.8, then=InBatch()),
 }
 
 
 def main() -> None:
-    """Embeds some validation emoji and their names, and draws a panel per strategy."""
+    """Embeds some emoji and their names, and draws a panel per strategy."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", help="of a run that trains image and text on emoji")
     parser.add_argument("--samples", type=int, default=12)
-    parser.add_argument("--output", type=Path, default=Path("docs/negatives.svg"))
+    parser.add_argument("--output", type=Path, default=Path("docs/negatives.png"))
     arguments = parser.parse_args()
     similarities, names = similarities_of(arguments.checkpoint, arguments.samples)
     draw(similarities, names, arguments.output)
@@ -50,11 +50,11 @@ def main() -> None:
 
 @torch.no_grad()
 def similarities_of(checkpoint: str, count: int) -> tuple[Tensor, list[str]]:
-    """Cosines ``[count, count]`` of neighbouring validation samples, and what they are called."""
+    """Cosines ``[count, count]`` of the first samples to train on, and what they are called."""
     model, cfg = load_model(checkpoint)
     data = build_data(cfg)
     loader = EvaluationLoader(
-        data.val_sources["emoji"], data.transforms, ["image", "text"], batch_size=count
+        data.sources["emoji"], data.transforms, ["image", "text"], batch_size=count
     )
     batch = next(iter(loader))
     images, texts = (
@@ -65,32 +65,30 @@ def similarities_of(checkpoint: str, count: int) -> tuple[Tensor, list[str]]:
 
 def draw(similarities: Tensor, names: list[str], path: Path) -> None:
     """Similarities first, then each strategy's weights: a dot's area is a negative's weight."""
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "negatives"
+    matplotlib.use("agg")
     from matplotlib import pyplot
 
-    count = len(similarities)
-    ids = torch.arange(count)
-    positives = torch.eye(count, dtype=torch.bool)
+    ids = torch.arange(len(similarities))
+    positives = torch.eye(len(similarities), dtype=torch.bool)
     context = Context(0, 0, "image_text", "image->text", torch.tensor(SCALE), embed_dim=256)
-    figure, axes = pyplot.subplots(2, 5, figsize=(17, 7.4), layout="constrained")
+    figure, axes = pyplot.subplots(2, 5, figsize=(15, 6.2), layout="constrained")
     for panel, (title, strategy) in zip(
         axes.flat, {"similarities": None, **STRATEGIES}.items(), strict=True
     ):
-        shown = panel.imshow(similarities, cmap="Greys", vmin=-0.5, vmax=1.5)
+        high = 1.0 if strategy is None else 1.8  # paler where there are dots
+        panel.imshow(similarities, cmap="Greys", vmin=-0.3, vmax=high)
         panel.scatter(ids, ids, marker="s", s=60, facecolors="none", edgecolors="tab:green")
-        panel.set_title(title)
+        panel.set_title(title, fontsize=10)
         panel.set_xticks([])
-        panel.set_yticks(ids if panel is axes[0, 0] else [], names if panel is axes[0, 0] else None)
+        panel.set_yticks([])
+        if panel in axes[:, 0]:
+            panel.set_yticks(ids, names, fontsize=8)
         if strategy is None:
             continue
         weights = strategy(similarities, positives, ~positives, ids, ids, context).exp()
         rows, columns = ((weights > 0) & ~positives).nonzero(as_tuple=True)
-        areas = 22 * weights[rows, columns]
-        panel.scatter(columns, rows, s=areas, color="tab:red", linewidths=0)
-    axes[0, 0].images[0].set_clim(-0.2, 1.0)
-    figure.colorbar(shown, ax=axes[0, 0], shrink=0.6)
-    figure.savefig(path, metadata={"Date": None})
+        panel.scatter(columns, rows, s=22 * weights[rows, columns], color="tab:red", linewidths=0)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
 if __name__ == "__main__":
