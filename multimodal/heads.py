@@ -39,6 +39,31 @@ class LinearHead(nn.Module):
         return projected
 
 
+class IdentityHead(nn.Module):
+    """The features as they are, where the encoder's own pooling ends in the shared space (SigLIP).
+
+    Args:
+        width: width of the features.
+        embed_dim: dimensions of the shared space.
+
+    Raises:
+        ValueError: when the two differ.
+    """
+
+    def __init__(self, width: int, embed_dim: int) -> None:
+        super().__init__()
+        if width != embed_dim:
+            raise ValueError(
+                f"an identity head cannot bring features of width {width} to embed_dim="
+                f"{embed_dim}: set embed_dim={width}, or choose head=linear"
+            )
+        self.embed_dim = embed_dim
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[B, width]``, unchanged."""
+        return features
+
+
 class MLPHead(nn.Module):
     """One hidden layer with GELU, as in SimCLR (Chen et al. 2020, section 4.2).
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimodal.types import EncoderOutput
+
+EmbeddingKind = Literal["raw", "normalized", "scaled"]
 
 
 class Tower(nn.Module):
@@ -18,19 +21,36 @@ class Tower(nn.Module):
     parameters do not ask for gradients, so that an optimizer built from those that do leaves
     it alone: its weights stay bit by bit what they are.
 
+    Inputs with one dimension more than the encoder takes (its ``input_dims``) are several clips of
+    each sample, ``[B, S, ...]``: they are embedded one by one and averaged (ImageBind's audio and
+    video).
+
     Args:
         encoder: ``forward(inputs, mask) -> EncoderOutput``, with an attribute ``width``.
         head: called as ``head(width=encoder.width)``; the module has an attribute ``embed_dim``.
         frozen: whether to keep the weights as they are.
+        scale: factor of the ``scaled`` embeddings (ImageBind's per modality, e.g. 20 for audio);
+            kept with the weights, not trained. None: 1, and nothing is kept.
+
+    Raises:
+        ValueError: for a scale that is not above 0.
     """
 
     def __init__(
-        self, encoder: nn.Module, head: Callable[..., nn.Module], frozen: bool = False
+        self,
+        encoder: nn.Module,
+        head: Callable[..., nn.Module],
+        frozen: bool = False,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
+        if scale is not None and not scale > 0:
+            raise ValueError(f"scale={scale}: expected a number above 0, or null")
         self.encoder = encoder
         self.head = head(width=encoder.width)
         self.frozen = frozen
+        self.scale: Tensor | None
+        self.register_buffer("scale", None if scale is None else torch.tensor(float(scale)))
         if frozen:
             self.requires_grad_(False)
         self.train()
@@ -50,20 +70,39 @@ class Tower(nn.Module):
             output: EncoderOutput = self.encoder(inputs, mask)
         return output
 
-    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, inputs: Tensor, mask: Tensor | None = None, kind: EmbeddingKind = "normalized"
+    ) -> Tensor:
         """Embed a batch.
 
         Args:
-            inputs: ``[B, ...]``, as the encoder takes them.
+            inputs: ``[B, ...]``, as the encoder takes them, or ``[B, S, ...]``: S clips of each.
             mask: bool ``[B, T]``, True = real, where inputs vary in length.
+            kind: ``normalized``; ``raw``, as the head gives them; or ``scaled``, normalised and
+                then multiplied by ``scale``. Of several clips the embeddings of this kind are
+                averaged, and only the normalised ones are normalised again.
 
         Returns:
-            ``[B, embed_dim]``, each of norm 1; float32 under autocast too.
+            ``[B, embed_dim]``, by default each of norm 1; float32 under autocast too.
+
+        Raises:
+            ValueError: for another kind.
         """
+        if kind not in get_args(EmbeddingKind):
+            raise ValueError(f"kind={kind!r}: expected one of {', '.join(get_args(EmbeddingKind))}")
+        if mask is None and inputs.ndim - 1 == getattr(self.encoder, "input_dims", None):
+            clips = self(inputs.flatten(0, 1), kind=kind).unflatten(0, inputs.shape[:2])
+            mean: Tensor = clips.mean(dim=1)
+            return F.normalize(mean, dim=-1) if kind == "normalized" else mean
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             projected: Tensor = self.head(self.encode(inputs, mask).features)
-            dtype = torch.promote_types(projected.dtype, torch.float32)
-            return F.normalize(projected.to(dtype), dim=-1)
+            embeddings = projected.to(torch.promote_types(projected.dtype, torch.float32))
+            if kind == "raw":
+                return embeddings
+            embeddings = F.normalize(embeddings, dim=-1)
+            if kind == "normalized" or self.scale is None:
+                return embeddings
+            return embeddings * self.scale
 
 
 class EmbeddingModel(nn.Module):
@@ -109,13 +148,25 @@ class EmbeddingModel(nn.Module):
         assert isinstance(tower, Tower)
         return tower
 
-    def embed(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Embed a batch of one modality: ``[B, embed_dim]``, each of norm 1.
+    def embed(
+        self,
+        modality: str,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        kind: EmbeddingKind = "normalized",
+    ) -> Tensor:
+        """Embed a batch of one modality: ``[B, embed_dim]``, by default each of norm 1.
+
+        Args:
+            modality: the name of a tower.
+            inputs: ``[B, ...]``, or ``[B, S, ...]`` for S clips of each sample.
+            mask: bool ``[B, T]``, True = real, where inputs vary in length.
+            kind: ``raw``, ``normalized`` or ``scaled``; see ``Tower.forward``.
 
         Raises:
             ValueError: for a modality without a tower, and for inputs that do not fit it.
         """
-        embeddings: Tensor = self.tower(modality)(inputs, mask)
+        embeddings: Tensor = self.tower(modality)(inputs, mask, kind)
         return embeddings
 
     def forward(

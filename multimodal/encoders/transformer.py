@@ -99,6 +99,10 @@ class GridTransformer(TransformerEncoder):
         positions: ``learned`` or ``sincos``.
         pooling: ``class``, ``mean``, ``last`` or ``attention``.
 
+    Attributes:
+        input_dims: dimensions of a batch; one more is a batch of several clips per sample, which
+            a ``Tower`` embeds one by one.
+
     Raises:
         ValueError: when the stem cannot cut ``size`` into whole tokens, or for a choice that does
             not exist.
@@ -117,6 +121,7 @@ class GridTransformer(TransformerEncoder):
         super().__init__(trunk, cut.grid(size), positions, pooling)
         self.in_channels = in_channels
         self.size = tuple(size)
+        self.input_dims = 2 + len(self.size)
         self.stem = cut
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:

@@ -149,3 +149,19 @@ class ConvStem(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         tokens: Tensor = self.layers(x).flatten(2).transpose(1, 2)
         return tokens
+
+
+def inflate(kernel: Tensor, frames: int) -> Tensor:
+    """A kernel for pictures as one for clips: repeated over time and divided by its length.
+
+    A clip of equal frames then gives what the picture gave (Carreira and Zisserman 2017, "Quo
+    Vadis, Action Recognition?", section 2.4).
+
+    Args:
+        kernel: ``[W, C, height, width]``.
+        frames: length of the kernel in time.
+
+    Returns:
+        ``[W, C, frames, height, width]``.
+    """
+    return kernel[:, :, None].repeat(1, 1, frames, 1, 1) / frames

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Activation = Literal["gelu", "quick_gelu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 
 
 class QuickGELU(nn.Module):
@@ -29,11 +29,14 @@ def make_activation(name: Activation) -> nn.Module:
     """The module of an activation's name.
 
     Raises:
-        ValueError: for a name other than ``gelu`` (exact) and ``quick_gelu``.
+        ValueError: for a name other than ``gelu`` (exact), ``gelu_tanh`` (its approximation by a
+            hyperbolic tangent, in released SigLIP weights) and ``quick_gelu``.
     """
     if name not in get_args(Activation):
         raise ValueError(f"activation={name!r}: expected one of {', '.join(get_args(Activation))}")
-    return nn.GELU() if name == "gelu" else QuickGELU()
+    if name == "quick_gelu":
+        return QuickGELU()
+    return nn.GELU(approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 def check_heads(width: int, num_heads: int) -> None:
@@ -275,7 +278,7 @@ class Transformer(nn.Module):
         num_layers: number of blocks L.
         num_heads: heads per block, a divisor of W.
         mlp_ratio: hidden width of the MLP over W.
-        activation: ``gelu`` (exact) or ``quick_gelu`` (OpenAI's CLIP).
+        activation: ``gelu`` (exact), ``gelu_tanh`` or ``quick_gelu`` (OpenAI's CLIP).
         causal: a token sees itself and those before it.
         pre_norm: a LayerNorm before the first block too (CLIP's vision tower).
         bias_kv: one learned key and value appended in every attention (ImageBind).
