@@ -10,12 +10,13 @@ from data_helpers import json_bytes, number_samples, write_source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multimodal.data.assemble import Rejection, Tally, TooManyBadSamples
 from multimodal.data.datamodule import MultimodalDataModule, evaluation_batches
 from multimodal.data.decode import decode
+from multimodal.data.errors import TooManyBadSamples
 from multimodal.data.evaluation import EvaluationLoader
 from multimodal.data.loader import ScheduledLoader
 from multimodal.data.source import Source
+from multimodal.data.tally import Rejection, Tally
 from multimodal.data.transforms.array import ArrayTransform
 from multimodal.data.transforms.depth import DepthTransform
 from multimodal.data.transforms.image import ImageTransform
@@ -285,11 +286,11 @@ def test_a_bad_sample_is_replaced_by_the_next_counted_and_logged(tmp_path, caplo
             expected = [good[index] for index in made.schedule(batch.step).indices]
             assert batch.inputs["x"].flatten().tolist() == expected
             assert batch.keys == [f"s{number:05d}" for number in expected]
-    assert made.tally.delivered == 40
+    assert (made.tally.delivered, made.tally.bad, made.tally.replaced) == (38, 2, 2)
     assert made.tally.reasons == {"corrupt": 2}
     assert "shard broken-train-000.tar, key 's00003': corrupt" in caplog.text
     assert "shard broken-train-001.tar, key 's00039': corrupt" in caplog.text
-    assert "bad samples up to epoch 0: 2 corrupt" in caplog.text
+    assert "epoch 0: 38 samples delivered, 2 bad (2 corrupt), 2 replaced" in caplog.text
 
 
 def test_a_bad_shard_is_replaced_by_the_next(tmp_path):
@@ -299,7 +300,8 @@ def test_a_bad_shard_is_replaced_by_the_next(tmp_path):
     values = [value for batch in made for value in batch.inputs["x"].flatten().tolist()]
     assert len(values) == 40
     assert set(values) == set(range(20, 40))
-    assert made.tally.reasons == {"shard": 20}
+    assert made.tally.reasons == {"shard_size": 20}
+    assert (made.tally.delivered, made.tally.replaced) == (20, 20)
 
 
 def test_too_many_bad_samples_stop_the_run(tmp_path):
@@ -307,21 +309,71 @@ def test_too_many_bad_samples_stop_the_run(tmp_path):
     with pytest.raises(TooManyBadSamples, match=r"1 of \d+ samples are bad .1 corrupt.*key 's000"):
         list(made)
     made = one(broken_source(tmp_path, set(range(40)), name="all"))
-    with pytest.raises(TooManyBadSamples, match="100 samples of 'all' in a row are bad"):
+    with pytest.raises(TooManyBadSamples, match=r"101 samples of 'all' in a row are bad.*'s000"):
         list(made)
+
+
+def test_a_run_of_bad_samples_stops_the_run(tmp_path):
+    source = broken_source(tmp_path, set(range(10, 16)))
+    loader = EvaluationLoader(
+        source, {"x": ArrayTransform([1])}, None, 4, max_bad_fraction=1.0, max_bad_run=6
+    )
+    assert sum(len(batch) for batch in loader) == 34
+    stops = EvaluationLoader(
+        source, {"x": ArrayTransform([1])}, None, 4, max_bad_fraction=1.0, max_bad_run=5
+    )
+    with pytest.raises(TooManyBadSamples, match=r"6 samples in a row.*key 's00014'.*key 's00015'"):
+        list(stops)
+
+
+def rejection(key: str = "key") -> Rejection:
+    return Rejection("s", "shard", key, "corrupt", "why")
 
 
 def test_the_limit_is_a_fraction_once_there_are_enough():
     tally = Tally(0.01)
-    tally.add(5000, [])
-    record = ("s", "shard", "key", "corrupt", "why")
-    tally.add(0, [Rejection(*record)] * 50)
+    tally.add([None] * 5000, replaced=True)
+    tally.add([rejection()] * 50, replaced=True)
     with pytest.raises(TooManyBadSamples, match="51 of 5051"):
-        tally.add(0, [Rejection(*record)])
+        tally.add([rejection("last")], replaced=True)
     early = Tally(0.01)
-    early.add(1, [Rejection(*record)] * 10)  # of at least 1,000
+    early.add([None, *[rejection()] * 10], replaced=True)  # of at least 1,000
     with pytest.raises(TooManyBadSamples):
-        early.add(0, [Rejection(*record)])
+        early.add([rejection()], replaced=True)
+
+
+def test_a_good_sample_ends_a_run_of_bad_ones():
+    tally = Tally(1.0, max_bad_run=3)
+    for _ in range(5):
+        tally.add([rejection()] * 3 + [None], replaced=True)
+    tally.add([rejection()] * 2, replaced=True)
+    tally.add([rejection()], replaced=True)
+    with pytest.raises(TooManyBadSamples, match="4 samples in a row"):
+        tally.add([rejection()], replaced=True)
+
+
+def test_every_epoch_ends_with_its_own_summary(tmp_path, caplog):
+    made = one(broken_source(tmp_path, {3}))
+    with caplog.at_level(logging.INFO, logger="multimodal.data.tally"):
+        for _ in range(2):
+            list(made)
+        list(one(broken_source(tmp_path, set(), name="whole")))
+    ends = [record for record in caplog.records if record.getMessage().startswith("epoch")]
+    assert [record.levelname for record in ends] == ["WARNING", "WARNING", "INFO"]
+    for number, record in enumerate(ends[:2]):
+        text = record.getMessage()
+        assert f"epoch {number}: 39 samples delivered, 1 bad (1 corrupt), 1 replaced" in text
+        assert f"broken/broken-train-000.tar ({number + 1})" in text
+    assert ends[2].getMessage() == "epoch 0: 40 samples delivered, 0 bad"
+
+
+def test_an_error_of_a_transform_tells_the_sample(tmp_path):
+    made = one(broken_source(tmp_path, set()))
+    transform = ArrayTransform([1])
+    transform.std = "wrong"
+    made = ScheduledLoader({"broken": broken_source(tmp_path, set())}, {"x": transform}, 8, 0)
+    with pytest.raises(RuntimeError, match=r"transform of 'x' fails on broken, shard .*key 's000"):
+        list(made)
 
 
 # Evaluation

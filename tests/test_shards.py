@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from data_helpers import number_samples, shard_bytes, tar_bytes
 
-from multimodal.data.errors import ShardError
+from multimodal.data.errors import DecodeError, ShardError
 from multimodal.data.shards import Shard
 
 SAMPLES = [
@@ -134,19 +135,45 @@ def test_a_broken_header_is_named_with_its_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("names", "keys", "faults"),
     [
-        (["a.txt", "b.txt", "a.json"], "key 'a' occurs twice"),
-        (["a.txt", "b.txt", "a.txt"], "key 'a' occurs twice"),
-        (["a.txt", "a.txt"], "member 'a.txt' occurs twice"),
-        (["a"], "member 'a' is not named KEY.FIELD"),
-        ([".a"], "member '.a' is not named KEY.FIELD"),
-        (["a."], "member 'a.' is not named KEY.FIELD"),
+        (["a.txt", "b.txt", "a.json", "c.txt"], "abac", {0: "key", 2: "key"}),
+        (["a.txt", "b.txt", "a.txt", "b.txt", "a.txt"], "ababa", dict.fromkeys(range(5), "key")),
+        (["a.txt", "a.txt", "b.txt"], "ab", {0: "member"}),
     ],
 )
-def test_names_that_would_mix_samples_are_refused(tmp_path, names, message):
-    with pytest.raises(ShardError, match=message):
-        shard(tmp_path, tar_bytes([(name, b"x") for name in names]))
+def test_samples_that_may_be_mixed_are_refused_and_the_rest_is_read(tmp_path, names, keys, faults):
+    read = shard(tmp_path, tar_bytes([(name, name.encode()) for name in names]))
+    assert read.keys == list(keys)
+    for index in range(len(read)):
+        if index in faults:
+            with pytest.raises(DecodeError, match="occurs twice") as caught:
+                read.check(index)
+            assert caught.value.reason == f"duplicate_{faults[index]}"
+        else:
+            read.check(index)
+            for field in read.fields(index):
+                assert read.read(index, field) == f"{keys[index]}.{field}".encode()
+
+
+def test_members_without_a_key_or_a_field_belong_to_no_sample(tmp_path):
+    names = ["README", "a.txt", ".hidden", "a.json", "b.", "b.txt"]
+    read = shard(tmp_path, tar_bytes([(name, name.encode()) for name in names]))
+    assert read.keys == ["a", "b"]
+    assert read.fields(0) == ["txt", "json"]
+    assert read.read(0, "json") == b"a.json"
+    assert read.strays == ["README", ".hidden", "b."]
+
+
+def test_another_content_of_the_same_size_is_noticed(tmp_path):
+    content = shard_bytes(SAMPLES)
+    digest = hashlib.sha256(content).digest()
+    assert len(shard(tmp_path, content, sha256=digest)) == 3
+    changed = content.replace(b"1" * 700, b"2" * 700)
+    assert len(shard(tmp_path, changed)) == 3
+    with pytest.raises(ShardError, match="another hash than the manifest says") as caught:
+        shard(tmp_path, changed, sha256=digest)
+    assert caught.value.reason == "shard_hash"
 
 
 def test_links_are_refused(tmp_path):
@@ -175,8 +202,8 @@ def test_a_key_never_becomes_a_path(tmp_path):
 
 
 def test_errors_travel_between_processes():
-    error = pickle.loads(pickle.dumps(ShardError("a.tar", 512, "cut")))
-    assert (error.shard, error.offset, error.reason) == ("a.tar", 512, "shard")
+    error = pickle.loads(pickle.dumps(ShardError("a.tar", 512, "cut", "shard_cut")))
+    assert (error.shard, error.offset, error.reason) == ("a.tar", 512, "shard_cut")
     assert str(error) == "shard a.tar, byte 512: cut"
 
 

@@ -211,8 +211,26 @@ def test_a_bad_shard_does_not_touch_the_other(tmp_path):
     assert source.place(2) == ("made-train-001.tar", "sample 2")
     assert source.place(1) == ("made-train-000.tar", "k1")
     shard.unlink()
+    with pytest.raises(ShardError, match="the manifest says"):
+        source.decode(4, None)  # not looked at again so soon
+    source = make(tmp_path, [sample(i) for i in range(5)], ALL)
+    shard.unlink()
     with pytest.raises(ShardError, match="cannot be opened: No such file"):
         source.decode(4, None)
+
+
+def test_a_shard_is_verified_only_if_asked_for(tmp_path):
+    source = make(tmp_path, [sample(i) for i in range(5)], ALL)
+    shard = tmp_path / "made-train-001.tar"
+    content = shard.read_bytes()
+    changed = content.replace(b"caption 3", b"caption 4")
+    shard.write_bytes(changed)
+    with pytest.raises(ShardError, match="another hash"):
+        source.decode(2, None)
+    source = make(tmp_path / "other", [sample(i) for i in range(5)], ALL)
+    (tmp_path / "other" / shard.name).write_bytes(changed)
+    source.verify = False
+    assert source.decode(3, None).key == "k3"
 
 
 def test_the_next_sample_and_the_next_shard(tmp_path):

@@ -1,25 +1,21 @@
-"""From samples to a batch: decode, transform, collate, and account for samples that are bad."""
+"""From samples to a batch: decode, transform, collate."""
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from multimodal.data.decode import Value
 from multimodal.data.draw import Draw
-from multimodal.data.errors import BadSample
+from multimodal.data.errors import BadSample, ShardError
 from multimodal.data.manifest import suggest
 from multimodal.data.source import Decoded, Source
+from multimodal.data.tally import Rejection
 from multimodal.data.transforms.base import Transform
 from multimodal.types import Batch
-
-log = logging.getLogger(__name__)
-
-_TOLERATED_FROM = 1000  # samples: the fraction of bad ones means little before
 
 
 class Sample(NamedTuple):
@@ -36,20 +32,6 @@ class Sample(NamedTuple):
     repeat: int
 
 
-class Rejection(NamedTuple):
-    """A sample that was stepped over, and why."""
-
-    source: str
-    shard: str
-    key: str
-    reason: str
-    message: str
-
-
-class TooManyBadSamples(RuntimeError):
-    """More samples are bad than ``max_bad_fraction`` allows."""
-
-
 def load(
     source: Source,
     transforms: Mapping[str, Transform],
@@ -57,14 +39,38 @@ def load(
     draw: Draw | None,
     modalities: Collection[str] | None = None,
 ) -> Sample | Rejection:
-    """Reads, decodes and transforms one sample, or says why that is not possible."""
+    """Reads, decodes and transforms one sample, or says why that is not possible.
+
+    Raises:
+        RuntimeError: on an error that is not the sample's fault but the transform's, with the
+            place of the sample.
+    """
     try:
         decoded = source.decode(index, draw, modalities)
-        inputs = {name: transforms[name](value, draw) for name, value in decoded.values.items()}
+        inputs = {
+            name: _transform(transforms[name], name, value, draw, source, index)
+            for name, value in decoded.values.items()
+        }
     except BadSample as error:
         place = source.place(index)
-        return Rejection(source.name, place.shard, place.key, error.reason, str(error))
+        whole_shard = isinstance(error, ShardError)
+        return Rejection(source.name, place.shard, place.key, error.reason, str(error), whole_shard)
     return Sample(decoded, inputs, 0 if draw is None else draw.repeat)
+
+
+def _transform(
+    transform: Transform, name: str, value: Value, draw: Draw | None, source: Source, index: int
+) -> Tensor:
+    try:
+        return transform(value, draw)
+    except BadSample:
+        raise
+    except Exception as error:  # a transform of the user's own may fail in any way
+        place = source.place(index)
+        raise RuntimeError(
+            f"the transform of {name!r} fails on {source.name}, shard {place.shard}, key "
+            f"{place.key!r}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def collate(
@@ -91,56 +97,6 @@ def collate(
         keys=[sample.decoded.key for sample in samples],
         metadata=[sample.decoded.metadata for sample in samples] if with_metadata else [],
     )
-
-
-class Tally:
-    """Counts delivered and bad samples, and stops the run when too many are bad.
-
-    Args:
-        max_bad_fraction: of all samples met, but never counted of fewer than 1,000.
-
-    Attributes:
-        delivered: samples in batches, replacements included.
-        reasons: bad samples by reason.
-
-    Raises:
-        ValueError: if ``max_bad_fraction`` is not in [0, 1].
-    """
-
-    def __init__(self, max_bad_fraction: float) -> None:
-        if not 0 <= max_bad_fraction <= 1:
-            raise ValueError(f"max_bad_fraction must be in [0, 1], got {max_bad_fraction}")
-        self.max_bad_fraction = max_bad_fraction
-        self.delivered = 0
-        self.reasons: Counter[str] = Counter()
-
-    def add(self, delivered: int, rejections: Iterable[Rejection]) -> None:
-        """Counts one batch and logs its rejections.
-
-        Raises:
-            TooManyBadSamples: if the limit is passed; the message names the last one.
-        """
-        self.delivered += delivered
-        for rejection in rejections:
-            self.reasons[rejection.reason] += 1
-            log.warning(
-                "bad sample of %s, shard %s, key %r: %s",
-                rejection.source,
-                rejection.shard,
-                rejection.key,
-                rejection.message,
-            )
-            bad = self.reasons.total()
-            met = self.delivered + bad
-            if bad > self.max_bad_fraction * max(met, _TOLERATED_FROM):
-                raise TooManyBadSamples(
-                    f"{bad} of {met} samples are bad ({self}), over "
-                    f"max_bad_fraction={self.max_bad_fraction:g}; the last: {rejection.source}, "
-                    f"shard {rejection.shard}, key {rejection.key!r}: {rejection.message}"
-                )
-
-    def __str__(self) -> str:
-        return ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
 
 
 def check_transforms(

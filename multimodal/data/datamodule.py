@@ -34,6 +34,9 @@ class MultimodalDataModule(pl.LightningDataModule):
         epoch_steps: with weights, the batches of an epoch; None for as many as draw every sample
             of all sources once.
         max_bad_fraction: of the samples that cannot be read; more stop the run.
+        max_bad_run: samples in a row that cannot be read; more stop the run.
+        verify_shards: holds the hash of every shard against the manifest when it is first opened;
+            one whose content has changed is bad. Reads it once more, at about a gigabyte a second.
         cache_mb: memory for decoded pictures, sounds and arrays, in each process that loads: worth
             it where most of a data set fits. 0 for none.
         limits: sizes that are decoded; None for those of ``Limits``.
@@ -57,6 +60,8 @@ class MultimodalDataModule(pl.LightningDataModule):
         drop_last: bool = True,
         epoch_steps: int | None = None,
         max_bad_fraction: float = 0.01,
+        max_bad_run: int = 100,
+        verify_shards: bool = True,
         cache_mb: int = 0,
         limits: Limits | None = None,
         overfit: bool = False,
@@ -73,12 +78,14 @@ class MultimodalDataModule(pl.LightningDataModule):
         self.drop_last = drop_last
         self.epoch_steps = epoch_steps
         self.max_bad_fraction = max_bad_fraction
+        self.max_bad_run = max_bad_run
         self.overfit = overfit
         cache = decoded_cache(cache_mb)
         for named in (self.sources, self.val_sources):
             for name, source in named.items():
                 source.name = name
                 source.limits = limits or Limits()
+                source.verify = verify_shards
                 source.cache = cache
 
     def train_dataloader(self) -> ScheduledLoader | RepeatedBatch:
@@ -95,6 +102,7 @@ class MultimodalDataModule(pl.LightningDataModule):
             drop_last=self.drop_last,
             epoch_steps=self.epoch_steps,
             max_bad_fraction=self.max_bad_fraction,
+            max_bad_run=self.max_bad_run,
             pin_memory=torch.cuda.is_available(),
         )
         return RepeatedBatch(loader) if self.overfit else loader
@@ -111,6 +119,7 @@ class MultimodalDataModule(pl.LightningDataModule):
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
                 max_bad_fraction=self.max_bad_fraction,
+                max_bad_run=self.max_bad_run,
                 pin_memory=torch.cuda.is_available(),
             )
             for source in self.val_sources.values()

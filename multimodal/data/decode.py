@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from multimodal.data.errors import DecodeError
 
-_PICTURES = ("PNG", "JPEG", "WEBP")
+_PICTURES = ("PNG", "JPEG", "WEBP", "GIF")
 _SOUNDS = ("OGG", "WAV", "WAVEX", "FLAC")
 
 
@@ -75,9 +75,9 @@ def decode(member: str, data: bytes, limits: Limits) -> Any:
         limits: the sizes that are accepted.
 
     Returns:
-        * png, jpg, jpeg, webp: uint8 ``[H, W, 3]``, turned upright by EXIF, on white where it is
-          transparent, the first frame of an animation; 16-bit greyscale as uint16 ``[H, W]``, and
-          32-bit as int32;
+        * png, jpg, jpeg, webp, gif: uint8 ``[H, W, 3]``, turned upright by EXIF, on white where it
+          is transparent, the first frame of an animation; 16-bit greyscale as uint16 ``[H, W]``,
+          and 32-bit as int32;
         * ogg, wav, flac: ``Signal`` with values in about [-1, 1];
         * npy: the array, read-only, of bool, integer or floating type;
         * txt: text; json: what the document holds.
@@ -167,7 +167,7 @@ def _json(data: bytes, limits: Limits) -> Any:
 
 
 _DECODERS: dict[str, Callable[[bytes, Limits], Any]] = {
-    **dict.fromkeys(("png", "jpg", "jpeg", "webp"), _image),
+    **dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif"), _image),
     **dict.fromkeys(("ogg", "wav", "flac"), _audio),
     "npy": _array,
     "txt": _text,

@@ -25,20 +25,25 @@ class DecodeError(BadSample):
 
 
 class ShardError(BadSample):
-    """A shard is missing, cut, or no well-formed tar of adjacent samples.
+    """A shard is missing, cut, not what the manifest says, or no well-formed tar.
+
+    All of its samples are bad then. Reasons: ``shard_missing``, ``shard_cut``, ``shard_size``,
+    ``shard_hash``, ``shard_count``, ``shard_format``.
 
     Attributes:
         shard: path of the shard.
         offset: byte in the shard at which the fault was found.
     """
 
-    REASON = "shard"
-
-    def __init__(self, shard: str, offset: int, detail: str) -> None:
-        super().__init__(self.REASON, detail)
-        self.args = (shard, offset, detail)
+    def __init__(self, shard: str, offset: int, detail: str, reason: str = "shard_format") -> None:
+        super().__init__(reason, detail)
+        self.args = (shard, offset, detail, reason)
         self.shard = shard
         self.offset = offset
 
     def __str__(self) -> str:
         return f"shard {self.shard}, byte {self.offset}: {self.detail}"
+
+
+class TooManyBadSamples(RuntimeError):
+    """More samples are bad, or more of them in a row, than the run allows."""

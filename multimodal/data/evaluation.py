@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Mapping
 
 from torch.utils.data import Dataset
 
-from multimodal.data.assemble import Rejection, Sample, Tally, check_transforms, collate, load
+from multimodal.data.assemble import Sample, check_transforms, collate, load
 from multimodal.data.source import Source
+from multimodal.data.tally import Rejection, Tally
 from multimodal.data.transforms.base import Transform
 from multimodal.data.workers import Steps, make_loader, one_thread
 from multimodal.types import Batch
@@ -27,6 +28,7 @@ class EvaluationLoader:
         rank: this process loads every ``world_size``-th sample, beginning at this one.
         world_size: number of processes that share the source.
         max_bad_fraction: of this rank's samples; more are an error.
+        max_bad_run: bad samples in a row; more are an error.
         pin_memory: puts batches in page-locked memory, for asynchronous copies to a GPU.
 
     Attributes:
@@ -47,6 +49,7 @@ class EvaluationLoader:
         rank: int = 0,
         world_size: int = 1,
         max_bad_fraction: float = 0.01,
+        max_bad_run: int = 100,
         pin_memory: bool = False,
     ) -> None:
         wanted = source.modalities if modalities is None else tuple(modalities)
@@ -64,7 +67,7 @@ class EvaluationLoader:
                 "evaluate it on fewer, or leave it out"
             )
         check_transforms(source.name, wanted, transforms)
-        self.tally = Tally(max_bad_fraction)
+        self.tally = Tally(max_bad_fraction, max_bad_run)
         mine = range(rank, len(source), world_size)
         self._steps = Steps(range(-(-len(mine) // batch_size)))
         dataset = _EvaluationBatches(source, transforms, wanted, mine, batch_size)
@@ -74,13 +77,13 @@ class EvaluationLoader:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch, rejections in self._batches:
-            self.tally.add(0 if batch is None else len(batch), rejections)
+        for batch, outcomes in self._batches:
+            self.tally.add(outcomes, replaced=False)
             if batch is not None:
                 yield batch
 
 
-class _EvaluationBatches(Dataset[tuple[Batch | None, list[Rejection]]]):
+class _EvaluationBatches(Dataset[tuple["Batch | None", list["Rejection | None"]]]):
     """Number of a batch -> the batch, or None where all of its samples are bad."""
 
     def __init__(
@@ -98,17 +101,15 @@ class _EvaluationBatches(Dataset[tuple[Batch | None, list[Rejection]]]):
         self.batch_size = batch_size
 
     @one_thread()
-    def __getitem__(self, number: int) -> tuple[Batch | None, list[Rejection]]:
+    def __getitem__(self, number: int) -> tuple[Batch | None, list[Rejection | None]]:
         start = number * self.batch_size
-        samples: list[Sample] = []
-        rejections: list[Rejection] = []
-        for index in self.indices[start : start + self.batch_size]:
-            sample = load(self.source, self.transforms, index, None, self.modalities)
-            if isinstance(sample, Sample):
-                samples.append(sample)
-            else:
-                rejections.append(sample)
+        loaded = [
+            load(self.source, self.transforms, index, None, self.modalities)
+            for index in self.indices[start : start + self.batch_size]
+        ]
+        samples = [item for item in loaded if isinstance(item, Sample)]
+        outcomes = [item if isinstance(item, Rejection) else None for item in loaded]
         if not samples:
-            return None, rejections
+            return None, outcomes
         batch = collate(samples, self.transforms, self.source.name, number, with_metadata=True)
-        return batch, rejections
+        return batch, outcomes

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from multimodal.data.assemble import (
-    Rejection,
-    Sample,
-    Tally,
-    TooManyBadSamples,
-    check_transforms,
-    collate,
-    load,
-)
+from multimodal.data.assemble import Sample, check_transforms, collate, load
 from multimodal.data.draw import Draw
-from multimodal.data.errors import ShardError
+from multimodal.data.errors import TooManyBadSamples
 from multimodal.data.schedule import BatchSchedule, SourceSize
 from multimodal.data.signature import differences, signature
 from multimodal.data.source import Source
+from multimodal.data.tally import Rejection, Tally, named
 from multimodal.data.transforms.base import Transform
 from multimodal.data.workers import Steps, make_loader, one_thread
 from multimodal.types import Batch
-
-log = logging.getLogger(__name__)
-
-_LONGEST_RUN = 100  # of bad samples in a row, when a place in a batch is to be filled
 
 
 class ScheduledLoader:
@@ -54,6 +42,7 @@ class ScheduledLoader:
         drop_last: see ``BatchSchedule``.
         epoch_steps: see ``BatchSchedule``.
         max_bad_fraction: of the samples of this rank; more stop the run.
+        max_bad_run: bad samples of this rank in a row; more stop the run.
         pin_memory: puts batches in page-locked memory, for asynchronous copies to a GPU.
 
     Attributes:
@@ -77,6 +66,7 @@ class ScheduledLoader:
         drop_last: bool = True,
         epoch_steps: int | None = None,
         max_bad_fraction: float = 0.01,
+        max_bad_run: int = 100,
         pin_memory: bool = False,
     ) -> None:
         for name, source in sources.items():
@@ -98,12 +88,14 @@ class ScheduledLoader:
             drop_last=drop_last,
             epoch_steps=epoch_steps,
         )
-        self.tally = Tally(max_bad_fraction)
+        self.tally = Tally(max_bad_fraction, max_bad_run)
         self._epoch = 0
         self._position = 0  # batches of this epoch handed out
         self._resumed = False
         self._steps = Steps()
-        dataset = _TrainingBatches(self.schedule, self._sources, transforms, rank, world_size)
+        dataset = _TrainingBatches(
+            self.schedule, self._sources, transforms, rank, world_size, max_bad_run
+        )
         self._batches = make_loader(dataset, self._steps, num_workers, pin_memory, persistent=True)
 
     def __len__(self) -> int:
@@ -115,12 +107,11 @@ class ScheduledLoader:
         self._resumed = False
         first = self._epoch * len(self)
         self._steps.span = range(first + self._position, first + len(self))
-        for batch, rejections in self._batches:
-            self.tally.add(len(batch), rejections)
+        for batch, outcomes in self._batches:
+            self.tally.add(outcomes, replaced=True)
             self._position += 1
             yield batch
-        if self.tally.reasons:
-            log.warning("bad samples up to epoch %d: %s", self._epoch, self.tally)
+        self.tally.end_epoch(self._epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what the batches depend on, as plain values."""
@@ -152,8 +143,11 @@ class ScheduledLoader:
         self._resumed = True
 
 
-class _TrainingBatches(Dataset[tuple[Batch, list[Rejection]]]):
-    """Step -> this rank's slice of the batch; what the workers run."""
+class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
+    """Step -> this rank's slice of the batch, and what became of its places.
+
+    It is what the workers run.
+    """
 
     def __init__(
         self,
@@ -162,39 +156,42 @@ class _TrainingBatches(Dataset[tuple[Batch, list[Rejection]]]):
         transforms: Mapping[str, Transform],
         rank: int,
         world_size: int,
+        max_bad_run: int,
     ) -> None:
         self.schedule = schedule
         self.sources = sources
         self.transforms = transforms
         self.rank = rank
         self.world_size = world_size
+        self.max_bad_run = max_bad_run
 
     @one_thread()
-    def __getitem__(self, step: int) -> tuple[Batch, list[Rejection]]:
+    def __getitem__(self, step: int) -> tuple[Batch, list[Rejection | None]]:
         spec = self.schedule(step)
         size = len(spec.indices) // self.world_size
         mine = slice(self.rank * size, (self.rank + 1) * size)
-        rejections: list[Rejection] = []
-        samples = [
-            self._fill(spec.source, spec.epoch, int(index), int(repeat), rejections)
+        places = [
+            self._fill(spec.source, spec.epoch, int(index), int(repeat))
             for index, repeat in zip(spec.indices[mine], spec.repeats[mine], strict=True)
         ]
+        samples = [sample for sample, _ in places]
         batch = collate(samples, self.transforms, spec.source, step, with_metadata=False)
-        return batch, rejections
+        return batch, [outcome for _, outcome in places]
 
     def _fill(
-        self, name: str, epoch: int, index: int, repeat: int, rejections: list[Rejection]
-    ) -> Sample:
-        """The sample, or the first after it that can be read."""
+        self, name: str, epoch: int, index: int, repeat: int
+    ) -> tuple[Sample, Rejection | None]:
+        """The sample; or the first after it that can be read, and why it is not the sample."""
         source = self.sources[name]
-        for _ in range(_LONGEST_RUN):
+        tried: list[Rejection] = []
+        while len(tried) <= self.max_bad_run:
             draw = Draw(self.schedule.seed, epoch, name, index, repeat)
             sample = load(source, self.transforms, index, draw)
             if isinstance(sample, Sample):
-                return sample
-            rejections.append(sample)
-            index = source.after(index, whole_shard=sample.reason == ShardError.REASON)
+                return sample, tried[0] if tried else None
+            tried.append(sample)
+            index = source.after(index, sample.whole_shard)
         raise TooManyBadSamples(
-            f"{_LONGEST_RUN} samples of {name!r} in a row are bad; the last: shard "
-            f"{rejections[-1].shard}, key {rejections[-1].key!r}: {rejections[-1].message}"
+            f"{len(tried)} samples of {name!r} in a row are bad, over max_bad_run="
+            f"{self.max_bad_run}; {named(tried[-3:])}"
         )

@@ -2,11 +2,13 @@
 
 Formats: POSIX.1-1988 ustar, POSIX.1-2001 pax (``path`` and ``size`` records) and GNU long names.
 Samples follow the WebDataset convention: a member is named KEY.FIELD, where the field begins at
-the first dot of the base name, and the members of a sample stand next to each other.
+the first dot of the base name, and the members of a sample stand next to each other. A key is a
+name and never becomes a path.
 """
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from multimodal.data.errors import ShardError
+from multimodal.data.errors import DecodeError, ShardError
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
@@ -38,40 +40,60 @@ class Shard:
     afterwards is one slice of the map. The map is shared between the processes that fork from the
     one that opened it.
 
+    A sample is a run of members with one key. Where a key comes back after others, or a member of
+    a sample comes twice, nobody can say what belongs together: every run of that key is a sample
+    that ``check`` refuses, and the others are as good as ever.
+
     Args:
         path: a local, uncompressed tar.
         samples: how many samples it must hold; None to take what is there.
         size: how many bytes the file must have; None to take what is there.
+        sha256: what the file's hash must be, 32 bytes; None not to look (reads the whole file).
 
     Attributes:
         keys: the samples' keys, in order.
+        strays: members that are no part of a sample, as their names are not KEY.FIELD.
 
     Raises:
-        ShardError: when the file is missing or cut, when a header is broken, when a member is
-            neither a file nor a folder or has no field, when a sample's members are not adjacent
-            or a key or a member occurs twice, and when the counts are not those given.
+        ShardError: when the file is missing, cut, or has another size, hash or number of samples
+            than given, when a header is broken, and when a member is neither a file nor a folder.
     """
 
-    def __init__(self, path: Path, samples: int | None = None, size: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        samples: int | None = None,
+        size: int | None = None,
+        sha256: bytes | None = None,
+    ) -> None:
         self.path = path
         self._map = _open(path, size)
+        if sha256 is not None and hashlib.sha256(self._map).digest() != sha256:
+            detail = f"its content has another hash than the manifest says ({sha256.hex()[:12]}...)"
+            raise ShardError(str(path), 0, detail, "shard_hash")
         self.keys: list[str] = []
+        self.strays: list[str] = []
+        self._faults: dict[int, tuple[str, str]] = {}  # reason and detail of samples that are bad
         fields: list[list[str]] = []
         starts: list[int] = []
         sizes: list[int] = []
-        seen: set[str] = set()
+        seen: dict[str, int] = {}
         for member in self._members():
-            key, field = _split_name(member, path)
+            key, field = _split_name(member.name)
+            if not field:
+                self.strays.append(member.name)
+                continue
             if not self.keys or key != self.keys[-1]:
                 if key in seen:
-                    raise ShardError(
-                        str(path), member.header, f"key {key!r} occurs twice, with others between"
-                    )
-                seen.add(key)
+                    fault = ("duplicate_key", f"key {key!r} occurs twice, with others between")
+                    self._faults[seen[key]] = self._faults[len(self.keys)] = fault
+                seen[key] = len(self.keys)
                 self.keys.append(key)
                 fields.append([])
             if field in fields[-1]:
-                raise ShardError(str(path), member.header, f"member {member.name!r} occurs twice")
+                detail = f"member {member.name!r} occurs twice"
+                self._faults[len(self.keys) - 1] = ("duplicate_member", detail)
+                continue
             fields[-1].append(field)
             starts.append(member.start)
             sizes.append(member.size)
@@ -85,9 +107,17 @@ class Shard:
         ]
         self._first: NDArray[np.int64] = np.cumsum([0, *map(len, fields)])[:-1]
         if samples is not None and len(self.keys) != samples:
-            raise ShardError(
-                str(path), len(self._map), f"holds {len(self.keys)} samples, expected {samples}"
-            )
+            detail = f"holds {len(self.keys)} samples, expected {samples}"
+            raise ShardError(str(path), len(self._map), detail, "shard_count")
+
+    def check(self, index: int) -> None:
+        """Refuses a sample whose members cannot be told from another's.
+
+        Raises:
+            DecodeError: with the reason ``duplicate_key`` or ``duplicate_member``.
+        """
+        if index in self._faults:
+            raise DecodeError(*self._faults[index])
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -122,7 +152,8 @@ class Shard:
         while True:
             header = data[position : position + BLOCK]
             if len(header) < BLOCK:
-                raise ShardError(path, min(position, len(data)), "cut: ends without an end mark")
+                detail = "cut: ends without an end mark"
+                raise ShardError(path, min(position, len(data)), detail, "shard_cut")
             if header == _ZEROS:
                 return
             kind, size, name = _parse_header(header, path, position)
@@ -130,7 +161,8 @@ class Shard:
             start = position + BLOCK
             if start + size > len(data):
                 missing = start + size - len(data)
-                raise ShardError(path, position, f"cut: {missing} bytes of {name!r} are missing")
+                detail = f"cut: {missing} bytes of {name!r} are missing"
+                raise ShardError(path, position, detail, "shard_cut")
             if kind in (_PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK):
                 if size > _LONGEST_HEADER:
                     raise ShardError(path, position, f"an extended header of {size} bytes")
@@ -156,22 +188,21 @@ def _open(path: Path, size: int | None) -> mmap.mmap:
         with path.open("rb") as file:
             actual = file.seek(0, 2)
             if size is not None and actual != size:
-                raise ShardError(
-                    str(path), min(actual, size), f"has {actual} bytes, the manifest says {size}"
-                )
+                detail = f"has {actual} bytes, the manifest says {size}"
+                raise ShardError(str(path), min(actual, size), detail, "shard_size")
             if actual == 0:
-                raise ShardError(str(path), 0, "is empty")
+                raise ShardError(str(path), 0, "is empty", "shard_cut")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise ShardError(str(path), 0, f"cannot be opened: {error.strerror}") from error
+        detail = f"cannot be opened: {error.strerror}"
+        raise ShardError(str(path), 0, detail, "shard_missing") from error
 
 
-def _split_name(member: _Member, path: Path) -> tuple[str, str]:
-    folder, slash, base = member.name.removeprefix("./").rpartition("/")
+def _split_name(name: str) -> tuple[str, str]:
+    """Key and field of a member; no field where the name is not KEY.FIELD."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, field = base.partition(".")
-    if not stem or not field:
-        raise ShardError(str(path), member.header, f"member {member.name!r} is not named KEY.FIELD")
-    return folder + slash + stem, field
+    return folder + slash + stem, field if stem else ""
 
 
 def _parse_header(header: bytes, path: str, position: int) -> tuple[bytes, int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, cast
@@ -11,13 +12,14 @@ import numpy as np
 from multimodal.data.captions import Template
 from multimodal.data.decode import Limits, Signal, Value, decode
 from multimodal.data.draw import Draw
-from multimodal.data.errors import BadSample, DecodeError
+from multimodal.data.errors import BadSample, DecodeError, ShardError
 from multimodal.data.lru import LRU
 from multimodal.data.manifest import Manifest, load_manifest, suggest
 from multimodal.data.shards import Shard
 from multimodal.hashing import stable_hash
 
 _OPEN_SHARDS = 32  # kept mapped in each process
+_LOOK_AGAIN = 60.0  # seconds until a shard that could not be read is tried once more
 _METADATA = "json"  # the member that describes a sample
 _ENTRY = ("member", "key", "template")  # what a modality may be given
 
@@ -103,6 +105,7 @@ class Source:
         name: what the source is called in logs and seeds; the manifest's name until the data
             module gives it its own.
         limits: sizes that are decoded.
+        verify: whether a shard's hash is held against the manifest when it is first opened.
         cache: decoded members, of this source and of those it shares the cache with.
 
     Raises:
@@ -126,6 +129,9 @@ class Source:
         self.table = loaded.split(split)
         self.name = loaded.name
         self.limits = Limits()
+        self.verify = True
+        self._verified: set[int] = set()  # shards whose hash was right
+        self._broken: dict[int, tuple[float, ShardError]] = {}  # when to look again, what was wrong
         self.cache = decoded_cache(0)
         self.split = split
         self.positive_key = positive_key
@@ -157,6 +163,7 @@ class Source:
             DecodeError: if its metadata cannot.
         """
         shard, place = self._locate(index)
+        shard.check(place)
         members = {field: shard.read(place, field) for field in shard.fields(place)}
         return RawSample(shard.keys[place], members, self._metadata(shard, place))
 
@@ -176,6 +183,7 @@ class Source:
             DecodeError: if something of it is missing, corrupt or too large.
         """
         shard, place = self._locate(index)
+        shard.check(place)
         metadata = self._metadata(shard, place)
         values = {
             name: self._value(name, modality, shard, place, metadata, draw)
@@ -210,11 +218,23 @@ class Source:
         return self._shards.get(number, self._open), place
 
     def _open(self, number: int) -> Shard:
-        return Shard(
-            self._folder / self.table.name(number),
-            samples=int(self.table.samples[number]),
-            size=int(self.table.bytes[number]),
-        )
+        # Each sample of a broken shard asks for it: look at the file again only after a while.
+        if number in self._broken and time.monotonic() < self._broken[number][0]:
+            raise self._broken[number][1]
+        verify = self.verify and number not in self._verified
+        try:
+            shard = Shard(
+                self._folder / self.table.name(number),
+                samples=int(self.table.samples[number]),
+                size=int(self.table.bytes[number]),
+                sha256=self.table.sha256[number].tobytes() if verify else None,
+            )
+        except ShardError as error:
+            self._broken[number] = (time.monotonic() + _LOOK_AGAIN, error)
+            raise
+        if verify:
+            self._verified.add(number)
+        return shard
 
     def _metadata(self, shard: Shard, place: int) -> dict[str, Any]:
         if _METADATA not in shard.fields(place):

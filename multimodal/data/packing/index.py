@@ -1,0 +1,187 @@
+"""Manifests for tars that someone else made, and the check of tars against their manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from multimodal.data.decode import Limits, decode
+from multimodal.data.errors import BadSample
+from multimodal.data.manifest import load_manifest
+from multimodal.data.packing.parallel import in_parallel
+from multimodal.data.packing.write import ShardEntry, json_keys, write_manifest
+from multimodal.data.shards import Shard
+
+_SPLITS = {"test": "test", **dict.fromkeys(("val", "valid", "validation", "dev"), "val")}
+
+
+class Fault(NamedTuple):
+    """Something that is wrong with a shard, or with one sample of it where a key is given."""
+
+    shard: str
+    key: str
+    reason: str
+    detail: str
+
+
+class _Looked(NamedTuple):
+    entry: ShardEntry | None
+    faults: list[Fault]
+
+
+def split_in_name(name: str) -> str:
+    """The split that a shard's name tells: ``val`` or ``test``, otherwise ``train``."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return next((split for word, split in _SPLITS.items() if word in words), "train")
+
+
+def index(
+    folder: Path,
+    name: str,
+    kinds: Mapping[str, str] | None = None,
+    split: Callable[[str], str] = split_in_name,
+    skip_broken: bool = False,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Path, list[Fault]]:
+    """Writes a manifest for the tars of a folder, which stay as they are.
+
+    Args:
+        folder: of the tars; the manifest goes into it.
+        name: of the source and its manifest.
+        kinds: of members whose names do not tell what they hold.
+        split: name of a shard -> its split.
+        skip_broken: leaves broken tars out of the manifest, instead of refusing them all.
+        workers: processes.
+        progress: told the tars that are done and all of them.
+
+    Returns:
+        Path of the manifest, and what is wrong: tars that were left out, samples that training
+        will step over (they count in the manifest).
+
+    Raises:
+        ValueError: if there are no tars, if one is broken, or if a member cannot be read by
+            anything.
+    """
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        raise ValueError(f"no *.tar in {folder}")
+    looked = in_parallel(_look, [(path, split(path.name)) for path in paths], workers, progress)
+    entries = [found.entry for found in looked if found.entry is not None]
+    faults = [fault for found in looked for fault in found.faults]
+    broken = [fault for fault in faults if not fault.key]
+    if broken and not skip_broken:
+        lines = [f"{fault.shard}: {fault.detail}" for fault in broken]
+        raise ValueError(
+            "\n  - ".join(["these tars are broken (--skip-broken leaves them out):", *lines])
+        )
+    path = folder / f"{name}.json"
+    write_manifest(path, name, f"tars of {folder.name}", entries, kinds or {})
+    return path, faults
+
+
+def verify(
+    path: Path,
+    limits: Limits | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[int, list[Fault]]:
+    """Holds every shard of a manifest against its hash and count, and decodes every member.
+
+    Args:
+        path: of the manifest.
+        limits: what is accepted; None for the default.
+        workers: processes.
+        progress: told the shards that are done and all of them.
+
+    Returns:
+        The number of samples that are in order, and what is wrong. Together with the samples of
+        the faults they are all that the manifest counts.
+    """
+    manifest = load_manifest(path)
+    jobs = [
+        (
+            manifest.path.parent / table.name(number),
+            int(table.samples[number]),
+            int(table.bytes[number]),
+            table.sha256[number].tobytes(),
+            limits or Limits(),
+        )
+        for table in manifest.splits.values()
+        for number in range(len(table))
+    ]
+    results = in_parallel(_verify_one, jobs, workers, progress)
+    return sum(good for good, _ in results), [fault for _, faults in results for fault in faults]
+
+
+def _look(job: tuple[Path, str]) -> _Looked:
+    """One tar as a manifest describes it."""
+    path, split = job
+    try:
+        shard = Shard(path)
+    except BadSample as error:
+        return _Looked(None, [Fault(path.name, "", error.reason, str(error))])
+    if len(shard) == 0:
+        return _Looked(None, [Fault(path.name, "", "empty", "has no samples")])
+    faults = [
+        Fault(path.name, stray, "stray", "is no part of a sample: its name is not KEY.FIELD")
+        for stray in shard.strays
+    ]
+    counts: Counter[str] = Counter()
+    documents: dict[str, list[Any]] = {}
+    for place, key in enumerate(shard.keys):
+        try:
+            shard.check(place)
+        except BadSample as error:
+            faults.append(Fault(path.name, key, error.reason, error.detail))
+            continue
+        fields = shard.fields(place)
+        counts.update(fields)
+        for field in fields:
+            if field.rpartition(".")[2] == "json":
+                documents.setdefault(field, []).append(_keys(shard.read(place, field)))
+    keys = {field: json_keys(found) for field, found in documents.items()}
+    size, digest = path.stat().st_size, _hash(path)
+    entry = ShardEntry(path.name, split, len(shard), size, digest, sorted(counts), keys)
+    return _Looked(entry, faults)
+
+
+def _keys(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _verify_one(job: tuple[Path, int, int, bytes, Limits]) -> tuple[int, list[Fault]]:
+    path, samples, size, sha256, limits = job
+    try:
+        shard = Shard(path, samples, size, sha256)
+    except BadSample as error:
+        return 0, [Fault(path.name, "", error.reason, str(error))]
+    checked = [_verify_sample(shard, place, limits) for place in range(len(shard))]
+    faults = [fault for fault in checked if fault is not None]
+    return len(shard) - len(faults), faults
+
+
+def _verify_sample(shard: Shard, place: int, limits: Limits) -> Fault | None:
+    try:
+        shard.check(place)
+        for field in shard.fields(place):
+            decode(field, shard.read(place, field), limits)
+    except BadSample as error:
+        return Fault(shard.path.name, shard.keys[place], error.reason, error.detail)
+    return None

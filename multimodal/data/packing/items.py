@@ -1,0 +1,202 @@
+"""What is to be packed: the samples of a folder, of a table or of other shards, one item each."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from multimodal.data.errors import BadSample
+from multimodal.data.manifest import suggest
+from multimodal.data.shards import Shard
+
+TABLES = (".csv", ".tsv", ".parquet", ".jsonl")
+
+
+class InShard(NamedTuple):
+    """A member of a shard: its sample's place there, and its field."""
+
+    path: Path
+    place: int
+    field: str
+
+
+class Refusal(NamedTuple):
+    """Something that is not packed, and why."""
+
+    key: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One sample to be packed.
+
+    Attributes:
+        key: its name.
+        members: field -> the file, or the member of another shard, that holds its bytes.
+        metadata: what goes into its ``json`` member besides what such a member has already.
+        size: bytes of all members together, about.
+    """
+
+    key: str
+    members: dict[str, Path | InShard]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    size: int = 0
+
+    def read(self) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """Bytes of the members other than ``json``, and the metadata.
+
+        Raises:
+            OSError: if a file cannot be read.
+            BadSample: if another shard cannot, or if ``json`` is no object.
+        """
+        found = {name: _read(where) for name, where in self.members.items()}
+        text = found.pop("json", None)
+        if text is None:
+            return found, dict(self.metadata)
+        try:
+            metadata = json.loads(text)
+        except ValueError as error:
+            raise BadSample("corrupt", f"'json' is not JSON: {error}") from error
+        if not isinstance(metadata, dict):
+            raise BadSample("metadata", f"expected a JSON object, got {type(metadata).__name__}")
+        return found, metadata | self.metadata
+
+
+def items_of(
+    source: Path,
+    files: Sequence[str] = (),
+    texts: Sequence[str] = (),
+    key: str | None = None,
+) -> Iterator[Item | Refusal]:
+    """The samples of ``source``, in a fixed order, or why they are none.
+
+    Args:
+        source: a folder of files that share a stem (``a/photo1.jpg``, ``a/photo1.txt``); a table
+            (CSV, TSV, Parquet, JSON lines) with columns of paths relative to it; or a folder of
+            tars.
+        files: of a table: the columns that hold paths. The member is named by column and
+            extension, ``photo.jpg``; of several columns with one name each its own.
+        texts: of a table: the columns that go into the metadata; all others if none is given.
+        key: of a table: the column that names the samples; the row's number if None.
+
+    Raises:
+        FileNotFoundError: if there is no such file or folder.
+        ValueError: if it is neither, if a table has no such column, or if options for a table are
+            given for something else.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"no {source}: expected a folder, a table or a folder of tars")
+    if source.is_file():
+        if source.suffix.lower() not in TABLES:
+            raise ValueError(f"{source}: expected a folder or one of {', '.join(TABLES)}")
+        yield from _table(source, files, texts, key)
+        return
+    if files or texts or key:
+        raise ValueError(f"{source} is a folder: columns are for tables ({', '.join(TABLES)})")
+    tars = sorted(source.glob("*.tar"))
+    yield from _shards(tars) if tars else _folder(source)
+
+
+def _folder(folder: Path) -> Iterator[Item | Refusal]:
+    found: dict[str, dict[str, Path | InShard]] = {}
+    sizes: dict[str, int] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_dir() or any(part.startswith(".") for part in name.parts):
+            continue
+        stem, _, member = path.name.partition(".")
+        key = name.with_name(stem).as_posix()
+        if not member:
+            yield Refusal(name.as_posix(), "no_field", "a file without an extension")
+            continue
+        found.setdefault(key, {})[member] = path
+        sizes[key] = sizes.get(key, 0) + path.stat().st_size
+    for key, members in found.items():
+        yield Item(key, members, {}, sizes[key])
+
+
+def _shards(tars: Sequence[Path]) -> Iterator[Item | Refusal]:
+    for path in tars:
+        try:
+            shard = Shard(path)
+        except BadSample as error:
+            yield Refusal(path.name, error.reason, str(error))
+            continue
+        for place, key in enumerate(shard.keys):
+            try:
+                shard.check(place)
+            except BadSample as error:
+                yield Refusal(key, error.reason, f"{path.name}: {error.detail}")
+                continue
+            names = shard.fields(place)
+            size = sum(shard.size(place, name) for name in names)
+            yield Item(key, {name: InShard(path, place, name) for name in names}, {}, size)
+
+
+def _table(
+    path: Path, files: Sequence[str], texts: Sequence[str], key: str | None
+) -> Iterator[Item | Refusal]:
+    for number, row in enumerate(_rows(path)):
+        if number == 0:
+            for column in (*files, *texts, *([key] if key else [])):
+                if column not in row:
+                    raise ValueError(f"{path} has no column {column!r}; {suggest(column, row)}")
+            if not files and not texts:
+                raise ValueError(f"{path}: name the columns of paths (files) or of texts (texts)")
+        name = f"{number:09d}" if key is None else str(row[key])
+        kept = texts or [c for c in row if c not in files and c != key]
+        metadata = {c: row[c] for c in kept if row.get(c) not in (None, "")}
+        members: dict[str, Path | InShard] = {}
+        size = 0
+        for column in files:
+            if row.get(column) in (None, ""):
+                continue
+            file = path.parent / str(row[column])
+            members[column + file.suffix.lower()] = file
+            size += file.stat().st_size if file.is_file() else 0
+        yield Item(name, members, metadata, size)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        try:
+            from pyarrow import parquet
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "Parquet tables need pyarrow: pip install 'multimodal[shards]'"
+            ) from error
+        for batch in parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+        return
+    with path.open(encoding="utf-8", newline="") as file:
+        if kind == ".jsonl":
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        row = json.loads(line)
+                    except ValueError as error:
+                        raise ValueError(f"{path}, line {number}: {error}") from error
+                    if not isinstance(row, dict):
+                        raise ValueError(f"{path}, line {number}: expected an object")
+                    yield row
+        else:
+            yield from csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",")
+
+
+def _read(where: Path | InShard) -> bytes:
+    if isinstance(where, InShard):
+        return _open(where.path).read(where.place, where.field)
+    return where.read_bytes()
+
+
+@lru_cache(maxsize=32)
+def _open(path: Path) -> Shard:
+    return Shard(path)

@@ -1,0 +1,195 @@
+"""Tars and manifests on disk: their bytes depend on the samples alone, and they come whole."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from multimodal.data.manifest import FORMAT, KINDS
+
+_BY_EXTENSION = {
+    **dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif"), "image"),
+    **dict.fromkeys(("ogg", "wav", "flac"), "audio"),
+    "npy": "array",
+    "txt": "text",
+    "json": "json",
+}
+
+
+class ShardEntry(NamedTuple):
+    """What a manifest says of one shard, and which members and JSON keys its samples have.
+
+    Attributes:
+        fields: the members that occur.
+        keys: of each JSON member, the keys that every one of its objects has.
+    """
+
+    name: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+    fields: list[str]
+    keys: dict[str, list[str]]
+
+
+class Extent(NamedTuple):
+    """Size and hash of a written shard."""
+
+    bytes: int
+    sha256: str
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The file as a whole, or as it was before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class ShardWriter:
+    """One tar, sample after sample; it takes its name when it is whole.
+
+    Equal samples give equal bytes: times, owners and modes are fixed.
+
+    Args:
+        path: of the shard.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._file = self._temporary.open("w+b")
+        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Appends one sample, its members in the order of their names."""
+        for field, data in sorted(members.items()):
+            info = tarfile.TarInfo(f"{key}.{field}")
+            info.size = len(data)
+            self._tar.addfile(info, io.BytesIO(data))
+
+    def close(self) -> Extent:
+        """Finishes the shard and puts it in its place."""
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        size = self._file.seek(0, 2)
+        self._file.seek(0)
+        digest = hashlib.sha256()
+        while block := self._file.read(1 << 20):
+            digest.update(block)
+        self._file.close()
+        os.replace(self._temporary, self._path)
+        return Extent(size, digest.hexdigest())
+
+    def discard(self) -> None:
+        """Leaves no trace of it."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def kind_of(field: str, kinds: Mapping[str, str]) -> str:
+    """What a member holds: as given, by its first part (``depth.png``), or by its extension.
+
+    Raises:
+        ValueError: if nothing can read such a member.
+    """
+    if field in kinds:
+        return kinds[field]
+    first, _, rest = field.partition(".")
+    if rest and first in KINDS:
+        return first
+    extension = field.rpartition(".")[2].lower()
+    if extension not in _BY_EXTENSION:
+        raise ValueError(
+            f"member {field!r}: no decoder for .{extension}; there are: {', '.join(_BY_EXTENSION)}"
+        )
+    return _BY_EXTENSION[extension]
+
+
+def json_keys(documents: Iterable[Any]) -> list[str]:
+    """The keys that every one of the objects has, with a value."""
+    common: set[str] | None = None
+    for document in documents:
+        own = (
+            {key for key, value in document.items() if value is not None}
+            if isinstance(document, dict)
+            else set()
+        )
+        common = own if common is None else common & own
+    return sorted(common or ())
+
+
+def write_manifest(
+    path: Path,
+    name: str,
+    description: str,
+    shards: Sequence[ShardEntry],
+    kinds: Mapping[str, str],
+    origin: str = "",
+    licences: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Writes the manifest of ``shards``.
+
+    Args:
+        path: of the JSON file.
+        name: of the source.
+        description: one line about it.
+        shards: in the order of the samples' indices.
+        kinds: of members whose names do not tell what they hold.
+        origin: where the data come from.
+        licences: of the parts.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: if there are no shards or a member cannot be read by anything.
+    """
+    if not shards:
+        raise ValueError("no shards: nothing was packed")
+    splits = sorted({shard.split for shard in shards})
+    fields: dict[str, dict[str, Any]] = {}
+    for field in sorted({field for shard in shards for field in shard.fields}):
+        entry: dict[str, Any] = {"kind": kind_of(field, kinds)}
+        holders = sorted({shard.split for shard in shards if field in shard.fields})
+        if holders != splits:
+            entry["splits"] = holders
+        if entry["kind"] == "json":
+            documents = (dict.fromkeys(s.keys[field], 1) for s in shards if field in s.keys)
+            entry["keys"] = json_keys(documents)
+        fields[field] = entry
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "name": name,
+        "description": description,
+        "origin": origin,
+        "licences": [dict(licence) for licence in licences],
+        "fields": fields,
+        "shards": [
+            {
+                "name": shard.name,
+                "split": shard.split,
+                "samples": shard.samples,
+                "bytes": shard.bytes,
+                "sha256": shard.sha256,
+            }
+            for shard in shards
+        ],
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode())
+    return manifest
