@@ -69,6 +69,14 @@ class ContrastiveObjective(nn.Module):
         needed = _modalities(self._active(available, source).values())
         return [name for name in available if name in needed]
 
+    def queued_modalities(self, available: Iterable[str], source: str) -> list[str]:
+        """Those of which embeddings of a batch of this source enter a queue."""
+        return _modalities(p for p in self._active(available, source).values() if p.candidates.size)
+
+    def queue_buffers(self) -> list[str]:
+        """Names of the queues' buffers; every rank has the same content without broadcasting it."""
+        return [name for name, _ in self.named_buffers() if ".queues." in name]
+
     def forward(
         self,
         embeddings: Mapping[str, Tensor],

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,7 +19,8 @@ from multimodal.microbatch import encode_in_pieces
 from multimodal.models import EmbeddingModel
 from multimodal.objectives.objective import ContrastiveObjective, ObjectiveOutput
 from multimodal.objectives.pair import Pair
-from multimodal.training.optim import parameter_groups
+from multimodal.objectives.queue import MomentumCopy
+from multimodal.training.optim import parameter_groups, was_applied
 from multimodal.types import Batch
 
 KEYS = "positive_keys"  # beside the modalities' embeddings, in what validation keeps
@@ -52,6 +54,12 @@ class ContrastiveModule(pl.LightningModule):
         super().__init__()
         self.model = model
         self.objective = objective
+        self.momentum_model: MomentumCopy | None = None
+        # DDP sends buffers at every step, and the queues of all ranks are equal as it is
+        self._ddp_params_and_buffers_to_ignore = [
+            f"objective.{name}" for name in objective.queue_buffers()
+        ]
+        self._applied = False
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._weight_decay = weight_decay
@@ -61,9 +69,18 @@ class ContrastiveModule(pl.LightningModule):
         self._counts: dict[str, int] = defaultdict(int)
         self._validation: dict[str, dict[str, list[Tensor]]] = {}
 
+    def setup(self, stage: str) -> None:
+        """Starts the moving average of the towers that fills the queues, where there is one.
+
+        Not before: until here, the towers' weights may still be exchanged for trained ones.
+        """
+        if self.objective.momentum is not None and self.momentum_model is None:
+            self.momentum_model = MomentumCopy(self.model, self.objective.momentum)
+
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, and its schedule by optimizer step."""
         optimizer = self._make_optimizer(parameter_groups(self, self._weight_decay))
+        optimizer.register_step_post_hook(self._note_step)
         if self._make_scheduler is None:
             return optimizer
         schedule = {"scheduler": self._make_scheduler(optimizer), "interval": "step"}
@@ -81,14 +98,23 @@ class ContrastiveModule(pl.LightningModule):
                 f"no pair relates two of the modalities {sorted(batch.inputs)} of source "
                 f"'{batch.source}'; add a pair, or remove the source"
             )
-        return {name: self._embed_one(name, batch) for name in needed}
+        return {name: self._embed_one(name, batch, self.model) for name in needed}
 
-    def _embed_one(self, modality: str, batch: Batch) -> Tensor:
+    def _embed_one(self, modality: str, batch: Batch, model: EmbeddingModel) -> Tensor:
         def encode(inputs: Tensor, mask: Tensor | None) -> Tensor:
-            return self.model.embed(modality, inputs, mask)
+            return model.embed(modality, inputs, mask)
 
         inputs, mask = batch.inputs[modality], batch.masks.get(modality)
         return encode_in_pieces(encode, inputs, mask, self._micro_batch_size)
+
+    @torch.no_grad()
+    def _momentum_embeddings(self, batch: Batch) -> dict[str, Tensor] | None:
+        """What the moving average of the towers makes of that which the queues will hold."""
+        if self.momentum_model is None:
+            return None
+        model = cast("EmbeddingModel", self.momentum_model.module)
+        queued = self.objective.queued_modalities(batch.inputs, batch.source)
+        return {name: self._embed_one(name, batch, model) for name in queued}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective of one batch over all ranks; DDP's mean of gradients is its gradient."""
@@ -99,10 +125,28 @@ class ContrastiveModule(pl.LightningModule):
             step=batch.step,
             seed=self._seed,
             source=batch.source,
+            momentum_embeddings=self._momentum_embeddings(batch),
         )
         metrics = {f"train/{name}": value for name, value in output.metrics.items()}
         self._accumulate({"train/loss": output.loss.detach(), **metrics})
         return output.loss
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """An optimizer step, after which queues and momentum towers move on, if it was applied."""
+        self._applied = False
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self._applied and self.momentum_model is not None:
+            self.momentum_model.update(self.model)
+        self.objective.update_queues(self._applied)
+
+    def _note_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._applied = was_applied(optimizer)
 
     def _accumulate(self, metrics: dict[str, Tensor]) -> None:
         # On the device and without a synchronisation: floats are read once per logged step.

@@ -81,3 +81,16 @@ def warmup_cosine(
 def constant(optimizer: Optimizer, warmup_steps: int = 0) -> LambdaLR:
     """The peak learning rate throughout, after a linear warm-up of ``warmup_steps``."""
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup_steps + 1)))
+
+
+def was_applied(optimizer: Optimizer) -> bool:
+    """Whether the step that ``optimizer`` has just taken moved its parameters; asked in its hook.
+
+    It did not if no parameter had a gradient, or if the gradient scaler of float16 found them not
+    finite and left the decision to a fused optimizer.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    if found_inf is not None and bool(found_inf):
+        return False
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return any(parameter.grad is not None for parameter in parameters)
