@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -202,15 +203,42 @@ def test_different_things_are_of_different_families() -> None:
     assert len({concepts.family_key(name, "x") for name in names}) == len(names)
 
 
-def test_families_go_whole_to_a_split_and_pinned_ones_train() -> None:
+def test_strict_families_go_whole_and_what_is_drawn_has_no_near_copy() -> None:
     families = [f"family {i}" for i in range(900) for _ in range(1 + i % 6)]
-    splits = concepts.assign_splits(families, set())
-    sizes = {split: sum(splits[f] == split for f in families) for split in ("val", "test")}
-    assert sizes == concepts.SIZES
-    held_out = {family for family, split in splits.items() if split != "train"}
-    assert all(families.count(f) <= concepts.LARGEST_HELD_OUT_FAMILY for f in held_out)
-    pinned = concepts.assign_splits(families, held_out)
-    assert {pinned[family] for family in held_out} == {"train"}
+    names = [f"concept {i}" for i in range(len(families))]
+    copied = [i % 3 == 0 for i in range(len(families))]
+    splits = concepts.assign_splits(names, families, copied, set())
+    assert Counter(splits) - Counter(train=len(splits)) == Counter(
+        {**concepts.SIZES, "test_strict": concepts.STRICT}
+    )
+    strict = {f for f, split in zip(families, splits, strict=True) if split == "test_strict"}
+    assert {s for f, s in zip(families, splits, strict=True) if f in strict} == {"test_strict"}
+    assert all(families.count(f) <= concepts.LARGEST_HELD_OUT_FAMILY for f in strict)
+    drawn = [i for i, split in enumerate(splits) if split in concepts.SIZES]
+    assert not any(copied[i] for i in drawn)
+
+    pinned = {names[i] for i in drawn} | {names[families.index(f)] for f in strict}
+    again = concepts.assign_splits(names, families, copied, pinned)
+    assert {again[names.index(name)] for name in pinned} == {"train"}
+
+
+def test_near_copies_join_families() -> None:
+    random = np.random.default_rng(0)
+    drawings = {
+        style: random.integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+        for style in concepts.SEEN_STYLES
+    }
+    for style in concepts.COLORED_STYLES:  # noise looks alike at 16 pixels: make them differ
+        drawings[style] //= 8
+        for place in range(4):
+            drawings[style][place] += np.uint8(60 * place)
+    drawings["fluent_hc"][:] = np.arange(4, dtype=np.uint8)[:, None, None, None] * 60
+    assert not concepts.near_copies(drawings).any()
+    for style in ("noto", "fluent"):
+        drawings[style][2] = drawings[style][0]
+    copies = concepts.near_copies(drawings)
+    assert np.argwhere(copies).tolist() == [[0, 2], [2, 0]]
+    assert concepts.join_families(["a", "b", "c", "b"], copies) == ["a", "b", "a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from sample_data.shards import (  # noqa: E402
 )
 
 SPLITS = {
-    "emoji": ("train", "val", "test"),
+    "emoji": ("train", "val", "test", "test_strict"),
     "furniture": ("train", "val", "test", "test_loose"),
     "speech": ("train", "val", "test_seen", "test"),
     "sounds": ("train", "test"),
@@ -80,12 +80,15 @@ def pick(splits: dict[str, list[dict[str, Any]]], *names: str) -> dict[str, list
 def leaks(corpus: Corpus) -> list[tuple[str, str, Any]]:
     """Everything that is on two sides of a split although it must not be."""
     emoji, speech = corpus["emoji"], corpus["speech"]
-    held_out = values(emoji["val"], "concept") | values(emoji["test"], "concept")
+    held_out = set().union(*(values(emoji[s], "concept") for s in emoji if s != "train"))
     found = [
         *shared(emoji, "concept"),
-        *shared(emoji, "family"),
+        *(
+            row
+            for split in ("train", "val", "test")
+            for row in shared(pick(emoji, split, "test_strict"), "family")
+        ),
         *shared(pick(speech, "train", "val", "test"), "concept"),
-        *shared(pick(speech, "train", "val", "test"), "family"),
         *shared(pick(speech, "val", "test_seen"), "concept"),
         *shared(corpus["sounds"], "recording"),
         *shared(pick(corpus["furniture"], "train", "val", "test"), "head_noun"),
@@ -235,6 +238,7 @@ def test_nothing_leaks_between_splits(corpus: Corpus) -> None:
     [
         ("emoji", "test", "train"),
         ("emoji", "train", "val"),
+        ("emoji", "train", "test_strict"),
         ("speech", "test", "train"),
         ("speech", "val", "train"),
         ("sounds", "test", "train"),
@@ -264,7 +268,9 @@ def test_a_held_out_concept_in_another_source_is_found(corpus: Corpus) -> None:
 def test_splits_have_the_sizes_that_the_page_promises(corpus: Corpus) -> None:
     assert len(corpus["emoji"]["val"]) == 100
     assert len(corpus["emoji"]["test"]) == 200
-    assert len(corpus["furniture"]["test"]) >= 200
+    assert len(corpus["emoji"]["test_strict"]) == 100
+    assert len(corpus["furniture"]["test"]) >= 100
+    assert len(values(corpus["furniture"]["test_loose"], "concept")) >= 140
     assert len(corpus["speech"]["test"]) >= 100
     assert values(corpus["exercise"]["test"], "subject") == {9, 10}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ STYLES = {
 }
 SEEN_STYLES = ("noto", "twemoji", "fluent", "fluent_hc")
 COLORED_STYLES = ("noto", "twemoji", "fluent")
-SIZES = {"test": 200, "val": 100}
+STRICT = 100  # concepts of test_strict, by whole families
+SIZES = {"test": 200, "val": 100}  # concepts drawn one by one
 LARGEST_HELD_OUT_FAMILY = 4
 # Root mean square differences of colours in [0, 1] at 16x16 pixels.
 NEAR_DRAWING = 0.07  # in two of the coloured styles: a near-copy
@@ -83,8 +84,8 @@ class Concept:
         tags: English key words, the order of the source.
         group: such as ``animals & nature``.
         subgroup: such as ``animal-bird``.
-        family: concepts of one family are near-copies and lie in one split.
-        split: ``train``, ``val`` or ``test``.
+        family: relatives by name (a gender or colour apart) and near-copies in drawing.
+        split: ``train``, ``val``, ``test`` or ``test_strict``.
         icons: style -> name of the icon in that style's set.
     """
 
@@ -120,12 +121,14 @@ def family_key(name: str, subgroup: str) -> str:
     return re.sub(r"s\b", "", re.sub(r"\s+", " ", text)).strip(" :") or name
 
 
-def _join_families(keys: list[str], drawings: Mapping[str, np.ndarray]) -> list[str]:
-    """Join the families of concepts that are near-copies in two coloured styles, or copies in one.
+def near_copies(drawings: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Which concepts are drawn alike: in two of the coloured styles, or the same in any style.
 
     Args:
-        keys: the family of every concept.
         drawings: style -> ``[N, 64, 64, 3]`` uint8.
+
+    Returns:
+        ``[N, N]`` bool, symmetric, False on the diagonal.
     """
     distances = {}
     for style, images in drawings.items():
@@ -136,6 +139,12 @@ def _join_families(keys: list[str], drawings: Mapping[str, np.ndarray]) -> list[
         distances[style] = np.sqrt(np.maximum(gaps, 0.0) / small.shape[1])
     copies = np.min([*distances.values()], axis=0) < SAME_DRAWING
     copies |= np.sort([distances[style] for style in COLORED_STYLES], axis=0)[1] < NEAR_DRAWING
+    np.fill_diagonal(copies, False)
+    return np.asarray(copies)
+
+
+def join_families(keys: list[str], copies: np.ndarray) -> list[str]:
+    """The family of every concept: its key's, joined with those of its near-copies."""
     parent = {key: key for key in keys}
 
     def root(key: str) -> str:
@@ -143,33 +152,49 @@ def _join_families(keys: list[str], drawings: Mapping[str, np.ndarray]) -> list[
             key = parent[key]
         return key
 
-    for i, j in np.argwhere(np.triu(copies, 1)):
+    for i, j in np.argwhere(np.triu(copies)):
         first, other = sorted((root(keys[i]), root(keys[j])))
         parent[other] = first
     return [root(key) for key in keys]
 
 
-def assign_splits(families: Iterable[str], pinned: set[str]) -> dict[str, str]:
-    """Family -> split. Families come in the order of a hash; pinned and large ones train.
+def assign_splits(
+    names: Sequence[str], families: Sequence[str], copied: Sequence[bool], pinned: Collection[str]
+) -> list[str]:
+    """The split of every concept, in the order of hashes.
+
+    Small families go whole to test_strict. Then concepts are drawn one by one for test and val: a
+    relative of theirs may train, but nothing that is drawn like them.
 
     Args:
-        families: the family of every concept (one entry per concept).
-        pinned: families that have to be in ``train``.
+        names: of the concepts.
+        families: of the concepts.
+        copied: whether a concept has a near-copy.
+        pinned: names that have to be in ``train``, with their whole families out of test_strict.
     """
-    counts: dict[str, int] = defaultdict(int)
-    for family in families:
-        counts[family] += 1
-    order = sorted(counts, key=lambda family: stable_hash("emoji split", family))
-    splits = dict.fromkeys(order, "train")
+    members: dict[str, list[int]] = defaultdict(list)
+    for place, family in enumerate(families):
+        members[family].append(place)
+    kept = {family for name, family in zip(names, families, strict=True) if name in pinned}
+    splits = ["train"] * len(names)
+    left = STRICT
+    for family in sorted(members, key=lambda family: stable_hash("emoji split", family)):
+        places = members[family]
+        if family not in kept and len(places) <= min(left, LARGEST_HELD_OUT_FAMILY):
+            left -= len(places)
+            for place in places:
+                splits[place] = "test_strict"
+    free = [
+        place
+        for place in sorted(range(len(names)), key=lambda i: stable_hash("emoji draw", names[i]))
+        if splits[place] == "train" and not copied[place] and names[place] not in pinned
+    ]
+    if left or len(free) < sum(SIZES.values()):
+        raise RuntimeError(f"too few concepts for splits of {STRICT} and {SIZES}")
     for split, wanted in SIZES.items():
-        left = wanted
-        for family in order:
-            free = splits[family] == "train" and family not in pinned
-            if free and counts[family] <= min(left, LARGEST_HELD_OUT_FAMILY):
-                splits[family] = split
-                left -= counts[family]
-        if left:
-            raise RuntimeError(f"{split} is {left} concepts short of {wanted}")
+        for place in free[:wanted]:
+            splits[place] = split
+        free = free[wanted:]
     return splits
 
 
@@ -178,7 +203,7 @@ def load_concepts(cache: Path, pinned_names: Iterable[str]) -> tuple[list[Concep
 
     Args:
         cache: folder of the fetched packages.
-        pinned_names: concepts (with their families) that other sources train on.
+        pinned_names: concepts that other sources train on.
 
     Returns:
         The concepts, and style -> parsed ``icons.json``.
@@ -205,17 +230,17 @@ def load_concepts(cache: Path, pinned_names: Iterable[str]) -> tuple[list[Concep
         style: np.stack([np.asarray(draw_icon(sets[style], icons[style])) for *_, icons in found])
         for style in SEEN_STYLES
     }
-    families = _join_families(keys, drawings)
-    unknown = set(pinned_names) - set(names)
-    if unknown:
-        raise ValueError(f"no emoji is named {sorted(unknown)}")
-    pinned = {family for name, family in zip(names, families, strict=True) if name in pinned_names}
-    splits = assign_splits(families, pinned)
+    copies = near_copies(drawings)
+    families = join_families(keys, copies)
+    pinned = set(pinned_names)
+    if pinned - set(names):
+        raise ValueError(f"no emoji is named {sorted(pinned - set(names))}")
+    splits = assign_splits(names, families, copies.any(1).tolist(), pinned)
     concepts = []
-    for (code, entry, icons), name, subgroup, family in zip(
-        found, names, subgroups, families, strict=True
+    for (code, entry, icons), name, subgroup, family, split in zip(
+        found, names, subgroups, families, splits, strict=True
     ):
         group = meta["groups"][str(entry["group"])].replace("-", " & ")
         tags = tuple(_plain(tag) for tag in entry.get("tags", ()) if _plain(tag) != name)
-        concepts.append(Concept(code, name, tags, group, subgroup, family, splits[family], icons))
+        concepts.append(Concept(code, name, tags, group, subgroup, family, split, icons))
     return concepts, sets

@@ -16,7 +16,7 @@ from .overview import draw_overview
 from .read import read_samples
 
 SOURCES = ("emoji", "furniture", "speech", "sounds", "motion", "exercise")
-VOCAB_SIZE = 2048
+VOCAB_SIZE = 4096
 BUDGET = 24_500_000  # bytes in the whole folder
 
 

@@ -51,6 +51,7 @@ NAME_LICENCE = Licence(
     "https://github.com/milesj/emojibase",
 )
 TAGS_PER_CAPTION = 3
+UNSEEN_STYLE = ("test", "test_strict")  # the splits that are drawn in openmoji too
 
 
 def captions(name: str, tags: Sequence[str]) -> list[str]:
@@ -82,7 +83,7 @@ def build(folder: Path, concepts: Sequence[Concept], sets: dict[str, Any]) -> di
     """Write the source ``emoji``; returns its manifest."""
     splits: dict[str, list[Sample]] = defaultdict(list)
     for concept in concepts:
-        styles = [*SEEN_STYLES, *(["openmoji"] if concept.split == "test" else [])]
+        styles = [*SEEN_STYLES, *(["openmoji"] if concept.split in UNSEEN_STYLE else [])]
         members = {
             f"{style}.webp": compact_webp(draw_icon(sets[style], concept.icons[style]))
             for style in styles
@@ -91,15 +92,16 @@ def build(folder: Path, concepts: Sequence[Concept], sets: dict[str, Any]) -> di
     about = Description(
         name="emoji",
         description=(
-            "Emoji in four styles for training and a fifth, openmoji, for the test split only; "
-            "64x64 RGB on white, lossless WebP of at most a few dozen colours. "
-            "The concepts of val and test, and their families of near-copies, do not train."
+            "Emoji in four styles for training and a fifth, openmoji, for the test splits only; "
+            "64x64 RGB on white, lossless WebP of at most a few dozen colours. The concepts of "
+            "val and test do not train, nor anything drawn like them; those of test_strict do not "
+            "train with their whole families."
         ),
         origin="drawn from the SVG icons of npm packages of Iconify; names from emojibase-data",
         licences=[*STYLE_LICENCES.values(), NAME_LICENCE],
         fields={
             **{f"{style}.webp": {"kind": "image"} for style in SEEN_STYLES},
-            "openmoji.webp": {"kind": "image", "splits": ["test"]},
+            "openmoji.webp": {"kind": "image", "splits": list(UNSEEN_STYLE)},
             "json": {
                 "kind": "json",
                 "keys": [
@@ -114,4 +116,5 @@ def build(folder: Path, concepts: Sequence[Concept], sets: dict[str, Any]) -> di
             },
         },
     )
-    return write_source(folder, about, {split: splits[split] for split in ("train", "val", "test")})
+    order = ("train", "val", "test", "test_strict")
+    return write_source(folder, about, {split: splits[split] for split in order})
