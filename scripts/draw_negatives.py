@@ -71,12 +71,13 @@ def draw(similarities: Tensor, names: list[str], path: Path) -> None:
     ids = torch.arange(len(similarities))
     positives = torch.eye(len(similarities), dtype=torch.bool)
     context = Context(0, 0, "image_text", "image->text", torch.tensor(SCALE), embed_dim=256)
+    lowest = float(similarities.min())
     figure, axes = pyplot.subplots(2, 5, figsize=(15, 6.2), layout="constrained")
     for panel, (title, strategy) in zip(
         axes.flat, {"similarities": None, **STRATEGIES}.items(), strict=True
     ):
-        high = 1.0 if strategy is None else 1.8  # paler where there are dots
-        panel.imshow(similarities, cmap="Greys", vmin=-0.3, vmax=high)
+        faint = 1.0 if strategy is None else 0.5  # where there are dots
+        shades = panel.imshow(similarities, cmap="Greys", vmin=lowest, vmax=1.0, alpha=faint)
         panel.scatter(ids, ids, marker="s", s=60, facecolors="none", edgecolors="tab:green")
         panel.set_title(title, fontsize=10)
         panel.set_xticks([])
@@ -84,6 +85,7 @@ def draw(similarities: Tensor, names: list[str], path: Path) -> None:
         if panel in axes[:, 0]:
             panel.set_yticks(ids, names, fontsize=8)
         if strategy is None:
+            figure.colorbar(shades, ax=axes[:, -1], label="cosine", shrink=0.6)
             continue
         weights = strategy(similarities, positives, ~positives, ids, ids, context).exp()
         rows, columns = ((weights > 0) & ~positives).nonzero(as_tuple=True)

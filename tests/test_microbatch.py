@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from multimodal import microbatch
+from multimodal.distributed import all_reduce_sum, world_size
 from multimodal.microbatch import encode_in_pieces
 from multimodal.objectives.negatives import InBatch
 from multimodal.objectives.sigmoid_loss import SigLIP
@@ -142,17 +144,43 @@ def test_no_rows_and_no_gradient():
         encode_in_pieces(encode, torch.zeros(2, 2), None, 0)
 
 
+def half(rank: int) -> tuple[Tensor, ...]:
+    return tuple(value[slice(0, 4) if rank == 0 else slice(4, SIZE)] for value in inputs())
+
+
 def two_ranks(rank: int, expected: list[Tensor]) -> None:
-    part = tuple(value[slice(0, 4) if rank == 0 else slice(4, SIZE)] for value in inputs())
     for find_unused in (False, True):
-        for piece in (1, 3, None):
+        for piece in (1, 3, 4, None):
             model = DistributedDataParallel(
                 Model(InfoNCE(), 0.0, piece), find_unused_parameters=find_unused
             )
-            _, *grads = loss_and_gradients(model, part)
-            torch.testing.assert_close(grads, expected, **TIGHT)
+            loss, *grads = loss_and_gradients(model, half(rank))
+            found = [all_reduce_sum(loss) / world_size(), *grads]
+            torch.testing.assert_close(found, expected, **TIGHT)
 
 
 def test_two_ranks(tmp_path):
-    _, *expected = loss_and_gradients(Model(InfoNCE(), 0.0, None), inputs())
+    expected = loss_and_gradients(Model(InfoNCE(), 0.0, None), inputs())
     run_ranks(two_ranks, 2, tmp_path, expected)
+
+
+def two_ranks_with_dropout(rank: int) -> None:
+    checkpointed = microbatch.checkpoint
+    for find_unused in (False, True):
+        for piece in (1, 3, 4):
+            model = DistributedDataParallel(
+                Model(InfoNCE(), 0.5, piece), find_unused_parameters=find_unused
+            )
+            found = {}
+            for name, way in (
+                ("checkpointed", checkpointed),
+                ("plain", lambda encode, *args, **_: encode(*args)),
+            ):
+                microbatch.checkpoint = way
+                found[name] = loss_and_gradients(model, half(rank))
+            microbatch.checkpoint = checkpointed
+            torch.testing.assert_close(*found.values(), **TIGHT)
+
+
+def test_dropout_is_replayed_on_two_ranks(tmp_path):
+    run_ranks(two_ranks_with_dropout, 2, tmp_path)

@@ -63,9 +63,10 @@ def test_equal_keys_may_be_ignored(loss, strategy):
         assert_equals_dense(objective, batch(3, 7, repeated=repeated))
 
 
+@pytest.mark.parametrize("candidates", CANDIDATES, ids=str)
 @pytest.mark.parametrize(("loss", "strategy"), compatible_choices(), ids=str)
-def test_the_order_of_the_batch_does_not_matter(loss, strategy):
-    objective = make_objective(loss, strategy, Queue(size=8))
+def test_the_order_of_the_batch_does_not_matter(loss, strategy, candidates):
+    objective = make_objective(loss, strategy, candidates)
     data = batch(4, 7, repeated="keys")
     order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
     data.image.requires_grad_()

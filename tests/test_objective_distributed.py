@@ -90,9 +90,10 @@ def test_two_ranks(tmp_path, queue):
     run_ranks(equals_one_process, 2, tmp_path, cases, queue)
 
 
-def test_four_ranks(tmp_path):
+@pytest.mark.parametrize("queue", [False, True], ids=["all_ranks", "queue"])
+def test_four_ranks(tmp_path, queue):
     cases = [((3, 3, 3, 3), "keys"), ((4, 0, 1, 2), "nothing")]
-    run_ranks(equals_one_process, 4, tmp_path, cases, False)
+    run_ranks(equals_one_process, 4, tmp_path, cases, queue)
 
 
 def queues_agree(rank: int) -> None:
@@ -126,6 +127,19 @@ def local_candidates_stay_local(rank: int) -> None:
     torch.testing.assert_close(all_reduce_sum(output.loss) / 2, expected.detach(), **TIGHT)
 
 
+def local_candidates_have_to_be_two(rank: int) -> None:
+    """On the largest rank: an uneven last batch may leave a rank with one, or none."""
+    for sizes, enough in (((1, 1), False), ((1, 0), False), ((2, 1), True), ((2, 0), True)):
+        part = share(batch(0, sum(sizes)), sizes, rank)
+        objective = make_objective(LOSSES[0], InBatch(), Local())
+        args = (part.embeddings(), part.sample_ids, part.positive_keys, 2, 1, "s")
+        if enough:
+            assert objective(*args).loss.isfinite()
+        else:
+            with pytest.raises(ValueError, match="raise data.batch_size, or .*=all_ranks or queue"):
+                objective(*args)
+
+
 def metrics_are_global(rank: int) -> None:
     data = batch(0, 7)
     objective = make_objective(LOSSES[0], Hard(k=2, skip=5))
@@ -144,6 +158,7 @@ def metrics_are_global(rank: int) -> None:
 def several(rank: int) -> None:
     queues_agree(rank)
     local_candidates_stay_local(rank)
+    local_candidates_have_to_be_two(rank)
     metrics_are_global(rank)
 
 

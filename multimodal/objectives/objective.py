@@ -118,7 +118,7 @@ class ContrastiveObjective(nn.Module):
             total = torch.zeros((), device=sample_ids.device)
             metrics: dict[str, Tensor] = {}
             for name, pair in active.items():
-                _check_enough(name, pair, num_samples)
+                _check_enough(name, pair, everyone)
                 view = everyone if pair.candidates.gathers else local
                 scale = pair.scale().to(view.side(pair.other).dtype)
                 context = Context(seed, step, name, "", scale, view.side(pair.other).shape[1])
@@ -214,9 +214,12 @@ def _modalities(pairs: Iterable[Pair]) -> list[str]:
     return sorted({name for pair in pairs for name in (pair.anchor, pair.other)})
 
 
-def _check_enough(name: str, pair: Pair, num_samples: int) -> None:
+def _check_enough(name: str, pair: Pair, everyone: View) -> None:
+    gathers = pair.candidates.gathers
+    num_samples = len(everyone.batch) if gathers else everyone.largest
     if num_samples < 2 and num_samples + pair.num_queued() < 2:
         raise ValueError(
             f"pair '{name}' has fewer than two candidates, so there is nothing to contrast with; "
-            "raise data.batch_size, or choose candidates=queue (and fill it with larger batches)"
+            "raise data.batch_size, or choose candidates="
+            + ("queue (and fill it with larger batches)" if gathers else "all_ranks or queue")
         )

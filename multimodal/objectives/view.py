@@ -21,12 +21,14 @@ class View:
         batch: whose the N rows are.
         own: this rank's rows; its losses are those of these anchors.
         shared: whether the other rows are other ranks' own ones.
+        largest: rows of the rank that has most.
     """
 
     embeddings: Mapping[str, Tensor]
     batch: Identity
     own: slice
     shared: bool
+    largest: int
 
     def side(self, modality: str) -> Tensor:
         """Embeddings ``[N, D]`` of one modality."""
@@ -47,7 +49,7 @@ def this_rank(embeddings: Mapping[str, Tensor], sample_ids: Tensor, positive_key
         name: rows if rows.dtype == torch.float64 else rows.float()
         for name, rows in embeddings.items()
     }
-    return View(full, batch, slice(0, len(batch)), shared=False)
+    return View(full, batch, slice(0, len(batch)), shared=False, largest=len(batch))
 
 
 def all_ranks(local: View, modalities: Iterable[str]) -> View:
@@ -63,4 +65,5 @@ def all_ranks(local: View, modalities: Iterable[str]) -> View:
         all_gather(local.batch.sample_ids, sizes), all_gather(local.batch.positive_keys, sizes)
     )
     gathered = {name: all_gather(local.embeddings[name], sizes) for name in modalities}
-    return View(gathered, batch, slice(start, start + len(local.batch)), shared=True)
+    own = slice(start, start + len(local.batch))
+    return View(gathered, batch, own, shared=True, largest=max(sizes))
