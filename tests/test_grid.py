@@ -74,13 +74,12 @@ def sweep(
             assert float(row["train/without_negatives/image_text"]) == 0, job
 
 
-@pytest.mark.parametrize(
-    ("block", "candidates"),
-    zip(BLOCKS, ("queue", "local", "all_ranks"), strict=True),
-    ids=["softmax-queue", "siglip-local", "margin-all_ranks"],
-)
-def test_every_loss_with_every_strategy(block, candidates, tmp_path):
-    sweep(tmp_path, *block, [candidates])
+def test_every_strategy(tmp_path):
+    sweep(tmp_path, ["info_nce"], [*DROPS, "reweighted", "debiased"], ["queue"])
+
+
+def test_every_loss(tmp_path):
+    sweep(tmp_path, [*SOFTMAX, "siglip", *MARGIN], ["hard"], ["local"])
 
 
 @pytest.mark.slow

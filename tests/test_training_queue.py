@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from experiment_helpers import losses, run_training, train_here, weights, write_sensor_shards
@@ -53,7 +55,7 @@ def test_the_queue_moves_by_a_batch_per_step_and_the_average_by_its_share(here):
         assert state[f"{QUEUES}sensor.filled"].sum() == min(SIZE, number * BATCH)
     towers = [name for name in states[0] if name.startswith("model.") and "weight" in name]
     assert towers
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in pairwise(states):
         for name in towers:
             average = f"momentum_model.module.{name.removeprefix('model.')}"
             expected = before[average].lerp(after[name], 0.25)
@@ -133,9 +135,9 @@ def queues_are_not_broadcast(rank: int) -> None:
         seed=0,
     )
     data = batch(0, 4)
-    module.forward = lambda: module.objective(
-        data.embeddings(), data.sample_ids, data.positive_keys, 0, 0, "s"
-    ).loss
+    module.forward = lambda: (
+        module.objective(data.embeddings(), data.sample_ids, data.positive_keys, 0, 0, "s").loss
+    )
     queue = module.objective.pairs["image_text"].queues["image"]
     queue.embeddings[0] = rank
     module.register_buffer("sent", torch.tensor(float(rank)))

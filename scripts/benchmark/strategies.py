@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -143,28 +144,26 @@ def validation_embeddings(
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """A row per combination: R@1 of both directions' mean, of every seed; their mean over chance."""
-    score = lambda run: (run["image_to_text"] + run["text_to_image"]) / 2  # noqa: E731
-    means = {
-        choice: statistics.mean(score(run) for run in runs if chosen(run) == choice)
-        for choice in map(chosen, runs)
-    }
-    plain = means.get(("info_nce", "in_batch"))
+    """A row per combination: R@1, the mean of both directions; of every seed, and their mean."""
+    scores: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        scores[chosen(run)].append((run["image_to_text"] + run["text_to_image"]) / 2)
+    plain = scores.get(("info_nce", "in_batch"))
+    chance, gallery = runs[0]["chance"], runs[0]["gallery"]
     lines = [
         "| loss | negatives | R@1, each seed | mean | x chance | x in-batch InfoNCE | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
-    for choice, mean in means.items():
-        own = [run for run in runs if chosen(run) == choice]
-        seconds = statistics.mean(run["seconds"] for run in own)
-        beside = f"{mean / plain:.2f}" if plain else ""
+    for choice, found in scores.items():
+        mean = statistics.mean(found)
+        each = ", ".join(f"{100 * score:.2f}" for score in found)
+        beside = f"{mean / statistics.mean(plain):.1f}" if plain else ""
+        seconds = statistics.mean(run["seconds"] for run in runs if chosen(run) == choice)
         lines.append(
-            f"| `{choice[0]}` | `{choice[1]}` "
-            f"| {', '.join(f'{100 * score(run):.1f}' for run in own)} | {100 * mean:.1f} "
-            f"| {mean / own[0]['chance']:.1f} | {beside} | {seconds:.0f} |"
+            f"| `{choice[0]}` | `{choice[1]}` | {each} | {100 * mean:.2f} | {mean / chance:.1f} "
+            f"| {beside} | {seconds:.0f} |"
         )
-    first = runs[0]
-    lines.append(f"\nChance is {100 * first['chance']:.2f} % of {first['gallery']}, in percent.")
+    lines.append(f"\nIn percent, among {gallery}; chance is {100 * chance:.2f}.")
     return "\n".join(lines)
 
 
