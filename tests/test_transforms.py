@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from multimodal.data.decode import Signal
 from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
-from multimodal.data.tokenizers import train_bpe
+from multimodal.data.tokenizers import load_tokenizer, train_bpe
 from multimodal.data.transforms.array import ArrayTransform
 from multimodal.data.transforms.audio import AudioTransform
 from multimodal.data.transforms.depth import DepthTransform
@@ -569,7 +569,7 @@ def test_arrays_are_checked_and_standardised():
 def test_texts_are_framed_cut_and_padded(tokenizer_path):
     transform = TextTransform(tokenizer_path, 6)
     tokenizer = transform.tokenizer
-    start, end = tokenizer.get_vocab_size() - 2, tokenizer.get_vocab_size() - 1
+    start, end = tokenizer.vocab_size - 2, tokenizer.vocab_size - 1
     short, long = transform("cat", None), transform("a grinning wooden cat face " * 5, None)
     assert short[0] == long[0] == start
     assert short[-1] == long[-1] == end
@@ -579,7 +579,7 @@ def test_texts_are_framed_cut_and_padded(tokenizer_path):
     assert ids.dtype == torch.int64
     assert ids.tolist() == [[*short.tolist(), 0, 0, 0], long.tolist()]
     assert mask.tolist() == [[True] * 3 + [False] * 3, [True] * 6]
-    assert tokenizer.decode(short.tolist()) == "cat"
+    assert load_tokenizer(tokenizer_path).decode(short.tolist()) == "cat"
 
 
 def test_a_book_in_place_of_a_caption_is_cut(tokenizer_path):
@@ -589,7 +589,7 @@ def test_a_book_in_place_of_a_caption_is_cut(tokenizer_path):
     ids = transform(words, None)
     print(f"{len(words)} characters: {time.process_time() - began:.2f} s")
     assert len(ids) == 77
-    assert ids[-1] == transform.tokenizer.get_vocab_size() - 1
+    assert ids[-1] == transform.tokenizer.vocab_size - 1
 
 
 def test_texts_without_words_are_bad_samples(tokenizer_path):

@@ -1,16 +1,119 @@
-"""Byte-pair encoding: train a vocabulary, load one. The only door to the tokenizers library."""
+"""Byte-pair encoding: train a vocabulary, load one. The door to the tokenizers library."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
+from multimodal.data.draw import Draw
+from multimodal.data.errors import BadSample
 from multimodal.data.paths import resolve
+from multimodal.data.source import Source
 
 PAD, START, END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
+
+
+class TextTokenizer(Protocol):
+    """What ``TextTransform`` asks of a tokenizer.
+
+    Attributes:
+        vocab_size: one more than the highest id.
+        start: id put before every text, None for none.
+        end: id put after every text, None for none.
+        pad: id that fills up.
+    """
+
+    vocab_size: int
+    start: int | None
+    end: int | None
+    pad: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without start and end."""
+        ...
+
+
+class BPETokenizer:
+    """A tokenizer of ``train_bpe``.
+
+    Args:
+        path: its JSON file; ``samples://NAME`` for one of the sample corpus.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no tokenizer, or one without the start and end tokens.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._tokenizer = load_tokenizer(path)
+        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.start: int | None = self._tokenizer.token_to_id(START)
+        self.end: int | None = self._tokenizer.token_to_id(END)
+        self.pad = 0
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without start and end."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+class CorpusTokenizer(BPETokenizer):
+    """A tokenizer trained on the texts of a run's own sources, and kept in a file.
+
+    A file that is there is read: a resumed run, other ranks and a later evaluation have the same.
+
+    Args:
+        path: of the file.
+        sources: those whose texts are read, by name.
+        vocab_size: most entries, as in ``train_bpe``; fewer result from a small corpus.
+        min_frequency: as in ``train_bpe``.
+        modality: name of the texts in the sources.
+        passes: how often a sample is read: each time another of its captions is drawn.
+
+    Raises:
+        ValueError: if no source has texts, or the vocabulary is too small.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        sources: Mapping[str, Source],
+        vocab_size: int,
+        min_frequency: int = 2,
+        modality: str = "text",
+        passes: int = 2,
+    ) -> None:
+        file = resolve(path)
+        if not file.is_file():
+            read = [source for source in sources.values() if modality in source.modalities]
+            if not read:
+                raise ValueError(f"no source has {modality!r} to train a tokenizer on")
+            texts = (text for source in read for text in _texts(source, modality, passes))
+            trained = train_bpe(texts, vocab_size, min_frequency)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as written:
+                written.write(trained.to_str(pretty=True))
+            os.replace(written.name, file)  # whole, and the same from every rank
+        super().__init__(str(file))
+        if self.vocab_size > vocab_size:
+            raise ValueError(f"{file} has {self.vocab_size} entries, over vocab_size={vocab_size}")
+
+
+def _texts(source: Source, modality: str, passes: int) -> Iterator[str]:
+    for number in range(passes):
+        for index in range(len(source)):
+            draw = Draw(0, number, source.name, index, 0)
+            try:
+                value = source.decode(index, draw, [modality]).values[modality]
+            except BadSample:  # counted and logged where batches are made
+                continue
+            yield str(value)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> Tokenizer:

@@ -9,15 +9,18 @@ from torch import Tensor
 
 from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
-from multimodal.data.tokenizers import END, START, load_tokenizer
+from multimodal.data.tokenizers import BPETokenizer, TextTokenizer
 
 
 class TextTransform:
     """Token ids between a start and an end token, cut to a length, the end token kept.
 
     Args:
-        tokenizer: a ``tokenizers`` JSON file; ``samples://NAME`` for one of the sample corpus.
+        tokenizer: a block that builds one, or the JSON file of a ``BPETokenizer``
+            (``samples://NAME`` for one of the sample corpus).
         context_length: most tokens of a text, start and end included.
+        fill: pads every text to ``context_length``, for a text tower that reads its padding
+            (``attend_padding``), and not to the longest of the batch.
         drop: probability that a token is left out in training (word dropout, Iyyer et al. 2015,
             section 4); one always stays.
 
@@ -26,16 +29,26 @@ class TextTransform:
         ValueError: if ``context_length`` leaves no room for a text, or ``drop`` is no probability.
     """
 
-    def __init__(self, tokenizer: str, context_length: int, drop: float = 0.0) -> None:
+    def __init__(
+        self,
+        tokenizer: str | TextTokenizer,
+        context_length: int,
+        drop: float = 0.0,
+        fill: bool = False,
+    ) -> None:
         if context_length < 3:
             raise ValueError(f"context_length must be at least 3, got {context_length}")
-        self.tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer: TextTokenizer = (
+            BPETokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        )
         if not 0 <= drop < 1:
             raise ValueError(f"drop must be a probability below 1, got {drop}")
         self.context_length = context_length
         self.drop = drop
-        self._start = self.tokenizer.token_to_id(START)
-        self._end = self.tokenizer.token_to_id(END)
+        self.fill = fill
+        self._start, self._end = (
+            [] if token is None else [token] for token in (self.tokenizer.start, self.tokenizer.end)
+        )
 
     def __call__(self, value: Any, draw: Draw | None) -> Tensor:
         """One text.
@@ -52,17 +65,21 @@ class TextTransform:
         """
         if not isinstance(value, str):
             raise DecodeError("unsupported", f"expected a text, got {type(value).__name__}")
-        ids = self.tokenizer.encode(value, add_special_tokens=False).ids
+        ids = self.tokenizer.encode(value)
         if not ids:
             raise DecodeError("empty", "the text has no characters")
         if draw is not None and self.drop:
             places = draw.stream("text.drop").random(len(ids))
             last = places.max()  # one token stays, whatever happens
             ids = [token for token, u in zip(ids, places, strict=True) if u >= min(self.drop, last)]
-        return torch.tensor([self._start, *ids[: self.context_length - 2], self._end])
+        room = self.context_length - len(self._start) - len(self._end)
+        return torch.tensor([*self._start, *ids[:room], *self._end])
 
     def collate(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The texts padded with 0 to the longest, and where they are real: ``[B, T]`` both."""
-        ids = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True)
+        """The texts padded to the longest (or all), and where they are real: ``[B, T]`` both."""
+        ids = torch.nn.utils.rnn.pad_sequence(inputs, True, self.tokenizer.pad)
+        if self.fill:
+            missing = self.context_length - ids.shape[1]
+            ids = torch.nn.functional.pad(ids, (0, missing), value=self.tokenizer.pad)
         lengths = torch.tensor([len(text) for text in inputs])
         return ids, torch.arange(ids.shape[1]) < lengths[:, None]

@@ -1,0 +1,135 @@
+"""Key maps: which foreign tensors make up one of ours, and the diff of what is left over."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class From(NamedTuple):
+    """The foreign tensors that one of ours is made of, in the order that ``change`` takes them."""
+
+    names: tuple[str, ...]
+    change: Callable[..., Tensor] = lambda tensor: tensor
+
+
+KeyMap = dict[str, From]
+"""Our key, within a tower -> where it comes from."""
+
+
+def same(ours: str, theirs: str) -> KeyMap:
+    """One tensor under another name."""
+    return {ours: From((theirs,))}
+
+
+def affine(ours: str, theirs: str) -> KeyMap:
+    """Weight and bias of a linear map, a convolution or a norm."""
+    return {f"{ours}.{part}": From((f"{theirs}.{part}",)) for part in ("weight", "bias")}
+
+
+def changed(ours: str, theirs: str, change: Callable[[Tensor], Tensor]) -> KeyMap:
+    """One tensor in another shape."""
+    return {ours: From((theirs,), change)}
+
+
+def joined(ours: str, theirs: Sequence[str]) -> KeyMap:
+    """Weights and biases of several linear maps as one, stacked in this order."""
+    return {
+        f"{ours}.{part}": From(tuple(f"{name}.{part}" for name in theirs), _stack)
+        for part in ("weight", "bias")
+    }
+
+
+def _stack(*parts: Tensor) -> Tensor:
+    return torch.cat(parts)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """``[1, 1, W]`` to ``[W]``."""
+    return tensor.flatten()
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """``[1, N, W]`` to ``[N, W]``."""
+    return tensor.flatten(0, -2)
+
+
+def transposed(tensor: Tensor) -> Tensor:
+    """A matrix that multiplies from the right, as a ``Linear`` holds it."""
+    return tensor.T
+
+
+@dataclass
+class Diff:
+    """What did not find its place, on both sides; names as their own side has them.
+
+    Attributes:
+        missing: our tensors that nothing fills, each with the foreign names that were looked for.
+        unexpected: foreign tensors that fill nothing.
+        mis_shaped: both names and shapes.
+        allowed: those of all three that the caller has named.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mis_shaped: list[str] = field(default_factory=list)
+    allowed: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.mis_shaped)
+
+    def __str__(self) -> str:
+        lines = []
+        for title, entries in (
+            ("ours that nothing fills", self.missing),
+            ("theirs that fill nothing", self.unexpected),
+            ("of another shape", self.mis_shaped),
+        ):
+            if entries:
+                lines.append(f"{len(entries)} {title}:")
+                lines += [f"  {entry}" for entry in entries[:20]]
+                lines += [f"  ... and {len(entries) - 20} more"] * (len(entries) > 20)
+        return "\n".join(lines)
+
+
+class WeightsError(ValueError):
+    """Foreign weights that do not fit, or cannot be read."""
+
+
+def translate(
+    own: Mapping[str, Tensor], key_map: KeyMap, state: Mapping[str, Tensor], where: str
+) -> tuple[dict[str, Tensor], set[str], list[tuple[str, tuple[str, ...]]]]:
+    """Our tensors from theirs, as far as they are there.
+
+    Args:
+        own: the state dict to fill.
+        key_map: where its keys come from.
+        state: the foreign tensors.
+        where: put before our keys in what is returned of them.
+
+    Returns:
+        our key -> tensor; the foreign names used; our keys that found nothing, with what was
+        looked for.
+    """
+    filled: dict[str, Tensor] = {}
+    used: set[str] = set()
+    absent: list[tuple[str, tuple[str, ...]]] = []
+    for key in own:
+        source = key_map.get(key)
+        names = source.names if source else ()
+        if source is None or not all(name in state for name in names):
+            absent.append((f"{where}.{key}", names))
+            continue
+        used.update(names)
+        filled[key] = source.change(*(state[name] for name in names))
+    return filled, used, absent
+
+
+def is_allowed(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name is one of, or matches one of, those that may be left over."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
