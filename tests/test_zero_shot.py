@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    top_k_accuracy_score,
+)
 from torch.nn.functional import normalize
+from torchmetrics.functional.classification import multilabel_average_precision
 
+from multimodal.evaluation.retrieval import nearest
 from multimodal.evaluation.zero_shot import class_embeddings, zero_shot
 
 
@@ -27,7 +37,10 @@ def test_equals_scikit_learn():
     assert scores.mean_per_class == pytest.approx(expected)
     assert scores.confusion.tolist() == confusion_matrix(truth, predicted, labels=every).tolist()
     assert scores.majority == labels.bincount().max().item() / 300
-    assert (scores.chance_top1, scores.chance_top5) == (1 / 9, 5 / 9)
+    assert (scores.chance_top1, scores.chance_top5) == pytest.approx((1 / 9, 5 / 9), abs=1e-12)
+    relevant = np.eye(9)[truth][:, :8]
+    expected = average_precision_score(relevant, logits[:, :8], average="macro")
+    assert scores.mean_average_precision == pytest.approx(expected, abs=1e-9)
     assert (scores.samples, scores.classes) == (300, 9)
 
 
@@ -45,6 +58,36 @@ def test_top_five_of_fewer_classes_is_certain():
     assert (scores.top1, scores.top5, scores.chance_top5) == (0.0, 1.0, 1.0)
 
 
+def test_several_labels_equal_scikit_learn_and_torchmetrics():
+    generator = torch.Generator().manual_seed(1)
+    classes = normalize(torch.randn(7, 5, generator=generator), dim=1)
+    embeddings = normalize(torch.randn(80, 5, generator=generator), dim=1)
+    labels = torch.rand(80, 7, generator=generator) < 0.3
+    labels[torch.arange(80), torch.arange(80) % 7] = True
+    scores = zero_shot(embeddings, classes, labels)
+    logits = embeddings.double() @ classes.double().T
+    expected = average_precision_score(labels.numpy(), logits.numpy(), average="macro")
+    assert scores.mean_average_precision == pytest.approx(expected, abs=1e-9)
+    other = multilabel_average_precision(torch.sigmoid(logits), labels.long(), 7, "macro")
+    assert scores.mean_average_precision == pytest.approx(float(other), abs=1e-6)
+    best = logits.argmax(dim=1)
+    assert scores.top1 == pytest.approx(labels[torch.arange(80), best].double().mean().item())
+    assert scores.chance_top1 == pytest.approx(labels.double().mean().item())
+    five = logits.topk(5).indices
+    assert scores.top5 == pytest.approx(labels.gather(1, five).any(dim=1).double().mean().item())
+    assert scores.confusion is None
+
+
+def test_one_label_is_the_same_as_a_table_of_one():
+    generator = torch.Generator().manual_seed(2)
+    classes, embeddings = torch.randn(6, 4, generator=generator), torch.randn(40, 4)
+    labels = torch.arange(40) % 6
+    one = zero_shot(embeddings, classes, labels)
+    table = zero_shot(embeddings, classes, torch.nn.functional.one_hot(labels).bool())
+    for name in ("top1", "top5", "mean_per_class", "mean_average_precision", "majority"):
+        assert getattr(one, name) == getattr(table, name)
+
+
 def test_class_embeddings_weigh_every_prompt_alike():
     prompts = [torch.tensor([[10.0, 0.0], [0.0, 0.1]]), torch.tensor([[3.0, 4.0]])]
     half = 2**-0.5
@@ -57,9 +100,32 @@ def test_refuses_what_does_not_fit():
         zero_shot(torch.eye(3), torch.eye(3)[:2], torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="one label for each"):
         zero_shot(torch.eye(3), torch.eye(3), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="1 samples have no label"):
+        zero_shot(torch.eye(2), torch.eye(2), torch.tensor([[True, True], [False, False]]))
+    with pytest.raises(ValueError, match="bool table"):
+        zero_shot(torch.eye(2), torch.eye(2), torch.ones(2, 2))
     with pytest.raises(ValueError, match="holds NaN"):
         zero_shot(torch.full((1, 2), float("nan")), torch.eye(2), torch.tensor([0]))
     with pytest.raises(ValueError, match=r"\[P, D\] per class; got \[\[0, 2\]\]"):
         class_embeddings([torch.ones(3, 2), torch.ones(0, 2)])
     with pytest.raises(ValueError, match="no class"):
         class_embeddings([])
+
+
+def test_prompts_and_images_of_a_reference_model_rank_as_it_ranks_them():
+    """Embeddings that OpenCLIP gave; its ranking is by softmax(scale * image @ text.T)."""
+    reference = np.load(Path(__file__).parent / "vectors" / "openclip_a.npz")
+    image, text = (
+        x / np.linalg.norm(x, axis=1, keepdims=True)
+        for x in (reference["image"].astype(np.float64), reference["text"].astype(np.float64))
+    )
+    logits = float(reference["logit_scale"]) * image @ text.T
+    expected = np.argsort(-logits, axis=1)
+    assert len({tuple(row) for row in expected}) > 1  # the images differ in what they are like
+    images = torch.from_numpy(reference["image"])
+    classes = class_embeddings([torch.from_numpy(row)[None] for row in reference["text"]])
+    assert nearest(images, classes, 4)[1].tolist() == expected.tolist()
+    scores = zero_shot(images, classes, torch.arange(4))
+    assert scores.confusion is not None
+    assert scores.confusion.argmax(dim=1).tolist() == expected[:, 0].tolist()
+    assert scores.top1 == np.mean(expected[:, 0] == np.arange(4))

@@ -4,23 +4,28 @@ A gallery item is right for a query when their keys are equal, so one query may 
 right answers and one item may answer several queries (many-to-many). A query is found at k when
 at least one right answer is among the first k, as COCO and Flickr30k are scored.
 
-Ties are scored by their expectation over all orders of the tied items (McSherry and Najork,
-"Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores",
-ECIR 2008): a model that embeds everything at one point scores exactly the chance level, and no
-figure depends on the order of the samples.
+Ties are scored by their expectation over all orders of the tied items (`ranking`): a model that
+embeds everything at one point scores exactly the chance level, and no figure depends on the order
+of the samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_CELLS = 2**22  # similarities held at once, about 100 bytes each while a chunk is scored
-
-Rows = Callable[[int, int], Tensor]
+from multimodal.evaluation.ranking import (
+    Answers,
+    Rows,
+    chance_precision,
+    chunks,
+    hit_probability,
+    rank,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ def retrieval(
     gallery_keys: Tensor,
     ks: Sequence[int] = (1, 5, 10),
     chunk_size: int | None = None,
+    shared: bool = False,
 ) -> Retrieval:
     """Scores how well ``queries`` find their right answers in ``gallery`` by inner product.
 
@@ -65,12 +71,16 @@ def retrieval(
         gallery_keys: ``[G]`` integers; an item is right for the queries of the same key.
         ks: depths at which recall is taken.
         chunk_size: queries compared at once; None bounds the memory. It changes no figure.
+        shared: each rank of the process group scores its share of the queries, and all get the
+            figures of all, equal to those of one process; every rank calls with equal arguments.
 
     Raises:
         ValueError: On shapes that do not fit, NaN or infinity, or no query with a right answer.
     """
     rows = similarity_rows(queries, gallery)
-    return _score(rows, query_keys, gallery_keys, len(queries), len(gallery), ks, chunk_size)
+    return _score(
+        rows, query_keys, gallery_keys, len(queries), len(gallery), ks, chunk_size, shared
+    )
 
 
 def retrieval_by_scalar(
@@ -80,6 +90,7 @@ def retrieval_by_scalar(
     gallery_keys: Tensor,
     ks: Sequence[int] = (1, 5, 10),
     chunk_size: int | None = None,
+    shared: bool = False,
 ) -> Retrieval:
     """Scores retrieval by the nearest value of one number per item, a baseline for shortcuts.
 
@@ -93,6 +104,7 @@ def retrieval_by_scalar(
         gallery_keys: as in :func:`retrieval`.
         ks: as in :func:`retrieval`.
         chunk_size: as in :func:`retrieval`.
+        shared: as in :func:`retrieval`.
 
     Raises:
         ValueError: As :func:`retrieval`.
@@ -106,7 +118,9 @@ def retrieval_by_scalar(
         return -(query_values[start:stop, None].double() - gallery_values.double()).abs()
 
     n_queries, n_gallery = len(query_values), len(gallery_values)
-    return _score(rows, query_keys, gallery_keys, n_queries, n_gallery, ks, chunk_size)
+    return _score(
+        rows, query_keys, gallery_keys, n_queries, n_gallery, ks, chunk_size, shared
+    )
 
 
 def nearest(
@@ -128,10 +142,12 @@ def nearest(
     """
     rows = similarity_rows(queries, gallery)
     scores, indices = [], []
-    for start, stop in _chunks(len(queries), len(gallery), chunk_size):
+    for start, stop in chunks(range(len(queries)), len(gallery), chunk_size):
         ordered, order = torch.sort(rows(start, stop), dim=1, descending=True, stable=True)
         scores.append(ordered[:, :k].clone())
         indices.append(order[:, :k].clone())
+    if not scores:
+        return torch.zeros(0, min(k, len(gallery))), torch.zeros(0, min(k, len(gallery))).long()
     return torch.cat(scores), torch.cat(indices)
 
 
@@ -168,6 +184,7 @@ def _score(
     n_gallery: int,
     ks: Sequence[int],
     chunk_size: int | None,
+    shared: bool,
 ) -> Retrieval:
     if query_keys.shape != (n_queries,) or gallery_keys.shape != (n_gallery,):
         raise ValueError(
@@ -176,97 +193,24 @@ def _score(
         )
     if not ks or min(ks) < 1:
         raise ValueError(f"ks must be depths of at least 1; got {list(ks)}")
-    parts = [
-        _score_chunk(rows(start, stop), query_keys[start:stop, None] == gallery_keys, ks)
-        for start, stop in _chunks(n_queries, n_gallery, chunk_size)
-    ]
-    if not any(len(part.rank) for part in parts):
+    answers = Answers.by_key(query_keys, gallery_keys)
+    ranked = rank(rows, answers, n_gallery, ks, chunk_size, shared)
+    if not len(ranked.queries):
         raise ValueError(
             f"none of {n_queries} queries has a right answer among {n_gallery} gallery items: "
             "their keys share no value"
         )
-    hits, rank, precision, positives = (
-        torch.cat([getattr(part, name) for part in parts], dim=-1) for name in _Chunk.__slots__
-    )
+    positives = ranked.positives
     return Retrieval(
-        recall=dict(zip(ks, hits.mean(dim=1).tolist(), strict=True)),
-        median_rank=float(rank.quantile(0.5)),
-        mean_average_precision=float(precision.mean()),
-        chance_recall={k: _hit(positives, n_gallery, k).mean().item() for k in ks},
-        chance_mean_average_precision=_chance_precision(positives, n_gallery).mean().item(),
-        queries=len(rank),
+        recall=dict(zip(ks, ranked.hits.mean(dim=1).tolist(), strict=True)),
+        median_rank=float(np.median(ranked.rank.cpu().numpy())),
+        mean_average_precision=float(ranked.precision.mean()),
+        chance_recall={k: hit_probability(positives, n_gallery, k).mean().item() for k in ks},
+        chance_mean_average_precision=chance_precision(positives, n_gallery).mean().item(),
+        queries=len(ranked.queries),
         gallery=n_gallery,
-        unanswerable=n_queries - len(rank),
+        unanswerable=n_queries - len(ranked.queries),
     )
-
-
-@dataclass(slots=True)
-class _Chunk:
-    hits: Tensor  # [K, Q], expected, per depth
-    rank: Tensor  # [Q], expected, of the first right answer
-    precision: Tensor  # [Q], expected average precision
-    positives: Tensor  # [Q], right answers in the gallery
-
-
-def _score_chunk(similarities_QG: Tensor, positives_QG: Tensor, ks: Sequence[int]) -> _Chunk:
-    answerable = positives_QG.any(dim=1)
-    similarities_QG, positives_QG = similarities_QG[answerable], positives_QG[answerable]
-    n_queries, n_gallery = similarities_QG.shape
-    if n_queries == 0:
-        empty = torch.zeros(0, dtype=torch.float64, device=similarities_QG.device)
-        return _Chunk(empty.expand(len(ks), 0), empty, empty, empty)
-
-    ordered, order = torch.sort(similarities_QG, dim=1, descending=True)
-    right = positives_QG.gather(1, order)
-    # Every position belongs to a block of tied items, [first, last].
-    position = torch.arange(n_gallery, device=ordered.device).expand(n_queries, -1)
-    changes = ordered[:, 1:] != ordered[:, :-1]
-    edge = changes.new_ones(n_queries, 1)
-    starts, ends = torch.cat([edge, changes], dim=1), torch.cat([changes, edge], dim=1)
-    first = torch.where(starts, position, 0).cummax(dim=1).values
-    last = torch.where(ends, position, n_gallery).flip(1).cummin(dim=1).values.flip(1)
-    size = (last - first + 1).double()
-    up_to = right.cumsum(dim=1)  # right answers at this position and above
-    above = torch.where(first > 0, up_to.gather(1, (first - 1).clamp_min(0)), 0).double()
-    within = up_to.gather(1, last).double() - above
-    positives = up_to[:, -1].double()
-
-    # The j-th place of a block (from 0) holds a right answer with probability within / size; then
-    # j (within - 1) / (size - 1) of the places before it in the block are expected to hold one.
-    before = (position - first) * (within - 1) / (size - 1).clamp_min(1)
-    gain = within / size * (above + 1 + before) / (position + 1)
-    precision = gain.sum(dim=1) / positives
-
-    best = right.int().argmax(dim=1, keepdim=True)  # in the block of the best right answer
-    ahead, tied, right_tied = (
-        values.gather(1, best).squeeze(1) for values in (first.double(), size, within)
-    )
-    hits = torch.stack([_hit(right_tied, tied, k - ahead) for k in ks])
-    return _Chunk(hits, ahead + (tied + 1) / (right_tied + 1), precision, positives)
-
-
-def _hit(right: Tensor, total: Tensor | int, draws: Tensor | int) -> Tensor:
-    """Probability that ``draws`` of ``total`` items, without replacement, hold a right one."""
-    draws = torch.as_tensor(draws, device=right.device)
-    total = torch.as_tensor(total, device=right.device)
-    miss = torch.ones_like(right)
-    for drawn in range(int(draws.max().clamp_min(0))):
-        left = (total - drawn).clamp_min(1)
-        share = (total - right - drawn).clamp_min(0) / left
-        miss = torch.where(drawn < draws, miss * share, miss)
-    return 1 - miss
-
-
-def _chance_precision(positives: Tensor, n_gallery: int) -> Tensor:
-    """Expected average precision of a random order: place i is right with probability p / G."""
-    harmonic = (1 / torch.arange(1, n_gallery + 1, dtype=torch.float64)).sum().item()
-    others = (positives - 1) / max(n_gallery - 1, 1)
-    return (harmonic + others * (n_gallery - harmonic)) / n_gallery
-
-
-def _chunks(n_queries: int, n_gallery: int, chunk_size: int | None) -> list[tuple[int, int]]:
-    size = chunk_size or max(1, _CELLS // max(n_gallery, 1))
-    return [(start, min(start + size, n_queries)) for start in range(0, max(n_queries, 1), size)]
 
 
 def _refuse_non_finite(name: str, values: Tensor) -> None:

@@ -13,24 +13,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from multimodal.evaluation.ranking import (
+    Answers,
+    Rows,
+    chance_precision,
+    chunks,
+    hit_probability,
+    rank,
+)
 from multimodal.evaluation.retrieval import similarity_rows
-
-_CHUNK = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class ZeroShot:
     """Scores of one classification; all are fractions of 1 except the counts.
 
+    Where samples have several labels, a sample is right when its best class is one of them.
+
     Attributes:
         top1: share of the samples given their own class.
         top5: share with their own class among the first five.
         mean_per_class: mean over the classes present of their share of right samples.
+        mean_average_precision: mean over the classes present of the average precision of their
+            samples, ranked by the class's prompt: the figure of multi-label sets (AudioSet).
         confusion: ``[C, C]`` float64 counts, rows are labels and columns predictions; a sample
             whose best classes tie is shared among them, so the diagonal's share is ``top1``.
-        chance_top1: a uniform guess, 1 / C (of ``mean_per_class`` too).
-        chance_top5: likewise, min(5, C) / C.
-        majority: share of the most frequent class, what a constant answer would score.
+            None where samples have several labels.
+        chance_top1: a uniform guess, 1 / C with one label.
+        chance_top5: likewise, min(5, C) / C with one label.
+        chance_mean_average_precision: samples in a random order.
+        majority: share of the samples of the most frequent class, a constant answer's score.
         samples: number of samples scored.
         classes: number of classes to choose from.
     """
@@ -38,9 +50,11 @@ class ZeroShot:
     top1: float
     top5: float
     mean_per_class: float
-    confusion: Tensor
+    mean_average_precision: float
+    confusion: Tensor | None
     chance_top1: float
     chance_top5: float
+    chance_mean_average_precision: float
     majority: float
     samples: int
     classes: int
@@ -65,50 +79,80 @@ def class_embeddings(prompts: Sequence[Tensor]) -> Tensor:
     return functional.normalize(torch.stack(means), dim=-1)
 
 
-def zero_shot(embeddings: Tensor, classes: Tensor, labels: Tensor) -> ZeroShot:
+def zero_shot(
+    embeddings: Tensor, classes: Tensor, labels: Tensor, shared: bool = False
+) -> ZeroShot:
     """Classifies ``embeddings`` by the nearest class embedding.
 
     Args:
         embeddings: ``[N, D]``, of unit norm.
         classes: ``[C, D]``, of unit norm (:func:`class_embeddings`).
-        labels: ``[N]`` int64 in ``[0, C)``.
+        labels: ``[N]`` int64 in ``[0, C)``, or ``[N, C]`` bool where samples have several; each
+            has at least one.
+        shared: each rank of the process group scores its share, as in `ranking.rank`.
 
     Raises:
         ValueError: On no sample, shapes or labels that do not fit, NaN or infinity.
     """
     n_samples, n_classes = len(embeddings), len(classes)
-    if n_samples == 0 or labels.shape != (n_samples,):
+    labels_NC = _one_hot(labels, n_samples, n_classes)
+    rows = similarity_rows(embeddings, classes)
+    found = rank(rows, Answers.by_table(labels_NC), n_classes, (1, 5), shared=shared)
+    by_class = rank(
+        similarity_rows(classes, embeddings),
+        Answers.by_table(labels_NC.T),
+        n_samples,
+        (1,),
+        shared=shared,
+    )
+    counts = labels_NC.sum(dim=0).double()
+    present = counts > 0
+    right = (labels_NC.double() * found.hits[0][:, None]).sum(dim=0)
+    return ZeroShot(
+        top1=found.hits[0].mean().item(),
+        top5=found.hits[1].mean().item(),
+        mean_per_class=(right[present] / counts[present]).mean().item(),
+        mean_average_precision=by_class.precision.mean().item(),
+        confusion=_confusion(rows, labels, n_classes) if labels.ndim == 1 else None,
+        chance_top1=hit_probability(found.positives, n_classes, 1).mean().item(),
+        chance_top5=hit_probability(found.positives, n_classes, 5).mean().item(),
+        chance_mean_average_precision=chance_precision(by_class.positives, n_samples)
+        .mean()
+        .item(),
+        majority=counts.max().item() / n_samples,
+        samples=n_samples,
+        classes=n_classes,
+    )
+
+
+def _one_hot(labels: Tensor, n_samples: int, n_classes: int) -> Tensor:
+    if n_samples == 0 or labels.ndim not in (1, 2) or len(labels) != n_samples:
         raise ValueError(
             f"expected one label for each of at least one sample; got {n_samples} samples "
             f"and labels {list(labels.shape)}"
         )
+    if labels.ndim == 2:
+        if labels.dtype != torch.bool or labels.shape[1] != n_classes:
+            raise ValueError(
+                f"several labels per sample are a bool table [{n_samples}, {n_classes}]; "
+                f"got {labels.dtype} {list(labels.shape)}"
+            )
+        without = (~labels.any(dim=1)).nonzero().flatten().tolist()
+        if without:
+            raise ValueError(f"{len(without)} samples have no label (the first: {without[0]})")
+        return labels
     if int(labels.min()) < 0 or int(labels.max()) >= n_classes:
         raise ValueError(
             f"labels must lie in [0, {n_classes}), one of the classes; "
             f"got {int(labels.min())} to {int(labels.max())}"
         )
-    rows = similarity_rows(embeddings, classes)
-    top5 = 0.0
-    confusion = torch.zeros(n_classes, n_classes, dtype=torch.float64, device=embeddings.device)
-    for start in range(0, n_samples, _CHUNK):
-        logits_NC = rows(start, min(start + _CHUNK, n_samples))
-        own = labels[start : start + _CHUNK]
-        best = (logits_NC == logits_NC.amax(dim=1, keepdim=True)).double()
-        confusion.index_add_(0, own, best / best.sum(dim=1, keepdim=True))
-        score = logits_NC.gather(1, own[:, None])
-        ahead = (logits_NC > score).sum(dim=1)
-        tied = (logits_NC == score).sum(dim=1)
-        top5 += ((5 - ahead).double() / tied).clamp(0, 1).sum().item()
-    counts = confusion.sum(dim=1).round()
-    present = counts > 0
-    return ZeroShot(
-        top1=confusion.trace().item() / n_samples,
-        top5=top5 / n_samples,
-        mean_per_class=(confusion.diag()[present] / counts[present]).mean().item(),
-        confusion=confusion,
-        chance_top1=1 / n_classes,
-        chance_top5=min(5, n_classes) / n_classes,
-        majority=counts.max().item() / n_samples,
-        samples=n_samples,
-        classes=n_classes,
-    )
+    return functional.one_hot(labels, n_classes).bool()
+
+
+def _confusion(rows: Rows, labels: Tensor, n_classes: int) -> Tensor:
+    confusion = torch.zeros(n_classes, n_classes, dtype=torch.float64, device=labels.device)
+    for start, stop in chunks(range(len(labels)), n_classes, None):
+        scores_qC = rows(start, stop)
+        best = (scores_qC == scores_qC.amax(dim=1, keepdim=True)).double()
+        confusion.index_add_(0, labels[start:stop], best / best.sum(dim=1, keepdim=True))
+    return confusion
