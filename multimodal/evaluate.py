@@ -1,80 +1,103 @@
-"""Held-out evaluation of a model: embed every configured set once, score it, report it."""
+"""Held-out evaluation of a model: embed every configured set once, score it, report it.
+
+Under a process group every rank calls: each embeds and scores its share, and all get the same
+figures, equal to those of one process; the first one writes them.
+"""
 
 from __future__ import annotations
 
-import csv
-import datetime
 import functools
-import json
-import os
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
-from multimodal.data.datamodule import evaluation_batches
+from multimodal import distributed
 from multimodal.data.decode import Signal
 from multimodal.data.manifest import load_manifest
-from multimodal.data.source import Decoded, Source
+from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
-from multimodal.evaluation.ground_truth import content_ids
-from multimodal.evaluation.report.charts import curves
-from multimodal.evaluation.report.media import draw
-from multimodal.evaluation.report.page import Gallery, Page, make_gallery, render
-from multimodal.evaluation.results import Missing, Results, SetInfo
-from multimodal.evaluation.scoring import Embedded, score_retrieval, score_zero_shot
-from multimodal.evaluation.sets import EvaluationSet, ZeroShotTask
+from multimodal.embedding import EmbeddedSource, Embedder
+from multimodal.evaluation.probe import Samples, probe
+from multimodal.evaluation.results import Missing, ProbeResult, Results, SetInfo
+from multimodal.evaluation.scoring import (
+    Embedded,
+    compose,
+    diagnose,
+    draw_map,
+    score_retrieval,
+    score_zero_shot,
+)
+from multimodal.evaluation.sets import EvaluationSet, ProbeTask, ZeroShotTask
 from multimodal.models import EmbeddingModel
+from multimodal.reporting import facts, name_of, write
 
 TrainedPairs = Mapping[frozenset[str], frozenset[str] | None]
+Temperatures = Mapping[frozenset[str], float]
 
 
 def evaluate_run(
-    model: EmbeddingModel, cfg: DictConfig, folder: Path, trained: TrainedPairs
+    model: EmbeddingModel,
+    cfg: DictConfig,
+    folder: Path,
+    trained: TrainedPairs,
+    temperatures: Temperatures | None = None,
 ) -> Results:
     """Evaluates ``model`` on the sets of ``cfg.evaluation`` and leaves the results in ``folder``.
 
-    Prints the table; writes ``metrics.json`` and ``report.html``.
+    Prints the table; writes ``metrics.json`` and ``report.html``; on the first rank only.
 
     Args:
         model: its towers, on the device to evaluate on.
         cfg: the run's configuration.
         folder: the run's; training curves are read from its ``metrics.csv`` if there is one.
         trained: the pairs that were trained together (:func:`trained_pairs`).
+        temperatures: of those pairs, where known.
 
     Raises:
         ValueError: If a set cannot be evaluated as configured, naming it.
     """
     sets = build_sets(cfg)
-    transforms = instantiate(cfg.data.transforms, _convert_="all")
-    results = evaluate(
-        model, sets, transforms, trained, cfg.data.eval_batch_size, cfg.data.num_workers
-    )
-    report = write(results, sets, folder, cfg, facts(model, results))
-    Console().print(results.table())
-    print(f"report: {report}")
+    results = evaluate(model, sets, *_data(cfg, trained), temperatures)
+    if distributed.rank() == 0:
+        report = write(results, sets, folder, cfg, facts(model, results))
+        Console().print(results.table())
+        print(f"report: {report}")
     return results
 
 
-def build_sets(cfg: DictConfig) -> dict[str, EvaluationSet]:
-    """The sets of ``cfg.evaluation``; those set to null are left out."""
-    sets = {}
-    for name, node in cfg.evaluation.sets.items():
-        if node is not None:
-            entry = instantiate(node, _convert_="all")
-            tasks = [ZeroShotTask(**task) for task in entry.pop("zero_shot", None) or ()]
-            sets[str(name)] = EvaluationSet(**entry, zero_shot=tasks)
-    return sets
+def evaluate_quietly(
+    model: EmbeddingModel, cfg: DictConfig, trained: TrainedPairs, temperatures: Temperatures
+) -> dict[str, float]:
+    """The figures of a model in training as one flat table, ``SET/TASK/METRIC`` -> value.
+
+    The sets are those of ``cfg.evaluation.in_training``, or all; nothing is drawn or written.
+    """
+    sets = build_sets(cfg, cfg.evaluation.get("in_training"))
+    sets = {name: replace(entry, gallery=0, map=None, probes=()) for name, entry in sets.items()}
+    results = evaluate(model, sets, *_data(cfg, trained), temperatures, quiet=True)
+    return results.flat()
+
+
+def _data(cfg: DictConfig, trained: TrainedPairs) -> tuple[dict[str, Transform], Any, int, int]:
+    transforms = instantiate(cfg.data.transforms, _convert_="all")
+    return transforms, trained, cfg.data.eval_batch_size, cfg.data.num_workers
+
+
+def build_sets(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str, EvaluationSet]:
+    """The sets of ``cfg.evaluation``, or those of ``names``; those set to null are left out."""
+    return {
+        str(name): EvaluationSet.from_blocks(instantiate(node, _convert_="all"))
+        for name, node in cfg.evaluation.sets.items()
+        if node is not None and (names is None or name in names)
+    }
 
 
 def trained_pairs(*configs: DictConfig | None) -> dict[frozenset[str], frozenset[str] | None]:
@@ -101,6 +124,19 @@ def trained_pairs(*configs: DictConfig | None) -> dict[frozenset[str], frozenset
     return pairs
 
 
+def temperatures(cfg: DictConfig, weights: Mapping[str, Tensor]) -> dict[frozenset[str], float]:
+    """1 / logit scale of every pair of ``cfg``, from a training module's state dict.
+
+    Of several pairs of the same modalities the last counts; one without a scale is left out.
+    """
+    found = {}
+    for name, pair in cfg.pairs.items():
+        scale = weights.get(f"objective.pairs.{name}.logit_scale")
+        if scale is not None:
+            found[frozenset((pair.anchor, pair.other))] = float((-scale).exp())
+    return found
+
+
 def evaluate(
     model: EmbeddingModel,
     sets: Mapping[str, EvaluationSet],
@@ -108,6 +144,8 @@ def evaluate(
     trained: TrainedPairs,
     batch_size: int = 256,
     num_workers: int = 0,
+    temperatures: Temperatures | None = None,
+    quiet: bool = False,
 ) -> Results:
     """Embeds each set once and scores all that is asked of it.
 
@@ -120,34 +158,40 @@ def evaluate(
         trained: pair -> names of the manifests it was trained on, or None for any.
         batch_size: samples embedded at once.
         num_workers: processes that read and decode.
+        temperatures: of the trained pairs, for the diagnostics.
+        quiet: shows no progress.
 
     Raises:
         ValueError: If a set asks for what its source does not have, or on NaN embeddings.
     """
-    run = _Evaluation(model, transforms, trained, batch_size, num_workers, Results())
-    mode = model.training
+    embedder = Embedder(model, transforms, batch_size, num_workers)
+    run = _Evaluation(embedder, trained, temperatures or {})
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     columns = (TextColumn("evaluating {task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        for name, entry in sets.items():
-            task = progress.add_task(name, total=len(entry.source or ()))
-            try:
-                run.one_set(name, entry, functools.partial(progress.advance, task))
-            except ValueError as error:
-                raise ValueError(f"evaluation set '{name}': {error}") from error
-            progress.remove_task(task)
-    model.train(mode)
+    console = Console(stderr=True, quiet=quiet or distributed.rank() > 0)
+    try:
+        with Progress(*columns, console=console, transient=True) as progress:
+            for name, entry in sets.items():
+                total = -(-len(entry.source or ()) // distributed.world_size())
+                task = progress.add_task(name, total=total)
+                try:
+                    run.one_set(name, entry, functools.partial(progress.advance, task))
+                except ValueError as error:
+                    raise ValueError(f"evaluation set '{name}': {error}") from error
+                progress.remove_task(task)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
     return run.results
 
 
 @dataclass(slots=True)
 class _Evaluation:
-    model: EmbeddingModel
-    transforms: Mapping[str, Transform]
+    embedder: Embedder
     trained: TrainedPairs
-    batch_size: int
-    num_workers: int
-    results: Results
+    temperatures: Temperatures
+    results: Results = field(default_factory=Results)
 
     def one_set(self, name: str, entry: EvaluationSet, advance: Callable[[int], None]) -> None:
         """Embeds and scores one set; ``advance`` is told how many samples are done."""
@@ -157,33 +201,33 @@ class _Evaluation:
             return
         source: Source = entry.source
         pairs = entry.pairs(source.modalities)
-        absent = [modality for modality in source.modalities if modality not in self.model.towers]
+        absent = self.embedder.missing(source.modalities)
         for modality in absent:
             self._miss(name, modality, "the model has no tower for it")
-        if len(absent) == len(source.modalities):
+        modalities = [modality for modality in source.modalities if modality not in absent]
+        if not modalities:
             return
-        embedded, metadata = self._embed(name, source, absent, advance)
-        unread = len(source) - len(metadata)
+        samples = self.embedder.source(source, modalities, advance)
+        unread = len(source) - len(samples)
         if unread:
             self._miss(name, f"{unread} of {len(source)} samples", "cannot be read: see the log")
+        embedded = Embedded(name, samples.embeddings, samples.items, samples.keys, samples.indices)
         if entry.duration_baseline:
             embedded = replace(embedded, lengths=_lengths(source, embedded.indices))
-        self.results.sets[name] = SetInfo(name, source.split, len(metadata), entry.description)
-        drawn: set[frozenset[str]] = set()
-        for query, gallery in pairs:
-            ends = frozenset((query, gallery))
-            if not ends & set(absent):
-                new = ends not in drawn
-                trained = self._is_trained(ends, source)
-                self.results.retrievals.append(
-                    score_retrieval(embedded, query, gallery, trained, entry.gallery, matrix=new)
-                )
-                drawn.add(ends)
+        self.results.sets[name] = SetInfo(name, source.split, len(samples), entry.description)
+        pairs = [pair for pair in pairs if not set(pair) & set(absent)]
+        self._retrieve(embedded, pairs, source, entry)
         for task in entry.zero_shot:
-            if "text" not in self.model.towers:
+            if self.embedder.missing(["text"]):
                 self._miss(name, f"zero-shot {task.label}", "the model has no tower for text")
-            elif task.modality not in absent:
-                self._classify(embedded, metadata, source, task)
+            elif task.modality in modalities:
+                self._classify(embedded, samples.metadata, source, task)
+        self.results.diagnostics.append(diagnose(embedded, self.temperatures))
+        for probed in entry.probes:
+            if probed.modality in modalities:
+                self._probe(embedded, samples.metadata, probed)
+        if entry.map is not None:
+            self._map(embedded, samples, source, entry.map.samples, entry.map.label)
 
     def _miss(self, name: str, what: str, reason: str) -> None:
         self.results.missing.append(Missing(name, what, reason))
@@ -192,40 +236,35 @@ class _Evaluation:
         manifests = self.trained.get(ends, frozenset())
         return manifests is None or source.name in manifests
 
-    @torch.no_grad()
-    def _embed(
-        self, name: str, source: Source, absent: Sequence[str], advance: Callable[[int], None]
-    ) -> tuple[Embedded, list[dict[str, Any]]]:
-        modalities = [modality for modality in source.modalities if modality not in absent]
-        device = next(self.model.parameters()).device
-        embeddings: dict[str, list[Tensor]] = {modality: [] for modality in modalities}
-        items: dict[str, list[Tensor]] = {modality: [] for modality in modalities}
-        positive_keys: list[Tensor] = []
-        shard_keys: list[str] = []
-        metadata: list[dict[str, Any]] = []
-        for batch in evaluation_batches(
-            source, self.transforms, modalities, self.batch_size, self.num_workers
-        ):
-            for modality in modalities:
-                inputs, mask = batch.inputs[modality], batch.masks.get(modality)
-                items[modality].append(content_ids(inputs, mask))
-                on_device = None if mask is None else mask.to(device)
-                vectors = self.model.embed(modality, inputs.to(device), on_device)
-                embeddings[modality].append(vectors.cpu())
-            positive_keys.append(batch.positive_keys)
-            shard_keys += batch.keys
-            metadata += batch.metadata
-            advance(len(batch))
-        embedded = Embedded(
-            name=name,
-            embeddings={modality: torch.cat(parts) for modality, parts in embeddings.items()},
-            items={modality: torch.cat(parts) for modality, parts in items.items()},
-            keys=torch.cat(positive_keys),
-            indices=_places(source, shard_keys),
-        )
-        return embedded, metadata
+    def _retrieve(
+        self,
+        embedded: Embedded,
+        pairs: Sequence[tuple[str, str]],
+        source: Source,
+        entry: EvaluationSet,
+    ) -> None:
+        drawn: set[frozenset[str]] = set()
+        for query, gallery in pairs:
+            ends = frozenset((query, gallery))
+            trained = self._is_trained(ends, source)
+            self.results.retrievals.append(
+                score_retrieval(
+                    embedded, query, gallery, trained, entry.gallery, matrix=ends not in drawn
+                )
+            )
+            drawn.add(ends)
+        for task in entry.composed:
+            if {*task.query, task.gallery} <= embedded.embeddings.keys():
+                trained = all(
+                    self._is_trained(frozenset((part, task.gallery)), source) for part in task.query
+                )
+                composed = compose(embedded, task)
+                self.results.retrievals.append(
+                    score_retrieval(
+                        composed, task.name, task.gallery, trained, entry.gallery, matrix=False
+                    )
+                )
 
-    @torch.no_grad()
     def _classify(
         self,
         embedded: Embedded,
@@ -233,36 +272,70 @@ class _Evaluation:
         source: Source,
         task: ZeroShotTask,
     ) -> None:
-        labels = [_label(sample, task.label) for sample in metadata]
-        device = next(self.model.parameters()).device
-        text = self.transforms["text"]
-        prompts = {}
-        for name, aliases in task.names(labels).items():
-            tokens, mask = text.collate([text(line, None) for line in task.texts(aliases)])
-            on_device = None if mask is None else mask.to(device)
-            prompts[name] = self.model.embed("text", tokens.to(device), on_device).cpu()
-        ends = frozenset((task.modality, "text"))
-        self.results.zero_shots.append(
-            score_zero_shot(
-                embedded, task.modality, task.label, labels, task.prompts, prompts,
-                self._is_trained(ends, source),
-            )
-        )  # fmt: skip
+        labels = [_labels(sample, task.label) for sample in metadata]
+        present = [name for names in labels for name in names]
+        prompts = {
+            name: self.embedder.values("text", task.texts(aliases))
+            for name, aliases in task.names(present).items()
+        }
+        trained = self._is_trained(frozenset((task.modality, "text")), source)
+        self.results.zero_shots.append(score_zero_shot(embedded, task, labels, prompts, trained))
+
+    def _probe(
+        self, embedded: Embedded, metadata: Sequence[Mapping[str, Any]], task: ProbeTask
+    ) -> None:
+        names: dict[str, int] = {}
+
+        def samples(vectors: Tensor, described: Sequence[Mapping[str, Any]]) -> Samples:
+            labels = [_label(sample, task.label) for sample in described]
+            numbers = [names.setdefault(label, len(names)) for label in labels]
+            return Samples(vectors.numpy(), torch.tensor(numbers).numpy())
+
+        def embed(source: Source) -> Samples:
+            found = self.embedder.source(source, [task.modality])
+            return samples(found.embeddings[task.modality], found.metadata)
+
+        train = embed(task.train)
+        validation = None if task.validation is None else embed(task.validation)
+        test = samples(embedded.embeddings[task.modality], metadata)
+        # A matter of seconds on some thousand vectors: every rank does the same.
+        scores = probe(train, test, validation, task.shots, task.draws)
+        self.results.probes.append(ProbeResult(embedded.name, task.modality, task.label, scores))
+
+    def _map(
+        self,
+        embedded: Embedded,
+        samples: EmbeddedSource,
+        source: Source,
+        count: int,
+        label: str | None,
+    ) -> None:
+        if distributed.rank() > 0:
+            return
+        labels = [_label(sample, label) for sample in samples.metadata] if label else []
+        captions = [
+            name_of(sample) or source.place(index).key
+            for sample, index in zip(samples.metadata, samples.indices.tolist(), strict=True)
+        ]
+        self.results.maps.append(draw_map(embedded, count, labels, captions))
 
 
 def _label(metadata: Mapping[str, Any], key: str) -> str:
-    if not isinstance(metadata.get(key), str):
+    labels = _labels(metadata, key)
+    if len(labels) > 1:
+        raise ValueError(f"expected one label under '{key}' in a sample's JSON; found {labels}")
+    return labels[0]
+
+
+def _labels(metadata: Mapping[str, Any], key: str) -> list[str]:
+    found = metadata.get(key)
+    labels = [found] if isinstance(found, str) else found
+    if not isinstance(labels, list) or not labels or not all(isinstance(x, str) for x in labels):
         raise ValueError(
-            f"zero_shot needs a text under '{key}' in every sample's JSON; "
-            f"found {metadata.get(key)!r} among {sorted(metadata)}"
+            f"classification needs a text, or a list of texts, under '{key}' in every sample's "
+            f"JSON; found {found!r} among {sorted(metadata)}"
         )
-    return str(metadata[key])
-
-
-def _places(source: Source, keys: Sequence[str]) -> Tensor:
-    """Indices of the samples of ``keys``, which are in the source's order; bad ones are absent."""
-    walk = iter(range(len(source)))
-    return torch.tensor([next(i for i in walk if source.place(i).key == key) for key in keys])
+    return labels
 
 
 def _lengths(source: Source, indices: Tensor) -> Tensor:
@@ -279,84 +352,3 @@ def _lengths(source: Source, indices: Tensor) -> Tensor:
         assert isinstance(sound, Signal)
         lengths.append([sound.samples.shape[-1] / sound.rate, len(str(text))])
     return torch.tensor(lengths, dtype=torch.float64)
-
-
-def write(
-    results: Results,
-    sets: Mapping[str, EvaluationSet],
-    folder: Path,
-    cfg: DictConfig,
-    facts: Sequence[tuple[str, str]],
-) -> Path:
-    """Leaves ``metrics.json`` and ``report.html`` in ``folder``.
-
-    Returns:
-        The report's path.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "metrics.csv"
-    rows = list(csv.DictReader(log.open(newline=""))) if log.exists() else []
-    page = Page(
-        name=str(cfg.name),
-        command=command(),
-        created=f"{datetime.datetime.now():%d %B %Y, %H:%M}",
-        facts=list(facts),
-        results=results,
-        curves=curves(rows),
-        galleries=galleries(results, sets),
-        config=OmegaConf.to_yaml(cfg, resolve=True),
-    )
-    report = folder / "report.html"
-    report.write_text(render(page), encoding="utf-8")
-    # Last, and in one step: who finds it finds a finished run.
-    written = folder / ".metrics.json.tmp"
-    written.write_text(json.dumps(results.metrics(), indent=2) + "\n")
-    written.replace(folder / "metrics.json")
-    return report
-
-
-def facts(model: EmbeddingModel, results: Results) -> list[tuple[str, str]]:
-    """What the report says at its top."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    samples = sum(info.samples for info in results.sets.values())
-    return [
-        ("modalities", ", ".join(model.towers)),
-        ("parameters", f"{parameters / 1e6:.1f} M"),
-        ("embedding", f"{model.embed_dim} dimensions"),
-        ("held-out samples", f"{samples:,}"),
-    ]
-
-
-def command() -> str:
-    """The command line of this process, to be typed again."""
-    program = Path(sys.argv[0])
-    words = [program.name, *sys.argv[1:]]
-    if program.suffix == ".py":
-        words[:1] = ["python", os.path.relpath(program)]
-    return shlex.join(words)
-
-
-def galleries(results: Results, sets: Mapping[str, EvaluationSet]) -> list[Gallery]:
-    """The examples of every retrieval, drawn from the sets' decoded samples."""
-    drawn = []
-    for result in results.retrievals:
-        source = sets[result.set].source
-        if result.examples and source is not None:
-            decode = functools.cache(functools.partial(source.decode, draw=None))
-
-            def show(modality: str, index: int, decode: Any = decode) -> Markup:
-                value = decode(index).values[modality]
-                if isinstance(value, Signal):
-                    return draw(modality, value.samples, value.rate)
-                return draw(modality, value)
-
-            def caption(index: int, decode: Any = decode) -> str:
-                return _caption(decode(index))
-
-            drawn.append(make_gallery(result, show, caption))
-    return drawn
-
-
-def _caption(sample: Decoded) -> str:
-    found = (sample.metadata.get(key) for key in ("name", "label"))
-    return next((name for name in found if isinstance(name, str)), sample.key)

@@ -11,11 +11,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import check
-from multimodal.evaluate import evaluate_run, trained_pairs
+from multimodal.evaluate import evaluate_quietly, evaluate_run, temperatures, trained_pairs
 from multimodal.evaluation.results import Results
 from multimodal.training import checkpoint_io
 from multimodal.training.anchor import load_anchor, resolve_anchor
 from multimodal.training.build import build_data, build_module, build_trainer
+from multimodal.training.contrastive import ContrastiveModule
+from multimodal.training.evaluation import InTraining
+from multimodal.training.loggers import log_report
 
 # Lightning's remarks on itself, and advice that is wrong for our loaders.
 NOISE = (
@@ -30,7 +33,7 @@ def train(cfg: DictConfig) -> Results | None:
     """Trains the experiment that ``cfg`` describes and evaluates it on held-out data.
 
     Returns:
-        The results, on the first rank; None on the others, and where nothing is evaluated.
+        The results, on every rank; None where nothing is evaluated.
     """
     check(cfg)
     for message in NOISE:
@@ -45,12 +48,28 @@ def train(cfg: DictConfig) -> Results | None:
         pairs = [sorted(ends) for ends in trained_pairs(anchor_cfg)]
         OmegaConf.update(cfg, "anchor.pairs", pairs, force_add=True)
     trainer = build_trainer(cfg, folder)
+    if cfg.evaluation is not None and cfg.evaluation.get("every"):
+        trainer.callbacks.append(in_training(cfg))  # type: ignore[attr-defined]
     trainer.fit(module, datamodule=data, ckpt_path=resume_path(cfg, folder), weights_only=True)
 
-    if not trainer.is_global_zero or cfg.evaluation is None:
+    if cfg.evaluation is None:
         return None
     model = module.model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
-    return evaluate_run(model, cfg, folder, trained_pairs(cfg))
+    trained, warmth = trained_pairs(cfg), temperatures(cfg, module.state_dict())
+    results = evaluate_run(model, cfg, folder, trained, warmth)
+    log_report(trainer.loggers, folder / "report.html", results.flat())
+    return results
+
+
+def in_training(cfg: DictConfig) -> InTraining:
+    """Evaluation every ``evaluation.every`` steps or epochs, as a callback."""
+
+    def figures(module: pl.LightningModule) -> dict[str, float]:
+        assert isinstance(module, ContrastiveModule)
+        warmth = temperatures(cfg, module.state_dict())
+        return evaluate_quietly(module.model, cfg, trained_pairs(cfg), warmth)
+
+    return InTraining(figures, cfg.evaluation.every, cfg.evaluation.get("unit", "steps"))
 
 
 def run_folder() -> Path:

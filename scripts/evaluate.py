@@ -15,11 +15,12 @@ def evaluate(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from multimodal.config import ConfigError, Fault, check
-    from multimodal.evaluate import evaluate_run, trained_pairs
+    from multimodal.evaluate import evaluate_run, temperatures, trained_pairs
     from multimodal.training import checkpoint_io
     from multimodal.training.build import config_of, load_model
 
-    run_cfg = config_of(checkpoint_io.read(cfg.checkpoint), cfg.checkpoint)
+    checkpoint = checkpoint_io.read(cfg.checkpoint)
+    run_cfg = config_of(checkpoint, cfg.checkpoint)
     run_cfg.allowed_packages = cfg.allowed_packages
     for group in ("evaluation", "data"):
         if cfg[group] is not None:
@@ -31,7 +32,8 @@ def evaluate(cfg: DictConfig) -> None:
 
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(HydraConfig.get().runtime.output_dir)
-    evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg))
+    warmth = temperatures(run_cfg, checkpoint["state_dict"])
+    evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg), warmth)
 
 
 if __name__ == "__main__":

@@ -227,7 +227,7 @@ def test_errors_name_the_set(model, manifest, transforms):
         return str(error.value)
 
     assert "retrieval names ['sound']" in fail(retrieval=[["image", "sound"]])
-    assert "text under 'colour'" in fail(zero_shot=[ZeroShotTask("image", "colour")])
+    assert "under 'colour' in every" in fail(zero_shot=[ZeroShotTask("image", "colour")])
     assert "labels ['odd']" in fail(zero_shot=[ZeroShotTask("image", "parity", classes=["even"])])
     assert "needs audio and text" in fail(duration_baseline=True)
     with torch.no_grad():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from multimodal.config import rules, targets
+from multimodal.config import rules, rules_evaluation, targets
 from multimodal.config.choices import unfit_choices
 from multimodal.config.faults import ConfigError
 from multimodal.config.schema import Train
@@ -27,6 +27,8 @@ RULES = (
     rules.weight_or_repeat,
     rules.towers_of_anchor,
     rules.modalities_of_evaluation,
+    rules_evaluation.modalities_of_tasks,
+    rules_evaluation.sets_in_training,
     targets.unbound,       # imports what the configuration names, hence last
 )  # fmt: skip
 

@@ -24,6 +24,9 @@ class Evaluation:
     """The held-out sets; the entries are `multimodal.evaluation.sets.EvaluationSet`."""
 
     sets: dict[str, Any]
+    every: int | None = None
+    unit: Literal["steps", "epochs"] = "steps"
+    in_training: list[str] | None = None
 
 
 @dataclass

@@ -30,6 +30,9 @@ class EvaluationLoader:
         max_bad_fraction: of this rank's samples; more are an error.
         max_bad_run: bad samples in a row; more are an error.
         pin_memory: puts batches in page-locked memory, for asynchronous copies to a GPU.
+        whole_batches: this process loads every ``world_size``-th batch instead, which may be none:
+            each is what one process alone would load, down to the padding; `Batch.step` counts
+            them.
 
     Attributes:
         tally: delivered and bad samples.
@@ -51,6 +54,7 @@ class EvaluationLoader:
         max_bad_fraction: float = 0.01,
         max_bad_run: int = 100,
         pin_memory: bool = False,
+        whole_batches: bool = False,
     ) -> None:
         wanted = source.modalities if modalities is None else tuple(modalities)
         strangers = sorted(set(wanted) - set(source.modalities))
@@ -61,7 +65,7 @@ class EvaluationLoader:
             )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if len(source) < world_size:
+        if len(source) < world_size and not whole_batches:
             raise ValueError(
                 f"source {source.name!r} has {len(source)} samples for {world_size} ranks: "
                 "evaluate it on fewer, or leave it out"
@@ -70,6 +74,9 @@ class EvaluationLoader:
         self.tally = Tally(max_bad_fraction, max_bad_run)
         mine = range(rank, len(source), world_size)
         self._steps = Steps(range(-(-len(mine) // batch_size)))
+        if whole_batches:
+            mine = range(len(source))
+            self._steps = Steps(range(rank, -(-len(mine) // batch_size), world_size))
         dataset = _EvaluationBatches(source, transforms, wanted, mine, batch_size)
         self._batches = make_loader(dataset, self._steps, num_workers, pin_memory, persistent=False)
 

@@ -147,9 +147,7 @@ def probe(
     for count in sorted(set(shots)):
         if count > counts.min():
             break
-        scores = [
-            _few_shot(train, test, validation, classes, count, random) for _ in range(draws)
-        ]
+        scores = [_few_shot(train, test, validation, classes, count, random) for _ in range(draws)]
         deviation = statistics.stdev(scores) if draws > 1 else 0.0
         few.append(FewShot(count, statistics.fmean(scores), deviation, draws))
     k = min(NEIGHBOURS, len(train))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from torch import Tensor
 
+from multimodal.evaluation.diagnostics import PairDiagnostics, SpaceDiagnostics
+from multimodal.evaluation.probe import Probe
 from multimodal.evaluation.retrieval import Retrieval
 from multimodal.evaluation.zero_shot import ZeroShot
 
@@ -55,8 +57,13 @@ class RetrievalResult:
 
     @property
     def key(self) -> str:
-        """``image_to_text``."""
-        return f"{self.query}_to_{self.gallery}"
+        """``image_to_text``; ``image+text_to_depth`` of a composed query."""
+        return f"{self.query.replace(' ', '')}_to_{self.gallery}"
+
+    @property
+    def composed(self) -> bool:
+        """Whether the query is a sum of several modalities."""
+        return " " in self.query
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,62 @@ class ZeroShotResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One probe of a set's frozen embeddings.
+
+    Attributes:
+        set: name of the evaluation set.
+        modality: what was classified.
+        label: metadata key of the classes.
+        scores: what was found.
+    """
+
+    set: str
+    modality: str
+    label: str
+    scores: Probe
+
+    @property
+    def key(self) -> str:
+        """``probe_imu_label``."""
+        return f"probe_{self.modality}_{self.label}"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostics:
+    """The shape of one set's embeddings.
+
+    Attributes:
+        set: name of the evaluation set.
+        spaces: by modality.
+        pairs: by two modalities, in the order of the source.
+    """
+
+    set: str
+    spaces: dict[str, SpaceDiagnostics]
+    pairs: dict[tuple[str, str], PairDiagnostics]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingMap:
+    """One set's embeddings in two dimensions.
+
+    Attributes:
+        set: name of the evaluation set.
+        points: ``[n, 2]`` in [0, 1].
+        modalities: n names.
+        labels: n classes; empty where there is no label to colour by.
+        captions: n names of samples.
+    """
+
+    set: str
+    points: Tensor
+    modalities: list[str]
+    labels: list[str]
+    captions: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Missing:
     """A set, or a part of one, that could not be evaluated, and why."""
 
@@ -113,13 +176,17 @@ class Results:
     sets: dict[str, SetInfo] = field(default_factory=dict)
     retrievals: list[RetrievalResult] = field(default_factory=list)
     zero_shots: list[ZeroShotResult] = field(default_factory=list)
+    probes: list[ProbeResult] = field(default_factory=list)
+    diagnostics: list[Diagnostics] = field(default_factory=list)
+    maps: list[EmbeddingMap] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
 
     def metrics(self) -> dict[str, Any]:
         """The numbers as ``{set: {task: {metric: value}}}``, fractions of 1 and counts.
 
         ``metrics["emoji_unseen"]["image_to_text"]["r@1"]``; beside it ``chance``, ``gallery``,
-        ``queries``, ``trained``. What is missing stands under its set with its reason.
+        ``queries``, ``trained``. Probes and ``diagnostics`` have blocks of their own. What is
+        missing stands under its set with its reason.
         """
         table: dict[str, Any] = {
             info.name: {
@@ -140,15 +207,38 @@ class Results:
                 "top@1": scores.top1,
                 "top@5": scores.top5,
                 "mean_per_class": scores.mean_per_class,
-                "chance": {"top@1": scores.chance_top1, "top@5": scores.chance_top5},
+                "map": scores.mean_average_precision,
+                "chance": {
+                    "top@1": scores.chance_top1,
+                    "top@5": scores.chance_top5,
+                    "map": scores.chance_mean_average_precision,
+                },
                 "majority": scores.majority,
                 "samples": scores.samples,
                 "classes": scores.classes,
                 "trained": zero_shot.trained,
             }
+        for probed in self.probes:
+            table[probed.set][probed.key] = _probe_row(probed.scores)
+        for shape in self.diagnostics:
+            table[shape.set]["diagnostics"] = {
+                **{name: asdict(space) for name, space in shape.spaces.items()},
+                **{f"{a}_{b}": asdict(pair) for (a, b), pair in shape.pairs.items()},
+            }
         for gap in self.missing:
             table.setdefault(gap.set, {}).setdefault("missing", {})[gap.what] = gap.reason
         return table
+
+    def flat(self) -> dict[str, float]:
+        """The figures that a curve can be drawn of: ``SET/TASK/METRIC`` -> value."""
+        return {
+            f"{name}/{task}/{metric}": float(value)
+            for name, tasks in self.metrics().items()
+            for task, scores in tasks.items()
+            if isinstance(scores, dict) and "chance" in scores
+            for metric, value in scores.items()
+            if metric in ("r@1", "r@5", "r@10", "map", "top@1", "top@5", "mean_per_class")
+        }
 
     def table(self) -> Table:
         """The figures in percent for a terminal, trained pairs before emergent ones."""
@@ -173,6 +263,14 @@ class Results:
                     for cells in _cells(row):
                         table.add_row(*cells)
             table.add_section()
+        if self.probes:
+            table.add_row("[bold]Classifiers on frozen embeddings")
+        for probed in self.probes:
+            scores = probed.scores
+            name = f"  {probed.set}, {probed.modality} → {probed.label}"
+            chance, classes = _percent(scores.chance), str(scores.classes)
+            for kind, value in (("linear", scores.linear), ("neighbours", scores.neighbours)):
+                table.add_row(f"{name}, {kind}", _percent(value.top1), "", "", chance, classes)
         gaps = [f"{gap.set}, {gap.what}: {gap.reason}" for gap in self.missing]
         table.caption = "\n".join(["Not evaluated", *gaps]) if gaps else None
         return table
@@ -196,6 +294,19 @@ def _cells(result: RetrievalResult | ZeroShotResult) -> list[list[str]]:
         ]
         for name, scores in lines
     ]
+
+
+def _probe_row(scores: Probe) -> dict[str, Any]:
+    return {
+        "linear": asdict(scores.linear),
+        "neighbours": {**asdict(scores.neighbours), "k": scores.k},
+        "few_shot": {str(few.shots): asdict(few) for few in scores.few_shot},
+        "guess": scores.chance,
+        "majority": scores.majority,
+        "classes": scores.classes,
+        "train": scores.train,
+        "test": scores.test,
+    }
 
 
 def _percent(value: float) -> str:

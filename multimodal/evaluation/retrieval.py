@@ -118,9 +118,7 @@ def retrieval_by_scalar(
         return -(query_values[start:stop, None].double() - gallery_values.double()).abs()
 
     n_queries, n_gallery = len(query_values), len(gallery_values)
-    return _score(
-        rows, query_keys, gallery_keys, n_queries, n_gallery, ks, chunk_size, shared
-    )
+    return _score(rows, query_keys, gallery_keys, n_queries, n_gallery, ks, chunk_size, shared)
 
 
 def nearest(

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
+from multimodal.evaluation import diagnostics
+from multimodal.evaluation.arithmetic import combine
+from multimodal.evaluation.embedding_map import lay_out
 from multimodal.evaluation.ground_truth import first_of_each, merge_groups
-from multimodal.evaluation.results import Example, RetrievalResult, ZeroShotResult
+from multimodal.evaluation.results import (
+    Diagnostics,
+    EmbeddingMap,
+    Example,
+    RetrievalResult,
+    ZeroShotResult,
+)
 from multimodal.evaluation.retrieval import Retrieval, nearest, retrieval, retrieval_by_scalar
+from multimodal.evaluation.sets import ComposedQuery, ZeroShotTask
 from multimodal.evaluation.zero_shot import class_embeddings, zero_shot
 
 NEIGHBOURS = 5
@@ -39,10 +50,27 @@ class Embedded:
     lengths: Tensor | None = None
 
 
+def compose(embedded: Embedded, task: ComposedQuery) -> Embedded:
+    """``embedded`` with one modality more, named by the task: the sum that it asks for.
+
+    Raises:
+        ValueError: If the terms of a sample cancel out.
+    """
+    terms = [(embedded.embeddings[name], weight) for name, weight in task.query.items()]
+    items = torch.stack([embedded.items[name] for name in task.query], dim=1)
+    return replace(
+        embedded,
+        embeddings={**embedded.embeddings, task.name: combine(terms)},
+        items={**embedded.items, task.name: torch.unique(items, dim=0, return_inverse=True)[1]},
+    )
+
+
 def score_retrieval(
     embedded: Embedded, query: str, gallery: str, trained: bool, examples: int, matrix: bool
 ) -> RetrievalResult:
     """One direction: every distinct query among every distinct item.
+
+    Under a process group every rank has to call; each scores its share.
 
     Args:
         embedded: the set.
@@ -64,7 +92,7 @@ def score_retrieval(
         query=query,
         gallery=gallery,
         trained=trained,
-        scores=retrieval(*sides, *keys),
+        scores=retrieval(*sides, *keys, shared=True),
         baseline=_by_duration(embedded, query, gallery, rows, columns, keys),
         examples=_examples(
             *sides, *keys, embedded.indices[rows], embedded.indices[columns], examples
@@ -75,21 +103,19 @@ def score_retrieval(
 
 def score_zero_shot(
     embedded: Embedded,
-    modality: str,
-    label: str,
-    labels: Sequence[str],
-    prompts: Sequence[str],
+    task: ZeroShotTask,
+    labels: Sequence[Sequence[str]],
     prompt_embeddings: Mapping[str, Tensor],
     trained: bool,
 ) -> ZeroShotResult:
-    """Classification of ``modality`` by prompts.
+    """Classification of ``task.modality`` by prompts.
+
+    Under a process group every rank has to call; each scores its share.
 
     Args:
         embedded: the set.
-        modality: what is classified.
-        label: metadata key that ``labels`` come from.
-        labels: N class names.
-        prompts: the templates, for the report.
+        task: what is asked.
+        labels: of N samples, one class name each, or several.
         prompt_embeddings: class -> ``[P, D]``, embeddings of its prompts.
         trained: whether the modality was trained together with text.
 
@@ -98,13 +124,70 @@ def score_zero_shot(
     """
     classes = list(prompt_embeddings)
     places = {name: place for place, name in enumerate(classes)}
+    if all(len(names) == 1 for names in labels):
+        targets = torch.tensor([places[name] for [name] in labels])
+    else:
+        targets = torch.zeros(len(labels), len(classes), dtype=torch.bool)
+        for row, names in zip(targets, labels, strict=True):
+            row[[places[name] for name in names]] = True
     scores = zero_shot(
-        embedded.embeddings[modality],
+        embedded.embeddings[task.modality],
         class_embeddings(list(prompt_embeddings.values())),
-        torch.tensor([places[name] for name in labels]),
+        targets,
+        shared=True,
     )
     return ZeroShotResult(
-        embedded.name, modality, label, trained, scores, classes, prompts=list(prompts)
+        embedded.name, task.modality, task.label, trained, scores, classes, list(task.prompts)
+    )
+
+
+def diagnose(embedded: Embedded, temperatures: Mapping[frozenset[str], float]) -> Diagnostics:
+    """Alignment, uniformity, gap and effective rank of a set's embeddings.
+
+    Args:
+        embedded: the set.
+        temperatures: of the pairs that were trained.
+    """
+    space = {
+        name: diagnostics.SpaceDiagnostics(
+            diagnostics.uniformity(vectors), diagnostics.effective_rank(vectors)
+        )
+        for name, vectors in embedded.embeddings.items()
+    }
+    pairs = {
+        (a, b): diagnostics.PairDiagnostics(
+            diagnostics.alignment(embedded.embeddings[a], embedded.embeddings[b]),
+            diagnostics.modality_gap(embedded.embeddings[a], embedded.embeddings[b]),
+            temperatures.get(frozenset((a, b))),
+        )
+        for a, b in combinations(embedded.embeddings, 2)
+    }
+    return Diagnostics(embedded.name, space, pairs)
+
+
+def draw_map(
+    embedded: Embedded, samples: int, labels: Sequence[str], captions: Sequence[str]
+) -> EmbeddingMap:
+    """A map of up to ``samples`` samples in all their modalities, one point each.
+
+    Args:
+        embedded: the set.
+        samples: most to show; those of one label side by side among the evenly spaced.
+        labels: N classes to colour by, or none.
+        captions: N names.
+    """
+    order = (
+        sorted(range(len(captions)), key=lambda i: labels[i]) if labels else range(len(captions))
+    )
+    chosen = [order[i] for i in _spaced(len(captions), samples).tolist()]
+    modalities = list(embedded.embeddings)
+    points = lay_out(torch.cat([embedded.embeddings[name][chosen] for name in modalities]))
+    return EmbeddingMap(
+        embedded.name,
+        points,
+        [name for name in modalities for _ in chosen],
+        [labels[i] for _ in modalities for i in chosen] if labels else [],
+        [captions[i] for _ in modalities for i in chosen],
     )
 
 

@@ -116,9 +116,7 @@ def zero_shot(
         confusion=_confusion(rows, labels, n_classes) if labels.ndim == 1 else None,
         chance_top1=hit_probability(found.positives, n_classes, 1).mean().item(),
         chance_top5=hit_probability(found.positives, n_classes, 5).mean().item(),
-        chance_mean_average_precision=chance_precision(by_class.positives, n_samples)
-        .mean()
-        .item(),
+        chance_mean_average_precision=chance_precision(by_class.positives, n_samples).mean().item(),
         majority=counts.max().item() / n_samples,
         samples=n_samples,
         classes=n_classes,

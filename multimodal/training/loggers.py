@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import os
 from argparse import Namespace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric.loggers.logger import rank_zero_experiment
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -101,3 +103,16 @@ class CSVLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
         """Nothing: `.hydra/config.yaml` in the same folder holds them all."""
+
+
+def log_report(loggers: Iterable[Logger], report: Path, figures: Mapping[str, float]) -> None:
+    """Uploads the report to Weights and Biases, and puts the final figures into its summary.
+
+    Other loggers have it beside their files already.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and logger.experiment is not None:
+            run: Any = logger.experiment
+            if report.exists() and hasattr(run, "save"):  # other ranks have a dummy
+                run.save(str(report), base_path=str(report.parent), policy="now")
+                run.summary.update({f"held-out/{name}": v for name, v in figures.items()})

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import jinja2
 from markupsafe import Markup
+from torch import Tensor
 
 from multimodal.evaluation.report.charts import (
     COLOURS,
@@ -16,6 +17,7 @@ from multimodal.evaluation.report.charts import (
     number,
     pair_diagram,
 )
+from multimodal.evaluation.report.sections import Section
 from multimodal.evaluation.results import Results, RetrievalResult, ZeroShotResult
 
 MAX_CLASSES_WITH_NUMBERS = 16
@@ -61,6 +63,7 @@ class Page:
         results: the figures.
         curves: charts of the training log.
         galleries: examples of retrieval.
+        sections: further parts, in their order.
         config: the run's configuration as YAML.
     """
 
@@ -71,6 +74,7 @@ class Page:
     results: Results
     curves: list[Chart] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
     config: str = ""
 
 
@@ -104,6 +108,8 @@ def links(results: Results) -> list[Link]:
     """One edge per pair of modalities: its mean lift over chance, over sets and directions."""
     found: dict[tuple[str, str], list[tuple[float, bool]]] = {}
     for result in results.retrievals:
+        if result.composed:
+            continue
         lift = _lift(result.scores.recall[1], result.scores.chance_recall[1])
         ends = sorted((result.query, result.gallery))
         found.setdefault((ends[0], ends[1]), []).append((lift, result.trained))
@@ -140,7 +146,7 @@ def render(page: Page) -> str:
             for result in retrievals
             if result.matrix is not None
         ],
-        confusions=[(result, _confusion(result)) for result in zero_shots],
+        confusions=[(z, _confusion(z.scores.confusion, z.classes)) for z in zero_shots],
         colours=COLOURS,
     )
 
@@ -157,15 +163,19 @@ def _by_set(
     return rows
 
 
-def _confusion(result: ZeroShotResult) -> dict[str, object]:
-    """Shares per row (of a label's samples), as a table or, for many classes, as a picture."""
-    counts = result.scores.confusion
+def _confusion(counts: Tensor | None, classes: Sequence[str]) -> dict[str, object]:
+    """Shares per row (of a label's samples), as a table or, for many classes, as a picture.
+
+    Empty where samples have several labels: then there is no one row of a sample.
+    """
+    if counts is None:
+        return {}
     totals = counts.sum(dim=1)
     shares = counts / totals.clamp_min(1e-12)[:, None]
-    if len(result.classes) > MAX_CLASSES_WITH_NUMBERS:
+    if len(classes) > MAX_CLASSES_WITH_NUMBERS:
         return {"picture": heat_map(shares.numpy())}
     rows: Sequence[object] = list(
-        zip(result.classes, totals.round().int().tolist(), shares.tolist(), strict=True)
+        zip(classes, totals.round().int().tolist(), shares.tolist(), strict=True)
     )
     return {"rows": rows}
 

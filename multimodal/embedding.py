@@ -1,0 +1,170 @@
+"""From samples to embeddings: whole sources, shared among ranks, and single values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from multimodal import distributed
+from multimodal.data.evaluation import EvaluationLoader
+from multimodal.data.source import Source
+from multimodal.data.transforms.base import Transform
+from multimodal.evaluation.ground_truth import content_ids
+from multimodal.models import EmbeddingKind, EmbeddingModel
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedSource:
+    """The samples of a source that could be read, in its order.
+
+    Attributes:
+        embeddings: modality -> ``[N, D]`` on the CPU.
+        items: modality -> ``[N]`` int64, equal for samples whose inputs are equal.
+        keys: ``[N]`` int64, equal for samples that are right answers of each other.
+        indices: ``[N]`` int64, the samples' places in the source.
+        metadata: N JSON objects.
+    """
+
+    embeddings: dict[str, Tensor]
+    items: dict[str, Tensor]
+    keys: Tensor
+    indices: Tensor
+    metadata: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.metadata)
+
+
+class _Part(NamedTuple):
+    number: int  # of the batch
+    embeddings: dict[str, Tensor]
+    items: dict[str, Tensor]
+    positive_keys: Tensor
+    shard_keys: list[str]
+    metadata: list[dict[str, Any]]
+
+
+class Embedder:
+    """A model with the transforms that feed it.
+
+    Args:
+        model: its towers, on the device to embed on; in evaluation mode.
+        transforms: by modality.
+        batch_size: inputs embedded at once.
+        num_workers: processes that read and decode.
+        kind: of the embeddings: ``normalized``, ``raw`` or ``scaled`` (`models.Tower.forward`).
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        transforms: Mapping[str, Transform],
+        batch_size: int = 256,
+        num_workers: int = 0,
+        kind: EmbeddingKind = "normalized",
+    ) -> None:
+        self.model = model
+        self.transforms = transforms
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.kind = kind
+
+    def missing(self, modalities: Collection[str]) -> list[str]:
+        """Those of ``modalities`` that the model has no tower for."""
+        return [modality for modality in modalities if modality not in self.model.towers]
+
+    @torch.no_grad()
+    def source(
+        self,
+        source: Source,
+        modalities: Collection[str],
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> EmbeddedSource:
+        """A whole source; under a process group each rank embeds its share of the batches.
+
+        Every rank has to call, and all get everything, equal to what one process would get: a
+        batch holds the same samples on whichever rank it is. A rank's error is raised on all.
+
+        Args:
+            source: the samples; bad ones are left out, and logged.
+            modalities: those wanted.
+            advance: told how many samples are done, of this rank's.
+        """
+        parts: list[_Part] = []
+        failure: Exception | None = None
+        try:
+            for part in self._parts(source, modalities):
+                parts.append(part)
+                advance(len(part.metadata))
+        except Exception as error:
+            failure = error
+        every = distributed.all_gather_object((parts, failure))
+        for _, theirs in every:
+            if theirs is not None:
+                raise theirs
+        joined = sorted((part for theirs, _ in every for part in theirs), key=lambda p: p.number)
+        if not joined:
+            raise ValueError(f"no sample of {source.name!r}, split {source.split!r}, can be read")
+        keys = [key for part in joined for key in part.shard_keys]
+        return EmbeddedSource(
+            {m: torch.cat([part.embeddings[m] for part in joined]) for m in modalities},
+            {m: torch.cat([part.items[m] for part in joined]) for m in modalities},
+            torch.cat([part.positive_keys for part in joined]),
+            _places(source, keys),
+            [metadata for part in joined for metadata in part.metadata],
+        )
+
+    def _parts(self, source: Source, modalities: Collection[str]) -> Iterator[_Part]:
+        loader = EvaluationLoader(
+            source,
+            self.transforms,
+            modalities,
+            self.batch_size,
+            self.num_workers,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            whole_batches=True,
+        )
+        for batch in loader:
+            embeddings, items = {}, {}
+            for modality in modalities:
+                inputs, mask = batch.inputs[modality], batch.masks.get(modality)
+                items[modality] = content_ids(inputs, mask)
+                embeddings[modality] = self.inputs(modality, inputs, mask)
+            yield _Part(
+                batch.step, embeddings, items, batch.positive_keys, batch.keys, batch.metadata
+            )
+
+    @torch.no_grad()
+    def values(self, modality: str, values: Sequence[Any]) -> Tensor:
+        """Decoded values of one modality: ``[N, D]`` on the CPU.
+
+        Raises:
+            DecodeError: for a value that the modality's transform does not take.
+            ValueError: for a modality that the model does not have.
+        """
+        if modality not in self.transforms or self.missing([modality]):
+            known = sorted(set(self.transforms) & set(self.model.towers))
+            raise ValueError(f"the model does not take {modality!r}; it takes {', '.join(known)}")
+        transform = self.transforms[modality]
+        rows = []
+        for start in range(0, len(values), self.batch_size):
+            some = [transform(value, None) for value in values[start : start + self.batch_size]]
+            rows.append(self.inputs(modality, *transform.collate(some)))
+        return torch.cat(rows) if rows else torch.zeros(0, self.model.embed_dim)
+
+    def inputs(self, modality: str, inputs: Tensor, mask: Tensor | None) -> Tensor:
+        """Inputs of one modality as its tower takes them: ``[B, D]`` on the CPU."""
+        device = next(self.model.parameters()).device
+        on_device = None if mask is None else mask.to(device)
+        return self.model.embed(modality, inputs.to(device), on_device, self.kind).cpu()
+
+
+def _places(source: Source, keys: Sequence[str]) -> Tensor:
+    """Indices of the samples of ``keys``, which are in the source's order; bad ones are absent."""
+    walk = iter(range(len(source)))
+    return torch.tensor([next(i for i in walk if source.place(i).key == key) for key in keys])
