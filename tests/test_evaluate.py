@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import audio_bytes, image_bytes, json_bytes, npy_bytes, write_source
+from gloo import run_ranks
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional
@@ -23,7 +25,14 @@ from multimodal.data.transforms.audio import AudioTransform
 from multimodal.data.transforms.image import ImageTransform
 from multimodal.data.transforms.text import TextTransform
 from multimodal.evaluate import evaluate, evaluate_run, trained_pairs
-from multimodal.evaluation.sets import EvaluationSet, ZeroShotTask
+from multimodal.evaluation.report.page import links
+from multimodal.evaluation.sets import (
+    ComposedQuery,
+    EvaluationSet,
+    MapTask,
+    ProbeTask,
+    ZeroShotTask,
+)
 from multimodal.models import EmbeddingModel, Tower
 from multimodal.types import EncoderOutput
 
@@ -234,6 +243,108 @@ def test_errors_name_the_set(model, manifest, transforms):
         model.towers["image"].head = nn.Linear(COUNT, COUNT)
         model.towers["image"].head.weight.fill_(float("nan"))
     assert "holds NaN" in fail()
+
+
+def _on_a_rank(rank: int, folder: Path) -> None:
+    model, sets, transforms, trained = torch.load(folder / "pieces.pt", weights_only=False)
+    found = evaluate(model, sets, transforms, trained, batch_size=4).metrics()
+    if rank == 1:
+        del transforms["image"]
+    with pytest.raises(ValueError, match="has the modality 'image'"):
+        evaluate(model, sets, transforms, trained)
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+def test_ranks_share_the_work_and_find_what_one_finds(model, manifest, transforms, tmp_path):
+    """Two batches for three ranks; then an error of one rank, which is raised on all."""
+    entry = EvaluationSet(
+        source(manifest),
+        zero_shot=[ZeroShotTask("sonar", "name")],
+        composed=[ComposedQuery({"image": 1.0, "sonar": 0.5}, "text")],
+        duration_baseline=True,
+    )
+    generator = torch.Generator().manual_seed(0)
+    for tower in model.towers.values():  # answers that differ in more than their place
+        tower.head = nn.Linear(COUNT, COUNT)
+        tower.head.embed_dim = COUNT
+        nn.init.normal_(tower.head.weight, generator=generator)
+    pieces = (model, {"toy": entry}, transforms, TRAINED)
+    alone = json.loads(json.dumps(evaluate(*pieces, batch_size=4).metrics()))
+    torch.save(pieces, tmp_path / "pieces.pt")
+    run_ranks(_on_a_rank, 3, tmp_path, tmp_path)
+    for rank in range(3):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == alone
+
+
+def test_sums_of_embeddings_find_their_own(model, manifest, transforms):
+    task = ComposedQuery({"image": 1.0, "text": -0.5}, "sonar")
+    entry = EvaluationSet(source(manifest), retrieval=None, composed=[task], gallery=2)
+    results = evaluate(model, {"toy": entry}, transforms, TRAINED)
+    # The text takes away: of the first two it is the other's, which does no harm; of the rest it
+    # is the picture's own, of which half stays. The last two sonars are alike to the model.
+    row = results.metrics()["toy"]["image-0.5text_to_sonar"]
+    assert row["r@1"] == 7 / 8
+    assert row["trained"] is False
+    assert links(results) == []
+    task = ComposedQuery({"image": 0.5, "text": 1.0}, "sonar")
+    entry = EvaluationSet(source(manifest), retrieval=None, composed=[task])
+    row = evaluate(model, {"toy": entry}, transforms, TRAINED).metrics()["toy"]
+    assert row["0.5image+text_to_sonar"]["r@1"] == 5 / 8  # the words of the first two mislead
+    with pytest.raises(ValueError, match="two or more modalities"):
+        ComposedQuery({"image": 1.0, "text": 1.0}, "text")
+
+
+def test_several_labels_of_a_sample(model, tmp_path, transforms):
+    samples = [(f"k{i}", member_bytes(i)) for i in range(COUNT)]
+    for i, (_, members) in enumerate(samples):
+        members["json"] = json_bytes(name=NAMES[i], tags=[NAMES[i], NAMES[(i + 1) % 6]])
+    manifest = str(write_source(tmp_path / "tags", {"test": [samples]}, name="toy"))
+    entry = EvaluationSet(
+        source(manifest), retrieval=None, zero_shot=[ZeroShotTask("sonar", "tags")]
+    )
+    results = evaluate(model, {"toy": entry}, transforms, TRAINED)
+    row = results.metrics()["toy"]["zero_shot_sonar_tags"]
+    # The model takes the first two names for each other; the first thing is tagged with both.
+    assert 0 < row["chance"]["map"] < row["map"] < 1
+    assert row["top@1"] == 7 / 8
+    assert results.zero_shots[0].scores.confusion is None
+
+
+def test_a_probe_learns_from_its_own_source(model, manifest, transforms, tmp_path):
+    train = [(f"t{i}", member_bytes(i % COUNT)) for i in range(40)]
+    written = str(write_source(tmp_path / "more", {"train": [train]}, name="more"))
+    learn = Source(written, {"sonar": MODALITIES["sonar"]}, split="train")
+    task = ProbeTask("sonar", "parity", learn, shots=(1, 4), draws=2)
+    entry = EvaluationSet(source(manifest), retrieval=None, probes=[task])
+    found = evaluate(model, {"toy": entry}, transforms, TRAINED).metrics()["toy"]
+    row = found["probe_sonar_parity"]
+    # Samples 6 (even) and 7 (odd) embed alike: one of them must be wrong.
+    assert row["linear"]["top1"] == 7 / 8
+    assert (row["classes"], row["train"], row["test"], row["guess"]) == (2, 40, 8, 0.5)
+    assert set(row["few_shot"]) == {"1", "4"}
+
+
+def test_diagnostics_and_map_of_a_set(model, manifest, transforms):
+    entry = EvaluationSet(
+        source(manifest, "image", "sonar"), map=MapTask(samples=5, label="parity")
+    )
+    results = evaluate(
+        model, {"toy": entry}, transforms, TRAINED,
+        temperatures={frozenset(("image", "sonar")): 0.05},
+    )  # fmt: skip
+    found = results.metrics()["toy"]["diagnostics"]
+    assert found["image_sonar"] == {"alignment": 0, "gap": 0, "temperature": 0.05}
+    shares = [1 / (6 + 2**0.5)] * 6 + [2**0.5 / (6 + 2**0.5)]  # the last two embed alike
+    entropy = -sum(share * math.log(share) for share in shares)
+    assert found["image"]["effective_rank"] == pytest.approx(math.exp(entropy))
+    [laid_out] = results.maps
+    assert laid_out.points.shape == (10, 2)
+    assert laid_out.modalities == ["image"] * 5 + ["sonar"] * 5
+    assert sorted(laid_out.labels[:5]) == laid_out.labels[:5]
+    # The two modalities of a sample embed alike, and stand together.
+    assert torch.cdist(laid_out.points[:5], laid_out.points[5:]).argmin(1).tolist() == list(
+        range(5)
+    )
 
 
 def test_training_mode_is_left_as_it_was(model, manifest, transforms):

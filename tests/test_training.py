@@ -1,5 +1,6 @@
 """Training as a whole: learning, resuming, seeds, debugging; on an experiment made of YAML only."""
 
+import csv
 import json
 import math
 
@@ -117,3 +118,22 @@ def test_two_ranks_train_as_one_process_on_the_joined_batch(shards, tmp_path, wo
     for step in single:
         assert float(double[step]) == pytest.approx(float(single[step]), abs=1e-5)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_evaluation_in_training_is_logged_and_changes_nothing(here):
+    short = [word for word in SHORT if word != "~evaluation"]
+    train_here(here / "plain", *short)
+    for unit, every, steps in (("steps", 3, [3, 6]), ("epochs", 1, [5, 8])):
+        folder = here / unit
+        settings = (f"+evaluation.every={every}", f"+evaluation.unit={unit}", "data.batch_size=32")
+        if unit == "steps":
+            settings = settings[:2]
+        train_here(folder, *short, *settings)
+        with (folder / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        column = "eval/unseen/image_to_sensor/r@1"
+        assert [int(row["step"]) for row in rows if row[column]] == steps
+        assert all(row["train/loss"] for row in rows)
+    assert losses(here / "steps") == losses(here / "plain")
+    final = json.loads((here / "steps" / "metrics.json").read_text())
+    assert final == json.loads((here / "plain" / "metrics.json").read_text())

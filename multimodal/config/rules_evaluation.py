@@ -31,12 +31,11 @@ def modalities_of_tasks(tree: Tree) -> Iterator[Fault]:
     for where, entry, carried in _sets(tree):
         for place, task in _tasks(where, entry, "probes"):
             modality = task.get("modality")
-            sources = [("the set's source", carried)]
+            sources = {"the set's source": carried}
             for name in ("train", "validation"):
-                if modalities := block(task, f"{name}.modalities"):
-                    sources.append((f"{place}.{name}", modalities))
-            for source, known in sources:
-                if isinstance(modality, str) and modality not in known:
+                sources[f"{place}.{name}"] = block(task, f"{name}.modalities")
+            for source, known in sources.items():
+                if isinstance(modality, str) and known and modality not in known:
                     guess = did_you_mean(modality, known)
                     yield Fault(f"{place}.modality", f"{source} has no '{modality}'; {guess}")
         for place, task in _tasks(where, entry, "composed"):
