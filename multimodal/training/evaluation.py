@@ -50,7 +50,7 @@ class InTraining(pl.Callback):
             self._run(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluates when an epoch has ended whose number is a multiple; the last may be cut short."""
+        """Evaluates when an epoch has ended whose number is a multiple, or that was cut short."""
         if self.unit == "epochs" and (trainer.current_epoch + 1) % self.every == 0:
             self._run(trainer, pl_module)
 
