@@ -21,6 +21,7 @@ from multimodal.training.optim import was_applied
 BATCH, SIZE = 32, 72
 QUEUE = ("candidates=queue", f"candidates.size={SIZE}")
 MOMENTUM = (*QUEUE, "candidates.momentum=0.75")
+RANDOM = ("negatives=random", "negatives.k=3")
 KEEP = ("callbacks.checkpoint.every_n_train_steps=1", "callbacks.checkpoint.keep_last=9")
 SHORT = ("trainer.max_steps=6", "~evaluation", f"data.batch_size={BATCH}", *KEEP)
 QUEUES = "objective.pairs.image_sensor.queues."
@@ -62,8 +63,8 @@ def test_the_queue_moves_by_a_batch_per_step_and_the_average_by_its_share(here):
             torch.testing.assert_close(after[average], expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("choice", [QUEUE, MOMENTUM], ids=["queue", "momentum"])
-def test_resuming_restores_both_to_the_last_bit(here, choice):
+@pytest.mark.parametrize("choice", [QUEUE, MOMENTUM, RANDOM], ids=["queue", "momentum", "random"])
+def test_resuming_continues_to_the_last_bit(here, choice):
     train_here(here / "whole", *SHORT, *choice)
     middle = here / "whole" / "checkpoints" / "step=00000003.ckpt"
     train_here(here / "resumed", *SHORT, *choice, f"resume='{middle}'")

@@ -42,7 +42,9 @@ def fused_sum(
         scale: scalar logit scale.
         bias: scalar logit bias.
     """
-    anchors, candidates = sides[0][view.own], sides[1]
+    anchors, candidates = sides
+    if len(layout.anchors) < len(layout.candidates):  # else a slice would only copy gradients
+        anchors = anchors[view.own]
     if isinstance(loss, SigLIP):
         total = sigmoid_loss_sum(anchors, candidates, scale, bias, layout)
         return total, layout.without_negatives

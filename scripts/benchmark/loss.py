@@ -175,7 +175,7 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "loss"
+    matplotlib.rcParams.update({"svg.hashsalt": "loss", "svg.fonttype": "none"})
     from matplotlib import pyplot
 
     losses = list(dict.fromkeys(line["loss"] for line in lines))
