@@ -41,6 +41,8 @@ class Batch:
         step: position in the ``BatchSchedule`` (counts batches, not optimizer steps).
         keys: the samples' keys in their shards, for logs, reports and error messages.
         metadata: per-sample JSON metadata; filled for evaluation, empty in training.
+        embeddings: modality -> ``[B, D]`` of a frozen tower, unit-norm, from the cache of
+            ``data.cache_frozen``; such a modality is absent in ``inputs``.
     """
 
     inputs: dict[str, Tensor]
@@ -52,6 +54,7 @@ class Batch:
     step: int = 0
     keys: list[str] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.sample_ids.shape[0])
@@ -61,6 +64,7 @@ class Batch:
             self,
             inputs={name: change(value) for name, value in self.inputs.items()},
             masks={name: change(value) for name, value in self.masks.items()},
+            embeddings={name: change(value) for name, value in self.embeddings.items()},
             sample_ids=change(self.sample_ids),
             positive_keys=change(self.positive_keys),
             repeats=change(self.repeats),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from multimodal.config import rules, rules_evaluation, targets
+from multimodal.config import rules, rules_data, rules_evaluation, targets
 from multimodal.config.choices import unfit_choices
 from multimodal.config.faults import ConfigError
 from multimodal.config.schema import Train
@@ -29,6 +29,7 @@ RULES = (
     rules.modalities_of_evaluation,
     rules_evaluation.modalities_of_tasks,
     rules_evaluation.sets_in_training,
+    rules_data.frozen_towers_to_cache,
     targets.unbound,       # imports what the configuration names, hence last
 )  # fmt: skip
 

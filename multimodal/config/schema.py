@@ -20,6 +20,14 @@ class Anchor:
 
 
 @dataclass
+class CacheFrozen:
+    """Where the embeddings of frozen towers are kept, and how many views of each sample."""
+
+    views: int | None
+    folder: str
+
+
+@dataclass
 class Evaluation:
     """The held-out sets; the entries are `multimodal.evaluation.sets.EvaluationSet`."""
 
@@ -60,5 +68,6 @@ class Train:
     logger: dict[str, Target | None] | None
     evaluation: Evaluation | None
     anchor: Anchor | None
+    cache_frozen: CacheFrozen
     debug: Literal["fast", "overfit", "profile"] | None
     allowed_packages: list[str]

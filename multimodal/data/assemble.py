@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from multimodal.data.decode import Value
 from multimodal.data.draw import Draw
 from multimodal.data.errors import BadSample, ShardError
+from multimodal.data.frozen import FrozenEmbeddings
 from multimodal.data.manifest import suggest
 from multimodal.data.source import Decoded, Source
 from multimodal.data.tally import Rejection
@@ -25,11 +28,13 @@ class Sample(NamedTuple):
         decoded: what the source gave.
         inputs: modality -> tensor.
         repeat: which use of the sample within its epoch this is.
+        embeddings: modality -> cached embedding of its frozen tower.
     """
 
     decoded: Decoded
     inputs: dict[str, Tensor]
     repeat: int
+    embeddings: dict[str, Tensor]
 
 
 def load(
@@ -38,15 +43,38 @@ def load(
     index: int,
     draw: Draw | None,
     modalities: Collection[str] | None = None,
+    frozen: Mapping[str, FrozenEmbeddings] | None = None,
 ) -> Sample | Rejection:
     """Reads, decodes and transforms one sample, or says why that is not possible.
+
+    Args:
+        source: of the sample.
+        transforms: by modality.
+        index: of the sample.
+        draw: its random choices; None for none.
+        modalities: those wanted; None for all.
+        frozen: those that are read as embeddings; what is aligned with such a modality gets the
+            geometry of the view that was embedded.
 
     Raises:
         RuntimeError: on an error that is not the sample's fault but the transform's, with the
             place of the sample.
     """
+    wanted = source.modalities if modalities is None else modalities
     try:
-        decoded = source.decode(index, draw, modalities)
+        embeddings = {}
+        for name, table in (frozen or {}).items():
+            view = 0 if draw is None else draw.choose_view(table.views)
+            embeddings[name] = table.read(index, view)
+            if draw is not None and hasattr(transforms[name], "geometry"):
+                draw = replace(draw, view=view)
+        wanted = [name for name in wanted if name not in embeddings]
+        least = {
+            name: functools.partial(transforms[name].least, draw)  # type: ignore[attr-defined]
+            for name in wanted
+            if getattr(transforms[name], "reduced", False)
+        }
+        decoded = source.decode(index, draw, wanted, least)
         inputs = {
             name: _transform(transforms[name], name, value, draw, source, index)
             for name, value in decoded.values.items()
@@ -55,7 +83,7 @@ def load(
         place = source.place(index)
         whole_shard = isinstance(error, ShardError)
         return Rejection(source.name, place.shard, place.key, error.reason, str(error), whole_shard)
-    return Sample(decoded, inputs, 0 if draw is None else draw.repeat)
+    return Sample(decoded, inputs, 0 if draw is None else draw.repeat, embeddings)
 
 
 def _transform(
@@ -95,6 +123,10 @@ def collate(
         source=source,
         step=step,
         keys=[sample.decoded.key for sample in samples],
+        embeddings={
+            name: torch.stack([sample.embeddings[name] for sample in samples])
+            for name in samples[0].embeddings
+        },
         metadata=[sample.decoded.metadata for sample in samples] if with_metadata else [],
     )
 

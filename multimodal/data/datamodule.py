@@ -40,6 +40,8 @@ class MultimodalDataModule(pl.LightningDataModule):
         cache_mb: memory for decoded pictures, sounds and arrays, in each process that loads: worth
             it where most of a data set fits. 0 for none.
         limits: sizes that are decoded; None for those of ``Limits``.
+        cache_frozen: embeds the modalities of frozen towers once, before training, which then reads
+            the embeddings (the root's ``cache_frozen`` has the options).
         overfit: trains on the first batch again and again (``debug=overfit``).
 
     Raises:
@@ -64,6 +66,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         verify_shards: bool = True,
         cache_mb: int = 0,
         limits: Limits | None = None,
+        cache_frozen: bool = False,
         overfit: bool = False,
     ) -> None:
         super().__init__()
@@ -79,6 +82,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         self.epoch_steps = epoch_steps
         self.max_bad_fraction = max_bad_fraction
         self.max_bad_run = max_bad_run
+        self.cache_frozen = cache_frozen
         self.overfit = overfit
         cache = decoded_cache(cache_mb)
         for named in (self.sources, self.val_sources):

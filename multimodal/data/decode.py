@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from multimodal.data.errors import DecodeError
+from multimodal.data.jpeg import decode_jpeg
 
 _PICTURES = ("PNG", "JPEG", "WEBP", "GIF")
+_ORIENTATION = 0x0112  # the EXIF tag
 _SOUNDS = ("OGG", "WAV", "WAVEX", "FLAC")
 
 
@@ -66,13 +68,18 @@ class Signal:
 Value: TypeAlias = "NDArray[Any] | Signal | str"
 
 
-def decode(member: str, data: bytes, limits: Limits) -> Any:
+# Height and width of a picture -> the smallest ones that will do.
+Least: TypeAlias = "Callable[[int, int], tuple[int, int]]"
+
+
+def decode(member: str, data: bytes, limits: Limits, least: Least | None = None) -> Any:
     """Decodes one member.
 
     Args:
         member: its name; the last extension, in any case, chooses the decoder.
         data: its bytes.
         limits: the sizes that are accepted.
+        least: where a picture may come smaller than it is, which JPEGs are decoded to faster.
 
     Returns:
         * png, jpg, jpeg, webp, gif: uint8 ``[H, W, 3]``, turned upright by EXIF, on white where it
@@ -95,6 +102,8 @@ def decode(member: str, data: bytes, limits: Limits) -> Any:
         raise DecodeError("empty", f"{member!r} has no bytes")
     _check_size(len(data), limits.max_bytes, "max_bytes")
     try:
+        if decoder is _image:
+            return _image(data, limits, least)
         return decoder(data, limits)
     except DecodeError:
         raise
@@ -107,13 +116,18 @@ def _check_size(actual: int, most: int, limit: str) -> None:
         raise DecodeError("too_large", f"{actual} is over {limit}={most}")
 
 
-def _image(data: bytes, limits: Limits) -> NDArray[Any]:
+def _image(data: bytes, limits: Limits, least: Least | None = None) -> NDArray[Any]:
     # Pillow has its own, fixed limit, which raises while the header is read.
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_PICTURES)
     except Image.DecompressionBombError as error:
         raise DecodeError("too_large", str(error)) from error
     _check_size(image.width * image.height, limits.max_pixels, "max_pixels")
+    turned = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
+    if image.format == "JPEG" and image.mode == "RGB" and not turned:
+        height, width = image.height, image.width
+        enough = least(height, width) if least is not None else (height, width)
+        return decode_jpeg(data, height, width, enough)
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # "I;16", "I;16B" or "I"
         return np.array(image)

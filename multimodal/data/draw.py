@@ -8,6 +8,8 @@ import numpy as np
 
 from multimodal.hashing import generator, stable_hash
 
+_VIEWS = -1  # stands for the epoch in the draws of cached views
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:
@@ -22,6 +24,7 @@ class Draw:
         source: name of the sample's source.
         index: the sample's place in its source.
         repeat: which use of the sample within the epoch this is.
+        view: the cached view of the sample whose geometry this use has; None for its own.
     """
 
     seed: int
@@ -29,6 +32,17 @@ class Draw:
     source: str
     index: int
     repeat: int
+    view: int | None = None
+
+    @classmethod
+    def of_view(cls, seed: int, source: str, index: int, view: int) -> Draw:
+        """The choices of a cached view, which no epoch has."""
+        return cls(seed, _VIEWS, source, index, view)
+
+    def choose_view(self, views: int) -> int:
+        """Which of so many cached views this use gets; the repeats of an epoch take turns."""
+        first = stable_hash(self.seed, self.epoch, self.source, self.index, "view")
+        return (first + self.repeat) % views
 
     def stream(self, name: str) -> np.random.Generator:
         """A new generator, with the same numbers at every call with the same ``name``.
@@ -36,6 +50,8 @@ class Draw:
         By convention ``geometry`` is shared by modalities that are aligned with each other (an
         image and its depth map get the same crop), and each modality's name is its own stream.
         """
+        if self.view is not None and name == "geometry":
+            return Draw.of_view(self.seed, self.source, self.index, self.view).stream(name)
         return generator(self.seed, self.epoch, self.source, self.index, self.repeat, name)
 
     def pick(self, name: str, count: int) -> int:

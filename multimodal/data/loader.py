@@ -186,7 +186,7 @@ class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
         tried: list[Rejection] = []
         while len(tried) <= self.max_bad_run:
             draw = Draw(self.schedule.seed, epoch, name, index, repeat)
-            sample = load(source, self.transforms, index, draw)
+            sample = load(source, self.transforms, index, draw, frozen=source.frozen)
             if isinstance(sample, Sample):
                 return sample, tried[0] if tried else None
             tried.append(sample)

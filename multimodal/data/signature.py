@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -20,7 +19,10 @@ def signature(schedule: BatchSchedule, sources: Mapping[str, Source]) -> dict[st
                 "batch_size": size.batch_size,
                 "samples": size.num_samples,
                 "batches": schedule.batches[name],
-                "shards": _digest(sources[name]),
+                "shards": sources[name].digest,
+                "views": {
+                    modality: table.views for modality, table in sources[name].frozen.items()
+                },
             }
             for name, size in schedule.sources.items()
         },
@@ -69,18 +71,14 @@ def differences(
                 f"{now['batch_size']} ({now['batch_size'] // world_size} on each of {world_size} "
                 f"devices): {remedy}"
             )
+        elif then.get("views", {}) != now["views"]:
+            changes.append(
+                f"source {name!r} had the cached views {then.get('views', {}) or 'none'}, has "
+                f"{now['views'] or 'none'}: bring back data.cache_frozen and cache_frozen.views"
+            )
         elif then["batches"] != now["batches"]:
             changes.append(
                 f"source {name!r} had {then['batches']} batches an epoch, has {now['batches']}: "
                 "bring back repeat, weight, drop_last and epoch_steps"
             )
     return changes
-
-
-def _digest(source: Source) -> str:
-    """Equal for sources with the same shards in the same order."""
-    table = source.table
-    digest = hashlib.blake2b(digest_size=8)
-    for column in (table.names, table.samples, table.sha256):
-        digest.update(column.tobytes())
-    return digest.hexdigest()

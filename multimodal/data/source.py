@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 from multimodal.data.captions import Template
-from multimodal.data.decode import Limits, Signal, Value, decode
+from multimodal.data.decode import Least, Limits, Signal, Value, decode
 from multimodal.data.draw import Draw
 from multimodal.data.errors import BadSample, DecodeError, ShardError
+from multimodal.data.frozen import FrozenEmbeddings
 from multimodal.data.lru import LRU
 from multimodal.data.manifest import Manifest, load_manifest, suggest
 from multimodal.data.shards import Shard
@@ -106,6 +109,7 @@ class Source:
             module gives it its own.
         limits: sizes that are decoded.
         verify: whether a shard's hash is held against the manifest when it is first opened.
+        frozen: modality -> embeddings of its frozen tower, which training reads in its place.
         cache: decoded members, of this source and of those it shares the cache with.
 
     Raises:
@@ -130,6 +134,7 @@ class Source:
         self.name = loaded.name
         self.limits = Limits()
         self.verify = True
+        self.frozen: dict[str, FrozenEmbeddings] = {}
         self._verified: set[int] = set()  # shards whose hash was right
         self._broken: dict[int, tuple[float, ShardError]] = {}  # when to look again, what was wrong
         self.cache = decoded_cache(0)
@@ -154,6 +159,24 @@ class Source:
         """Names of the modalities of every sample."""
         return tuple(self._modalities)
 
+    @cached_property
+    def digest(self) -> str:
+        """Equal for sources with the same shards in the same order."""
+        found = hashlib.blake2b(digest_size=8)
+        for column in (self.table.names, self.table.samples, self.table.sha256):
+            found.update(column.tobytes())
+        return found.hexdigest()
+
+    def entry(self, modality: str) -> str:
+        """Where a modality is read from, in words that are equal for equal entries."""
+        members, key, templates, _ = self._modalities[modality]
+        return repr((members, key, [template.text for template in templates]))
+
+    def is_random(self, modality: str) -> bool:
+        """Whether training may draw one of several values of a modality."""
+        members, key, templates, _ = self._modalities[modality]
+        return len(members) > 1 or key is not None or bool(templates)
+
     def read(self, index: int) -> RawSample:
         """A sample as it lies in its shard.
 
@@ -168,7 +191,11 @@ class Source:
         return RawSample(shard.keys[place], members, self._metadata(shard, place))
 
     def decode(
-        self, index: int, draw: Draw | None, modalities: Collection[str] | None = None
+        self,
+        index: int,
+        draw: Draw | None,
+        modalities: Collection[str] | None = None,
+        least: Mapping[str, Least] | None = None,
     ) -> Decoded:
         """A sample's values, before their transforms.
 
@@ -176,6 +203,7 @@ class Source:
             index: of the sample.
             draw: chooses among several members and texts; None for the first of each.
             modalities: those wanted; None for all.
+            least: of the modalities whose pictures may come smaller, how small.
 
         Raises:
             IndexError: if ``index`` is not in [0, len(self)).
@@ -186,7 +214,7 @@ class Source:
         shard.check(place)
         metadata = self._metadata(shard, place)
         values = {
-            name: self._value(name, modality, shard, place, metadata, draw)
+            name: self._value(name, modality, shard, place, metadata, draw, (least or {}).get(name))
             for name, modality in self._modalities.items()
             if modalities is None or name in modalities
         }
@@ -252,6 +280,7 @@ class Source:
         place: int,
         metadata: dict[str, Any],
         draw: Draw | None,
+        least: Least | None,
     ) -> Value:
         fields = shard.fields(place)
         present = [member for member in modality.members if member in fields]
@@ -260,6 +289,8 @@ class Source:
         member = _choose(present, draw, f"{name}.member")
         if member == _METADATA:
             value: Any = metadata
+        elif least is not None:  # smaller for each draw: not to be kept
+            value = self._decode(shard, place, member, least)
         else:
             key = (str(shard.path), place, member)
             value = self.cache.get(key, lambda _: self._decode(shard, place, member))
@@ -273,7 +304,7 @@ class Source:
             return _motion(value, metadata)
         return cast("Value", value)
 
-    def _decode(self, shard: Shard, place: int, member: str) -> Any:
+    def _decode(self, shard: Shard, place: int, member: str, least: Least | None = None) -> Any:
         # The size is known without reading the member.
         if shard.size(place, member) > self.limits.max_bytes:
             raise DecodeError(
@@ -281,7 +312,7 @@ class Source:
                 f"{member!r} has {shard.size(place, member)} bytes, over "
                 f"max_bytes={self.limits.max_bytes}",
             )
-        return decode(member, shard.read(place, member), self.limits)
+        return decode(member, shard.read(place, member), self.limits, least)
 
 
 def _parse(name: str, entry: Mapping[str, Any], manifest: Manifest, split: str) -> _Modality:

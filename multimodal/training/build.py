@@ -17,6 +17,7 @@ from multimodal.objectives.objective import ContrastiveObjective, build_objectiv
 from multimodal.training import checkpoint_io
 from multimodal.training.callbacks import RandomState
 from multimodal.training.contrastive import ContrastiveModule
+from multimodal.training.frozen_cache import FrozenCache
 
 
 def build_model(cfg: DictConfig) -> EmbeddingModel:
@@ -63,6 +64,11 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
         if name == "checkpoint":
             extra = {"folder": str(folder / "checkpoints"), "run_config": portable_yaml(cfg)}
         callbacks.append(instantiate(node, **extra))
+    if cfg.data.get("cache_frozen"):
+        transforms = OmegaConf.to_container(cfg.data.transforms, resolve=True)
+        assert isinstance(transforms, dict)
+        kept = {str(name): transform for name, transform in transforms.items()}
+        callbacks.append(FrozenCache(**cfg.cache_frozen, transforms=kept))
     logger = instantiate(cfg.logger) if cfg.logger else False
     if isinstance(logger, dict | DictConfig):
         logger = [item for item in logger.values() if item is not None]

@@ -67,6 +67,7 @@ class ContrastiveModule(pl.LightningModule):
         self._micro_batch_size = micro_batch_size
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
+        self.host_metrics: dict[str, float] = {}  # by callbacks, logged with the step's own
         self._validation: dict[str, dict[str, list[Tensor]]] = {}
 
     def setup(self, stage: str) -> None:
@@ -92,15 +93,19 @@ class ContrastiveModule(pl.LightningModule):
         Raises:
             ValueError: if no pair relates two modalities of this batch.
         """
-        needed = self.objective.modalities(batch.inputs, batch.source)
+        available = [*batch.inputs, *batch.embeddings]
+        needed = self.objective.modalities(available, batch.source)
         if not needed:
             raise ValueError(
-                f"no pair relates two of the modalities {sorted(batch.inputs)} of source "
+                f"no pair relates two of the modalities {sorted(available)} of source "
                 f"'{batch.source}'; add a pair, or remove the source"
             )
         return {name: self._embed_one(name, batch, self.model) for name in needed}
 
     def _embed_one(self, modality: str, batch: Batch, model: EmbeddingModel) -> Tensor:
+        if modality in batch.embeddings:  # of a frozen tower, from the cache
+            return batch.embeddings[modality]
+
         def encode(inputs: Tensor, mask: Tensor | None) -> Tensor:
             return model.embed(modality, inputs, mask)
 
@@ -113,7 +118,8 @@ class ContrastiveModule(pl.LightningModule):
         if self.momentum_model is None:
             return None
         model = cast("EmbeddingModel", self.momentum_model.module)
-        queued = self.objective.queued_modalities(batch.inputs, batch.source)
+        available = [*batch.inputs, *batch.embeddings]
+        queued = self.objective.queued_modalities(available, batch.source)
         return {name: self._embed_one(name, batch, model) for name in queued}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -160,6 +166,7 @@ class ContrastiveModule(pl.LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self._counts and every and step % every == 0:
             means = self.interval_means()
+            means.update(self.host_metrics)
             means["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             for logger in self.trainer.loggers:
                 logger.log_metrics(means, step=step)

@@ -36,6 +36,11 @@ class ArrayTransform(Stacked):
         self.std = std
         self.noise = noise
 
+    @property
+    def is_random(self) -> bool:
+        """Whether draws change the result."""
+        return self.noise > 0
+
     def __call__(self, value: Any, draw: Draw | None) -> Tensor:
         """One array.
 

@@ -83,6 +83,12 @@ class AudioTransform(Stacked):
         self.frequency_mask = frequency_mask
         self.time_mask = time_mask
 
+    @property
+    def is_random(self) -> bool:
+        """Whether draws change the result."""
+        masks = self.frequency_mask or self.time_mask
+        return bool(self.time_shift or self.gain_db or self.speeds != (1.0,) or masks)
+
     def __call__(self, value: Any, draw: Draw | None) -> Tensor:
         """One spectrogram.
 

@@ -88,6 +88,11 @@ class DepthTransform(Stacked):
         self.dropout = dropout
         self.erasing = erasing
 
+    @property
+    def is_random(self) -> bool:
+        """Whether draws change the result."""
+        return self.geometry.is_random or any((self.distance, self.dropout, self.erasing))
+
     def __call__(self, value: Any, draw: Draw | None) -> Tensor:
         """One depth map.
 

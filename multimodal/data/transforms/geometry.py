@@ -62,6 +62,11 @@ class Geometry:
     def __repr__(self) -> str:
         return f"scale={list(self.scale)} ratio={list(self.ratio)} flip={self.flip}"
 
+    @property
+    def is_random(self) -> bool:
+        """Whether draws change it."""
+        return self.scale != (1.0, 1.0) or self.flip > 0
+
     def box(self, draw: Draw | None, height: int, width: int) -> Box:
         """What to keep of a ``height`` x ``width`` picture; its central square without a draw."""
         if draw is None:

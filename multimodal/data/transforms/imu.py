@@ -62,6 +62,11 @@ class IMUTransform(Stacked):
         self._mean = means[:, None]
         self._std = deviations[:, None]
 
+    @property
+    def is_random(self) -> bool:
+        """Always: of a longer signal a window is drawn."""
+        return True
+
     def __call__(self, value: Any, draw: Draw | None) -> Tensor:
         """One window.
 

@@ -50,6 +50,11 @@ class TextTransform:
             [] if token is None else [token] for token in (self.tokenizer.start, self.tokenizer.end)
         )
 
+    @property
+    def is_random(self) -> bool:
+        """Whether draws change the result."""
+        return self.drop > 0
+
     def __call__(self, value: Any, draw: Draw | None) -> Tensor:
         """One text.
 

@@ -55,6 +55,11 @@ class ThermalTransform(Stacked):
         self.geometry = Geometry(scale, ratio, flip)
         self.erasing = erasing
 
+    @property
+    def is_random(self) -> bool:
+        """Whether draws change the result."""
+        return self.geometry.is_random or self.erasing > 0
+
     def __call__(self, value: Any, draw: Draw | None) -> Tensor:
         """One thermal picture.
 

@@ -1,0 +1,92 @@
+"""Embeddings of frozen towers on disk: computed once per sample, read from a memory map."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from multimodal.data.errors import DecodeError
+
+TODO, DONE, BAD = 0, 1, 2
+
+
+class FrozenEmbeddings:
+    """``[n, K, D]`` float32: K views of each of n samples of a source, for one modality.
+
+    Several processes may fill one table, each its own samples, and a table that was left half
+    filled is filled on. Travels to other processes as its path.
+
+    Args:
+        folder: of the table; ``create`` makes one.
+        writable: whether it is to be filled.
+
+    Attributes:
+        views: K.
+    """
+
+    def __init__(self, folder: Path, writable: bool = False) -> None:
+        self.folder = folder
+        mode: Literal["r", "r+"] = "r+" if writable else "r"
+        self._values: NDArray[np.float32] = np.load(folder / "embeddings.npy", mmap_mode=mode)
+        self._status: NDArray[np.uint8] = np.load(folder / "status.npy", mmap_mode=mode)
+        self.views = int(self._values.shape[1])
+
+    @classmethod
+    def create(cls, folder: Path, samples: int, views: int, embed_dim: int) -> None:
+        """Makes an empty table, unless there is one already."""
+        folder.mkdir(parents=True, exist_ok=True)
+        # The status comes last: where it is, the rest is.
+        for name, shape, dtype in (
+            ("embeddings", (samples, views, embed_dim), np.float32),
+            ("status", (samples,), np.uint8),
+        ):
+            if not (folder / "status.npy").exists():
+                temporary = folder / f".{name}.{os.getpid()}.npy"
+                np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
+                os.replace(temporary, folder / f"{name}.npy")
+
+    def __len__(self) -> int:
+        return len(self._status)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder,)
+
+    def missing(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the samples that are still to be computed."""
+        indices = np.asarray(indices, np.int64)
+        left: NDArray[np.int64] = indices[self._status[indices] == TODO]
+        return left
+
+    @property
+    def bad(self) -> int:
+        """Samples that could not be embedded."""
+        return int((self._status == BAD).sum())
+
+    def write(self, index: int, embeddings: Tensor | None) -> None:
+        """Keeps the views ``[K, D]`` of one sample; None if it cannot be read."""
+        if embeddings is not None:
+            self._values[index] = embeddings.numpy()
+        self._status[index] = BAD if embeddings is None else DONE
+
+    def flush(self) -> None:
+        """Puts what was written on disk, the values before their marks."""
+        for array in (self._values, self._status):
+            if isinstance(array, np.memmap):
+                array.flush()
+
+    def read(self, index: int, view: int) -> Tensor:
+        """One view of one sample, ``[D]``.
+
+        Raises:
+            DecodeError: if it could not be embedded.
+        """
+        if self._status[index] != DONE:
+            raise DecodeError("not_embedded", "was bad when the frozen towers' cache was made")
+        return torch.from_numpy(self._values[index, view].copy())

@@ -1,0 +1,209 @@
+"""Shards behind URLs: fetched whole into a folder that all processes of a node share.
+
+Any URL that fsspec knows (``s3://``, ``gs://``, ``hf://``, ``https://`` ...), with the package that
+it asks for; nothing is ever run by a shell.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from multimodal.data.errors import ShardError
+
+DEFAULT_FOLDER = "~/.cache/multimodal/shards"
+_ATTEMPTS = 3
+_PAUSE = 0.5  # seconds before the second attempt, twice as long before the third
+_FETCHERS = 4  # shards that a process fetches at a time
+
+T = TypeVar("T")
+
+
+class RemoteShard(NamedTuple):
+    """A shard, as a manifest tells of it."""
+
+    url: str
+    bytes: int
+    sha256: bytes
+
+
+def is_remote(path: str) -> bool:
+    """Whether ``path`` is a URL that fsspec is to open."""
+    scheme, found, _ = path.partition("://")
+    return bool(found) and scheme not in ("samples", "file")
+
+
+def read_url(url: str) -> bytes:
+    """The content of a small remote file.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if nothing can open such a URL.
+    """
+    filesystem, path = _filesystem(url)
+    content: bytes = filesystem.cat_file(path)
+    return content
+
+
+class ShardCache:
+    """At most so many bytes of shards, named by their hashes; the longest unused make room.
+
+    Processes may share the folder: each shard is fetched once, and one that somebody has opened
+    can be read to its end even after it was removed (the file system keeps it until then).
+
+    Args:
+        folder: made when the first shard is fetched.
+        max_bytes: of all shards together.
+    """
+
+    def __init__(self, folder: str | Path, max_bytes: int) -> None:
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
+        self.folder = Path(folder).expanduser()
+        self.max_bytes = max_bytes
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None  # of the process that made it
+        self._under_way: dict[bytes, Future[None]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder, self.max_bytes)
+
+    def open(self, shard: RemoteShard, use: Callable[[Path], T]) -> T:
+        """``use`` of the local file, which is fetched if it is not there.
+
+        Raises:
+            ShardError: if the shard is missing, or has another size or hash than it should.
+            ValueError: if the cache cannot hold it.
+        """
+        path = self._path(shard)
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._locked("evict", fcntl.LOCK_SH):
+                if path.exists():
+                    os.utime(path)  # it was used just now
+                    return use(path)
+            self._fetch(shard)
+
+    def fetch_ahead(self, shards: Iterable[RemoteShard]) -> None:
+        """Begins to fetch what is not there, and returns at once; failures show when it is used."""
+        if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork
+            self._pool = os.getpid(), ThreadPoolExecutor(_FETCHERS, "fetch")
+            self._under_way = {}
+        self._under_way = {k: task for k, task in self._under_way.items() if not task.done()}
+        for shard in shards:
+            if shard.sha256 not in self._under_way and not self._path(shard).exists():
+                self._under_way[shard.sha256] = self._pool[1].submit(self._try_fetch, shard)
+
+    def _try_fetch(self, shard: RemoteShard) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._fetch(shard)
+        except (ShardError, ValueError, OSError):
+            pass  # told by `open`, with the samples that need it
+
+    def _path(self, shard: RemoteShard) -> Path:
+        return self.folder / f"{shard.sha256.hex()}.tar"
+
+    @contextmanager
+    def _locked(self, name: str, how: int) -> Iterator[None]:
+        """Holds a lock that all processes of the node see; it ends with its process."""
+        with (self.folder / f".{name}.lock").open("a") as file:
+            fcntl.flock(file, how)
+            yield
+
+    def _fetch(self, shard: RemoteShard) -> None:
+        """Fetches one shard, or waits for the process that does."""
+        path = self._path(shard)
+        with self._locked(shard.sha256.hex(), fcntl.LOCK_EX):
+            if path.exists():
+                return
+            part = path.with_suffix(".part")
+            try:
+                self._make_room(shard, part)
+                for attempt in range(_ATTEMPTS):
+                    try:
+                        _download(shard, part)
+                        break
+                    except ShardError as error:
+                        if attempt == _ATTEMPTS - 1 or error.reason == "shard_missing":
+                            raise
+                        time.sleep(_PAUSE * 2**attempt)
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def _make_room(self, shard: RemoteShard, part: Path) -> None:
+        """Removes what was not used for longest, and reserves the place of what is to come."""
+        if shard.bytes > self.max_bytes:
+            raise ValueError(
+                f"{shard.url} has {shard.bytes} bytes, the cache {self.folder} holds at most "
+                f"{self.max_bytes}: raise data.remote_cache_gb"
+            )
+        with self._locked("evict", fcntl.LOCK_EX):
+            found = {
+                path: path.stat()
+                for path in self.folder.iterdir()
+                if path.suffix in (".tar", ".part") and path != part
+            }
+            spent = sum(status.st_size for status in found.values())
+            for path, status in sorted(found.items(), key=lambda pair: pair[1].st_mtime):
+                if spent + shard.bytes <= self.max_bytes:
+                    break
+                if path.suffix == ".tar" or self._is_stale(path):
+                    path.unlink(missing_ok=True)
+                    spent -= status.st_size
+            with part.open("wb") as file:
+                file.truncate(shard.bytes)
+
+    def _is_stale(self, part: Path) -> bool:
+        """Whether the process that was fetching this has ended."""
+        with (self.folder / f".{part.stem}.lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+            return True
+
+
+def _download(shard: RemoteShard, part: Path) -> None:
+    try:
+        filesystem, path = _filesystem(shard.url)
+        filesystem.get_file(path, str(part))
+    except FileNotFoundError as error:
+        raise ShardError(shard.url, 0, "is not there", "shard_missing") from error
+    except ValueError as error:
+        raise ShardError(shard.url, 0, str(error), "shard_missing") from error
+    except Exception as error:  # every file system has errors of its own
+        detail = f"cannot be fetched: {type(error).__name__}: {error}"
+        raise ShardError(shard.url, 0, detail, "shard_unreachable") from error
+    size, digest = part.stat().st_size, hashlib.sha256()
+    if size != shard.bytes:
+        detail = f"has {size} bytes, the manifest says {shard.bytes}"
+        raise ShardError(shard.url, min(size, shard.bytes), detail, "shard_size")
+    with part.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.digest() != shard.sha256:
+        detail = f"its content has another hash than the manifest says ({shard.sha256.hex()[:12]})"
+        raise ShardError(shard.url, 0, detail, "shard_hash")
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """What opens a URL, and the path in it.
+
+    Raises:
+        ValueError: if nothing does, naming the package that would.
+    """
+    try:
+        from fsspec.core import url_to_fs
+
+        found: tuple[Any, str] = url_to_fs(url)
+        return found
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"cannot open {url}: {error}") from error
