@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from data_helpers import number_samples, write_source
 
+from multimodal.data.columns import ShardRow, ShardTable
 from multimodal.data.manifest import load_manifest, manifest_hash
 from multimodal.data.paths import SAMPLES_FOLDER, resolve
 
@@ -49,13 +50,8 @@ def test_every_index_is_located_once(path):
 
 
 def test_a_large_table_stays_small_and_locates():
-    from multimodal.data.manifest import ShardTable
-
     count = 20_000
-    shards = [
-        {"name": f"part-{i:07d}.tar", "samples": 10_000, "bytes": 1 << 30, "sha256": "0" * 64}
-        for i in range(count)
-    ]
+    shards = [ShardRow(f"part-{i:07d}.tar", 10_000, 1 << 30, "0" * 64) for i in range(count)]
     table = ShardTable.of(shards)
     assert table.num_samples == 10_000 * count
     assert table.locate(123_456_789) == (12_345, 6_789)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -89,8 +89,10 @@ def load(
 def _transform(
     transform: Transform, name: str, value: Value, draw: Draw | None, source: Source, index: int
 ) -> Tensor:
+    # What collate finishes may come unfinished.
+    prepare: Callable[[Value, Draw | None], Tensor] = getattr(transform, "prepare", transform)
     try:
-        return transform(value, draw)
+        return prepare(value, draw)
     except BadSample:
         raise
     except Exception as error:  # a transform of the user's own may fail in any way

@@ -12,6 +12,7 @@ from multimodal.data.decode import Limits
 from multimodal.data.evaluation import EvaluationLoader
 from multimodal.data.loader import ScheduledLoader
 from multimodal.data.overfit import RepeatedBatch
+from multimodal.data.remote import DEFAULT_FOLDER, ShardCache
 from multimodal.data.source import Source, decoded_cache
 from multimodal.data.transforms.base import Transform
 from multimodal.types import Batch
@@ -37,6 +38,9 @@ class MultimodalDataModule(pl.LightningDataModule):
         max_bad_run: samples in a row that cannot be read; more stop the run.
         verify_shards: holds the hash of every shard against the manifest when it is first opened;
             one whose content has changed is bad. Reads it once more, at about a gigabyte a second.
+        remote_cache_folder: where shards that are behind URLs are put; shared by all processes of a
+            node, also of other runs.
+        remote_cache_gb: most gigabytes of them; at least the shards of two blocks.
         cache_mb: memory for decoded pictures, sounds and arrays, in each process that loads: worth
             it where most of a data set fits. 0 for none.
         limits: sizes that are decoded; None for those of ``Limits``.
@@ -64,6 +68,8 @@ class MultimodalDataModule(pl.LightningDataModule):
         max_bad_fraction: float = 0.01,
         max_bad_run: int = 100,
         verify_shards: bool = True,
+        remote_cache_folder: str = DEFAULT_FOLDER,
+        remote_cache_gb: float = 100.0,
         cache_mb: int = 0,
         limits: Limits | None = None,
         cache_frozen: bool = False,
@@ -91,6 +97,8 @@ class MultimodalDataModule(pl.LightningDataModule):
                 source.limits = limits or Limits()
                 source.verify = verify_shards
                 source.cache = cache
+                if source.remote is not None:
+                    source.remote = ShardCache(remote_cache_folder, int(remote_cache_gb * 1e9))
 
     def train_dataloader(self) -> ScheduledLoader | RepeatedBatch:
         """This rank's slices of the scheduled batches; made anew, at the first batch."""

@@ -81,6 +81,7 @@ class ScheduledLoader:
                     batch_size=world_size * (source.batch_size or batch_size),
                     repeat=source.repeat,
                     weight=source.weight,
+                    starts=source.table.starts,
                 )
                 for name, source in sources.items()
             },
@@ -164,10 +165,14 @@ class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
         self.rank = rank
         self.world_size = world_size
         self.max_bad_run = max_bad_run
+        self.is_remote = any(source.remote is not None for source in sources.values())
+        self.ahead = steps_ahead(schedule)
 
     @one_thread()
     def __getitem__(self, step: int) -> tuple[Batch, list[Rejection | None]]:
         spec = self.schedule(step)
+        if self.is_remote:
+            self._fetch_ahead(step)
         size = len(spec.indices) // self.world_size
         mine = slice(self.rank * size, (self.rank + 1) * size)
         places = [
@@ -177,6 +182,12 @@ class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
         samples = [sample for sample, _ in places]
         batch = collate(samples, self.transforms, spec.source, step, with_metadata=False)
         return batch, [outcome for _, outcome in places]
+
+    def _fetch_ahead(self, step: int) -> None:
+        """Has the shards of this step fetched side by side, and those of a later one begun."""
+        for ahead in (0, self.ahead):
+            spec = self.schedule(step + ahead)
+            self.sources[spec.source].fetch_ahead(spec.indices.tolist())
 
     def _fill(
         self, name: str, epoch: int, index: int, repeat: int
@@ -195,3 +206,18 @@ class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
             f"{len(tried)} samples of {name!r} in a row are bad, over max_bad_run="
             f"{self.max_bad_run}; {named(tried[-3:])}"
         )
+
+
+def steps_ahead(schedule: BatchSchedule) -> int:
+    """So many steps before they are needed, remote shards begin to be fetched: half a block.
+
+    A block's shards are all asked for within its first few batches, so they must come while the
+    block before is being used up.
+    """
+    longest = 0.0
+    for name, size in schedule.sources.items():
+        block = size.num_samples / len(size.shard_samples) * schedule.block_shards
+        block = min(block, size.num_samples)
+        own_steps = block / size.batch_size
+        longest = max(longest, own_steps * schedule.steps_per_epoch / schedule.batches[name])
+    return max(1, int(longest / 2))

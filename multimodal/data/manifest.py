@@ -10,13 +10,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from multimodal.data.columns import ShardRow, ShardTable, is_inside
 from multimodal.data.paths import resolve
+from multimodal.data.remote import is_remote, read_url
 
 FORMAT = "multimodal-manifest/1"
-KINDS = ("image", "depth", "audio", "imu", "array", "text", "json")
+TABLE_SUFFIX = ".table"  # of the folder beside a manifest that holds its shard table as files
+KINDS = ("image", "video", "depth", "audio", "imu", "array", "text", "json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,79 +35,37 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardTable:
-    """The shards of one split, as columns of length S, so that millions of them stay small.
-
-    Attributes:
-        names: UTF-8 bytes, relative to the manifest's folder.
-        samples: int64, samples in each shard.
-        bytes: int64, size of each shard's file.
-        sha256: ``[S, 32]`` uint8.
-        starts: ``[S + 1]`` int64, index of each shard's first sample, then the number of samples.
-    """
-
-    names: NDArray[np.bytes_]
-    samples: NDArray[np.int64]
-    bytes: NDArray[np.int64]
-    sha256: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, shards: list[dict[str, Any]]) -> ShardTable:
-        """The table of validated manifest entries."""
-        samples = np.array([shard["samples"] for shard in shards], np.int64)
-        digests = b"".join(bytes.fromhex(shard["sha256"]) for shard in shards)
-        return cls(
-            names=np.array([shard["name"].encode() for shard in shards]),
-            samples=samples,
-            bytes=np.array([shard["bytes"] for shard in shards], np.int64),
-            sha256=np.frombuffer(digests, np.uint8).reshape(len(shards), 32),
-            starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(samples)]),
-        )
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    @property
-    def num_samples(self) -> int:
-        """Samples in all shards together."""
-        return int(self.starts[-1])
-
-    def name(self, shard: int) -> str:
-        """File name of a shard, relative to the manifest's folder."""
-        return bytes(self.names[shard]).decode()
-
-    def locate(self, index: int) -> tuple[int, int]:
-        """The shard that holds sample ``index``, and the sample's place in it.
-
-        Raises:
-            IndexError: if ``index`` is not in [0, num_samples).
-        """
-        if not 0 <= index < self.num_samples:
-            raise IndexError(f"sample {index} of {self.num_samples}")
-        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return shard, index - int(self.starts[shard])
-
-
-@dataclass(frozen=True, slots=True)
 class Manifest:
     """One source's manifest.
 
     Attributes:
-        path: where it was read from; shards lie in the same folder.
+        path: where it was read from: a local path, or a URL; shards lie in the same folder.
         name: name of the source.
         description: one line about it.
         fields: what each member holds.
         splits: the shards of each split.
         licences: where the parts come from and under which terms.
+        base: folder or URL that the shards' names are relative to; None for the manifest's own.
     """
 
-    path: Path
+    path: Path | str
     name: str
     description: str
     fields: dict[str, Field]
     splits: dict[str, ShardTable]
     licences: tuple[dict[str, Any], ...] = ()
+    base: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """What the shards' names are relative to: a local folder, or a URL."""
+        if self.base is not None:
+            return self.base.rstrip("/")
+        return (
+            str(self.path).rpartition("/")[0]
+            if isinstance(self.path, str)
+            else str(self.path.parent)
+        )
 
     def split(self, name: str) -> ShardTable:
         """The shards of split ``name``.
@@ -149,26 +107,21 @@ def load_manifest(path: str | Path) -> Manifest:
     """Reads and validates a manifest.
 
     Args:
-        path: a JSON file; ``samples://NAME`` for one of the sample corpus.
+        path: a JSON file; ``samples://NAME`` for one of the sample corpus; a URL that fsspec knows.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a manifest, listing every fault that was found.
     """
-    file = resolve(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"no manifest {path} (looked at {file})")
+    file = str(path) if is_remote(str(path)) else resolve(path)
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(_content(path))
     except ValueError as error:
         raise ValueError(f"the manifest {path} is not JSON: {error}") from error
     faults = _faults(content)
     if faults:
         shown = faults[:10] + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else [])
         raise ValueError("\n  - ".join([f"the manifest {path} has faults:", *shown]))
-    by_split: dict[str, list[dict[str, Any]]] = {}
-    for shard in content["shards"]:
-        by_split.setdefault(shard["split"], []).append(shard)
     return Manifest(
         path=file,
         name=content["name"],
@@ -181,14 +134,43 @@ def load_manifest(path: str | Path) -> Manifest:
             )
             for name, field in content["fields"].items()
         },
-        splits={split: ShardTable.of(shards) for split, shards in by_split.items()},
+        splits=_tables(file, content["shards"]),
         licences=tuple(content.get("licences", ())),
+        base=content.get("base"),
     )
+
+
+def _tables(file: str | Path, shards: Any) -> dict[str, ShardTable]:
+    """The shards by split: listed in the manifest, or mapped from the files that it names."""
+    if isinstance(shards, dict):
+        if isinstance(file, str):
+            raise ValueError(
+                f"the manifest {file} keeps its shard table in files beside it ({TABLE_SUFFIX}): "
+                "copy both to a local folder, the shards may stay (see `base`)"
+            )
+        folder = file.with_suffix(TABLE_SUFFIX)
+        return {
+            split: ShardTable.mapped(folder / split, columns) for split, columns in shards.items()
+        }
+    by_split: dict[str, list[ShardRow]] = {}
+    for shard in shards:
+        row = ShardRow(shard["name"], shard["samples"], shard["bytes"], shard["sha256"])
+        by_split.setdefault(shard["split"], []).append(row)
+    return {split: ShardTable.of(rows) for split, rows in by_split.items()}
 
 
 def manifest_hash(path: str | Path) -> str:
     """SHA-256 of a manifest, which names its shards' hashes: equal only for equal data."""
-    return hashlib.sha256(resolve(path).read_bytes()).hexdigest()
+    return hashlib.sha256(_content(path)).hexdigest()
+
+
+def _content(path: str | Path) -> bytes:
+    if is_remote(str(path)):
+        return read_url(str(path))
+    file = resolve(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no manifest {path} (looked at {file})")
+    return file.read_bytes()
 
 
 def _faults(content: Any) -> list[str]:
@@ -199,12 +181,20 @@ def _faults(content: Any) -> list[str]:
     faults = []
     if not isinstance(content.get("name"), str) or not content["name"]:
         faults.append("'name' must be a text")
+    if not isinstance(content.get("base", ""), str):
+        faults.append("'base' must be a folder or a URL")
     fields, shards = content.get("fields"), content.get("shards")
     if not isinstance(fields, dict) or not fields:
         faults.append("'fields' must be an object with an entry for each member")
     else:
         faults += [fault for name, field in fields.items() for fault in _field_faults(name, field)]
-    if not isinstance(shards, list) or not shards:
+    if isinstance(shards, dict) and shards:
+        faults += [
+            f"'shards' of split {split!r} must name the files of its columns"
+            for split, columns in shards.items()
+            if not is_inside(split) or not isinstance(columns, dict)
+        ]
+    elif not isinstance(shards, list) or not shards:
         faults.append("'shards' must be a list with at least one shard")
     else:
         faults += [
@@ -239,7 +229,7 @@ def _shard_faults(place: int, shard: Any) -> list[str]:
     faults = []
     if not isinstance(name, str) or not name:
         faults.append(f"{label}: 'name' must be a file name")
-    elif name.startswith("/") or ".." in name.split("/") or set(name) & set(":\\\0"):
+    elif not is_inside(name):
         faults.append(f"{label}: 'name' must be a path within the manifest's folder")
     if not isinstance(shard.get("split"), str) or not shard["split"]:
         faults.append(f"{label}: 'split' must be a text")

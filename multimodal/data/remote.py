@@ -30,7 +30,7 @@ class RemoteShard(NamedTuple):
     """A shard, as a manifest tells of it."""
 
     url: str
-    bytes: int
+    size: int
     sha256: bytes
 
 
@@ -140,9 +140,9 @@ class ShardCache:
 
     def _make_room(self, shard: RemoteShard, part: Path) -> None:
         """Removes what was not used for longest, and reserves the place of what is to come."""
-        if shard.bytes > self.max_bytes:
+        if shard.size > self.max_bytes:
             raise ValueError(
-                f"{shard.url} has {shard.bytes} bytes, the cache {self.folder} holds at most "
+                f"{shard.url} has {shard.size} bytes, the cache {self.folder} holds at most "
                 f"{self.max_bytes}: raise data.remote_cache_gb"
             )
         with self._locked("evict", fcntl.LOCK_EX):
@@ -153,13 +153,13 @@ class ShardCache:
             }
             spent = sum(status.st_size for status in found.values())
             for path, status in sorted(found.items(), key=lambda pair: pair[1].st_mtime):
-                if spent + shard.bytes <= self.max_bytes:
+                if spent + shard.size <= self.max_bytes:
                     break
                 if path.suffix == ".tar" or self._is_stale(path):
                     path.unlink(missing_ok=True)
                     spent -= status.st_size
             with part.open("wb") as file:
-                file.truncate(shard.bytes)
+                file.truncate(shard.size)
 
     def _is_stale(self, part: Path) -> bool:
         """Whether the process that was fetching this has ended."""
@@ -183,9 +183,9 @@ def _download(shard: RemoteShard, part: Path) -> None:
         detail = f"cannot be fetched: {type(error).__name__}: {error}"
         raise ShardError(shard.url, 0, detail, "shard_unreachable") from error
     size, digest = part.stat().st_size, hashlib.sha256()
-    if size != shard.bytes:
-        detail = f"has {size} bytes, the manifest says {shard.bytes}"
-        raise ShardError(shard.url, min(size, shard.bytes), detail, "shard_size")
+    if size != shard.size:
+        detail = f"has {size} bytes, the manifest says {shard.size}"
+        raise ShardError(shard.url, min(size, shard.size), detail, "shard_size")
     with part.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

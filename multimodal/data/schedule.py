@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from multimodal.data.lru import LRU
 from multimodal.hashing import generator
 
+_WINDOW = 4096  # steps whose order is worked out together
+
 Indices: TypeAlias = "NDArray[np.int64]"
 
 
@@ -30,22 +32,30 @@ class SourceSize:
         repeat: how many times an epoch draws each sample (1.25: all once, a quarter twice).
         weight: the source's share of an epoch's batches, relative to the other weights; the
             alternative to ``repeat``.
+        starts: index of each shard's first sample; None to sum them up.
     """
 
     shard_samples: Indices
     batch_size: int
     repeat: float = 1.0
     weight: float | None = None
-
-    @cached_property
-    def starts(self) -> Indices:
-        """``[S]`` int64, index of each shard's first sample."""
-        return np.cumsum(self.shard_samples) - self.shard_samples
+    starts: Indices | None = None
 
     @cached_property
     def num_samples(self) -> int:
         """Samples in all shards."""
         return int(self.shard_samples.sum())
+
+    def spans(self, shards: Indices) -> list[tuple[int, int]]:
+        """Index of the first sample of each of these shards, and of the one after its last."""
+        starts = self._starts if self.starts is None else self.starts
+        first = starts[shards].tolist()
+        counts = self.shard_samples[shards].tolist()
+        return [(start, start + count) for start, count in zip(first, counts, strict=True)]
+
+    @cached_property
+    def _starts(self) -> Indices:
+        return np.cumsum(self.shard_samples) - self.shard_samples
 
 
 @dataclass(frozen=True)
@@ -112,8 +122,8 @@ class BatchSchedule:
         self.block_shards = block_shards
         self.batches = _count_batches(self.sources, drop_last, epoch_steps)
         self.steps_per_epoch = sum(self.batches.values())
-        # Recomputed when missing: one epoch's order, and the shuffles in use of each source.
-        self._orders: LRU[int, tuple[Indices, Indices]] = LRU(2)
+        # Recomputed when missing: some of an epoch's order, and the shuffles in use of each source.
+        self._orders: LRU[tuple[int, int], tuple[Indices, Indices]] = LRU(4)
         self._passes: LRU[tuple[str, str, int, int], _Pass] = LRU(2 * len(sources))
 
     def __call__(self, step: int) -> BatchSpec:
@@ -125,23 +135,32 @@ class BatchSchedule:
         if step < 0:
             raise ValueError(f"steps begin at 0, got {step}")
         epoch, place = divmod(step, self.steps_per_epoch)
-        order, ordinals = self._orders.get(epoch, self._interleave)
-        source = list(self.sources)[order[place]]
+        window, at = divmod(place, _WINDOW)
+        order, ordinals = self._orders.get((epoch, window), self._interleave)
+        source = list(self.sources)[order[at]]
         size = self.sources[source].batch_size
-        first = int(ordinals[place]) * size
+        first = int(ordinals[at]) * size
         indices, repeats = self._draws(source, epoch, first, first + size)
         return BatchSpec(step, epoch, source, indices, repeats)
 
-    def _interleave(self, epoch: int) -> tuple[Indices, Indices]:
-        """For each step of an epoch, the number of its source and which of its batches it is."""
+    def _interleave(self, key: tuple[int, int]) -> tuple[Indices, Indices]:
+        """For some steps of an epoch, the number of each one's source and of its batch there."""
+        epoch, window = key
         offsets = generator(self.seed, epoch, "order").permutation(len(self.batches))
-        counts = list(self.batches.values())
+        counts = np.array(list(self.batches.values()), np.int64)
         # Batch i of N stands at (i + offset) / N of the epoch: as even as it gets.
         shifts = (offsets + 0.5) / len(counts)
-        places = [(np.arange(n) + shift) / n for n, shift in zip(counts, shifts, strict=True)]
-        owners = np.repeat(np.arange(len(counts)), counts)
-        ordinals = np.concatenate([np.arange(n) for n in counts])
-        order = np.lexsort((offsets[owners], np.concatenate(places)))
+        # So the step of rank r stands at r / steps, give or take one batch of each source.
+        first = window * _WINDOW
+        last = min(first + _WINDOW, self.steps_per_epoch)
+        low = (first - len(counts) - 1) / self.steps_per_epoch
+        high = (last + len(counts) + 1) / self.steps_per_epoch
+        begins = np.clip(np.floor(low * counts - shifts), 0, counts).astype(np.int64)
+        ends = np.clip(np.ceil(high * counts - shifts) + 1, 0, counts).astype(np.int64)
+        ordinals = np.concatenate([np.arange(*span) for span in zip(begins, ends, strict=True)])
+        owners = np.repeat(np.arange(len(counts)), ends - begins)
+        places = (ordinals + shifts[owners]) / counts[owners]
+        order = np.lexsort((offsets[owners], places))[first - begins.sum() : last - begins.sum()]
         return owners[order], ordinals[order]
 
     def _draws(self, source: str, epoch: int, start: int, stop: int) -> tuple[Indices, Indices]:
@@ -183,7 +202,7 @@ class _Pass:
         self._shards = generator(*key, "shards").permutation(len(source.shard_samples))
         ends = np.cumsum(source.shard_samples[self._shards])
         self._ends = np.append(ends[block_shards - 1 :: block_shards], ends[-1])
-        self._blocks: LRU[int, Indices] = LRU(2)
+        self._blocks: LRU[int, Indices] = LRU(4)
 
     def __getitem__(self, span: slice) -> Indices:
         start, stop = int(span.start), int(span.stop)
@@ -199,8 +218,7 @@ class _Pass:
 
     def _block(self, block: int) -> Indices:
         shards = self._shards[block * self._block_shards : (block + 1) * self._block_shards]
-        spans = zip(self._source.starts[shards], self._source.shard_samples[shards], strict=True)
-        indices = np.concatenate([np.arange(start, start + count) for start, count in spans])
+        indices = np.concatenate([np.arange(*span) for span in self._source.spans(shards)])
         return generator(*self._key, "block", block).permutation(indices)
 
 

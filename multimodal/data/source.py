@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -18,11 +19,13 @@ from multimodal.data.errors import BadSample, DecodeError, ShardError
 from multimodal.data.frozen import FrozenEmbeddings
 from multimodal.data.lru import LRU
 from multimodal.data.manifest import Manifest, load_manifest, suggest
+from multimodal.data.remote import DEFAULT_FOLDER, RemoteShard, ShardCache, is_remote
 from multimodal.data.shards import Shard
 from multimodal.hashing import stable_hash
 
 _OPEN_SHARDS = 32  # kept mapped in each process
 _LOOK_AGAIN = 60.0  # seconds until a shard that could not be read is tried once more
+_DEFAULT_BYTES = 100 << 30  # of remote shards in the cache
 _METADATA = "json"  # the member that describes a sample
 _ENTRY = ("member", "key", "template")  # what a modality may be given
 
@@ -92,7 +95,7 @@ class Source:
     """The samples of one split of a manifest, by index.
 
     Args:
-        manifest: path of the manifest; ``samples://NAME.json`` for one of the sample corpus.
+        manifest: path or URL of the manifest; ``samples://NAME.json`` for one of the sample corpus.
         modalities: for each modality the ``member`` that holds it, or several of which one is
             drawn; for a JSON member also the ``key`` of a text in it, or of a list of texts of
             which one is drawn, or else a ``template`` (``{name}, {tags}``, see ``Template``), or
@@ -109,6 +112,7 @@ class Source:
             module gives it its own.
         limits: sizes that are decoded.
         verify: whether a shard's hash is held against the manifest when it is first opened.
+        remote: cache of the shards, where the manifest is behind a URL; None where it is local.
         frozen: modality -> embeddings of its frozen tower, which training reads in its place.
         cache: decoded members, of this source and of those it shares the cache with.
 
@@ -148,7 +152,10 @@ class Source:
         self._modalities = {
             name: _parse(name, entry, loaded, split) for name, entry in modalities.items()
         }
-        self._folder = loaded.path.parent
+        self._folder = loaded.folder
+        self.remote: ShardCache | None = None
+        if is_remote(self._folder):
+            self.remote = ShardCache(DEFAULT_FOLDER, _DEFAULT_BYTES)
         self._shards: LRU[int, Shard] = LRU(_OPEN_SHARDS)
 
     def __len__(self) -> int:
@@ -219,7 +226,8 @@ class Source:
             if modalities is None or name in modalities
         }
         key = shard.keys[place]
-        sample_id = stable_hash(self.name, shard.path.name, key)
+        shard_name = Path(self.table.name(self.table.locate(index)[0])).name
+        sample_id = stable_hash(self.name, shard_name, key)
         positive = sample_id
         if self.positive_key is not None:
             positive = stable_hash(self.positive_key, repr(_get(metadata, self.positive_key)))
@@ -233,6 +241,20 @@ class Source:
         except BadSample:
             return Place(name, f"sample {index}")
         return Place(name, shard.keys[place])
+
+    def fetch_ahead(self, indices: Iterable[int]) -> None:
+        """Begins to fetch the shards of these samples, where they are remote."""
+        if self.remote is not None:
+            places = np.fromiter(indices, np.int64)
+            numbers = np.unique(np.searchsorted(self.table.starts, places, side="right") - 1)
+            self.remote.fetch_ahead(self._remote_shard(int(number)) for number in numbers)
+
+    def _remote_shard(self, number: int) -> RemoteShard:
+        return RemoteShard(
+            f"{self._folder}/{self.table.name(number)}",
+            int(self.table.bytes[number]),
+            self.table.sha256[number].tobytes(),
+        )
 
     def after(self, index: int, whole_shard: bool) -> int:
         """The next sample, or the first of the next shard; after the last comes the first."""
@@ -249,14 +271,22 @@ class Source:
         # Each sample of a broken shard asks for it: look at the file again only after a while.
         if number in self._broken and time.monotonic() < self._broken[number][0]:
             raise self._broken[number][1]
-        verify = self.verify and number not in self._verified
-        try:
-            shard = Shard(
-                self._folder / self.table.name(number),
+        # What was fetched was verified on its way.
+        verify = self.verify and self.remote is None and number not in self._verified
+
+        def opened(path: Path) -> Shard:
+            return Shard(
+                path,
                 samples=int(self.table.samples[number]),
                 size=int(self.table.bytes[number]),
                 sha256=self.table.sha256[number].tobytes() if verify else None,
             )
+
+        try:
+            if self.remote is None:
+                shard = opened(Path(self._folder) / self.table.name(number))
+            else:
+                shard = self.remote.open(self._remote_shard(number), opened)
         except ShardError as error:
             self._broken[number] = (time.monotonic() + _LOOK_AGAIN, error)
             raise

@@ -15,6 +15,7 @@ from multimodal.data.errors import BadSample
 from multimodal.data.manifest import load_manifest
 from multimodal.data.packing.parallel import in_parallel
 from multimodal.data.packing.write import ShardEntry, json_keys, write_manifest
+from multimodal.data.remote import is_remote
 from multimodal.data.shards import Shard
 
 _SPLITS = {"test": "test", **dict.fromkeys(("val", "valid", "validation", "dev"), "val")}
@@ -104,9 +105,11 @@ def verify(
         the faults they are all that the manifest counts.
     """
     manifest = load_manifest(path)
+    if is_remote(manifest.folder):
+        raise ValueError(f"{path}: the shards are at {manifest.folder}; verify them where they lie")
     jobs = [
         (
-            manifest.path.parent / table.name(number),
+            Path(manifest.folder) / table.name(number),
             int(table.samples[number]),
             int(table.bytes[number]),
             table.sha256[number].tobytes(),

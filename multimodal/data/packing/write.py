@@ -11,11 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from multimodal.data.manifest import FORMAT, KINDS
+from multimodal.data.columns import ShardRow, ShardTable
+from multimodal.data.manifest import FORMAT, KINDS, TABLE_SUFFIX
+
+MOST_LISTED = 10_000  # shards in a manifest itself
 
 _BY_EXTENSION = {
     **dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif"), "image"),
     **dict.fromkeys(("ogg", "wav", "flac"), "audio"),
+    **dict.fromkeys(("mp4", "webm", "mkv", "avi", "mov"), "video"),
     "npy": "array",
     "txt": "text",
     "json": "json",
@@ -133,6 +137,20 @@ def json_keys(documents: Iterable[Any]) -> list[str]:
     return sorted(common or ())
 
 
+def _listed(shards: Sequence[ShardEntry]) -> list[dict[str, Any]]:
+    names = ("name", "split", "samples", "bytes", "sha256")
+    return [{name: getattr(shard, name) for name in names} for shard in shards]
+
+
+def _saved(shards: Sequence[ShardEntry], folder: Path) -> dict[str, Any]:
+    """The table in files beside the manifest, where a list would be long to read and to hold."""
+    by_split: dict[str, list[ShardRow]] = {}
+    for shard in shards:
+        row = ShardRow(shard.name, shard.samples, shard.bytes, shard.sha256)
+        by_split.setdefault(shard.split, []).append(row)
+    return {split: ShardTable.of(rows).save(folder / split) for split, rows in by_split.items()}
+
+
 def write_manifest(
     path: Path,
     name: str,
@@ -179,16 +197,9 @@ def write_manifest(
         "origin": origin,
         "licences": [dict(licence) for licence in licences],
         "fields": fields,
-        "shards": [
-            {
-                "name": shard.name,
-                "split": shard.split,
-                "samples": shard.samples,
-                "bytes": shard.bytes,
-                "sha256": shard.sha256,
-            }
-            for shard in shards
-        ],
+        "shards": _listed(shards)
+        if len(shards) <= MOST_LISTED
+        else _saved(shards, path.with_suffix(TABLE_SUFFIX)),
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, text.encode())

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
+from multimodal.data.buffers import empty_batch
 from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
 
@@ -44,14 +44,9 @@ class Stacked:
 
 
 def stack(inputs: list[Tensor]) -> Tensor:
-    """The batch ``[B, ...]``; in a worker it is put where the training process can read it."""
-    if get_worker_info() is None:
-        return torch.stack(inputs)
-    first = inputs[0]
-    size = len(inputs) * first.numel() * first.element_size()
-    storage = torch.UntypedStorage._new_shared(size)
-    shared = torch.empty(0, dtype=first.dtype).set_(storage)  # type: ignore[call-overload]
-    return torch.stack(inputs, out=shared.view(len(inputs), *first.shape))
+    """The batch ``[B, ...]``."""
+    batch = empty_batch((len(inputs), *inputs[0].shape), inputs[0].dtype)
+    return torch.stack(inputs, out=batch)
 
 
 def standardisation(

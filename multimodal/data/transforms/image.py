@@ -11,15 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from multimodal.data.buffers import empty_batch
 from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
-from multimodal.data.transforms.base import Stacked, standardisation
+from multimodal.data.transforms.base import standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-class ImageTransform(Stacked):
+class ImageTransform:
     """Crop, resize, colour jitter, erasing, standardisation.
 
     Brightness, contrast and saturation are factors drawn from [1 - x, 1 + x] and applied in this
@@ -111,17 +112,40 @@ class ImageTransform(Stacked):
         Raises:
             DecodeError: if the value is no picture.
         """
+        pixels = self.prepare(value, draw)
+        return self._standardise(pixels) if pixels.dtype == torch.uint8 else pixels
+
+    def prepare(self, value: Any, draw: Draw | None) -> Tensor:
+        """The same, but as uint8 ``[3, size, size]`` where no colours change.
+
+        ``collate`` standardises such a picture right into its batch.
+        """
         pixels = torch.from_numpy(_as_rgb(value)).permute(2, 0, 1)
         box = self.geometry.box(draw, *pixels.shape[1:])
         pixels = crop_and_resize(pixels, box, self.size, self.interpolation, self.border)
-        picture = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-        if draw is None:
-            return picture.mul_(self._factor).add_(self._offset)
+        if draw is None or not (any(self.jitter) or self.grayscale or self.erasing):
+            return pixels
         random = draw.stream("image")
+        picture = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         picture = self._jitter_colours(picture, random)
         picture.mul_(self._factor).add_(self._offset)
         erase(picture, self.erasing, random)
         return picture
+
+    def collate(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The batch ``[B, 3, size, size]``; there is nothing to mask."""
+        batch = empty_batch((len(inputs), *inputs[0].shape), torch.float32)
+        for picture, place in zip(inputs, batch, strict=True):
+            if picture.dtype == torch.uint8:
+                self._standardise(picture, place)
+            else:
+                place.copy_(picture)
+        return batch, None
+
+    def _standardise(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+        if out is None:
+            out = torch.empty(pixels.shape)
+        return torch.mul(pixels, self._factor, out=out).add_(self._offset)
 
     def _jitter_colours(self, picture: Tensor, random: np.random.Generator) -> Tensor:
         """The colour changes, on values in [0, 255]."""
