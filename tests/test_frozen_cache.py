@@ -9,7 +9,7 @@ from data_helpers import image_bytes, json_bytes, npy_bytes, write_source
 from experiment_helpers import composed, losses, run_training, train_here, write_sensor_shards
 
 from multimodal.config import ConfigError, check
-from multimodal.data import source as source_module
+from multimodal.data import members as members_module
 from multimodal.data.assemble import Sample, load
 from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
@@ -39,7 +39,7 @@ def here(tmp_path, monkeypatch):
 def work(monkeypatch):
     """Counts pictures that are decoded, and those that are embedded."""
     counts = {"decoded": 0, "embedded": 0}
-    decode, embed = source_module.decode, EmbeddingModel.embed
+    decode, embed = members_module.decode, EmbeddingModel.embed
 
     def decoding(member, *rest):
         counts["decoded"] += member.endswith("png")
@@ -49,7 +49,7 @@ def work(monkeypatch):
         counts["embedded"] += len(inputs) if modality == "image" else 0
         return embed(self, modality, inputs, *rest)
 
-    monkeypatch.setattr(source_module, "decode", decoding)
+    monkeypatch.setattr(members_module, "decode", decoding)
     monkeypatch.setattr(EmbeddingModel, "embed", embedding)
     return counts
 

@@ -466,7 +466,7 @@ def test_a_cache_of_decoded_members_changes_nothing(folder, monkeypatch):
             decoded.append(data)
         return decode(member, data, limits)
 
-    monkeypatch.setattr("multimodal.data.source.decode", counting)
+    monkeypatch.setattr("multimodal.data.members.decode", counting)
     assert epochs(module(folder, cache_mb=1).train_dataloader(), 3) == expected
     assert len(decoded) == len(set(decoded)) == 72
     decoded.clear()

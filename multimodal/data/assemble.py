@@ -15,7 +15,8 @@ from multimodal.data.draw import Draw
 from multimodal.data.errors import BadSample, ShardError
 from multimodal.data.frozen import FrozenEmbeddings
 from multimodal.data.manifest import suggest
-from multimodal.data.source import Decoded, Source
+from multimodal.data.members import Decoded, Members, Readable
+from multimodal.data.source import Place, Source
 from multimodal.data.tally import Rejection
 from multimodal.data.transforms.base import Transform
 from multimodal.types import Batch
@@ -76,7 +77,9 @@ def load(
         }
         decoded = source.decode(index, draw, wanted, least)
         inputs = {
-            name: _transform(transforms[name], name, value, draw, source, index)
+            name: _transform(
+                transforms[name], name, value, draw, source.name, lambda: source.place(index)
+            )
             for name, value in decoded.values.items()
         }
     except BadSample as error:
@@ -86,8 +89,29 @@ def load(
     return Sample(decoded, inputs, 0 if draw is None else draw.repeat, embeddings)
 
 
+def load_from(
+    source: Members, transforms: Mapping[str, Transform], sample: Readable, draw: Draw
+) -> Sample | Rejection:
+    """The same of a sample that stands alone, as it came out of a stream."""
+    place = Place(sample.path.name, sample.keys[0])
+    try:
+        decoded = source.decode_from(sample, 0, place.shard, draw)
+        inputs = {
+            name: _transform(transforms[name], name, value, draw, source.name, lambda: place)
+            for name, value in decoded.values.items()
+        }
+    except BadSample as error:
+        return Rejection(source.name, *place, error.reason, str(error))
+    return Sample(decoded, inputs, 0, {})
+
+
 def _transform(
-    transform: Transform, name: str, value: Value, draw: Draw | None, source: Source, index: int
+    transform: Transform,
+    name: str,
+    value: Value,
+    draw: Draw | None,
+    source: str,
+    where: Callable[[], Place],
 ) -> Tensor:
     # What collate finishes may come unfinished.
     prepare: Callable[[Value, Draw | None], Tensor] = getattr(transform, "prepare", transform)
@@ -96,9 +120,9 @@ def _transform(
     except BadSample:
         raise
     except Exception as error:  # a transform of the user's own may fail in any way
-        place = source.place(index)
+        place = where()
         raise RuntimeError(
-            f"the transform of {name!r} fails on {source.name}, shard {place.shard}, key "
+            f"the transform of {name!r} fails on {source}, shard {place.shard}, key "
             f"{place.key!r}: {type(error).__name__}: {error}"
         ) from error
 
@@ -152,6 +176,13 @@ def check_transforms(
         geometry = getattr(transforms[modality], "geometry", None)
         if geometry is not None:
             geometries[modality] = geometry
+    apart = [m for m in geometries if getattr(transforms[m], "moves_apart", False)]
+    if len(geometries) > 1 and apart:
+        others = ", ".join(m for m in geometries if m != apart[0])
+        raise ValueError(
+            f"source {name!r}: {apart[0]} is turned and shifted by RandAugment, and {others} would "
+            f"not follow: set augment_spatial=false in the transform of {apart[0]}"
+        )
     for modality, geometry in geometries.items():
         first, reference = next(iter(geometries.items()))
         if geometry != reference:

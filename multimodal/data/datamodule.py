@@ -15,6 +15,7 @@ from multimodal.data.overfit import RepeatedBatch
 from multimodal.data.remote import DEFAULT_FOLDER, ShardCache
 from multimodal.data.source import Source, decoded_cache
 from multimodal.data.transforms.base import Transform
+from multimodal.data.workers import workers_of_machine
 from multimodal.types import Batch
 
 
@@ -25,7 +26,8 @@ class MultimodalDataModule(pl.LightningDataModule):
         sources: to train on, by name.
         transforms: by modality.
         batch_size: samples per device and batch, for sources without their own.
-        num_workers: processes that load, per device; 0 loads in the training process.
+        num_workers: processes that load, per device; 0 loads in the training process, None takes
+            the machine's cores, shared by its devices, less one for each training process.
         seed: of the order and of every random choice about a sample.
         val_sources: to validate on, by name; None for no validation.
         eval_batch_size: samples per device and batch in validation.
@@ -44,6 +46,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         cache_mb: memory for decoded pictures, sounds and arrays, in each process that loads: worth
             it where most of a data set fits. 0 for none.
         limits: sizes that are decoded; None for those of ``Limits``.
+        prefetch: batches that each worker keeps ready.
         cache_frozen: embeds the modalities of frozen towers once, before training, which then reads
             the embeddings (the root's ``cache_frozen`` has the options).
         overfit: trains on the first batch again and again (``debug=overfit``).
@@ -58,7 +61,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         sources: Mapping[str, Source],
         transforms: Mapping[str, Transform],
         batch_size: int,
-        num_workers: int,
+        num_workers: int | None,
         seed: int,
         val_sources: Mapping[str, Source] | None = None,
         eval_batch_size: int = 256,
@@ -72,6 +75,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         remote_cache_gb: float = 100.0,
         cache_mb: int = 0,
         limits: Limits | None = None,
+        prefetch: int = 2,
         cache_frozen: bool = False,
         overfit: bool = False,
     ) -> None:
@@ -80,7 +84,9 @@ class MultimodalDataModule(pl.LightningDataModule):
         self.val_sources = dict(val_sources or {})
         self.transforms = dict(transforms)
         self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.num_workers = workers_of_machine() if num_workers is None else num_workers
+        self.prefetch = prefetch
+        self.pin_memory = torch.cuda.is_available()
         self.seed = seed
         self.eval_batch_size = eval_batch_size
         self.block_shards = block_shards
@@ -100,6 +106,12 @@ class MultimodalDataModule(pl.LightningDataModule):
                 if source.remote is not None:
                     source.remote = ShardCache(remote_cache_folder, int(remote_cache_gb * 1e9))
 
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """A copy on ``device``, made while the step before is still computed (pinned memory)."""
+        return batch.to(device, non_blocking=True)
+
     def train_dataloader(self) -> ScheduledLoader | RepeatedBatch:
         """This rank's slices of the scheduled batches; made anew, at the first batch."""
         loader = ScheduledLoader(
@@ -115,7 +127,8 @@ class MultimodalDataModule(pl.LightningDataModule):
             epoch_steps=self.epoch_steps,
             max_bad_fraction=self.max_bad_fraction,
             max_bad_run=self.max_bad_run,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.pin_memory,
+            prefetch=self.prefetch,
         )
         return RepeatedBatch(loader) if self.overfit else loader
 
@@ -132,7 +145,7 @@ class MultimodalDataModule(pl.LightningDataModule):
                 world_size=distributed.world_size(),
                 max_bad_fraction=self.max_bad_fraction,
                 max_bad_run=self.max_bad_run,
-                pin_memory=torch.cuda.is_available(),
+                pin_memory=self.pin_memory,
             )
             for source in self.val_sources.values()
         ]

@@ -7,6 +7,7 @@ no pickle), and the size of what a member would become is taken from its header 
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from PIL import Image, ImageOps
 
 from multimodal.data.errors import DecodeError
 from multimodal.data.jpeg import decode_jpeg
+from multimodal.data.video import CONTAINERS, Video, open_video
 
 _PICTURES = ("PNG", "JPEG", "WEBP", "GIF")
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -36,6 +38,7 @@ class Limits:
         max_bytes: of a member in its shard.
         max_pixels: of an image.
         max_audio_values: frames x channels of a sound (the default: ten minutes at 48 kHz stereo).
+        max_video_seconds: length of a video; the size of its frames counts as that of an image.
         max_array_bytes: of an array.
         max_text_bytes: of a text or JSON member.
     """
@@ -43,12 +46,13 @@ class Limits:
     max_bytes: int = 1 << 28
     max_pixels: int = 1 << 26
     max_audio_values: int = 57_600_000
+    max_video_seconds: float = 3600.0
     max_array_bytes: int = 1 << 28
     max_text_bytes: int = 1 << 22
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
-            if getattr(self, name) < 1:
+            if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
@@ -65,7 +69,7 @@ class Signal:
     rate: float
 
 
-Value: TypeAlias = "NDArray[Any] | Signal | str"
+Value: TypeAlias = "NDArray[Any] | Signal | Video | str"
 
 
 # Height and width of a picture -> the smallest ones that will do.
@@ -86,6 +90,7 @@ def decode(member: str, data: bytes, limits: Limits, least: Least | None = None)
           is transparent, the first frame of an animation; 16-bit greyscale as uint16 ``[H, W]``,
           and 32-bit as int32;
         * ogg, wav, flac: ``Signal`` with values in about [-1, 1];
+        * mp4, mov, webm, mkv, avi: ``Video``, whose frames are still encoded;
         * npy: the array, read-only, of bool, integer or floating type;
         * txt: text; json: what the document holds.
 
@@ -106,6 +111,8 @@ def decode(member: str, data: bytes, limits: Limits, least: Least | None = None)
             return _image(data, limits, least)
         return decoder(data, limits)
     except DecodeError:
+        raise
+    except ModuleNotFoundError:  # a package that decodes this is not installed
         raise
     except Exception as error:  # libraries raise all sorts of errors on damaged input
         raise DecodeError("corrupt", f"{member!r}: {type(error).__name__}: {error}") from error
@@ -149,6 +156,10 @@ def _audio(data: bytes, limits: Limits) -> Signal:
     return Signal(np.ascontiguousarray(samples.T), rate)
 
 
+def _video(extension: str, data: bytes, limits: Limits) -> Video:
+    return open_video(data, extension, limits.max_pixels, limits.max_video_seconds)
+
+
 def _array(data: bytes, limits: Limits) -> NDArray[Any]:
     stream = io.BytesIO(data)
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -183,6 +194,7 @@ def _json(data: bytes, limits: Limits) -> Any:
 _DECODERS: dict[str, Callable[[bytes, Limits], Any]] = {
     **dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif"), _image),
     **dict.fromkeys(("ogg", "wav", "flac"), _audio),
+    **{extension: functools.partial(_video, extension) for extension in CONTAINERS},
     "npy": _array,
     "txt": _text,
     "json": _json,

@@ -43,6 +43,7 @@ class ScheduledLoader:
         epoch_steps: see ``BatchSchedule``.
         max_bad_fraction: of the samples of this rank; more stop the run.
         max_bad_run: bad samples of this rank in a row; more stop the run.
+        prefetch: batches that each worker keeps ready.
         pin_memory: puts batches in page-locked memory, for asynchronous copies to a GPU.
 
     Attributes:
@@ -68,6 +69,7 @@ class ScheduledLoader:
         max_bad_fraction: float = 0.01,
         max_bad_run: int = 100,
         pin_memory: bool = False,
+        prefetch: int = 2,
     ) -> None:
         for name, source in sources.items():
             check_transforms(name, source.modalities, transforms)
@@ -97,7 +99,7 @@ class ScheduledLoader:
         dataset = _TrainingBatches(
             self.schedule, self._sources, transforms, rank, world_size, max_bad_run
         )
-        self._batches = make_loader(dataset, self._steps, num_workers, pin_memory, persistent=True)
+        self._batches = make_loader(dataset, self._steps, num_workers, pin_memory, True, prefetch)
 
     def __len__(self) -> int:
         return self.schedule.steps_per_epoch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +17,16 @@ from multimodal.data.remote import is_remote, read_url
 FORMAT = "multimodal-manifest/1"
 TABLE_SUFFIX = ".table"  # of the folder beside a manifest that holds its shard table as files
 KINDS = ("image", "video", "depth", "audio", "imu", "array", "text", "json")
+
+
+_BY_EXTENSION = {
+    **dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif"), "image"),
+    **dict.fromkeys(("ogg", "wav", "flac"), "audio"),
+    **dict.fromkeys(("mp4", "webm", "mkv", "avi", "mov"), "video"),
+    "npy": "array",
+    "txt": "text",
+    "json": "json",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +104,25 @@ class Manifest:
                 f"not in {split!r}"
             )
         return field
+
+
+def kind_of(field: str, kinds: Mapping[str, str]) -> str:
+    """What a member holds: as given, by its first part (``depth.png``), or by its extension.
+
+    Raises:
+        ValueError: if nothing can read such a member.
+    """
+    if field in kinds:
+        return kinds[field]
+    first, _, rest = field.partition(".")
+    if rest and first in KINDS:
+        return first
+    extension = field.rpartition(".")[2].lower()
+    if extension not in _BY_EXTENSION:
+        raise ValueError(
+            f"member {field!r}: no decoder for .{extension}; there are: {', '.join(_BY_EXTENSION)}"
+        )
+    return _BY_EXTENSION[extension]
 
 
 def suggest(given: str, names: Iterable[str]) -> str:

@@ -79,7 +79,7 @@ class Shard:
         sizes: list[int] = []
         seen: dict[str, int] = {}
         for member in self._members():
-            key, field = _split_name(member.name)
+            key, field = split_name(member.name)
             if not field:
                 self.strays.append(member.name)
                 continue
@@ -198,7 +198,7 @@ def _open(path: Path, size: int | None) -> mmap.mmap:
         raise ShardError(str(path), 0, detail, "shard_missing") from error
 
 
-def _split_name(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
     """Key and field of a member; no field where the name is not KEY.FIELD."""
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, field = base.partition(".")

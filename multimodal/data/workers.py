@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -26,7 +27,12 @@ class Steps(Sampler[int]):
 
 
 def make_loader(
-    dataset: Dataset[Item], steps: Steps, num_workers: int, pin_memory: bool, persistent: bool
+    dataset: Dataset[Item],
+    steps: Steps,
+    num_workers: int,
+    pin_memory: bool,
+    persistent: bool,
+    prefetch: int = 2,
 ) -> DataLoader[Item]:
     """Whole batches in the order of ``steps``; torch limits each worker to one thread.
 
@@ -39,9 +45,20 @@ def make_loader(
         num_workers=num_workers,
         collate_fn=_as_it_is,
         pin_memory=pin_memory,
+        prefetch_factor=prefetch if num_workers else None,
         persistent_workers=persistent and num_workers > 0,
         generator=torch.Generator(),  # otherwise each iteration would draw from the global one
     )
+
+
+def workers_of_machine() -> int:
+    """Cores that this process may use, shared by the node's training processes, less one each.
+
+    None where a core is all there is: then a worker would only take turns with training.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
+    return max(0, (cores or 1) // processes - 1)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from multimodal.data.decode import Limits, decode
 from multimodal.data.errors import BadSample
+from multimodal.data.manifest import kind_of
 from multimodal.data.packing.items import Item, Refusal
 from multimodal.data.packing.parallel import in_parallel
 from multimodal.data.packing.quality import Quality
@@ -20,7 +21,6 @@ from multimodal.data.packing.write import (
     ShardEntry,
     ShardWriter,
     json_keys,
-    kind_of,
     write_atomically,
     write_manifest,
 )

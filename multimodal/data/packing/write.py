@@ -12,18 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from multimodal.data.columns import ShardRow, ShardTable
-from multimodal.data.manifest import FORMAT, KINDS, TABLE_SUFFIX
+from multimodal.data.manifest import FORMAT, TABLE_SUFFIX, kind_of
 
 MOST_LISTED = 10_000  # shards in a manifest itself
-
-_BY_EXTENSION = {
-    **dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif"), "image"),
-    **dict.fromkeys(("ogg", "wav", "flac"), "audio"),
-    **dict.fromkeys(("mp4", "webm", "mkv", "avi", "mov"), "video"),
-    "npy": "array",
-    "txt": "text",
-    "json": "json",
-}
 
 
 class ShardEntry(NamedTuple):
@@ -103,25 +94,6 @@ class ShardWriter:
         """Leaves no trace of it."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
-
-
-def kind_of(field: str, kinds: Mapping[str, str]) -> str:
-    """What a member holds: as given, by its first part (``depth.png``), or by its extension.
-
-    Raises:
-        ValueError: if nothing can read such a member.
-    """
-    if field in kinds:
-        return kinds[field]
-    first, _, rest = field.partition(".")
-    if rest and first in KINDS:
-        return first
-    extension = field.rpartition(".")[2].lower()
-    if extension not in _BY_EXTENSION:
-        raise ValueError(
-            f"member {field!r}: no decoder for .{extension}; there are: {', '.join(_BY_EXTENSION)}"
-        )
-    return _BY_EXTENSION[extension]
 
 
 def json_keys(documents: Iterable[Any]) -> list[str]:

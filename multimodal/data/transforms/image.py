@@ -16,6 +16,7 @@ from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
 from multimodal.data.transforms.base import standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
+from multimodal.data.transforms.rand_augment import rand_augment
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -41,6 +42,10 @@ class ImageTransform:
         erasing: probability of a rectangle set to the mean.
         interpolation: ``bicubic`` or ``bilinear``.
         border: brightness of that border, 0 (black) to 1 (white).
+        augment_operations: changes drawn by RandAugment, after the crop; 0 for none.
+        augment_magnitude: their strength, 0 to 10.
+        augment_spatial: whether turns, shears and shifts are among them; what is aligned with the
+            picture would not follow.
         reduced: decodes a JPEG no larger than the result needs, which is faster and comes within
             about 44 dB of the same picture.
     """
@@ -60,6 +65,9 @@ class ImageTransform:
         erasing: float = 0.0,
         interpolation: str = "bicubic",
         border: float = 0.0,
+        augment_operations: int = 0,
+        augment_magnitude: float = 9.0,
+        augment_spatial: bool = True,
         reduced: bool = False,
     ) -> None:
         if interpolation not in ("bicubic", "bilinear"):
@@ -74,6 +82,11 @@ class ImageTransform:
         ):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        if augment_operations < 0 or not 0 <= augment_magnitude <= 10:
+            raise ValueError(
+                "augment_operations must not be negative and augment_magnitude in [0, 10], got "
+                f"{augment_operations} and {augment_magnitude}"
+            )
         means, deviations = standardisation(mean, std)
         if len(means) != 3:
             raise ValueError(f"mean and std need 3 numbers, got {len(means)}")
@@ -81,6 +94,7 @@ class ImageTransform:
         self.geometry = Geometry(scale, ratio, flip)
         self.interpolation = interpolation
         self.reduced = reduced
+        self.augment = (augment_operations, augment_magnitude, augment_spatial)
         self.border = 255.0 * border
         self.jitter = (brightness, contrast, saturation)
         self.grayscale = grayscale
@@ -97,7 +111,17 @@ class ImageTransform:
     @property
     def is_random(self) -> bool:
         """Whether draws change the result."""
-        return self.geometry.is_random or any((*self.jitter, self.grayscale, self.erasing))
+        return self.geometry.is_random or self._changes_colours
+
+    @property
+    def moves_apart(self) -> bool:
+        """Whether it moves the picture in a way that no other modality follows."""
+        operations, _, spatial = self.augment
+        return operations > 0 and spatial
+
+    @property
+    def _changes_colours(self) -> bool:
+        return any((*self.jitter, self.grayscale, self.erasing, self.augment[0]))
 
     def __call__(self, value: Any, draw: Draw | None) -> Tensor:
         """One picture.
@@ -123,9 +147,14 @@ class ImageTransform:
         pixels = torch.from_numpy(_as_rgb(value)).permute(2, 0, 1)
         box = self.geometry.box(draw, *pixels.shape[1:])
         pixels = crop_and_resize(pixels, box, self.size, self.interpolation, self.border)
-        if draw is None or not (any(self.jitter) or self.grayscale or self.erasing):
+        if draw is None or not self._changes_colours:
             return pixels
         random = draw.stream("image")
+        if self.augment[0]:
+            augmented = rand_augment(
+                pixels.permute(1, 2, 0).numpy(), *self.augment, draw.stream("image.augment")
+            )
+            pixels = torch.from_numpy(augmented.copy()).permute(2, 0, 1)
         picture = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         picture = self._jitter_colours(picture, random)
         picture.mul_(self._factor).add_(self._offset)

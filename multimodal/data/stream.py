@@ -1,0 +1,378 @@
+"""``data=stream``: webdataset's streaming of resampled shards, for shard lists without a manifest.
+
+What it gives up against a manifest: shards are drawn with replacement, so that an epoch is a number
+of batches and no promise that each sample comes once; a run cannot be resumed at its place, only
+with other draws; the batches depend on the numbers of ranks and workers; a damaged shard is noticed
+only when its end is reached, and what came before it has been delivered.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from multimodal import distributed
+from multimodal.data.assemble import Sample, check_transforms, collate, load_from
+from multimodal.data.datamodule import MultimodalDataModule
+from multimodal.data.decode import Limits
+from multimodal.data.draw import Draw
+from multimodal.data.errors import DecodeError, ShardError, TooManyBadSamples
+from multimodal.data.manifest import Field, Manifest, kind_of
+from multimodal.data.members import Members
+from multimodal.data.paths import SAMPLES_PREFIX, resolve
+from multimodal.data.shards import BLOCK, split_name
+from multimodal.data.source import Source
+from multimodal.data.tally import Rejection, Tally, named
+from multimodal.data.transforms.base import Transform
+from multimodal.data.workers import one_thread
+from multimodal.hashing import generator, stable_hash
+from multimodal.types import Batch
+
+log = logging.getLogger(__name__)
+
+PROMISES = (
+    "data=stream: shards are drawn with replacement, so an epoch may miss samples and repeat "
+    "others; a resumed run draws anew; batches depend on the numbers of ranks and workers. A "
+    "manifest (make_shards.py index) gives all three"
+)
+
+
+class StreamSource(Members):
+    """Samples of a list of shards, in no order that could be told beforehand.
+
+    Args:
+        urls: of the shards: paths, ``samples://NAME``, or URLs that fsspec opens; ``{000..123}``
+            stands for all of these numbers. ``pipe:COMMAND`` is refused unless allowed.
+        modalities: as ``multimodal.data.source.Source`` takes them.
+        kinds: what members hold whose names do not tell (``{gyro.npy: imu}``).
+        positive_key: JSON key whose equal values make samples positives of each other.
+        batch_size: per device; None for ``data.batch_size``.
+        weight: share of the batches; None for 1.
+        allow: schemes that are refused otherwise: ``[pipe]`` runs each URL's command in a shell.
+
+    Raises:
+        ValueError: for an empty list, and for a ``pipe:`` that is not allowed.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        modalities: dict[str, dict[str, Any]],
+        kinds: Mapping[str, str] | None = None,
+        positive_key: str | None = None,
+        batch_size: int | None = None,
+        weight: float | None = None,
+        allow: Sequence[str] = (),
+    ) -> None:
+        self.urls = _expanded([urls] if isinstance(urls, str) else urls)
+        for url in self.urls:
+            if url.startswith("pipe:") and "pipe" not in allow:
+                raise ValueError(
+                    f"{url!r} would run a command: add `allow: [pipe]` to the source if you trust "
+                    "its shard list"
+                )
+        if not self.urls:
+            raise ValueError("a stream needs at least one shard: urls is empty")
+        members: dict[str, None] = {}
+        for entry in modalities.values():
+            listed = entry.get("member") or ()
+            members |= dict.fromkeys([listed] if isinstance(listed, str) else listed)
+        fields = {name: Field(kind_of(name, kinds or {})) for name in (*members, "json")}
+        about = Manifest(Path("stream"), "stream", "", fields, {})
+        super().__init__(about, "train", modalities, positive_key)
+        self.batch_size = batch_size
+        self.weight = 1.0 if weight is None else weight
+
+
+def _expanded(urls: Iterable[str]) -> list[str]:
+    from webdataset.shardlists import expand_urls  # heavy, and only for streams
+
+    found = [part for url in urls for part in expand_urls(url)]
+    return [str(resolve(url)) if url.startswith(SAMPLES_PREFIX) else url for url in found]
+
+
+class StreamDataModule(MultimodalDataModule):
+    """Training batches from streams; validation, where there is any, from manifests.
+
+    Args:
+        sources: to train on, by name.
+        transforms: by modality.
+        batch_size: samples per device and batch, for sources without their own.
+        epoch_steps: batches of an epoch, on each device.
+        num_workers: processes that load, per device; None for what the machine has.
+        seed: of the draws of shards and samples, and of every random choice about one.
+        shuffle: samples that are held back, to be drawn from in any order, in each worker.
+        val_sources: with manifests, to validate on; None for no validation.
+        eval_batch_size: samples per device and batch in validation.
+        max_bad_fraction: of the samples that cannot be read; more stop the run.
+        max_bad_run: samples or shards in a row that cannot be read; more stop the run.
+        limits: sizes that are decoded; None for those of ``Limits``.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, StreamSource],
+        transforms: Mapping[str, Transform],
+        batch_size: int,
+        epoch_steps: int,
+        num_workers: int | None,
+        seed: int,
+        shuffle: int = 1000,
+        val_sources: Mapping[str, Source] | None = None,
+        eval_batch_size: int = 256,
+        max_bad_fraction: float = 0.01,
+        max_bad_run: int = 100,
+        limits: Limits | None = None,
+    ) -> None:
+        super().__init__(
+            {},
+            transforms,
+            batch_size,
+            num_workers,
+            seed,
+            val_sources,
+            eval_batch_size,
+            max_bad_fraction=max_bad_fraction,
+            max_bad_run=max_bad_run,
+            limits=limits,
+        )
+        if epoch_steps < 1 or shuffle < 1:
+            raise ValueError(f"epoch_steps={epoch_steps} and shuffle={shuffle} must be at least 1")
+        self.streams = dict(sources)
+        self.steps = epoch_steps
+        self.shuffle = shuffle
+        for name, source in self.streams.items():
+            source.name = name
+            source.limits = limits or Limits()
+
+    def train_dataloader(self) -> StreamLoader:  # type: ignore[override]
+        """This rank's own batches."""
+        return StreamLoader(self)
+
+
+class StreamLoader:
+    """Each iteration is one epoch, of draws that no other epoch, rank or worker has.
+
+    Args:
+        data: the sources and options.
+
+    Attributes:
+        tally: delivered and bad samples of this rank; a bad shard counts as one.
+    """
+
+    def __init__(self, data: StreamDataModule) -> None:
+        log.warning(PROMISES)
+        for name, source in data.streams.items():
+            check_transforms(name, source.modalities, data.transforms)
+        self.tally = Tally(data.max_bad_fraction, data.max_bad_run)
+        self._data = data
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        return self._data.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        dataset = _Stream(self._data, self._epoch, distributed.rank())
+        # Workers begin anew with each epoch: what they were reading is given up.
+        batches: DataLoader[tuple[Batch, list[Rejection]]] = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=self._data.num_workers,
+            pin_memory=self._data.pin_memory,
+        )
+        for batch, rejections in itertools.islice(batches, len(self)):
+            self.tally.add([*rejections, *[None] * len(batch)], replaced=False)
+            yield batch
+        self.tally.end_epoch(self._epoch)
+        self._epoch += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch, which decides the draws."""
+        return {"epoch": self._epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on with draws that were not made before."""
+        log.warning("data=stream resumes with other draws, not at the place of the checkpoint")
+        self._epoch = state["epoch"] + 1
+
+
+class _Stream(IterableDataset[tuple[Batch, list[Rejection]]]):
+    """Endless batches; what a worker runs."""
+
+    def __init__(self, data: StreamDataModule, epoch: int, rank: int) -> None:
+        self.sources = data.streams
+        self.transforms = data.transforms
+        self.batch_size = data.batch_size
+        self.seed = data.seed
+        self.shuffle = data.shuffle
+        self.max_bad_run = data.max_bad_run
+        self.epoch = epoch
+        self.rank = rank
+
+    def __iter__(self) -> Iterator[tuple[Batch, list[Rejection]]]:
+        worker = get_worker_info()
+        first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        streams: dict[str, Iterator[Sample | Rejection]] = {}
+        names = sorted(self.sources)
+        weights = [self.sources[name].weight for name in names]
+        shares = [weight / sum(weights) for weight in weights]
+        for step in itertools.count(first, every):
+            # The same on all ranks, so that all use the same towers.
+            choice = generator(self.seed, self.epoch, step, "source").choice(len(names), p=shares)
+            name = names[int(choice)]
+            if name not in streams:
+                streams[name] = self._samples(name, first)
+            size = self.sources[name].batch_size or self.batch_size
+            with one_thread():
+                samples, rejections = self._take(streams[name], size)
+                yield (
+                    collate(samples, self.transforms, name, step, with_metadata=False),
+                    rejections,
+                )
+
+    def _take(
+        self, stream: Iterator[Sample | Rejection], size: int
+    ) -> tuple[list[Sample], list[Rejection]]:
+        samples: list[Sample] = []
+        rejections: list[Rejection] = []
+        run: list[Rejection] = []
+        while len(samples) < size:
+            item = next(stream)
+            if isinstance(item, Sample):
+                samples.append(item)
+                run = []
+                continue
+            rejections.append(item)
+            run.append(item)
+            if len(run) > self.max_bad_run:
+                raise TooManyBadSamples(
+                    f"{len(run)} samples or shards in a row are bad, over "
+                    f"max_bad_run={self.max_bad_run}; {named(run[-3:])}"
+                )
+        return samples, rejections
+
+    def _samples(self, name: str, worker: int) -> Iterator[Sample | Rejection]:
+        """Samples of shards that are drawn with replacement, shuffled within a buffer."""
+        from webdataset.filters import _shuffle
+        from webdataset.shardlists import ResampledShards
+
+        source = self.sources[name]
+        seed = stable_hash(self.seed, self.epoch, name, self.rank, worker)
+        urls = ResampledShards(source.urls, deterministic=True, worker_seed=lambda: seed)
+        raw = (item for entry in urls for item in read_shard(source.name, entry["url"]))
+        shuffled = _shuffle(raw, self.shuffle, self.shuffle // 10 or 1, random.Random(seed))
+        for number, item in enumerate(shuffled):
+            if isinstance(item, Rejection):
+                yield item
+                continue
+            index = stable_hash(item.shard, item.keys[0])
+            draw = Draw(self.seed, self.epoch, f"{name}/{self.rank}/{worker}", index, number)
+            yield load_from(source, self.transforms, item, draw)
+
+
+class Streamed:
+    """One sample as it came: a shard of a single place."""
+
+    def __init__(self, shard: str, key: str) -> None:
+        self.shard = shard
+        self.path = Path(shard)  # names it in messages, and is never opened
+        self.keys = [key]
+        self.members: dict[str, bytes] = {}
+        self.twice: str | None = None
+
+    def fields(self, index: int) -> list[str]:
+        """Names of the members."""
+        return list(self.members)
+
+    def size(self, index: int, field: str) -> int:
+        """Bytes of one member."""
+        return len(self.members[field])
+
+    def read(self, index: int, field: str) -> bytes:
+        """Content of one member."""
+        return self.members[field]
+
+    def check(self, index: int) -> None:
+        """Refuses a sample with two members of one name."""
+        if self.twice is not None:
+            raise DecodeError("duplicate_member", f"member {self.twice!r} occurs twice")
+
+
+def read_shard(source: str, url: str) -> Iterator[Streamed | Rejection]:
+    """The samples of one shard as they come; at a fault, its name, and no more of the shard.
+
+    The members of a sample stand next to each other and never cross a shard's end. The sample
+    that a fault or a missing end mark leaves open is not delivered.
+    """
+    from webdataset.tariterators import tar_file_iterator
+
+    name = url.rpartition("/")[2]
+    sample: Streamed | None = None
+    try:
+        with _Tail(_open(url)) as stream:
+            # skip_meta: nothing is passed over in silence
+            for member in tar_file_iterator(cast("Any", stream), skip_meta=None):
+                key, field = split_name(member["fname"])
+                if not field:
+                    continue
+                if sample is None or key != sample.keys[0]:
+                    if sample is not None:
+                        yield sample
+                    sample = Streamed(name, key)
+                if field in sample.members:
+                    sample.twice = member["fname"]
+                sample.members[field] = member["data"]
+            if not stream.ended:
+                raise ShardError(url, stream.position, "cut: ends without an end mark", "shard_cut")
+    except Exception as error:  # a file system, a tar reader: each has errors of its own
+        reason = error.reason if isinstance(error, ShardError) else "shard"
+        key = sample.keys[0] if sample is not None else ""
+        yield Rejection(source, name, key, reason, f"{type(error).__name__}: {error}", True)
+        return
+    if sample is not None:
+        yield sample
+    else:
+        yield Rejection(source, name, "", "shard_format", "has no samples", True)
+
+
+def _open(url: str) -> BinaryIO:
+    if url.startswith("pipe:"):  # allowed by name, or the source would not be there
+        from webdataset.gopen import gopen
+
+        return cast("BinaryIO", gopen(url))
+    import fsspec
+
+    return cast("BinaryIO", fsspec.open(url, "rb").open())
+
+
+class _Tail:
+    """A stream that remembers whether it ends with the zeros that end a tar."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._last = b""
+        self.position = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Bytes of the stream."""
+        data = self._stream.read(size)
+        self.position += len(data)
+        self._last = (self._last + data)[-BLOCK:]
+        return data
+
+    @property
+    def ended(self) -> bool:
+        """Whether what was read last is an end mark."""
+        return self._last == bytes(BLOCK)
+
+    def __enter__(self) -> _Tail:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()

@@ -1,0 +1,119 @@
+"""Clips of a video for a vision encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multimodal.data.draw import Draw
+from multimodal.data.errors import DecodeError
+from multimodal.data.transforms.base import Stacked, standardisation
+from multimodal.data.transforms.geometry import Geometry, crop_and_resize
+from multimodal.data.video import Video
+
+
+class VideoTransform(Stacked):
+    """Evenly spaced frames of one clip or several, all with the same crop and mirroring.
+
+    In training a clip begins at a random time, otherwise the clips are spread evenly over the
+    video. A video shorter than a clip stands still on its last frame.
+
+    Args:
+        size: side of the square frames, in pixels.
+        num_frames: of a clip.
+        clip_seconds: length of a clip; null for the whole video.
+        mean: per channel, of values in [0, 1].
+        std: per channel.
+        clips: of each video; several are embedded one by one and averaged.
+        scale: range of the random crop's share of the area; [1, 1] for the central square.
+        ratio: range of the random crop's width / height.
+        flip: probability of mirroring left and right.
+        interpolation: ``bicubic`` or ``bilinear``.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        num_frames: int,
+        clip_seconds: float | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        clips: int = 1,
+        scale: Sequence[float] = (1.0, 1.0),
+        ratio: Sequence[float] = (0.75, 1.3333),
+        flip: float = 0.0,
+        interpolation: str = "bicubic",
+    ) -> None:
+        if num_frames < 1 or clips < 1:
+            raise ValueError(f"num_frames={num_frames} and clips={clips} must be at least 1")
+        if clip_seconds is not None and clip_seconds <= 0:
+            raise ValueError(f"clip_seconds must be above 0, or null, got {clip_seconds}")
+        if interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(f"interpolation must be bicubic or bilinear, got {interpolation!r}")
+        means, deviations = standardisation(mean, std)
+        if len(means) != 3:
+            raise ValueError(f"mean and std need 3 numbers, got {len(means)}")
+        self.size = size
+        self.num_frames = num_frames
+        self.clip_seconds = clip_seconds
+        self.clips = clips
+        self.geometry = Geometry(scale, ratio, flip)
+        self.interpolation = interpolation
+        self._factor = torch.from_numpy(1 / (255 * deviations)).view(3, 1, 1, 1)
+        self._offset = torch.from_numpy(-means / deviations).view(3, 1, 1, 1)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether draws change the result."""
+        return self.geometry.is_random or self.clip_seconds is not None
+
+    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+        """The clips of one video.
+
+        Args:
+            value: a ``Video``.
+            draw: the sample's random choices; None for evenly spread clips, unchanged.
+
+        Returns:
+            float32 ``[3, num_frames, size, size]``, standardised; of several clips
+            ``[clips, 3, num_frames, size, size]``.
+
+        Raises:
+            DecodeError: if the value is no video, or has no frames.
+        """
+        if not isinstance(value, Video):
+            raise DecodeError("unsupported", f"expected a video, got {type(value).__name__}")
+        times = self.times(value.seconds, draw)
+        order = np.argsort(times, axis=None, kind="stable")
+        frames = value.frames(times.ravel()[order].tolist())
+        box = self.geometry.box(draw, *frames.shape[1:3])
+        pixels = torch.stack(
+            [
+                crop_and_resize(
+                    torch.from_numpy(frame).permute(2, 0, 1), box, self.size, self.interpolation
+                )
+                for frame in frames
+            ],
+            dim=1,
+        )[:, torch.from_numpy(np.argsort(order))]
+        clip = torch.mul(pixels, self._factor).add_(self._offset).contiguous()
+        if self.clips == 1:
+            return clip
+        return clip.unflatten(1, (self.clips, self.num_frames)).transpose(0, 1).contiguous()
+
+    def times(self, seconds: float, draw: Draw | None) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """When the frames are shown: ``[clips, num_frames]`` seconds."""
+        length = seconds if self.clip_seconds is None else min(self.clip_seconds, seconds)
+        spare = seconds - length
+        if draw is None:
+            places = (np.arange(self.clips) + 0.5) / self.clips
+        else:
+            places = np.sort(draw.stream("video").random(self.clips))
+        # Frames stand in the middle of equal parts of their clip.
+        parts = (np.arange(self.num_frames) + 0.5) / self.num_frames * length
+        starts: np.ndarray[Any, np.dtype[np.float64]] = places[:, None] * spare
+        return starts + parts
