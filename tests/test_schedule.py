@@ -239,3 +239,16 @@ def test_what_cannot_work_is_refused(sources, options, message):
 def test_negative_steps_are_refused():
     with pytest.raises(ValueError, match="steps begin at 0"):
         BatchSchedule(0, {"a": size([4], 2)})(-1)
+
+
+@pytest.mark.parametrize("counts", [(1,), (3, 50), (7, 1, 23), (40, 40, 40, 1)])
+def test_an_epoch_worked_out_in_parts_is_the_epoch_as_a_whole(monkeypatch, counts):
+    sources = {f"s{n}": size([10 * count], 10) for n, count in enumerate(counts)}
+    monkeypatch.setattr("multimodal.data.schedule._WINDOW", 1 << 40)
+    steps = range(2 * sum(counts))
+    schedule = BatchSchedule(5, sources)
+    whole = [(spec.source, spec.indices.tolist()) for spec in map(schedule, steps)]
+    for window in (1, 4, 9):
+        monkeypatch.setattr("multimodal.data.schedule._WINDOW", window)
+        parts = BatchSchedule(5, sources)
+        assert [(spec.source, spec.indices.tolist()) for spec in map(parts, steps)] == whole

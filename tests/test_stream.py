@@ -110,7 +110,9 @@ def test_a_damaged_shard_never_gives_a_mixed_or_half_sample(tmp_path, cut):
     assert isinstance(last, Rejection)
     assert last.shard == "a.tar"
     assert all(isinstance(sample, Streamed) for sample in samples)
-    assert [sample.keys for sample in samples] == [["k0"], ["k1"], ["k2"]] * (cut in lengths)
+    # Of k2 nobody knows whether it was whole, where the fault follows right after.
+    whole = {"member": ["k0", "k1"], "header": ["k0", "k1"], "boundary": ["k0", "k1", "k2"]}
+    assert [sample.keys[0] for sample in samples] == whole.get(cut, [])
     for sample in samples:
         assert sample.members["a.npy"] == sample.members["b.npy"]
 

@@ -87,7 +87,7 @@ def test_all_frames_and_the_picture_beside_them_have_one_crop_and_mirroring():
     clips = VideoTransform(16, 2, None, **PLAIN, **crop)
     pictures = ImageTransform(16, [0.0] * 3, [1.0] * 3, **crop)
     assert clips.geometry == pictures.geometry
-    frame = video.frames([0.05])[0]
+    frame = video.frames([0.15])[0]  # as the first of two in 0.4 s
     for index in range(8):
         draw = Draw(0, 0, "s", index, 0)
         clip, picture = clips(video, draw), pictures(frame, draw)
