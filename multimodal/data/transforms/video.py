@@ -103,7 +103,8 @@ class VideoTransform(Stacked):
         clip = torch.mul(pixels, self._factor).add_(self._offset).contiguous()
         if self.clips == 1:
             return clip
-        return clip.unflatten(1, (self.clips, self.num_frames)).transpose(0, 1).contiguous()
+        clips = clip.view(3, self.clips, self.num_frames, self.size, self.size)
+        return clips.transpose(0, 1).contiguous()
 
     def times(self, seconds: float, draw: Draw | None) -> np.ndarray[Any, np.dtype[np.float64]]:
         """When the frames are shown: ``[clips, num_frames]`` seconds."""
