@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from multimodal.tuning import Rates
 from multimodal.types import EncoderOutput
 
 EmbeddingKind = Literal["raw", "normalized", "scaled"]
@@ -29,6 +30,9 @@ class Tower(nn.Module):
         encoder: ``forward(inputs, mask) -> EncoderOutput``, with an attribute ``width``.
         head: called as ``head(width=encoder.width)``; the module has an attribute ``embed_dim``.
         frozen: whether to keep the weights as they are.
+        tuning: called with the tower, once it is built: marks or adds what is trained
+            (``multimodal.tuning``); None trains all of it.
+        rates: its own learning rate, weight decay and gradient clipping; None: the run's.
         scale: factor of the ``scaled`` embeddings (ImageBind's per modality, e.g. 20 for audio);
             kept with the weights, not trained. None: 1, and nothing is kept.
 
@@ -42,8 +46,12 @@ class Tower(nn.Module):
         head: Callable[..., nn.Module],
         frozen: bool = False,
         scale: float | None = None,
+        tuning: Callable[[nn.Module], None] | None = None,
+        rates: Rates | None = None,
     ) -> None:
         super().__init__()
+        if frozen and tuning is not None:
+            raise ValueError("a frozen tower has no tuning: set frozen=false, or tuning=null")
         if scale is not None and not scale > 0:
             raise ValueError(f"scale={scale}: expected a number above 0, or null")
         self.encoder = encoder
@@ -51,8 +59,11 @@ class Tower(nn.Module):
         self.frozen = frozen
         self.scale: Tensor | None
         self.register_buffer("scale", None if scale is None else torch.tensor(float(scale)))
+        self.rates = rates
         if frozen:
             self.requires_grad_(False)
+        if tuning is not None:
+            tuning(self)
         self.train()
 
     @property
@@ -180,7 +191,8 @@ class EmbeddingModel(nn.Module):
 def no_weight_decay(name: str, parameter: Tensor) -> bool:
     """Whether weight decay spares a parameter.
 
-    It spares biases, norms, class tokens, learned keys and queries, and scales (all of fewer than
-    two dimensions), and position tables.
+    It spares biases, norms, class tokens, learned keys and queries, and scales (none of them longer
+    than 1 in two dimensions), and position tables, by whatever name.
     """
-    return parameter.ndim < 2 or name.rsplit(".", 1)[-1] == "positions"
+    sides = sum(side > 1 for side in parameter.shape)
+    return sides < 2 or "position" in name.rsplit(".", 1)[-1] or "position_embed" in name

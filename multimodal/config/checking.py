@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from multimodal.config import rules, rules_data, rules_evaluation, targets
+from multimodal.config import rules, rules_data, rules_evaluation, rules_tuning, targets
 from multimodal.config.choices import unfit_choices
 from multimodal.config.faults import ConfigError
 from multimodal.config.schema import Train
@@ -26,6 +26,8 @@ RULES = (
     rules.choices_of_pairs,
     rules.weight_or_repeat,
     rules.towers_of_anchor,
+    rules_tuning.frozen_or_tuned,
+    rules_tuning.frozen_towers_are_aligned,
     rules.modalities_of_evaluation,
     rules_evaluation.modalities_of_tasks,
     rules_evaluation.sets_in_training,

@@ -12,7 +12,7 @@ from multimodal.config.values import Target
 class Anchor:
     """The run that frozen towers are taken from."""
 
-    experiment: str
+    experiment: str | None
     checkpoint: str | None
     towers: list[str]
     folder: str

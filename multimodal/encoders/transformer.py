@@ -70,6 +70,14 @@ class TransformerEncoder(nn.Module):
         self.trunk = trunk
         self.pool = make_pooler(pooling, trunk)
 
+    def layers(self) -> nn.ModuleList:
+        """The blocks, for freezing, adapters and layer-wise learning rates."""
+        return self.trunk.blocks
+
+    def after_layers(self) -> list[nn.Parameter]:
+        """What comes after the blocks: the final norm, a pooling that learns."""
+        return [*self.trunk.norm.parameters(), *self.pool.parameters()]
+
     def encode_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> EncoderOutput:
         """Encode tokens; the result has the class token, where there is one, in front.
 

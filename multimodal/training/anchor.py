@@ -11,19 +11,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
 
 from multimodal.data.manifest import manifest_hash
 from multimodal.hashing import stable_hash
 from multimodal.models import EmbeddingModel
 from multimodal.training import checkpoint_io
 from multimodal.training.build import config_of
+from multimodal.tuning import has_adapters, load_plain, plain_state
 
 # What decides the anchor's weights; loggers, folders and the like do not.
 DECISIVE = (
@@ -67,6 +69,12 @@ def resolve_anchor(cfg: DictConfig) -> str | None:
     """
     if cfg.anchor is None:
         return None
+    if cfg.anchor.checkpoint is None and cfg.anchor.experiment is None:
+        raise AnchorError(
+            f"anchor.checkpoint is not given: {', '.join(cfg.anchor.towers)} come from a trained "
+            "model; make a checkpoint of foreign weights by scripts/import_weights.py, or take one "
+            "of your own runs"
+        )
     if cfg.anchor.checkpoint is not None:
         checkpoint_io.read(cfg.anchor.checkpoint)
         return str(cfg.anchor.checkpoint)
@@ -140,18 +148,23 @@ def load_anchor(model: EmbeddingModel, cfg: DictConfig, path: str) -> DictConfig
         if not weights:
             faults.append(f"the anchor has no tower '{tower}'")
             continue
-        own = model.towers[tower].state_dict()
+        tuned = not has_adapters(weights)
+        own = plain_state(model.towers[tower]) if tuned else model.towers[tower].state_dict()
         for name in sorted(own.keys() | weights.keys()):
             ours, theirs = own.get(name), weights.get(name)
             if ours is None or theirs is None or ours.shape != theirs.shape:
                 faults.append(f"towers.{tower}.{name}: {_shape(theirs)} there, {_shape(ours)} here")
         faults += _differing_transform(tower, cfg, anchor_cfg)
         if not faults:
-            model.towers[tower].load_state_dict(weights)
+            (load_plain if tuned else _load)(model.towers[tower], weights)
     if faults:
         shown = "\n  ".join(faults[:20])
         raise AnchorError(f"{path} does not fit this run's towers:\n  {shown}")
     return anchor_cfg
+
+
+def _load(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    module.load_state_dict(weights)
 
 
 def _shape(tensor: Any) -> str:

@@ -20,7 +20,7 @@ from multimodal.models import EmbeddingModel
 from multimodal.objectives.objective import ContrastiveObjective, ObjectiveOutput
 from multimodal.objectives.pair import Pair
 from multimodal.objectives.queue import MomentumCopy
-from multimodal.training.optim import parameter_groups, was_applied
+from multimodal.training.optim import clip_towers, parameter_groups, scale_rates, was_applied
 from multimodal.types import Batch
 
 KEYS = "positive_keys"  # beside the modalities' embeddings, in what validation keeps
@@ -81,11 +81,25 @@ class ContrastiveModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, and its schedule by optimizer step."""
         optimizer = self._make_optimizer(parameter_groups(self, self._weight_decay))
+        scale_rates(optimizer)
         optimizer.register_step_post_hook(self._note_step)
         if self._make_scheduler is None:
             return optimizer
         schedule = {"scheduler": self._make_scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """The run's clipping, except for towers that have a norm of their own."""
+        rest = clip_towers(self)
+        if len(rest) == sum(p.grad is not None for p in self.parameters()):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(rest, gradient_clip_val)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Embeddings ``[B, D]`` of those modalities of ``batch`` that one of its pairs needs.

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from multimodal.models import no_weight_decay
+from multimodal.models import Tower, no_weight_decay
+from multimodal.tuning import Rates, depths
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of the trainable parameters, with and without weight decay, in a stable order.
+    """The trainable parameters, with and without weight decay, in a stable order.
 
     CLIP (Radford et al. 2021, section 2.5) decays "all weights that are not gains or biases".
+    Towers with ``rates`` of their own are groups of their own; `scale_rates` finishes them.
 
     Args:
         module: every parameter with ``requires_grad`` is taken; frozen ones stay out.
@@ -33,14 +35,67 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
             "nothing to train: every tower is frozen and every logit scale is fixed; set "
             "`frozen: false` on at least one tower"
         )
-    groups = [
-        {
-            "params": [p for n, p in trainable if not no_weight_decay(n, p)],
-            "weight_decay": weight_decay,
-        },
-        {"params": [p for n, p in trainable if no_weight_decay(n, p)], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    own = own_rates(module)
+    groups: dict[tuple[float | None, float, float], dict[str, Any]] = {}
+    for name, parameter in trainable:
+        rates, scale = own.get(name, (Rates(), 1.0))
+        decay = weight_decay if rates.weight_decay is None else rates.weight_decay
+        decay = 0.0 if no_weight_decay(name, parameter) else decay
+        group = groups.setdefault((rates.lr, scale, decay), {"params": [], "weight_decay": decay})
+        group["params"].append(parameter)
+        group |= {"lr_scale": scale} | ({} if rates.lr is None else {"lr": rates.lr})
+    # The run's own rate first, which is the one that is logged.
+    return [groups[key] for key in sorted(groups, key=_rank)]
+
+
+def _rank(key: tuple[float | None, float, float]) -> tuple[bool, float, bool]:
+    lr, scale, decay = key
+    return lr is not None, -scale, decay == 0
+
+
+def own_rates(module: nn.Module) -> dict[str, tuple[Rates, float]]:
+    """Parameter name -> its tower's rates and what its depth makes of them.
+
+    Raises:
+        ValueError: if a tower has a ``layer_decay`` and its encoder no list of layers.
+    """
+    found: dict[str, tuple[Rates, float]] = {}
+    for path, tower in module.named_modules():
+        if isinstance(tower, Tower) and tower.rates is not None:
+            decay = tower.rates.layer_decay
+            places = (
+                depths(tower) if decay != 1 else dict.fromkeys(dict(tower.named_parameters()), 0)
+            )
+            last = max(places.values())
+            prefix = f"{path}." if path else ""
+            for name, depth in places.items():
+                found[f"{prefix}{name}"] = (tower.rates, decay ** (last - depth))
+    return found
+
+
+def scale_rates(optimizer: Optimizer) -> None:
+    """Multiplies every group's learning rate by its ``lr_scale``; schedules start from there."""
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get("lr_scale", 1.0)
+
+
+def clip_towers(module: nn.Module) -> list[Tensor]:
+    """Clips the gradients of the towers that have a ``max_norm`` of their own.
+
+    Returns:
+        the parameters of all the others, which the run's own norm is for.
+    """
+    clipped: set[int] = set()
+    for tower in module.modules():
+        if (
+            isinstance(tower, Tower)
+            and tower.rates is not None
+            and tower.rates.max_norm is not None
+        ):
+            parameters = [p for p in tower.parameters() if p.grad is not None]
+            nn.utils.clip_grad_norm_(parameters, tower.rates.max_norm)
+            clipped |= {id(p) for p in tower.parameters()}
+    return [p for p in module.parameters() if id(p) not in clipped and p.grad is not None]
 
 
 def warmup_cosine(

@@ -1,0 +1,215 @@
+"""Any backbone of ``transformers`` as an encoder; the only door to its models.
+
+Needs the extra ``huggingface``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from multimodal.encoders.transformer import check_mask
+from multimodal.layers.pooling import FirstPool, LastPool, MeanPool, Pooling, make_pooler
+from multimodal.layers.transformer import Transformer
+from multimodal.types import EncoderOutput
+
+Part = Literal["whole", "vision", "text", "audio", "encoder"]
+
+# What the models call their input; the first that a model's forward has is used.
+INPUT_NAMES = ("pixel_values", "input_ids", "input_values", "input_features", "inputs_embeds")
+# Where a model of several modalities keeps the tower of one.
+PARTS: dict[str, tuple[str, ...]] = {
+    "vision": ("vision_model",),
+    "text": ("text_model",),
+    "audio": ("audio_model",),
+    "encoder": ("encoder",),
+}
+LAYERS = ("layers", "layer", "blocks", "h")  # what a list of equal layers may be called
+
+
+class HuggingFaceEncoder(nn.Module):
+    """A model of ``transformers``, its pooling stated.
+
+    Args:
+        name: a folder, or a name on the hub; None builds random weights from ``config``.
+        config: settings of the model's configuration, ``model_type`` among them where there is no
+            ``name``; with a name they replace those of the file.
+        pooling: ``class`` (the first token), ``mean``, ``last`` (of the real tokens) or
+            ``attention`` (a learned query).
+        part: ``vision``, ``text`` or ``audio`` of a model that has several, ``encoder`` of one that
+            also has a decoder (Whisper, T5), or ``whole``.
+        offline: takes a name on the hub from its local cache only.
+        gradient_checkpointing: recompute every layer in the backward.
+        swap_audio_axes: the model takes ``[B, frames, bins]`` while our transforms give
+            ``[B, 1, bins, frames]`` (AST); CLAP's takes ``[B, 1, frames, bins]``. Whisper's
+            ``[B, bins, frames]`` and waveforms ``[B, T]`` need no swap.
+
+    Attributes:
+        width: of the features.
+        settings: what the model's files say of its inputs (mean, std, size, sampling rate), for
+            the transform; see ``input_settings``.
+
+    Raises:
+        ImportError: if ``transformers`` is not installed.
+        ValueError: for a model that is not there, or choices that it does not have.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        pooling: Pooling = "class",
+        part: Part = "whole",
+        offline: bool = True,
+        gradient_checkpointing: bool = False,
+        swap_audio_axes: bool = False,
+    ) -> None:
+        super().__init__()
+        for given, choices, key in ((pooling, Pooling, "pooling"), (part, Part, "part")):
+            if given not in get_args(choices):
+                expected = ", ".join(get_args(choices))
+                raise ValueError(f"{key}={given!r}: expected one of {expected}")
+        self.model = _part(_build(name, config, offline), part)
+        self.settings = {} if name is None else input_settings(name)
+        settings = self.model.config
+        width = getattr(settings, "hidden_size", None) or getattr(settings, "d_model", None)
+        self.width = int(width or settings.hidden_sizes[-1])
+        self.swap_audio_axes = swap_audio_axes
+        parameters = inspect.signature(self.model.forward).parameters
+        self.input_name = next(key for key in INPUT_NAMES if key in parameters)
+        self._takes_mask = "attention_mask" in parameters
+        self.pool = self._pooler(pooling)
+        if gradient_checkpointing:
+            # Reentrant checkpoints would lose the gradient of a model whose inputs have none.
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _pooler(self, pooling: Pooling) -> nn.Module:
+        if pooling != "attention":
+            return {"class": FirstPool, "mean": MeanPool, "last": LastPool}[pooling]()
+        heads = getattr(self.model.config, "num_attention_heads", None) or self.width // 64 or 1
+        return make_pooler("attention", Transformer(self.width, 1, int(heads)))
+
+    def layers(self) -> nn.ModuleList:
+        """The list of equal layers, for freezing, adapters and layer-wise learning rates.
+
+        Raises:
+            ValueError: if the model has none.
+        """
+        for path, module in self.model.named_modules():
+            if isinstance(module, nn.ModuleList) and path.rsplit(".", 1)[-1] in LAYERS:
+                return module
+        raise ValueError(f"{type(self.model).__name__} has no list of layers")
+
+    def after_layers(self) -> list[nn.Parameter]:
+        """What the model names after its layers (final norms, poolers), and our pooling."""
+        inside = {id(p) for p in self.layers().parameters()}
+        parameters = list(self.model.parameters())
+        last = max(i for i, p in enumerate(parameters) if id(p) in inside)
+        return [*parameters[last + 1 :], *self.pool.parameters()]
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
+        """Encode a batch.
+
+        Args:
+            inputs: pictures ``[B, 3, H, W]``, ids ``[B, T]``, waveforms ``[B, T]``, spectrograms.
+            mask: bool ``[B, T]`` of ids or waveforms, True where a value is real.
+
+        Raises:
+            ValueError: for a mask of another shape, or one that the model does not take.
+        """
+        if mask is not None:
+            check_mask(mask, inputs.shape[:2])
+            if not self._takes_mask or inputs.ndim != 2:  # pictures and spectrograms are whole
+                raise ValueError(f"{type(self.model).__name__} takes no mask")
+        if self.swap_audio_axes:
+            inputs = inputs.transpose(-1, -2)
+            inputs = inputs[:, 0] if self.input_name == "input_values" else inputs
+        extra = {} if mask is None else {"attention_mask": mask.long()}
+        output = self.model(**{self.input_name: inputs}, **extra)
+        tokens = cast("Tensor", output[0])
+        if tokens.ndim == 4:  # convolutional: [B, W, h, w]
+            tokens = tokens.flatten(2).transpose(1, 2)
+        kept = (
+            mask
+            if mask is None or mask.shape[1] == tokens.shape[1]
+            else self._shorter(mask, tokens)
+        )
+        return EncoderOutput(self.pool(tokens, kept), tokens, kept)
+
+    def _shorter(self, mask: Tensor, tokens: Tensor) -> Tensor:
+        """The mask after the strides of a waveform model."""
+        lengths = mask.sum(dim=1)
+        lengths = self.model._get_feat_extract_output_lengths(lengths)
+        return torch.arange(tokens.shape[1], device=mask.device) < lengths[:, None]
+
+
+def _build(name: str | None, config: Mapping[str, Any] | None, offline: bool) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            "encoder=huggingface needs transformers: pip install 'multimodal[huggingface]'"
+        ) from error
+    library: Any = transformers  # half of it has no types
+    given = dict(config or {})
+    if name is None:
+        kind = given.pop("model_type", None)
+        if kind is None:
+            raise ValueError("give name (a folder or a name on the hub), or config.model_type")
+        try:
+            made = library.AutoConfig.for_model(kind, **given)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"transformers has no model_type {kind!r}") from error
+        return library.AutoModel.from_config(made)
+    local = Path(name).expanduser().is_dir()
+    path = str(Path(name).expanduser()) if local else name
+    try:
+        return library.AutoModel.from_pretrained(path, local_files_only=local or offline, **given)
+    except OSError as error:
+        hint = "; offline=false would ask the hub" if offline and not local else ""
+        raise ValueError(f"no model {name}: {str(error).splitlines()[0]}{hint}") from error
+
+
+def _part(model: Any, part: Part) -> Any:
+    if part == "whole":
+        several = [
+            name for name in ("vision_model", "text_model", "audio_model") if hasattr(model, name)
+        ]
+        if len(several) > 1:
+            names = " or ".join(name.removesuffix("_model") for name in several)
+            raise ValueError(f"{type(model).__name__} has several towers: choose part={names}")
+        return model
+    for attribute in PARTS[part]:
+        if hasattr(model, attribute):
+            return getattr(model, attribute)
+    raise ValueError(f"{type(model).__name__} has no part {part!r}")
+
+
+def input_settings(name: str) -> dict[str, Any]:
+    """What a model's folder says of its inputs, in the words of our transforms.
+
+    Args:
+        name: a folder; anything else says nothing here.
+
+    Returns:
+        ``mean``, ``std`` and ``size`` of pictures; ``sample_rate``, ``num_mel_bins`` of sounds;
+        whichever the ``preprocessor_config.json`` has.
+    """
+    file = Path(name).expanduser() / "preprocessor_config.json"
+    if not file.is_file():
+        return {}
+    content = json.loads(file.read_text())
+    size = content.get("crop_size") or content.get("size") or {}
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    names = {
+        "mean": content.get("image_mean"), "std": content.get("image_std"), "size": size,
+        "sample_rate": content.get("sampling_rate"), "num_mel_bins": content.get("num_mel_bins"),
+    }  # fmt: skip
+    return {key: value for key, value in names.items() if value}
