@@ -162,9 +162,11 @@ def test_a_reduced_jpeg_is_nearly_the_same_picture():
     photo = Image.fromarray(coarse).resize((256, 256), Image.Resampling.BICUBIC)
     data = image_bytes(np.asarray(photo), "JPEG", quality=95)
     transform = ImageTransform(64, [0.0] * 3, [1.0] * 3, scale=[0.5, 1.0], reduced=True)
-    for epoch in range(6):
+    sides = set()
+    for epoch in range(12):
         draw = Draw(0, epoch, "s", 0, 0)
         small = decode("jpg", data, Limits(), lambda h, w, d=draw: transform.least(d, h, w))
-        assert small.shape in ((128, 128, 3), (64, 64, 3))
+        sides.add(small.shape[0])
         whole = transform(decode("jpg", data, Limits()), draw)
         assert ((transform(small, draw) - whole) ** 2).mean() < 1e-3
+    assert 128 in sides <= {128, 256}

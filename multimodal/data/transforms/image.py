@@ -18,6 +18,7 @@ from multimodal.data.transforms.base import standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 from multimodal.data.transforms.rand_augment import rand_augment
 
+_HEADROOM = 1.4  # of a reduced picture: 44 dB; without any it would be 38
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -46,8 +47,8 @@ class ImageTransform:
         augment_magnitude: their strength, 0 to 10.
         augment_spatial: whether turns, shears and shifts are among them; what is aligned with the
             picture would not follow.
-        reduced: decodes a JPEG no larger than the result needs, which is faster and comes within
-            about 44 dB of the same picture.
+        reduced: decodes a JPEG to half, a quarter or an eighth of its sides where that is still 1.4
+            times what the result needs, which is faster and comes within about 44 dB.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class ImageTransform:
     def least(self, draw: Draw | None, height: int, width: int) -> tuple[int, int]:
         """The smallest height and width of the whole picture that the result can be made of."""
         box = self.geometry.box(draw, height, width)
-        factor = self.size / min(box.height, box.width)
+        factor = _HEADROOM * self.size / min(box.height, box.width)
         return math.ceil(height * factor), math.ceil(width * factor)
 
     @property
