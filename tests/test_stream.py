@@ -11,8 +11,10 @@ import threading
 import numpy as np
 import pytest
 from data_helpers import npy_bytes, number_samples, shard_bytes, tar_bytes
+from experiment_helpers import losses, run_training
 
 from multimodal.data.errors import TooManyBadSamples
+from multimodal.data.paths import SAMPLES_FOLDER
 from multimodal.data.stream import StreamDataModule, Streamed, StreamSource, read_shard
 from multimodal.data.tally import Rejection
 from multimodal.data.transforms.array import ArrayTransform
@@ -65,6 +67,25 @@ def test_it_ends_with_fewer_shards_than_workers(server, num_workers, caplog):
     again = module(urls, num_workers).train_dataloader()
     assert numbers(again) == epochs[0]
     assert numbers(module(urls, num_workers, seed=1).train_dataloader()) != epochs[0]
+
+
+@pytest.mark.slow
+def test_it_trains_over_http_with_fewer_shards_than_workers(tmp_path):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(SAMPLES_FOLDER))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{httpd.server_port}/emoji-train-00{{0..1}}.tar"
+        run = run_training(
+            [
+                "+experiment=clip", "data=stream", "debug=fast", "~evaluation",
+                "data.batch_size=16", "data.num_workers=3", "data.epoch_steps=3",
+                f"data.sources.emoji.urls=['{url}']", f"hydra.run.dir={tmp_path}",
+            ]
+        )  # fmt: skip
+        httpd.shutdown()
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert sorted(losses(tmp_path)) == [1, 2, 3, 4]
+    assert "an epoch may miss samples and repeat others" in run.stdout + run.stderr
 
 
 def test_a_resumed_stream_says_that_it_draws_anew(server, caplog):

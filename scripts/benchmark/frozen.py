@@ -26,8 +26,8 @@ from multimodal.training.build import build_data, build_module, build_trainer
 COMMON = (
     "+experiment=imagebind",
     "anchor=null",
-    "logger=null",
-    "evaluation=null",
+    "~logger",
+    "~evaluation",
     "callbacks.checkpoint=null",
     "callbacks.progress=null",
     "trainer.limit_val_batches=0",
