@@ -60,7 +60,7 @@ def rate(folder: Path, cached: bool, steps: int, extra: list[str]) -> float:
         f"trainer.max_steps={steps}",
         f"data.cache_frozen={str(cached).lower()}",
         f"cache_frozen.folder={folder}",
-        f"cache_frozen.views={8 if cached else 'null'}",
+        f"cache_frozen.views={1 if cached else 'null'}",
         *extra,
     ]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
