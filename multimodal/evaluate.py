@@ -25,6 +25,7 @@ from multimodal.data.manifest import load_manifest
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
 from multimodal.embedding import EmbeddedSource, Embedder
+from multimodal.evaluate_fusion import evaluate_tasks, sections
 from multimodal.evaluation.probe import Samples, probe
 from multimodal.evaluation.results import Missing, ProbeResult, Results, SetInfo
 from multimodal.evaluation.scoring import (
@@ -36,6 +37,8 @@ from multimodal.evaluation.scoring import (
     score_zero_shot,
 )
 from multimodal.evaluation.sets import EvaluationSet, ProbeTask, ZeroShotTask
+from multimodal.evaluation.tasks import tasks_table
+from multimodal.fusion_model import FusionModel
 from multimodal.models import EmbeddingModel
 from multimodal.reporting import facts, name_of, write
 
@@ -65,10 +68,15 @@ def evaluate_run(
         ValueError: If a set cannot be evaluated as configured, naming it.
     """
     sets = build_sets(cfg)
-    results = evaluate(model, sets, *_data(cfg, trained), temperatures)
+    transforms, *rest = _data(cfg, trained)
+    results = evaluate(model, sets, transforms, *rest, temperatures)
     if distributed.rank() == 0:
-        report = write(results, sets, folder, cfg, facts(model, results))
-        Console().print(results.table())
+        more = sections(model, sets, transforms) if isinstance(model, FusionModel) else []
+        report = write(results, sets, folder, cfg, facts(model, results), more)
+        if results.retrievals or results.zero_shots or results.probes or results.missing:
+            Console().print(results.table())
+        if results.tasks:
+            Console().print(tasks_table(results.tasks))
         print(f"report: {report}")
     return results
 
@@ -200,7 +208,16 @@ class _Evaluation:
             self._miss(name, "samples", f"no sample source{note}")
             return
         source: Source = entry.source
+        model = self.embedder.model
+        if isinstance(model, FusionModel):
+            self.results.sets[name] = SetInfo(name, source.split, len(source), entry.description)
+            self.results.tasks += evaluate_tasks(
+                model, name, source, self.embedder.transforms, self.embedder.batch_size
+            )
         pairs = entry.pairs(source.modalities)
+        asked = (*pairs, *entry.zero_shot, *entry.composed, *entry.probes)
+        if not asked and entry.map is None:
+            return
         absent = self.embedder.missing(source.modalities)
         for modality in absent:
             self._miss(name, modality, "the model has no tower for it")

@@ -29,6 +29,7 @@ class Tower(nn.Module):
     Args:
         encoder: ``forward(inputs, mask) -> EncoderOutput``, with an attribute ``width``.
         head: called as ``head(width=encoder.width)``; the module has an attribute ``embed_dim``.
+            None for a tower that only a fusion reads: it has no embeddings.
         frozen: whether to keep the weights as they are.
         tuning: called with the tower, once it is built: marks or adds what is trained
             (``multimodal.tuning``); None trains all of it.
@@ -43,7 +44,7 @@ class Tower(nn.Module):
     def __init__(
         self,
         encoder: nn.Module,
-        head: Callable[..., nn.Module],
+        head: Callable[..., nn.Module] | None,
         frozen: bool = False,
         scale: float | None = None,
         tuning: Callable[[nn.Module], None] | None = None,
@@ -55,7 +56,7 @@ class Tower(nn.Module):
         if scale is not None and not scale > 0:
             raise ValueError(f"scale={scale}: expected a number above 0, or null")
         self.encoder = encoder
-        self.head = head(width=encoder.width)
+        self.head = None if head is None else head(width=encoder.width)
         self.frozen = frozen
         self.scale: Tensor | None
         self.register_buffer("scale", None if scale is None else torch.tensor(float(scale)))
@@ -67,9 +68,9 @@ class Tower(nn.Module):
         self.train()
 
     @property
-    def embed_dim(self) -> int:
-        """Dimensions of the shared space."""
-        return int(self.head.embed_dim)  # type: ignore[arg-type]
+    def embed_dim(self) -> int | None:
+        """Dimensions of the shared space; None without a head."""
+        return None if self.head is None else int(self.head.embed_dim)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> Tower:
         """Set training mode; a frozen tower stays in evaluation mode."""
@@ -105,8 +106,18 @@ class Tower(nn.Module):
             clips = self(inputs.flatten(0, 1), kind=kind).unflatten(0, inputs.shape[:2])
             mean: Tensor = clips.mean(dim=1)
             return F.normalize(mean, dim=-1) if kind == "normalized" else mean
+        return self.project(self.encode(inputs, mask).features, kind)
+
+    def project(self, features: Tensor, kind: EmbeddingKind = "normalized") -> Tensor:
+        """The encoder's features ``[B, W]`` to embeddings ``[B, embed_dim]`` of a kind.
+
+        Raises:
+            ValueError: without a head.
+        """
+        if self.head is None:
+            raise ValueError("a tower without a head has no embeddings: give it one")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            projected: Tensor = self.head(self.encode(inputs, mask).features)
+            projected: Tensor = self.head(features)
             embeddings = projected.to(torch.promote_types(projected.dtype, torch.float32))
             if kind == "raw":
                 return embeddings
@@ -139,11 +150,11 @@ class EmbeddingModel(nn.Module):
                     f"towers.{name} shares the tower of {tower!r}, which is none of {sorted(own)}"
                 )
             self.towers[name] = own[tower] if isinstance(tower, str) else tower
-        dims = {name: tower.embed_dim for name, tower in own.items()}
+        dims = {n: tower.embed_dim for n, tower in own.items() if tower.embed_dim is not None}
         if len(set(dims.values())) > 1:
             listed = ", ".join(f"{name} {dim}" for name, dim in dims.items())
             raise ValueError(f"all towers must have the same embed_dim, got {listed}")
-        self.embed_dim = next(iter(dims.values()))
+        self.embed_dim = next(iter(dims.values()), 0)
 
     def tower(self, modality: str) -> Tower:
         """The tower of a modality.

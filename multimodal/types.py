@@ -33,6 +33,8 @@ class Batch:
         inputs: modality name -> tensor ``[B, ...]``, ready for that modality's encoder.
         masks: modality name -> bool ``[B, T]`` (True = real) for inputs of varying length;
             a modality that has no padding is absent here.
+        presence: modality name -> bool ``[B]``, False where a sample lacks it (its input is zeros
+            then); a modality that every sample has is absent here.
         sample_ids: ``[B]`` int64, equal only for the same sample of the same source.
         positive_keys: ``[B]`` int64; samples with equal keys are positives of each other
             (the same concept, caption or class), never negatives.
@@ -55,6 +57,7 @@ class Batch:
     keys: list[str] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
     embeddings: dict[str, Tensor] = field(default_factory=dict)
+    presence: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.sample_ids.shape[0])
@@ -64,6 +67,7 @@ class Batch:
             self,
             inputs={name: change(value) for name, value in self.inputs.items()},
             masks={name: change(value) for name, value in self.masks.items()},
+            presence={name: change(value) for name, value in self.presence.items()},
             embeddings={name: change(value) for name, value in self.embeddings.items()},
             sample_ids=change(self.sample_ids),
             positive_keys=change(self.positive_keys),

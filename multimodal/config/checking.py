@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from multimodal.config import rules, rules_data, rules_evaluation, rules_tuning, targets
+from multimodal.config import (
+    rules,
+    rules_data,
+    rules_evaluation,
+    rules_fusion,
+    rules_tuning,
+    targets,
+)
 from multimodal.config.choices import unfit_choices
 from multimodal.config.faults import ConfigError
 from multimodal.config.schema import Train
@@ -32,6 +39,12 @@ RULES = (
     rules_evaluation.modalities_of_tasks,
     rules_evaluation.sets_in_training,
     rules_data.frozen_towers_to_cache,
+    rules_fusion.tasks_or_pairs,
+    rules_fusion.targets_of_tasks,
+    rules_fusion.fused_modalities,
+    rules_fusion.optional_modalities,
+    rules_fusion.one_pass,
+    rules_fusion.captions_see_no_later_words,
     targets.unbound,       # imports what the configuration names, hence last
 )  # fmt: skip
 

@@ -39,11 +39,13 @@ class Evaluation:
 
 @dataclass
 class Modality:
-    """Which members of a sample hold a modality; of a JSON one, the key or template of a text."""
+    """Which members hold a modality; of a JSON one, the key or template of a text, or a value."""
 
     member: str | list[str]
     key: str | None = None
     template: str | list[str] | None = None
+    value: str | None = None
+    optional: bool = False
 
 
 @dataclass
@@ -71,3 +73,5 @@ class Train:
     cache_frozen: CacheFrozen
     debug: Literal["fast", "overfit", "profile"] | None
     allowed_packages: list[str]
+    fusion: Target | None = None
+    tasks: dict[str, Target | None] | None = None

@@ -34,6 +34,8 @@ BUILT_BY_US = {
     "pairs.*.logit_scale": ("multimodal.objectives.pair.LogitScale", ()),
     "evaluation.sets.*": ("multimodal.evaluation.sets.EvaluationSet", ()),
 }
+# Groups of the root that the model is called with, beside what stands in its own block.
+GIVEN_TO_MODEL = ("fusion", "tasks")
 
 
 def allowed_packages(tree: dict[str, Any]) -> tuple[str, ...]:
@@ -105,19 +107,21 @@ def _member(owner: Any, name: str, path: str) -> Any:
 
 
 class Block(NamedTuple):
-    """A block that something is built from."""
+    """A block that something is built from; ``given`` are parameters that come from elsewhere."""
 
     where: str
     node: dict[str, Any]
     target: str
     optional: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
 
 
 def blocks(tree: dict[str, Any]) -> Iterator[Block]:
     """Every block with a `_target_`, and those that our own code builds from."""
     for where, node in nodes(tree):
         if isinstance(target := node.get("_target_"), str):
-            yield Block(where, node, target)
+            given = [name for name in GIVEN_TO_MODEL if where == "model" and tree.get(name)]
+            yield Block(where, node, target, given=tuple(given))
             continue
         for pattern, (path, optional) in BUILT_BY_US.items():
             if _matches(where, pattern):
@@ -148,7 +152,7 @@ def unbound(tree: dict[str, Any]) -> Iterator[Fault]:
 
 
 def _against_signature(block: Block, built: Any) -> Iterator[Fault]:
-    where, node, target, optional = block
+    where, node, target, optional, given = block
     parameters = _parameters(built)
     named = {
         name: parameter
@@ -169,8 +173,12 @@ def _against_signature(block: Block, built: Any) -> Iterator[Fault]:
         elif not swallows:
             guess = did_you_mean(key, [*named, *HYDRA_KEYS] if key.startswith("_") else named)
             yield Fault(join(where, key), f"{target} has no parameter '{key}'; {guess}")
+    for name in given:
+        if name not in named and not swallows:
+            yield Fault(name, f"{target} has no {name}; a model that fuses has, or write ~{name}")
     if node.get("_partial_") is True:
         return
+    filled |= set(given)
     for name, parameter in named.items():
         if name not in filled and parameter.default is parameter.empty and name not in optional:
             yield Fault(where, f"{target} needs '{name}', which is not given")
@@ -201,9 +209,9 @@ def defaults_bound(cfg: DictConfig) -> DictConfig:
     tree: Any = OmegaConf.to_container(cfg, resolve=False)
     bound: DictConfig = OmegaConf.create(tree)
     packages = allowed_packages(tree)
-    for where, node, target, _ in blocks(tree):
+    for where, node, target, _, given in blocks(tree):
         for name, parameter in _parameters(resolve(target, packages)).items():
-            if name not in node and _is_plain(parameter.default):
+            if name not in (*node, *given) and _is_plain(parameter.default):
                 _select(bound, where)[name] = _listed(parameter.default)
     return bound
 

@@ -135,9 +135,15 @@ def collate(
     with_metadata: bool,
 ) -> Batch:
     """One batch of samples of the same source."""
-    inputs, masks = {}, {}
-    for name in samples[0].inputs:
-        inputs[name], mask = transforms[name].collate([sample.inputs[name] for sample in samples])
+    inputs, masks, presence = {}, {}, {}
+    for name in dict.fromkeys(name for sample in samples for name in sample.inputs):
+        present = torch.tensor([name in sample.inputs for sample in samples])
+        given = [sample.inputs[name] for sample in samples if name in sample.inputs]
+        inputs[name], mask = transforms[name].collate(given)
+        if not present.all():
+            presence[name] = present
+            inputs[name] = _spread(inputs[name], present)
+            mask = None if mask is None else _spread(mask, present)
         if mask is not None:
             masks[name] = mask
     return Batch(
@@ -154,7 +160,15 @@ def collate(
             for name in samples[0].embeddings
         },
         metadata=[sample.decoded.metadata for sample in samples] if with_metadata else [],
+        presence=presence,
     )
+
+
+def _spread(rows: Tensor, present: Tensor) -> Tensor:
+    """``rows`` at the places of the samples that have them, zeros at the others."""
+    spread = rows.new_zeros(len(present), *rows.shape[1:])
+    spread[present] = rows
+    return spread
 
 
 def check_transforms(

@@ -71,6 +71,11 @@ class CLIPTokenizer:
         ids: list[int] = self._tokenizer.encode(clean, add_special_tokens=False).ids
         return ids
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of some ids, special tokens left out."""
+        text: str = self._tokenizer.decode(ids)
+        return text
+
 
 def _byte_order(letter: str) -> tuple[bool, int]:
     """The order of CLIP's alphabet: bytes that stand for themselves, then the others."""

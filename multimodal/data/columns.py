@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,6 +71,20 @@ class ShardTable:
             bytes=np.array(sizes, np.int64),
             sha256=sha256.reshape(len(counts), 32),
             starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
+        )
+
+    @classmethod
+    def joined(cls, tables: Sequence[ShardTable]) -> ShardTable:
+        """The shards of several tables, one after the other."""
+        if len(tables) == 1:
+            return tables[0]
+        samples = np.concatenate([table.samples for table in tables])
+        return cls(
+            names=np.concatenate([table.names for table in tables]),
+            samples=samples,
+            bytes=np.concatenate([table.bytes for table in tables]),
+            sha256=np.concatenate([table.sha256 for table in tables]),
+            starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(samples)]),
         )
 
     def save(self, folder: Path) -> dict[str, dict[str, Any]]:

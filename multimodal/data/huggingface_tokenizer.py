@@ -48,6 +48,11 @@ class HuggingFaceTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of some ids, special tokens left out."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
 
 def _load(name: str, offline: bool) -> Any:
     try:

@@ -77,15 +77,18 @@ class Manifest:
             else str(self.path.parent)
         )
 
-    def split(self, name: str) -> ShardTable:
-        """The shards of split ``name``.
+    def split(self, *names: str) -> ShardTable:
+        """The shards of a split, or of several, one after the other.
 
         Raises:
-            ValueError: if there is no such split.
+            ValueError: if there is no such split, or none is named.
         """
-        if name not in self.splits:
-            raise ValueError(f"{self.path} has no split {name!r}; {suggest(name, self.splits)}")
-        return self.splits[name]
+        if not names:
+            raise ValueError(f"no split of {self.path} is named; {suggest('', self.splits)}")
+        for name in names:
+            if name not in self.splits:
+                raise ValueError(f"{self.path} has no split {name!r}; {suggest(name, self.splits)}")
+        return ShardTable.joined([self.splits[name] for name in names])
 
     def field(self, member: str, split: str) -> Field:
         """What member ``member`` holds in the samples of ``split``.

@@ -19,7 +19,7 @@ from multimodal.data.video import Video
 from multimodal.hashing import stable_hash
 
 METADATA = "json"  # the member that describes a sample
-_ENTRY = ("member", "key", "template")  # what a modality may be given
+_ENTRY = ("member", "key", "template", "value", "optional")  # what a modality may be given
 
 T = TypeVar("T")
 
@@ -71,6 +71,8 @@ class _Modality(NamedTuple):
     key: str | None  # of a JSON member's object
     templates: tuple[Template, ...]  # over that object's keys
     is_motion: bool
+    target: str | None  # key of that object whose value is taken as it is
+    optional: bool
 
 
 def decoded_cache(megabytes: int) -> LRU[tuple[str, int, str], Any]:
@@ -130,12 +132,13 @@ class Members:
 
     def entry(self, modality: str) -> str:
         """Where a modality is read from, in words that are equal for equal entries."""
-        members, key, templates, _ = self._modalities[modality]
-        return repr((members, key, [template.text for template in templates]))
+        members, key, templates, _, target, _ = self._modalities[modality]
+        words = (members, key, [template.text for template in templates])
+        return repr(words if target is None else (*words, target))
 
     def is_random(self, modality: str) -> bool:
         """Whether training may draw one of several values of a modality."""
-        members, key, templates, _ = self._modalities[modality]
+        members, key, templates = self._modalities[modality][:3]
         return len(members) > 1 or key is not None or bool(templates)
 
     def decode_from(
@@ -157,7 +160,8 @@ class Members:
         values = {
             name: self._value(name, modality, shard, place, metadata, draw, (least or {}).get(name))
             for name, modality in self._modalities.items()
-            if modalities is None or name in modalities
+            if (modalities is None or name in modalities)
+            and not (modality.optional and _lacks(modality, shard.fields(place), metadata))
         }
         key = shard.keys[place]
         sample_id = stable_hash(self.name, shard_name, key)
@@ -202,6 +206,8 @@ class Members:
             _require_object(value)
             template = _choose(modality.templates, draw, f"{name}.template")
             return template.fill(value, draw, name)
+        if modality.target is not None:
+            return cast("Value", _get(value, modality.target))
         if modality.is_motion:
             return _motion(value, metadata)
         return cast("Value", value)
@@ -233,15 +239,26 @@ def _parse(name: str, entry: Mapping[str, Any], manifest: Manifest, split: str) 
         )
     text = entry.get("template")
     templates = tuple(Template(t) for t in ((text,) if isinstance(text, str) else text or ()))
-    if (key is not None) + bool(templates) != (kinds == {"json"}):
+    target = entry.get("value")
+    if (key is not None) + bool(templates) + (target is not None) != (kinds == {"json"}):
         raise ValueError(
-            f"modality {name!r}: a JSON member needs a 'key' or a 'template', and only it does"
+            f"modality {name!r}: a JSON member needs a 'key', a 'template' or a 'value', and only "
+            "it does"
         )
-    keys = {key} if key is not None else {key for each in templates for key in each.keys}
+    chosen = [each for each in (key, target) if each is not None]
+    keys = set(chosen) | {key for each in templates for key in each.keys}
     for member in members:
         for wanted in sorted(keys):
             _check_key(manifest, split, member, wanted)
-    return _Modality(members, key, templates, kinds == {"imu"})
+    optional = bool(entry.get("optional", False))
+    return _Modality(members, key, templates, kinds == {"imu"}, target, optional)
+
+
+def _lacks(modality: _Modality, fields: Collection[str], metadata: Mapping[str, Any]) -> bool:
+    if not any(member in fields for member in modality.members):
+        return True
+    wanted = modality.target or modality.key
+    return wanted is not None and metadata.get(wanted) is None
 
 
 def _check_key(manifest: Manifest, split: str, member: str, key: str) -> None:

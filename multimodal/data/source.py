@@ -59,8 +59,9 @@ class Source(Members):
         modalities: for each modality the ``member`` that holds it, or several of which one is
             drawn; for a JSON member also the ``key`` of a text in it, or of a list of texts of
             which one is drawn, or else a ``template`` (``{name}, {tags}``, see ``Template``), or
-            several of which one is drawn.
-        split: the manifest's split.
+            several of which one is drawn, or else the ``value`` (a key) that is taken as it is: a
+            label, a score, a list of tags. ``optional: true`` lets samples lack the modality.
+        split: the manifest's split, or several, one after the other.
         positive_key: JSON key whose equal values make samples positives of each other, also across
             sources; None if a sample is only its own.
         batch_size: per device; None for ``data.batch_size``.
@@ -85,20 +86,22 @@ class Source(Members):
         self,
         manifest: str,
         modalities: dict[str, dict[str, Any]],
-        split: str = "train",
+        split: str | list[str] = "train",
         positive_key: str | None = None,
         batch_size: int | None = None,
         repeat: float = 1.0,
         weight: float | None = None,
     ) -> None:
         loaded = load_manifest(manifest)
-        super().__init__(loaded, split, modalities, positive_key)
-        self.table = loaded.split(split)
+        splits = [split] if isinstance(split, str) else list(split)
+        self.table = loaded.split(*splits)
+        for each in splits:  # all must have what the modalities ask for
+            super().__init__(loaded, each, modalities, positive_key)
         self.verify = True
         self.frozen: dict[str, FrozenEmbeddings] = {}
         self._verified: set[int] = set()  # shards whose hash was right
         self._broken: dict[int, tuple[float, ShardError]] = {}  # when to look again, what was wrong
-        self.split = split
+        self.split = ", ".join(splits)
         self.batch_size = batch_size
         self.repeat = repeat
         self.weight = weight

@@ -38,6 +38,10 @@ class TextTokenizer(Protocol):
         """Ids of a text, without start and end."""
         ...
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of some ids, special tokens left out."""
+        ...
+
 
 class BPETokenizer:
     """A tokenizer of ``train_bpe``.
@@ -61,6 +65,11 @@ class BPETokenizer:
         """Ids of a text, without start and end."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of some ids, special tokens left out."""
+        text: str = self._tokenizer.decode(ids)
+        return text
 
 
 class CorpusTokenizer(BPETokenizer):

@@ -12,6 +12,7 @@ from torch import Tensor
 from multimodal.evaluation.diagnostics import PairDiagnostics, SpaceDiagnostics
 from multimodal.evaluation.probe import Probe
 from multimodal.evaluation.retrieval import Retrieval
+from multimodal.evaluation.tasks import TaskResult
 from multimodal.evaluation.zero_shot import ZeroShot
 
 
@@ -179,6 +180,7 @@ class Results:
     probes: list[ProbeResult] = field(default_factory=list)
     diagnostics: list[Diagnostics] = field(default_factory=list)
     maps: list[EmbeddingMap] = field(default_factory=list)
+    tasks: list[TaskResult] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
 
     def metrics(self) -> dict[str, Any]:
@@ -225,6 +227,8 @@ class Results:
                 **{name: asdict(space) for name, space in shape.spaces.items()},
                 **{f"{a}_{b}": asdict(pair) for (a, b), pair in shape.pairs.items()},
             }
+        for task in self.tasks:
+            table[task.set][task.task] = task.row()
         for gap in self.missing:
             table.setdefault(gap.set, {}).setdefault("missing", {})[gap.what] = gap.reason
         return table

@@ -12,17 +12,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import defaults_bound, refuse_foreign_targets
 from multimodal.data.datamodule import MultimodalDataModule
+from multimodal.fusion_model import FusionModel
 from multimodal.models import EmbeddingModel
 from multimodal.objectives.objective import ContrastiveObjective, build_objective
 from multimodal.training import checkpoint_io
 from multimodal.training.callbacks import RandomState
 from multimodal.training.contrastive import ContrastiveModule
 from multimodal.training.frozen_cache import FrozenCache
+from multimodal.training.fusion import FusionModule
+
+MODEL_PARTS = ("fusion", "tasks")  # groups of the root that the model is called with
 
 
 def build_model(cfg: DictConfig) -> EmbeddingModel:
-    """The towers of ``cfg.model``."""
-    model = instantiate(cfg.model)
+    """The towers of ``cfg.model``, and the fusion and tasks of the root where there are any."""
+    parts = {name: cfg[name] for name in MODEL_PARTS if cfg.get(name) is not None}
+    model = instantiate(cfg.model, **parts)
     assert isinstance(model, EmbeddingModel)
     return model
 
@@ -34,16 +39,23 @@ def build_objective_of(cfg: DictConfig) -> ContrastiveObjective:
     return build_objective(pairs, embed_dim=cfg.embed_dim, **parts)
 
 
-def build_module(cfg: DictConfig) -> ContrastiveModule:
-    """The module that trains: towers, objective, optimizer and schedule."""
+def build_module(cfg: DictConfig) -> ContrastiveModule | FusionModule:
+    """The module that trains the model: tasks on a fusion, or pairs alone."""
+    model = build_model(cfg)
+    shared: dict[str, Any] = {
+        "optimizer": instantiate(cfg.optimizer),
+        "scheduler": instantiate(cfg.scheduler) if cfg.scheduler else None,
+        "weight_decay": cfg.optimizer.get("weight_decay", 0.0),
+        "seed": cfg.seed,
+    }
+    if isinstance(model, FusionModel):
+        objective = build_objective_of(cfg) if cfg.pairs else None
+        return FusionModule(model=model, objective=objective, **shared)
     return ContrastiveModule(
-        model=build_model(cfg),
+        model=model,
         objective=build_objective_of(cfg),
-        optimizer=instantiate(cfg.optimizer),
-        scheduler=instantiate(cfg.scheduler) if cfg.scheduler else None,
-        weight_decay=cfg.optimizer.get("weight_decay", 0.0),
-        seed=cfg.seed,
         micro_batch_size=cfg.micro_batch_size,
+        **shared,
     )
 
 

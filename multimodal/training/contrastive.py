@@ -6,27 +6,27 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from multimodal.distributed import all_gather, all_reduce_sum, world_size
+from multimodal.distributed import all_gather
 from multimodal.evaluation.retrieval import retrieval
 from multimodal.microbatch import encode_in_pieces
 from multimodal.models import EmbeddingModel
 from multimodal.objectives.objective import ContrastiveObjective, ObjectiveOutput
 from multimodal.objectives.pair import Pair
 from multimodal.objectives.queue import MomentumCopy
-from multimodal.training.optim import clip_towers, parameter_groups, scale_rates, was_applied
+from multimodal.training.module import TrainingModule
+from multimodal.training.optim import was_applied
 from multimodal.types import Batch
 
 KEYS = "positive_keys"  # beside the modalities' embeddings, in what validation keeps
 
 
-class ContrastiveModule(pl.LightningModule):
+class ContrastiveModule(TrainingModule):
     """Trains an ``EmbeddingModel`` under a ``ContrastiveObjective``.
 
     Args:
@@ -35,7 +35,7 @@ class ContrastiveModule(pl.LightningModule):
         optimizer: called with parameter groups, returns the optimizer.
         scheduler: called with the optimizer, returns a schedule stepped once per optimizer step;
             None for a constant learning rate.
-        weight_decay: of the parameters that decay (`optim.decays`).
+        weight_decay: of the parameters that decay.
         seed: keys the random choices of the negatives, together with the batch's step.
         micro_batch_size: samples encoded at a time, under activation checkpointing; the loss is
             still over the whole batch. None encodes the batch at once.
@@ -51,7 +51,7 @@ class ContrastiveModule(pl.LightningModule):
         seed: int,
         micro_batch_size: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler, weight_decay)
         self.model = model
         self.objective = objective
         self.momentum_model: MomentumCopy | None = None
@@ -60,14 +60,8 @@ class ContrastiveModule(pl.LightningModule):
             f"objective.{name}" for name in objective.queue_buffers()
         ]
         self._applied = False
-        self._make_optimizer = optimizer
-        self._make_scheduler = scheduler
-        self._weight_decay = weight_decay
         self._seed = seed
         self._micro_batch_size = micro_batch_size
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = defaultdict(int)
-        self.host_metrics: dict[str, float] = {}  # by callbacks, logged with the step's own
         self._validation: dict[str, dict[str, list[Tensor]]] = {}
 
     def setup(self, stage: str) -> None:
@@ -78,28 +72,9 @@ class ContrastiveModule(pl.LightningModule):
         if self.objective.momentum is not None and self.momentum_model is None:
             self.momentum_model = MomentumCopy(self.model, self.objective.momentum)
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer over the trainable parameters, and its schedule by optimizer step."""
-        optimizer = self._make_optimizer(parameter_groups(self, self._weight_decay))
-        scale_rates(optimizer)
+    def optimizer_made(self, optimizer: Optimizer) -> None:
+        """Notes of every step whether it was applied."""
         optimizer.register_step_post_hook(self._note_step)
-        if self._make_scheduler is None:
-            return optimizer
-        schedule = {"scheduler": self._make_scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """The run's clipping, except for towers that have a norm of their own."""
-        rest = clip_towers(self)
-        if len(rest) == sum(p.grad is not None for p in self.parameters()):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(rest, gradient_clip_val)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Embeddings ``[B, D]`` of those modalities of ``batch`` that one of its pairs needs.
@@ -148,7 +123,7 @@ class ContrastiveModule(pl.LightningModule):
             momentum_embeddings=self._momentum_embeddings(batch),
         )
         metrics = {f"train/{name}": value for name, value in output.metrics.items()}
-        self._accumulate({"train/loss": output.loss.detach(), **metrics})
+        self.accumulate({"train/loss": output.loss.detach(), **metrics})
         return output.loss
 
     def optimizer_step(
@@ -167,35 +142,6 @@ class ContrastiveModule(pl.LightningModule):
 
     def _note_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._applied = was_applied(optimizer)
-
-    def _accumulate(self, metrics: dict[str, Tensor]) -> None:
-        # On the device and without a synchronisation: floats are read once per logged step.
-        for name, value in metrics.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] += 1
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Logs the means since the last logged step, every ``trainer.log_every_n_steps``."""
-        step = self.trainer.global_step
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self._counts and every and step % every == 0:
-            means = self.interval_means()
-            means.update(self.host_metrics)
-            means["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            for logger in self.trainer.loggers:
-                logger.log_metrics(means, step=step)
-            self.trainer.callback_metrics.update(
-                {name: torch.tensor(value) for name, value in means.items()}
-            )
-
-    def interval_means(self) -> dict[str, float]:
-        """Means over the steps and ranks since the last call, in sorted order of their names."""
-        names = sorted(self._sums)
-        means = torch.stack([self._sums[n].float() / self._counts[n] for n in names])
-        means = all_reduce_sum(means) / world_size()
-        self._sums.clear()
-        self._counts.clear()
-        return dict(zip(names, means.tolist(), strict=True))
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keeps the embeddings of a validation batch for `on_validation_epoch_end`."""

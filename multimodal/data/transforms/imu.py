@@ -32,6 +32,8 @@ class IMUTransform(Stacked):
         rotation: the sensor is turned about a random axis by up to this many degrees.
         magnitude: x of a factor drawn from [1 - x, 1 + x] that all values are multiplied by.
         jitter: standard deviation of noise added to the standardised values.
+        channels: those of the signal that are taken, by number, so that two modalities can be
+            made of one recording; None: all. What moves the sensor moves both alike.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class IMUTransform(Stacked):
         rotation: float = 0.0,
         magnitude: float = 0.0,
         jitter: float = 0.0,
+        channels: Sequence[int] | None = None,
     ) -> None:
         means, deviations = standardisation(mean, std)
         if rate_hz <= 0 or length < 1:
@@ -59,6 +62,7 @@ class IMUTransform(Stacked):
         self.rotation = rotation
         self.magnitude = magnitude
         self.jitter = jitter
+        self.channels = None if channels is None else list(channels)
         self._mean = means[:, None]
         self._std = deviations[:, None]
 
@@ -82,6 +86,12 @@ class IMUTransform(Stacked):
         """
         if not isinstance(value, Signal) or value.samples.ndim != 2 or value.samples.size == 0:
             raise DecodeError("unsupported", f"expected a signal, got {type(value).__name__}")
+        if self.channels is not None:
+            if max(self.channels) >= len(value.samples):
+                raise DecodeError(
+                    "shape", f"expected channels {self.channels}, got {len(value.samples)} channels"
+                )
+            value = Signal(value.samples[self.channels], value.rate)
         channels = len(self._mean)
         if len(value.samples) != channels:
             raise DecodeError("shape", f"expected [{channels}, T], got {list(value.samples.shape)}")

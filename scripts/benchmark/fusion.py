@@ -1,0 +1,337 @@
+"""Ways of fusion, side by side: python scripts/benchmark/fusion.py [--seeds 3] [--output FOLDER].
+
+Trains each modality alone, mean, concat, cross-attention and bottleneck on the digits and, in five
+folds of two people, on the smart watch: the same encoders, epochs and optimizer for all, with and
+without modality dropout. Every run is a line of FOLDER/fusion.jsonl, and what is there is not
+trained again; then FOLDER/fusion.md holds the table and FOLDER/fusion.png the picture of accuracy
+against the share of test samples that miss a modality. One core, about half an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+
+from multimodal.config import config_dir
+from multimodal.data.assemble import Sample, load
+from multimodal.data.draw import Draw
+from multimodal.data.source import Source
+from multimodal.hashing import generator, stable_hash
+from multimodal.objectives.mining import pair_hash
+from multimodal.training.build import build_module
+from multimodal.training.fusion import FusionModule
+from multimodal.types import Batch
+
+EPOCHS = 15
+BATCH = 64
+DRAWS = 5  # augmented versions of a training sample, made once
+DROPOUT = 0.3
+METHODS = ("mean", "concat", "cross_attention", "bottleneck")
+SHARES = (0, 25, 50, 75, 100)
+FOLDS = tuple((2 * fold + 1, 2 * fold + 2) for fold in range(5))  # held-out people
+SETS = {"digits": ("fusion", "digit"), "watch": ("fusion_watch", "exercise")}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: ``method`` is a fusion, or the one modality that there is."""
+
+    set: str
+    fold: int
+    method: str
+    dropout: float
+    seed: int
+
+
+def config(name: str, *words: str) -> DictConfig:
+    """The experiment of a set."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("train", [f"+experiment={SETS[name][0]}", *words])
+
+
+def source(cfg: DictConfig, split: Any) -> Source:
+    """The experiment's source with another split."""
+    node = next(iter(cfg.data.sources.values())).copy()
+    node.split = split
+    built = instantiate(node, _convert_="all")
+    assert isinstance(built, Source)
+    return built
+
+
+def tensors(cfg: DictConfig, split: Any, draws: int) -> list[dict[str, Tensor]]:
+    """All samples of a split, ``draws`` times augmented, or once as they are (0)."""
+    transforms = instantiate(cfg.data.transforms, _convert_="all")
+    samples = source(cfg, split)
+    versions = []
+    for repeat in range(max(draws, 1)):
+        loaded = []
+        for index in range(len(samples)):
+            draw = Draw(0, 0, samples.name, index, repeat) if draws else None
+            sample = load(samples, transforms, index, draw)
+            assert isinstance(sample, Sample)
+            loaded.append(sample.inputs)
+        versions.append({name: torch.stack([s[name] for s in loaded]) for name in loaded[0]})
+    return versions
+
+
+def batch_of(inputs: dict[str, Tensor], rows: Tensor, step: int = 0) -> Batch:
+    """Some samples as a batch."""
+    return Batch(
+        inputs={name: value[rows] for name, value in inputs.items()},
+        masks={},
+        sample_ids=rows,
+        positive_keys=rows,
+        repeats=torch.zeros_like(rows),
+        source="benchmark",
+        step=step,
+    )
+
+
+def train(cfg: DictConfig, versions: list[dict[str, Tensor]], seed: int) -> FusionModule:
+    """The module, trained: ``EPOCHS`` over the samples, each time in one of their versions."""
+    torch.manual_seed(seed)
+    module = build_module(cfg)
+    assert isinstance(module, FusionModule)
+    count = len(versions[0]["label"])
+    steps = EPOCHS * (count // BATCH)
+    optimizer = module.configure_optimizers()["optimizer"]
+    warm = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.optimizer.lr, steps, pct_start=0.1)
+    stacked = {name: torch.stack([v[name] for v in versions]) for name in versions[0]}
+    module.train()
+    for step in range(steps):
+        epoch, place = divmod(step, count // BATCH)
+        order = generator("order", seed, epoch).permutation(count)
+        rows = torch.from_numpy(order[place * BATCH : (place + 1) * BATCH])
+        version = generator("version", seed, step).integers(len(versions), size=BATCH)
+        inputs = {name: value[torch.from_numpy(version), rows] for name, value in stacked.items()}
+        batch = batch_of(inputs, torch.arange(BATCH), step)
+        batch.sample_ids = rows
+        fused = module.fuse(batch, module.model.modality_dropout)
+        loss, _ = module._task_losses(fused, batch.source)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        warm.step()
+    return module.eval()
+
+
+@torch.no_grad()
+def scores(module: FusionModule, inputs: dict[str, Tensor], seed: int) -> dict[str, float]:
+    """Accuracy with all modalities, with less, and of each modality's own head."""
+    count = len(inputs["label"])
+    rows = torch.arange(count)
+    names = list(module.model.fused)
+    task = next(iter(module.tasks.values()))
+
+    def accuracy(presence: dict[str, Tensor]) -> float:
+        batch = batch_of(inputs, rows)
+        batch.presence = presence
+        return task.score(task.observe(module.fuse(batch))).values["accuracy"]
+
+    found = {"all": accuracy({})}
+    observed = task.observe(module.fuse(batch_of(inputs, rows)))
+    found |= {f"own/{n}": s.values["accuracy"] for n, s in task.own_scores(observed).items()}  # type: ignore[operator]
+    if len(names) > 1:
+        # A sample that misses a modality misses one, drawn by a hash; the shares are nested.
+        draws = pair_hash(rows, torch.arange(2), stable_hash("missing", seed)).double() / 2**63
+        which = (draws[:, 1] * len(names)).long()
+        for share in SHARES[1:]:
+            gone = draws[:, 0] < share / 100
+            found[f"missing/{share}"] = accuracy(
+                {name: ~(gone & (which == index)) for index, name in enumerate(names)}
+            )
+        for name in names:
+            nobody = torch.zeros(count, dtype=torch.bool)
+            found[f"only/{name}"] = accuracy({n: nobody for n in names if n != name})
+    return found
+
+
+def forest(train: dict[str, Tensor], test: dict[str, Tensor], seed: int) -> float:
+    """A random forest on statistics of every channel and the side."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    def statistics_of(inputs: dict[str, Tensor]) -> np.ndarray:
+        x = torch.cat([inputs["acceleration"], inputs["rotation"]], dim=1).double()
+        moved = x - x.mean(dim=2, keepdim=True)
+        quantiles = torch.quantile(x, torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9]).double(), dim=2)
+        spectrum = torch.fft.rfft(moved, dim=2).abs()[:, :, 1:11].flatten(1)
+        correlation = torch.stack([torch.corrcoef(each) for each in x]).flatten(1)
+        columns = [
+            x.mean(2), x.std(2), x.amin(2), x.amax(2), *quantiles, spectrum, correlation,
+            inputs["side"][:, None].double(),
+        ]  # fmt: skip
+        return torch.nan_to_num(torch.cat(columns, dim=1)).numpy()
+
+    model = RandomForestClassifier(300, random_state=seed, n_jobs=1)
+    model.fit(statistics_of(train), train["label"].numpy())
+    return float(model.score(statistics_of(test), test["label"].numpy()))
+
+
+def runs(sets: Sequence[str], seeds: int) -> Iterator[Run]:
+    """Everything that is trained; what has no modality dropout comes last."""
+    alone = {"digits": ("image", "audio"), "watch": ("acceleration", "rotation", "side")}
+    for dropout in (DROPOUT, 0.0):
+        for seed in range(seeds):
+            for name in sets:
+                for fold in range(len(FOLDS) if name == "watch" else 1):
+                    if dropout:
+                        yield from (Run(name, fold, m, 0.0, seed) for m in alone[name])
+                        if name == "watch":
+                            yield Run(name, fold, "forest", 0.0, seed)
+                    yield from (Run(name, fold, m, dropout, seed) for m in METHODS)
+
+
+def one(run: Run, data: tuple[list[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, float]:
+    """The scores of one run."""
+    if run.method == "forest":
+        return {"all": forest(data[0][0], data[1], run.seed)}
+    single = run.method not in METHODS
+    words = [f"fusion={'concat' if single else run.method}", f"seed={run.seed}"]
+    words += [f"model.modality_dropout={run.dropout}", "scheduler=constant", "optimizer.lr=0.002"]
+    if single:
+        others = [name for name in config(run.set).model.towers if name != run.method]
+        words += [f"~model.towers.{name}" for name in others]
+    cfg = config(run.set, *words)
+    return scores(train(cfg, data[0], run.seed), data[1], run.seed)
+
+
+def load_data(name: str, fold: int) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Training and test tensors."""
+    cfg = config(name)
+    if name == "digits":
+        return tensors(cfg, "train", DRAWS), tensors(cfg, "test", 0)[0]
+    held = [f"subject_{person}" for person in FOLDS[fold]]
+    others = [f"subject_{person}" for person in range(1, 11) if person not in FOLDS[fold]]
+    return tensors(cfg, others, DRAWS), tensors(cfg, held, 0)[0]
+
+
+def measure(path: Path, sets: Sequence[str], seeds: int) -> list[dict[str, Any]]:
+    """Runs what is not in ``path`` yet; returns all lines."""
+    done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    known = {Run(**line["run"]) for line in done}
+    cache: dict[tuple[str, int], Any] = {}
+    for run in runs(sets, seeds):
+        if run in known:
+            continue
+        key = (run.set, run.fold)
+        if key not in cache:
+            cache[key] = load_data(*key)
+        start = time.process_time()
+        line = {"run": vars(run), "scores": one(run, cache[key])}
+        line["seconds"] = round(time.process_time() - start, 1)
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+        done.append(line)
+    return done
+
+
+def spread(lines: list[dict[str, Any]], score: str) -> tuple[float, float, int] | None:
+    """Mean and deviation over seeds, in percent; of folds, each seed's mean is taken first."""
+    by_seed: dict[int, list[float]] = {}
+    for line in lines:
+        if score in line["scores"]:
+            by_seed.setdefault(line["run"]["seed"], []).append(100 * line["scores"][score])
+    values = [statistics.mean(found) for found in by_seed.values()]
+    if not values:
+        return None
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return statistics.mean(values), deviation, len(values)
+
+
+def chosen(done: list[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
+    """The lines of some runs."""
+    return [line for line in done if all(line["run"][k] == v for k, v in wanted.items())]
+
+
+def cell(found: tuple[float, float, int] | None) -> str:
+    """``12.3 ± 0.4``; of one seed, without a deviation."""
+    if found is None:
+        return ""
+    return f"{found[0]:.1f} ± {found[1]:.1f}" if found[2] > 1 else f"{found[0]:.1f} (one seed)"
+
+
+def tables(done: list[dict[str, Any]]) -> str:
+    """The Markdown of the docs."""
+    lines = []
+    for name in SETS:
+        lines += [f"**{name}**, test accuracy in percent", ""]
+        lines += ["| | without modality dropout | with |", "|---|---|---|"]
+        here = chosen(done, set=name)
+        for method in dict.fromkeys(line["run"]["method"] for line in here):
+            label = method.replace("_", "-") if method in METHODS else f"{method} alone"
+            label = label.replace("forest alone", "random forest")
+            own = chosen(here, method=method)
+            cells = [cell(spread(chosen(own, dropout=d), "all")) for d in (0.0, DROPOUT)]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+        lines += ["", f"**{name}**, by the share of test samples that miss one modality", ""]
+        lines += [f"| | dropout | {' | '.join(f'{s} %' for s in SHARES)} |", "|---" * 7 + "|"]
+        for method in METHODS:
+            for dropout in (0.0, DROPOUT):
+                own = chosen(here, method=method, dropout=dropout)
+                cells = [cell(spread(own, f"missing/{s}" if s else "all")) for s in SHARES]
+                lines.append(f"| {method.replace('_', '-')} | {dropout} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def picture(done: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against the share of samples that miss a modality."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(SETS), figsize=(10, 4), sharey=False, layout="constrained")
+    for axis, name in zip(axes, SETS, strict=True):
+        for index, method in enumerate(METHODS):
+            for dropout, style in ((DROPOUT, "-"), (0.0, "--")):
+                own = chosen(done, set=name, method=method, dropout=dropout)
+                found = [spread(own, f"missing/{s}" if s else "all") for s in SHARES]
+                points = [(s, *f[:2]) for s, f in zip(SHARES, found, strict=True) if f is not None]
+                if points:
+                    xs, ys, deviations = zip(*points, strict=True)
+                    axis.errorbar(
+                        xs, ys, deviations, ls=style, marker="o", ms=3, lw=1.4, capsize=2,
+                        color=f"C{index}", label=method.replace("_", "-") if style == "-" else None,
+                    )  # fmt: skip
+        axis.set(title=name, xlabel="test samples that miss one modality, %", xticks=SHARES)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("accuracy, %")
+    axes[0].legend(title="solid: with modality dropout", fontsize=8, title_fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Parse, measure, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of everything")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="data")
+    parser.add_argument("--output", type=Path, default=Path("outputs/fusion"), help="folder")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    done = measure(arguments.output / "fusion.jsonl", arguments.sets, arguments.seeds)
+    (arguments.output / "fusion.md").write_text(tables(done))
+    picture(done, arguments.output / "fusion.png")
+    print(tables(done))
+
+
+if __name__ == "__main__":
+    main()
