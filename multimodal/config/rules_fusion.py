@@ -102,7 +102,7 @@ def optional_modalities(tree: Tree) -> Iterator[Fault]:
 
 
 def one_pass(tree: Tree) -> Iterator[Fault]:
-    """A fusion encodes a batch in one pass, and its pairs have no queue."""
+    """A fusion encodes a batch in one pass, from its inputs, and its pairs have no queue."""
     if not isinstance(tree.get("fusion"), dict):
         return
     if tree.get("micro_batch_size") is not None:
@@ -111,6 +111,8 @@ def one_pass(tree: Tree) -> Iterator[Fault]:
             "a fusion encodes its batch at once: leave it null, and take a smaller batch with "
             "trainer.accumulate_grad_batches",
         )
+    if at(tree, "data.cache_frozen") is True:
+        yield Fault("data.cache_frozen", "a fusion reads tokens, which are not cached: false")
     queue = "multimodal.objectives.candidates.Queue"
     for name, pair in block(tree, "pairs").items():
         own = pair.get("candidates") if isinstance(pair, dict) else None

@@ -37,7 +37,10 @@ stable hash, so that the same packages give the same bytes.
   between train, val and test. test_loose has names that do not train, of head nouns that do.
 - **motion** keeps the train and test sets of BasicMotions; val is two series of each class of its
   train set. Its images are emoji of the training split.
-- **exercise** is split by person: subject 8 is val, 9 and 10 are test.
+- **exercise** is split by person: subject 8 is val, 9 and 10 are test. **watch** holds the same
+  recordings with a split per person.
+- **digits**: drawings of test are of MNIST's test set; the voices of val and test are in no other
+  split.
 
 Nothing is said between furniture and the other sources: a lamp may train as an emoji and be tested
 as a model. `tokenizer.json` (byte-pair encoding) was trained on the captions of the train splits.
