@@ -51,6 +51,37 @@ def draw(modality: str, value: Array | str, rate: float | None = None) -> Markup
     return painters.get(modality, _lines)(value)
 
 
+def preview(modality: str, value: Array | str, rate: float | None = None) -> tuple[str, bytes]:
+    """One sample as a small file of its own: (media type, bytes).
+
+    Args:
+        modality: as for :func:`draw`.
+        value: as for :func:`draw`.
+        rate: as for :func:`draw`.
+
+    Raises:
+        ValueError: as :func:`draw`.
+    """
+    if isinstance(value, str):
+        return "text/plain", value.encode()
+    if modality == "audio":
+        return "audio/ogg", _ogg(_mono(value, rate), float(rate or 0))
+    if modality in ("image", "depth", "thermal"):
+        drawn = str(draw(modality, value))
+        content = drawn[drawn.index("base64,") + len("base64,") :].split('"', 1)[0]
+        return "image/webp", base64.b64decode(content)
+    return "image/svg+xml", _standalone(str(_lines(value))).encode()
+
+
+def _standalone(svg: str) -> str:
+    """A drawing of ours with the colours that the report's style sheet would give it."""
+    style = "<style>polyline{fill:none;stroke-width:1.2}.s0{stroke:#0072b2}.s1{stroke:#d55e00}"
+    style += ".s2{stroke:#009e73}</style>"
+    head, _, rest = svg.partition(">")
+    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
+    return f"{head}>{style}{rest}"
+
+
 def data_uri(media_type: str, content: bytes) -> str:
     """``content`` as a URI that needs no network."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
@@ -95,19 +126,28 @@ def _field(values: Array, colours: str, near_is_bright: bool) -> Markup:
 
 
 def _sound(wave: Array, rate: float | None) -> Markup:
-    if rate is None or wave.ndim != 2:
-        raise ValueError(f"a sound needs a rate and [channels, T]; got {rate}, {list(wave.shape)}")
-    wave = wave[:, : int(SOUND_S * rate)].mean(axis=0)
-    buffer = io.BytesIO()
-    codec = "OPUS" if rate in OPUS_RATES else "VORBIS"
-    soundfile.write(buffer, wave, int(rate), format="OGG", subtype=codec)
+    wave = _mono(wave, rate)
     return Markup(
         '<span class="sound"><img src="{}" alt=""><audio controls preload="none" src="{}"></audio>'
         '<button type="button" hidden aria-label="play"></button><i></i></span>'
     ).format(
         image_uri(_spectrogram(wave)),
-        data_uri("audio/ogg", buffer.getvalue()),
+        data_uri("audio/ogg", _ogg(wave, float(rate or 0))),
     )
+
+
+def _mono(wave: Array, rate: float | None) -> Array:
+    if rate is None or wave.ndim != 2:
+        raise ValueError(f"a sound needs a rate and [channels, T]; got {rate}, {list(wave.shape)}")
+    mono: Array = wave[:, : int(SOUND_S * rate)].mean(axis=0)
+    return mono
+
+
+def _ogg(wave: Array, rate: float) -> bytes:
+    buffer = io.BytesIO()
+    codec = "OPUS" if rate in OPUS_RATES else "VORBIS"
+    soundfile.write(buffer, wave, int(rate), format="OGG", subtype=codec)
+    return buffer.getvalue()
 
 
 def _spectrogram(wave: Array, window: int = 256, floor_db: float = -70.0) -> Image.Image:

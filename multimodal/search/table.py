@@ -1,0 +1,217 @@
+"""A table of embeddings on disk: Parquet, or ``.npy`` with its keys beside it.
+
+One row per item and modality. It is written in parts beside its place, each in one step, and put
+together at the end: whoever is interrupted goes on with the next part, to the same table.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+
+COLUMNS = ("key", "modality", "name", "preview_type", "preview")
+_NOTE = b"multimodal"  # of the Parquet file's metadata
+
+
+class Row(NamedTuple):
+    """What stands beside an embedding.
+
+    Attributes:
+        key: of the item in its input.
+        modality: of what was embedded.
+        name: what the item is called.
+        preview_type: media type of ``preview``; empty without one.
+        preview: the item as a small picture, sound or text.
+    """
+
+    key: str
+    modality: str
+    name: str
+    preview_type: str = ""
+    preview: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Embeddings ``[N, D]`` float32, their N rows, and what is known of the whole."""
+
+    vectors: Vectors
+    rows: list[Row]
+    about: dict[str, Any]
+
+
+class PartWriter:
+    """Writes a table part by part.
+
+    Args:
+        output: ends in ``.parquet`` or ``.npy``.
+        about: kind, checkpoint and the like; kept in the table.
+        identity: of model, input and settings: parts of another identity are refused.
+
+    Raises:
+        ValueError: on another extension, a table that is there already, or parts of other inputs.
+    """
+
+    def __init__(self, output: Path, about: dict[str, Any], identity: str) -> None:
+        if output.suffix not in (".parquet", ".npy"):
+            raise ValueError(f"output={output}: expected a name that ends in .parquet or .npy")
+        if output.exists():
+            raise ValueError(f"output={output} is there already: remove it, or name another")
+        self.output = output
+        self.about = about
+        self.folder = output.with_name(f"{output.name}.parts")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        plan = self.folder / "identity"
+        digest = hashlib.sha256(identity.encode()).hexdigest()
+        if plan.exists() and plan.read_text() != digest:
+            raise ValueError(
+                f"{self.folder} holds parts of another checkpoint, input or settings: repeat that "
+                "command to finish them, or remove the folder"
+            )
+        _atomically(plan, lambda path: path.write_text(digest))
+
+    def done(self, number: int) -> bool:
+        """Whether a part is there."""
+        return self._part(number).exists()
+
+    def write(self, number: int, vectors: Vectors, rows: Sequence[Row]) -> None:
+        """One part, whole or not at all."""
+        _atomically(self._part(number), lambda path: _write_part(path, vectors, rows))
+
+    def finish(self, count: int) -> int:
+        """Puts ``count`` parts together, removes them, and returns the number of rows."""
+        parts = [self._part(number) for number in range(count)]
+        join = _join_parquet if self.output.suffix == ".parquet" else _join_npy
+        total = join(parts, self.output, self.about)
+        shutil.rmtree(self.folder)
+        return total
+
+    def _part(self, number: int) -> Path:
+        return self.folder / f"{number:08d}.parquet"
+
+
+def _atomically(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'tables of embeddings need pyarrow: pip install "multimodal[search]"'
+        ) from error
+    return pyarrow
+
+
+def _write_part(path: Path, vectors: Vectors, rows: Sequence[Row]) -> None:
+    pa = _arrow()
+    dim = vectors.shape[1]
+    flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+    columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
+    table = pa.table(
+        {
+            **{name: pa.array(columns[name], pa.string()) for name in COLUMNS[:4]},
+            "preview": pa.array(columns["preview"], pa.binary()),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, dim),
+        }
+    )
+    pa.parquet.write_table(table, path)
+
+
+def _join_parquet(parts: Sequence[Path], output: Path, about: dict[str, Any]) -> int:
+    pa = _arrow()
+    total = 0
+
+    def write(path: Path) -> None:
+        nonlocal total
+        first = pa.parquet.read_schema(parts[0])
+        schema = first.with_metadata({_NOTE: json.dumps(about).encode()})
+        with pa.parquet.ParquetWriter(path, schema) as writer:
+            for part in parts:
+                table = pa.parquet.read_table(part).replace_schema_metadata(schema.metadata)
+                writer.write_table(table)
+                total += table.num_rows
+
+    _atomically(output, write)
+    return total
+
+
+def _join_npy(parts: Sequence[Path], output: Path, about: dict[str, Any]) -> int:
+    """Rows of numbers, and ``NAME.keys.csv`` beside them; the previews are left out."""
+    tables = [_read_parquet(part) for part in parts]
+    rows = [row for table in tables for row in table.rows]
+    keys = output.with_suffix(".keys.csv")
+
+    def write_keys(path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS[:3])
+            writer.writerows((row.key, row.modality, row.name) for row in rows)
+
+    def write_vectors(path: Path) -> None:
+        with path.open("wb") as file:
+            np.save(file, np.concatenate([table.vectors for table in tables]))
+
+    _atomically(keys, write_keys)
+    _atomically(output.with_suffix(".about.json"), lambda p: p.write_text(json.dumps(about)))
+    _atomically(output, write_vectors)
+    return len(rows)
+
+
+def read_table(path: Path) -> Table:
+    """A whole table.
+
+    Raises:
+        ValueError: if it is no table of embeddings.
+        FileNotFoundError: if it is not there.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there is no table {path}: make one by scripts/embed.py")
+    if path.suffix == ".npy":
+        vectors = np.load(path, allow_pickle=False)
+        with path.with_suffix(".keys.csv").open(newline="") as file:
+            rows = [Row(line["key"], line["modality"], line["name"]) for line in _lines(file)]
+        about = json.loads(path.with_suffix(".about.json").read_text())
+        if vectors.ndim != 2 or len(vectors) != len(rows):
+            raise ValueError(f"{path} holds {list(vectors.shape)} numbers for {len(rows)} keys")
+        return Table(vectors, rows, about)
+    return _read_parquet(path)
+
+
+def _lines(file: Any) -> Iterator[dict[str, str]]:
+    return iter(csv.DictReader(file))
+
+
+def _read_parquet(path: Path) -> Table:
+    pa = _arrow()
+    table = pa.parquet.read_table(path)
+    missing = [name for name in (*COLUMNS, "embedding") if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{path} is no table of embeddings: it lacks {', '.join(missing)}")
+    column = table.column("embedding").combine_chunks()
+    chunks = column.chunks if hasattr(column, "chunks") else [column]
+    dim = column.type.list_size
+    vectors = np.concatenate(
+        [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim) for chunk in chunks]
+        or [np.zeros((0, dim), np.float32)]
+    )
+    columns = [table.column(name).to_pylist() for name in COLUMNS]
+    about = json.loads((table.schema.metadata or {}).get(_NOTE, b"{}"))
+    rows = [Row(*cells) for cells in zip(*columns, strict=True)]
+    return Table(vectors.astype(np.float32), rows, about)

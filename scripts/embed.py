@@ -1,0 +1,43 @@
+"""A table of embeddings: python scripts/embed.py checkpoint=PATH input=PATH output=PATH."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from multimodal.cli import run
+
+
+def embed(cfg: DictConfig) -> None:
+    """Embeds ``cfg.input`` into ``cfg.output``; goes on where an earlier run was interrupted."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from multimodal.search.build import build_table
+    from multimodal.search.setup import about_of, embedder_of, items_of
+    from multimodal.training.build import load_model
+
+    try:
+        model, run_cfg = load_model(cfg.checkpoint, cfg.allowed_packages)
+        embedder = embedder_of(model, run_cfg, cfg.device, cfg.batch_size, cfg.kind)
+        items = items_of(cfg, run_cfg, embedder)
+        digest = hashlib.sha256(Path(cfg.checkpoint).read_bytes()).hexdigest()
+        about = about_of(cfg.checkpoint, digest, cfg.kind, str(cfg.input), model.embed_dim)
+        columns = ("embedding", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("", total=len(items))
+            rows, left_out = build_table(
+                embedder, items, Path(cfg.output), about, cfg.previews,
+                lambda done: progress.advance(task, done),
+            )  # fmt: skip
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        sys.exit(f"embed: {error}")
+    note = f"; {left_out} items left out, see above" if left_out else ""
+    print(f"{rows} embeddings of {model.embed_dim} numbers: {cfg.output}{note}")
+
+
+if __name__ == "__main__":
+    run("embed", embed)
