@@ -146,7 +146,7 @@ def make_app(
             *routes,
             Route("/about", tell),
             Route("/media/{row:int}", media),
-            Route("/search", search, methods=["POST"]),
+            Route("/search", search.answer, methods=["POST"]),
         ],
         middleware=[
             Middleware(_Headers),
@@ -197,7 +197,8 @@ class _Search:
         self.rate_hz = rate_hz
         self._one_at_a_time = threading.Lock()
 
-    async def __call__(self, request: Request) -> Response:
+    async def answer(self, request: Request) -> Response:
+        """The nearest rows as JSON, or an error with its status."""
         try:
             terms, rows, k = await self._read(request)
             return JSONResponse(await run_in_threadpool(self._search, terms, rows, k))

@@ -65,7 +65,8 @@ def preview(modality: str, value: Array | str, rate: float | None = None) -> tup
     if isinstance(value, str):
         return "text/plain", value.encode()
     if modality == "audio":
-        return "audio/ogg", _ogg(_mono(value, rate), float(rate or 0))
+        # Ogg streams carry a random number; the same sound is to be the same bytes.
+        return "audio/flac", _encoded(_mono(value, rate), float(rate or 0), "FLAC", "PCM_16")
     if modality in ("image", "depth", "thermal"):
         drawn = str(draw(modality, value))
         content = drawn[drawn.index("base64,") + len("base64,") :].split('"', 1)[0]
@@ -144,9 +145,12 @@ def _mono(wave: Array, rate: float | None) -> Array:
 
 
 def _ogg(wave: Array, rate: float) -> bytes:
+    return _encoded(wave, rate, "OGG", "OPUS" if rate in OPUS_RATES else "VORBIS")
+
+
+def _encoded(wave: Array, rate: float, container: str, codec: str) -> bytes:
     buffer = io.BytesIO()
-    codec = "OPUS" if rate in OPUS_RATES else "VORBIS"
-    soundfile.write(buffer, wave, int(rate), format="OGG", subtype=codec)
+    soundfile.write(buffer, wave, int(rate), format=container, subtype=codec)
     return buffer.getvalue()
 
 
