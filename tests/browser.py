@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,13 @@ class Visit:
     def _hear(self, message: Any) -> None:
         if message.type == "error" and "status of 4" not in message.text:
             self.errors.append(message.text)
+
+    def until(self, expression: str, limit_s: float = 60.0) -> None:
+        """Waits for ``expression`` to hold; Playwright's own way is barred by the pages' policy."""
+        end = time.monotonic() + limit_s
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < end, f"never true: {expression}"
+            time.sleep(0.05)
 
     def outside(self, *own: str) -> list[str]:
         """Requests that left for anywhere but ``own`` addresses."""

@@ -15,15 +15,23 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from browser import needs_chromium, visit
+from markupsafe import Markup
 from PIL import Image
 from torch.nn.functional import normalize
 
+from multimodal.evaluation.diagnostics import PairDiagnostics, SpaceDiagnostics
+from multimodal.evaluation.probe import Accuracy, FewShot, Probe
 from multimodal.evaluation.report.charts import curves, line_chart, number, ticks
 from multimodal.evaluation.report.media import draw
 from multimodal.evaluation.report.page import Page, links, make_gallery, render
+from multimodal.evaluation.report.sections import Section, sections_of
 from multimodal.evaluation.results import (
+    Diagnostics,
+    EmbeddingMap,
     Example,
     Missing,
+    ProbeResult,
     Results,
     RetrievalResult,
     SetInfo,
@@ -137,9 +145,58 @@ def results() -> Results:
     return found
 
 
+def with_more(found: Results) -> Results:
+    """The figures, a map, a probe and diagnostics."""
+    kinds = ["image"] * 16 + ["text"] * 16
+    points = torch.rand(32, 2, generator=torch.Generator().manual_seed(0))
+    classes = [name.split()[1] for name in NAMES] * 2
+    found.maps.append(EmbeddingMap("furniture", points, kinds, classes, NAMES * 2))
+    accuracy = Accuracy(0.75, 0.7, 0.1)
+    shots = [FewShot(1, 0.3, 0.05, 3), FewShot(4, 0.5, 0.02, 3)]
+    probed = Probe(accuracy, accuracy, 5, shots, classes=4, train=40, test=16, chance=0.25)
+    found.probes.append(ProbeResult("furniture", "image", "kind", probed))
+    spaces = {name: SpaceDiagnostics(-2.5, 11.25) for name in ("image", "text")}
+    pair = {("image", "text"): PairDiagnostics(0.4321, 0.25, 0.07)}
+    found.diagnostics.append(Diagnostics("furniture", spaces, pair))
+    return found
+
+
+def test_maps_probes_diagnostics_and_parts_of_other_code(page):
+    assert page.count('class="panel map"') == 1
+    assert page.count('<path class="s0"') == 16 + 1  # pictures, and the legend
+    assert "image · red chair · chair" in page
+    assert "30.0 ± 5.0" in page
+    assert "<td>0.432</td><td>0.250</td><td>0.07</td>" in page
+    assert "<td>-2.500</td><td>11.2</td>" in page
+    assert '<a href="#extra">Another part</a>' in page
+    assert "<p>of other code</p>" in page
+    assert "An &lt;intro&gt;." in page
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", ["phone", "desktop"])
+def test_a_browser_colours_the_map_by_class(page, tmp_path, width):
+    file = tmp_path / "report.html"
+    file.write_text(page, encoding="utf-8")
+    with visit(width, offline=True) as seen:
+        seen.page.goto(file.as_uri())
+        fills = "new Set([...document.querySelectorAll('.map .chart path')]"
+        fills += ".map((p) => getComputedStyle(p).fill)).size"
+        assert seen.page.evaluate(fills) == 2  # modalities
+        assert seen.page.locator(".of-class").first.is_hidden()
+        seen.page.click(".recolour")
+        assert seen.page.evaluate(fills) == 4  # classes
+        assert seen.page.locator(".of-class").first.is_visible()
+        assert seen.page.inner_text(".recolour") == "colour by modality"
+        assert seen.overflow() == 0
+        assert seen.outside(file.as_uri()) == []
+        assert seen.errors == []
+        seen.page.screenshot(path=tmp_path / f"report-{width}.png", full_page=True)
+
+
 @pytest.fixture(scope="module")
 def page() -> str:
-    found = results()
+    found = with_more(results())
     steps = [
         {
             "step": str(i),
@@ -169,6 +226,10 @@ def page() -> str:
             results=found,
             curves=curves(steps),
             galleries=galleries,
+            sections=[
+                *sections_of(found),
+                Section("extra", "Another part", Markup("<p>of other code</p>"), "An <intro>."),
+            ],
             config="embed_dim: 256\nname: <imagebind>\n",
         )
     )

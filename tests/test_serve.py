@@ -260,7 +260,7 @@ def test_a_browser_searches(port, folder, tmp_path, width):
     with visit(width) as seen:
         page = seen.page
         page.goto(home)
-        page.wait_for_function("document.title === 'My things'")
+        seen.until("document.title === 'My things'")
         assert "7 image" in page.inner_text("#about")
 
         page.fill("#text", WORDS[4])  # looks like markup, and is words
@@ -272,11 +272,11 @@ def test_a_browser_searches(port, folder, tmp_path, width):
         page.set_input_files("#file", str(folder / "3.png"))
         page.wait_for_selector(".term >> nth=1")
         page.click(".term >> nth=0 >> button >> nth=1")  # the words go
-        page.wait_for_function("document.querySelectorAll('.term').length === 1")
-        page.wait_for_function("document.querySelector('#of-image footer span').textContent > .99")
+        seen.until("document.querySelectorAll('.term').length === 1")
+        seen.until("document.querySelector('#of-image footer span')?.textContent > .99")
         first = page.locator("#of-image .card img").first
         first.scroll_into_view_if_needed()
-        page.wait_for_function("document.querySelector('#of-image .card img').naturalWidth > 0")
+        seen.until("document.querySelector('#of-image .card img')?.naturalWidth > 0")
         assert first.get_attribute("alt") == "3"
 
         sound = page.locator("#of-audio audio").first
@@ -287,14 +287,14 @@ def test_a_browser_searches(port, folder, tmp_path, width):
         assert length == pytest.approx(0.5, abs=0.02)
 
         page.click("[aria-label='take away 3.png']")
-        page.wait_for_function(
+        seen.until(
             "!document.querySelector('#results').classList.contains('busy') &&"
-            "document.querySelector('#of-image footer span').textContent < .99"
+            "document.querySelector('#of-image footer span')?.textContent < .99"
         )
         assert page.locator(".term.minus").count() == 1
         page.click("[aria-label='add 3.png']")
         page.locator("#of-audio .card button").first.click()  # a sound is added to the query
-        page.wait_for_function("document.querySelectorAll('.term').length === 2")
+        seen.until("document.querySelectorAll('.term').length === 2")
         page.wait_for_selector("#of-text .card")
 
         broken = tmp_path / "notes.jpg"
