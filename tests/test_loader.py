@@ -461,10 +461,10 @@ def test_a_cache_of_decoded_members_changes_nothing(folder, monkeypatch):
     expected = epochs(module(folder).train_dataloader(), 3)
     decoded = []
 
-    def counting(member, data, limits):
+    def counting(member, data, limits, *rest):
         if member != "json":
             decoded.append(data)
-        return decode(member, data, limits)
+        return decode(member, data, limits, *rest)
 
     monkeypatch.setattr("multimodal.data.members.decode", counting)
     assert epochs(module(folder, cache_mb=1).train_dataloader(), 3) == expected
