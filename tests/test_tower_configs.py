@@ -29,7 +29,17 @@ INPUTS = {  # what the sample corpus's transforms give
     "imu": (len(IMU.mean), IMU.length),
     "text": (TEXT.context_length,),
 }
-FULL_SIZE = {"vit_b32": (3, 224, 224), "vit_b16": (3, 224, 224), "vit_l14": (3, 224, 224)}
+PICTURE = (3, 224, 224)
+FULL_SIZE = {
+    **dict.fromkeys(("vit_b32", "vit_b16", "vit_l14", "vit_b16_siglip", "vit_h14_video"), PICTURE),
+    "vit_l14_video": (3, 8, 224, 224),
+    "text_siglip_b": (64,),
+    "audio_imagebind": (1, 128, 204),
+    "depth_imagebind": (1, 224, 224),
+    "thermal_imagebind": (1, 224, 224),
+    "imu_imagebind": (6, 2000),
+}
+ELSEWHERE = ("features", "huggingface", "dinov2_b", "vit_b16_siglip", "text_siglip_b")
 SAMPLE_SIZE = 5_000_000  # parameters of a tower that learns on two cores
 TOWERS = sorted(path.stem for path in (config_dir() / "tower").glob("*.yaml"))
 
@@ -48,9 +58,7 @@ def inputs_of(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.zeros(2, *shape, device="meta")
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in TOWERS if name not in ("features", "huggingface")]
-)
+@pytest.mark.parametrize("name", [name for name in TOWERS if name not in ELSEWHERE])
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 def test_a_tower_embeds_what_its_modality_brings(name: str, head: str):
     tower = build(f"+tower={name}", f"head@tower.head={head}")

@@ -41,6 +41,10 @@ class AudioTransform(Stacked):
         frequency_mask: widest band of filters that is set to the mean (SpecAugment, Park et al.
             2019).
         time_mask: longest run of frames that is set to the mean.
+        padded_frames: frames of the result, those beyond ``num_frames`` filled with log energies
+            of 0 (ImageBind: 198 and 204); None: ``num_frames``.
+        num_clips: windows of a sound, evenly spread from its beginning to its end, outside of
+            training; in training one, anywhere. 1 for the middle.
     """
 
     def __init__(
@@ -59,7 +63,15 @@ class AudioTransform(Stacked):
         speeds: Sequence[float] = (1.0,),
         frequency_mask: int = 0,
         time_mask: int = 0,
+        padded_frames: int | None = None,
+        num_clips: int = 1,
     ) -> None:
+        padded = num_frames if padded_frames is None else padded_frames
+        if padded < num_frames or num_clips < 1:
+            raise ValueError(
+                f"padded_frames={padded_frames} must be at least num_frames={num_frames}, and "
+                f"num_clips={num_clips} at least 1"
+            )
         if num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, got {num_frames}")
         if not 0 <= frequency_mask < num_mel_bins or not 0 <= time_mask < num_frames:
@@ -75,6 +87,8 @@ class AudioTransform(Stacked):
         self.sample_rate = sample_rate
         self.filter_bank = FilterBank(sample_rate, num_mel_bins, low_hz, high_hz, window_ms, hop_ms)
         self.num_samples = self.filter_bank.window + (num_frames - 1) * self.filter_bank.hop
+        self.padding = padded - num_frames
+        self.num_clips = num_clips
         self.mean = mean
         self.std = std
         self.time_shift = time_shift
@@ -87,7 +101,8 @@ class AudioTransform(Stacked):
     def is_random(self) -> bool:
         """Whether draws change the result."""
         masks = self.frequency_mask or self.time_mask
-        return bool(self.time_shift or self.gain_db or self.speeds != (1.0,) or masks)
+        moved = self.time_shift or self.num_clips > 1
+        return bool(moved or self.gain_db or self.speeds != (1.0,) or masks)
 
     def __call__(self, value: Any, draw: Draw | None) -> Tensor:
         """One spectrogram.
@@ -97,7 +112,8 @@ class AudioTransform(Stacked):
             draw: the sample's random choices; None for the middle, unchanged.
 
         Returns:
-            float32 ``[1, num_mel_bins, num_frames]``, standardised.
+            float32 ``[1, num_mel_bins, num_frames]``, standardised; outside of training, with
+            several clips, ``[num_clips, 1, num_mel_bins, num_frames]``.
 
         Raises:
             DecodeError: if the value is no sound, has an implausible rate, or holds infinity or
@@ -109,14 +125,28 @@ class AudioTransform(Stacked):
             raise DecodeError("unsupported", f"a sampling rate of {value.rate:g} Hz")
         require_finite(value.samples)
         random = draw.stream("audio") if draw is not None else None
-        waveform = self._window(value, random)
-        log_mel = self.filter_bank(waveform).sub_(self.mean).div_(self.std)
+        if self.num_clips == 1:
+            return self._clip(value, random, None)
+        if random is not None:
+            return self._clip(value, random, float(random.random()))
+        places = [number / (self.num_clips - 1) for number in range(self.num_clips)]
+        return torch.stack([self._clip(value, None, place) for place in places])
+
+    def _clip(
+        self, value: Signal, random: np.random.Generator | None, place: float | None
+    ) -> Tensor:
+        """The window that leaves the share ``place`` of the rest before it; None: the middle."""
+        log_mel = self.filter_bank(self._window(value, random, place))
+        log_mel = torch.nn.functional.pad(log_mel, (0, 0, 0, self.padding))
+        log_mel = log_mel.sub_(self.mean).div_(self.std)
         if random is not None:
             _mask(log_mel, self.time_mask, random)
             _mask(log_mel.T, self.frequency_mask, random)
         return log_mel.T.contiguous()[None]
 
-    def _window(self, value: Signal, random: np.random.Generator | None) -> Tensor:
+    def _window(
+        self, value: Signal, random: np.random.Generator | None, place: float | None
+    ) -> Tensor:
         """``[num_samples]`` of the sound at our rate, silent where it does not reach."""
         rate, shift, gain = round(value.rate), 0.0, 1.0
         if random is not None:
@@ -126,7 +156,8 @@ class AudioTransform(Stacked):
         # The cut comes before the resampling, which then has no more to do than needed.
         wanted = math.ceil(self.num_samples * rate / self.sample_rate)
         spare = value.samples.shape[1] - wanted
-        start = round(spare / 2 + shift * rate)
+        inner = spare / 2 if place is None or spare < 0 else place * spare
+        start = round(inner + shift * rate)
         start = min(max(start, min(0, spare)), max(0, spare))  # negative: silence before the sound
         part = value.samples[:, max(0, start) : max(0, start) + wanted]
         mono = torch.from_numpy(part.mean(0, dtype=np.float32)).mul_(gain)

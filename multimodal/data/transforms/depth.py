@@ -15,21 +15,23 @@ from multimodal.data.errors import DecodeError
 from multimodal.data.transforms.base import Stacked, require_finite, standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 
-_OUTPUTS = ("disparity", "depth", "log_depth", "relative")
+_OUTPUTS = ("disparity", "depth", "log_depth", "relative", "stereo")
 
 
 class DepthTransform(Stacked):
-    """Raw depth to one of four representations, with the geometry of the picture beside it.
+    """Raw depth to one of five representations, with the geometry of the picture beside it.
 
-    Depth z in metres is limited to [min_depth_m, max_depth_m]. All four are in [0, 1], and are then
-    standardised:
+    Depth z in metres is limited to [min_depth_m, max_depth_m]. The first four are in [0, 1]. All
+    are then standardised:
 
     * ``disparity``: min_depth_m / z;
     * ``depth``: z / max_depth_m;
     * ``log_depth``: log(z / min_depth_m) over its maximum, where a thing twice as large and twice
       as far differs by a constant;
     * ``relative``: from 1 at the map's nearest point evenly to 0.2 at its farthest, which shows the
-      shape of a thing at any distance, and not its size.
+      shape of a thing at any distance, and not its size;
+    * ``stereo``: what a stereo camera would measure, baseline_m x focal / z, in the unit of the
+      focal length (Girdhar et al. 2023, ImageBind, appendix; Girdhar et al. 2022, Omnivore).
 
     A pixel without a measurement (0 in the raw map) is 0 in the result, and does not bleed into its
     neighbours when the map is resized.
@@ -48,6 +50,9 @@ class DepthTransform(Stacked):
         distance: x of a factor drawn from [1 - x, 1 + x] that all depths are multiplied by.
         dropout: up to this share of the pixels, drawn for each sample, lose their measurement.
         erasing: probability of a rectangle without measurements.
+        baseline_m: distance of the two cameras, for ``stereo``: 0.075 m for Kinect, 0.095 for
+            RealSense and Xtion.
+        focal: focal length, for ``stereo``: in pixels, or as a share of the picture's width.
     """
 
     def __init__(
@@ -65,6 +70,8 @@ class DepthTransform(Stacked):
         distance: float = 0.0,
         dropout: float = 0.0,
         erasing: float = 0.0,
+        baseline_m: float | None = None,
+        focal: float | None = None,
     ) -> None:
         if output not in _OUTPUTS:
             raise ValueError(f"output must be one of {', '.join(_OUTPUTS)}, got {output!r}")
@@ -76,6 +83,12 @@ class DepthTransform(Stacked):
         for name, value in (("distance", distance), ("dropout", dropout), ("erasing", erasing)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        if (output == "stereo") != (baseline_m is not None and focal is not None):
+            raise ValueError(
+                f"output={output!r} with baseline_m={baseline_m} and focal={focal}: stereo needs "
+                "both, and only it does"
+            )
+        self.stereo = (baseline_m or 0.0) * (focal or 0.0)
         standardisation([mean], [std])
         self.size = size
         self.unit_m = unit_m
@@ -132,8 +145,10 @@ class DepthTransform(Stacked):
         return result
 
     def _represent(self, metres: Tensor, measured: Tensor) -> Tensor:
-        """The representation in [0, 1]; anything goes where nothing is measured."""
+        """The representation; anything goes where nothing is measured."""
         nearest, farthest = self.range_m
+        if self.output == "stereo":
+            return self.stereo / metres
         if self.output == "disparity":
             return nearest / metres
         if self.output == "depth":
