@@ -38,7 +38,7 @@ class Captioning(Task):
 
     Raises:
         ValueError: if the text tower is not causal or the fusion reads the text: either would show
-            the decoder the words that it is to say.
+            the decoder the words that it is to say; and for a smaller vocabulary than the tower's.
     """
 
     terms = ("caption",)
@@ -65,6 +65,11 @@ class Captioning(Task):
             raise ValueError(
                 f"captioning needs a tower for {text!r} whose tokens see no later ones: set "
                 f"model.towers.{text}.encoder.trunk.causal=true"
+            )
+        known = getattr(encoder, "vocab_size", vocab_size)
+        if known > vocab_size:
+            raise ValueError(
+                f"captioning: vocab_size={vocab_size}, but the tower for {text!r} reads {known} ids"
             )
         self.text = text
         self.label_smoothing = label_smoothing
