@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
 
@@ -13,12 +12,18 @@ from omegaconf import DictConfig, OmegaConf
 from multimodal.config import check
 from multimodal.evaluate import evaluate_quietly, evaluate_run, temperatures, trained_pairs
 from multimodal.evaluation.results import Results
-from multimodal.training import checkpoint_io
 from multimodal.training.anchor import load_anchor, resolve_anchor
-from multimodal.training.build import build_data, build_module, build_trainer
+from multimodal.training.build import (
+    build_data,
+    build_module,
+    build_trainer,
+    origin_of,
+    portable_yaml,
+)
 from multimodal.training.contrastive import ContrastiveModule
 from multimodal.training.evaluation import InTraining
 from multimodal.training.loggers import log_report
+from multimodal.training.resume import resume
 
 # Lightning's remarks on itself, and advice that is wrong for our loaders.
 NOISE = (
@@ -47,10 +52,13 @@ def train(cfg: DictConfig) -> Results | None:
         anchor_cfg = load_anchor(module.model, cfg, anchor)
         pairs = [sorted(ends) for ends in trained_pairs(anchor_cfg)]
         OmegaConf.update(cfg, "anchor.pairs", pairs, force_add=True)
-    trainer = build_trainer(cfg, folder)
+    origin = origin_of(cfg)
+    resumed = resume(cfg, folder, portable_yaml(cfg), origin)
+    trainer = build_trainer(cfg, folder, origin, resumed)
     if cfg.evaluation is not None and cfg.evaluation.get("every"):
         trainer.callbacks.append(in_training(cfg))  # type: ignore[attr-defined]
-    trainer.fit(module, datamodule=data, ckpt_path=resume_path(cfg, folder), weights_only=True)
+    path = None if resumed is None else str(resumed.path)
+    trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
 
     if cfg.evaluation is None:
         return None
@@ -75,21 +83,3 @@ def in_training(cfg: DictConfig) -> InTraining:
 def run_folder() -> Path:
     """Hydra's output folder of this job; the working directory outside of Hydra."""
     return Path(HydraConfig.get().runtime.output_dir) if HydraConfig.initialized() else Path.cwd()
-
-
-def resume_path(cfg: DictConfig, folder: Path) -> str | None:
-    """The checkpoint to go on from: ``resume=PATH``, or the newest of this run (``resume=auto``).
-
-    Raises:
-        CheckpointError: if the named file is missing or damaged.
-    """
-    if cfg.resume is None:
-        return None
-    path = (
-        checkpoint_io.newest(folder / "checkpoints") if cfg.resume == "auto" else Path(cfg.resume)
-    )
-    if path is None:
-        return None
-    step = checkpoint_io.read(path)["global_step"]
-    print(f"resuming from {path} (step {step})", file=sys.stderr)
-    return str(path)

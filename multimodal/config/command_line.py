@@ -25,6 +25,7 @@ from multimodal.config.faults import ConfigError, Fault, did_you_mean, nearest
 from multimodal.config.tree import keys
 
 VERSION_BASE = "1.3"
+_ADDED = "debug|sweep|launcher"  # groups that say how, on top of any experiment
 
 
 def config_dir() -> Path:
@@ -41,16 +42,20 @@ def config_dir() -> Path:
 
 
 def arrange(argv: Sequence[str]) -> list[str]:
-    """``argv`` with ``debug=NAME`` made a `+debug=NAME` that comes after ``+experiment=NAME``.
+    """``argv`` with what is easy to type made what Hydra needs.
 
-    Hydra merges an added group after all those of the defaults list: a `debug` listed there would
-    lose to the experiment that it is to cut short.
+    ``debug=``, ``sweep=`` and ``launcher=`` become `+debug=NAME` and so on, and come after
+    ``+experiment=NAME``: Hydra merges an added group after all those of the defaults list, and a
+    `debug` listed there would lose to the experiment that it is to cut short. ``resume.allow=`` is
+    the key `resume_allow`, as `resume` itself holds a path.
     """
-    slots = [i for i, word in enumerate(argv) if re.match(r"\+*(experiment|debug)=", word)]
-    words = sorted((argv[i] for i in slots), key=lambda word: word.lstrip("+").startswith("debug="))
-    arranged = list(argv)
+    arranged = [re.sub(r"^resume\.allow=", "resume_allow=", word) for word in argv]
+    slots = [i for i, word in enumerate(arranged) if re.match(rf"\+*(experiment|{_ADDED})=", word)]
+    words = sorted(
+        (arranged[i] for i in slots), key=lambda word: not re.match(r"\+*experiment=", word)
+    )
     for slot, word in zip(slots, words, strict=True):
-        arranged[slot] = f"+{word}" if word.startswith("debug=") else word
+        arranged[slot] = f"+{word}" if re.match(rf"({_ADDED})=", word) else word
     return arranged
 
 

@@ -57,6 +57,8 @@ class Train:
     embed_dim: int
     micro_batch_size: int | None
     resume: str | None
+    resume_allow: list[str]
+    sweep_metric: str | None
     model: Target
     pairs: dict[str, Any]
     loss: Target | None

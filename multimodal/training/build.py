@@ -13,13 +13,19 @@ from omegaconf import DictConfig, OmegaConf
 from multimodal.config import defaults_bound, refuse_foreign_targets
 from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.fusion_model import FusionModel
+from multimodal.data.manifest import manifest_hash
 from multimodal.models import EmbeddingModel
 from multimodal.objectives.objective import ContrastiveObjective, build_objective
+from multimodal.runs.job import secrets_of
+from multimodal.runs.origin import code_version
+from multimodal.runs.secrets import redacted
 from multimodal.training import checkpoint_io
-from multimodal.training.callbacks import RandomState
+from multimodal.training.callbacks import StepAxis
 from multimodal.training.contrastive import ContrastiveModule
 from multimodal.training.frozen_cache import FrozenCache
 from multimodal.training.fusion import FusionModule
+from multimodal.training.random_state import RandomState
+from multimodal.training.resume import AllowedChanges, Resumed
 
 MODEL_PARTS = ("fusion", "tasks")  # groups of the root that the model is called with
 
@@ -66,16 +72,34 @@ def build_data(cfg: DictConfig) -> MultimodalDataModule:
     return data
 
 
-def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
-    """The trainer of ``cfg.trainer`` with this run's loggers, callbacks and checkpoint writer."""
-    callbacks: list[pl.Callback] = [RandomState()]
+def build_trainer(
+    cfg: DictConfig,
+    folder: Path,
+    origin: dict[str, Any] | None = None,
+    resumed: Resumed | None = None,
+) -> pl.Trainer:
+    """The trainer of ``cfg.trainer`` with this run's loggers, callbacks and checkpoint writer.
+
+    Args:
+        cfg: the configuration.
+        folder: the run's.
+        origin: of the run (`origin_of`), for its checkpoints.
+        resumed: what the run goes on from.
+    """
+    callbacks: list[pl.Callback] = [RandomState(), StepAxis()]
+    if resumed is not None and resumed.changed:
+        callbacks.append(AllowedChanges(resumed.changed))
     for name, node in cfg.callbacks.items():
         if node is None:
             continue
         extra: dict[str, Any] = {}
         if name == "checkpoint":
-            extra = {"folder": str(folder / "checkpoints"), "run_config": portable_yaml(cfg)}
-        callbacks.append(instantiate(node, **extra))
+            extra = {
+                "folder": str(folder / "checkpoints"),
+                "run_config": portable_yaml(cfg),
+                "origin": origin,
+            }
+        callbacks.append(instantiate(node, _convert_="all", **extra))
     if cfg.data.get("cache_frozen"):
         transforms = OmegaConf.to_container(cfg.data.transforms, resolve=True)
         assert isinstance(transforms, dict)
@@ -100,8 +124,19 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
 
 
 def portable_yaml(cfg: DictConfig) -> str:
-    """The configuration as YAML, interpolations resolved and every default of a class bound in."""
-    return str(OmegaConf.to_yaml(defaults_bound(cfg), resolve=True))
+    """The configuration as YAML, interpolations resolved and every default of a class bound in.
+
+    Keys and passwords are left out.
+    """
+    secrets = [secret for _, secret in secrets_of(cfg)]
+    return redacted(str(OmegaConf.to_yaml(defaults_bound(cfg), resolve=True)), secrets)
+
+
+def origin_of(cfg: DictConfig) -> dict[str, Any]:
+    """Where a run comes from: the version of the code, and the hash of every source's manifest."""
+    sources = cfg.data.sources
+    manifests = {str(name): manifest_hash(sources[name].manifest) for name in sources}
+    return {"code": code_version(), "manifests": manifests}
 
 
 def load_model(

@@ -1,54 +1,117 @@
-"""Checkpoints on disk: a kill cannot damage them, and reading one executes nothing."""
+"""Checkpoints on disk: a kill cannot damage them, damage is noticed, reading executes nothing."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 STEP_NAME = re.compile(r"^step=(\d+)\.ckpt$")
+TEMPORARY = ".tmp"  # the end of names that are not checkpoints yet
+_MARK = b"\nsha256:"  # then 64 hexadecimal digits; after the archive, where zip readers do not look
+_FOOTER = len(_MARK) + 64
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, damaged, or of something else."""
+    """A checkpoint that is missing, damaged, not to be written, or of something else."""
+
+
+class _HashingWriter:
+    """A file that keeps the hash of what was written, and the reason why a write failed."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.written = 0
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            count = self._file.write(data)
+        except OSError as error:  # torch's writer would tell of its own error only
+            self.error = error
+            raise
+        self.digest.update(data)
+        self.written += len(data)
+        return count
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def write_atomically(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Saves to a temporary file in the same folder, syncs file and folder, and renames.
 
-    Whatever happens in between, ``path`` holds either its old content or the new one, whole.
+    Whatever happens in between, ``path`` holds either its old content or the new one, whole. The
+    file ends with the SHA-256 of all before it, which `read` verifies.
+
+    Raises:
+        CheckpointError: if the file system refuses it (full, read-only); names path and space.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        dir=target.parent, prefix=f".{target.name}.", suffix=".tmp", delete=False
-    ) as file:
-        try:
-            torch.save(dict(checkpoint), file)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, target)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    folder = os.open(target.parent, os.O_RDONLY)
+    writer: _HashingWriter | None = None
     try:
-        os.fsync(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=target.parent, prefix=f".{target.name}.", suffix=TEMPORARY, delete=False
+        ) as file:
+            try:
+                writer = _HashingWriter(file.file)
+                torch.save(dict(checkpoint), cast("IO[bytes]", writer))
+                file.write(_MARK + writer.digest.hexdigest().encode())
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, target)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        sync_folder(target.parent)
+    except Exception as error:
+        reason = error if isinstance(error, OSError) else writer.error if writer else None
+        if reason is None:
+            raise
+        raise CheckpointError(_unwritable(target, reason, writer)) from error
+
+
+def _unwritable(target: Path, reason: OSError, writer: _HashingWriter | None) -> str:
+    folder = next((p for p in (target.parent, *target.parent.parents) if p.is_dir()), Path("/"))
+    free = shutil.disk_usage(folder).free / 1e6
+    done = writer.written / 1e6 if writer else 0.0
+    return (
+        f"cannot save {target}: {reason.strerror or reason}. {done:.1f} MB of it were written; "
+        f"{free:.1f} MB are free in {folder} now that they are gone again. The checkpoints that "
+        "were there are untouched. Free some space, or lower callbacks.checkpoint.keep_last"
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in ``folder`` survive a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A checkpoint's content on the CPU; tensors and plain containers only (``weights_only``).
 
     Raises:
-        CheckpointError: if there is no such file, or it is not a whole checkpoint of ours.
+        CheckpointError: if there is no such file, its hash is not that of its content, or it is
+            not a checkpoint of ours.
     """
     target = Path(path)
     if not target.is_file():
@@ -56,6 +119,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(
             f"no checkpoint at {target}" + (f"; in that folder: {near}" if near else "")
         )
+    _verify(target)
     try:
         content = torch.load(target, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged or foreign files
@@ -68,21 +132,113 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def newest(folder: str | os.PathLike[str]) -> Path | None:
-    """The checkpoint of the highest step in ``folder``, None when there is none."""
-    steps = [
+def _verify(target: Path) -> None:
+    """Compares the hash at the end of the file with that of all before it."""
+    size = target.stat().st_size - _FOOTER
+    with target.open("rb") as file:
+        file.seek(max(size, 0))
+        footer = file.read()
+        if size <= 0 or not footer.startswith(_MARK):
+            raise CheckpointError(
+                f"{target} cannot be read as a checkpoint: it does not end with its hash (cut off, "
+                "damaged, or not written by this framework)"
+            )
+        file.seek(0)
+        digest, left = hashlib.sha256(), size
+        while left and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            left -= len(block)
+    told, found = footer[len(_MARK) :].decode("ascii", "replace"), digest.hexdigest()
+    if told != found:
+        raise CheckpointError(
+            f"hash mismatch: {target} cannot be trusted. It was saved as sha256 {told[:16]}..., "
+            f"and is {found[:16]}... now: the file was damaged after it was written"
+        )
+
+
+def steps(folder: str | os.PathLike[str]) -> dict[int, Path]:
+    """Step -> checkpoint of that step in ``folder``, in ascending order."""
+    found = [
         (int(match.group(1)), path)
         for path in Path(folder).glob("step=*.ckpt")
         if (match := STEP_NAME.match(path.name))
     ]
-    return max(steps)[1] if steps else None
+    return dict(sorted(found))
+
+
+def newest(folder: str | os.PathLike[str]) -> Path | None:
+    """The checkpoint of the highest step in ``folder`` that is whole; None when there is none.
+
+    What is damaged is told on standard error, and the one before is tried.
+
+    Raises:
+        CheckpointError: if there are checkpoints, but none that is whole.
+    """
+    problems = []
+    for path in reversed(steps(folder).values()):
+        if (problem := _problem(path)) is None:
+            return path
+        problems.append(problem)
+        print(f"WARNING: {problem}; trying the checkpoint before it", file=sys.stderr)
+    if problems:
+        raise CheckpointError(
+            f"none of the {len(problems)} checkpoints in {folder} can be read:\n  "
+            + "\n  ".join(problems)
+        )
+    return None
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        read(path)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
+    """Removes what killed saves have left in ``folder``, and returns what it was."""
+    leftovers = [path for path in Path(folder).glob(f".step=*{TEMPORARY}*") if path.exists()]
+    for path in leftovers:
+        remove(path)
+    return leftovers
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint: a file, or the folder of a sharded one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's door to `write_atomically`."""
+    """Lightning's door to `write_atomically` and `read`.
+
+    A save that the file system refuses is told on standard error and raises nothing, since other
+    ranks would wait for this one in a barrier: who cannot go on without it reads ``failure``.
+
+    Attributes:
+        failure: what the last save failed of; None if it did not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure: CheckpointError | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Saves ``checkpoint`` at ``path``."""
-        write_atomically(checkpoint, path)
+        self.failure = None
+        try:
+            write_atomically(checkpoint, path)
+        except CheckpointError as error:
+            self.failure = error
+            print(f"WARNING: {error}", file=sys.stderr)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """The content at ``path``, on the CPU, after its hash was verified."""
+        return read(path)

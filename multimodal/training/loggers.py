@@ -77,7 +77,7 @@ class CSVLogger(Logger):
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         if not values:
             return
-        row: dict[str, Any] = {"step": step, **values}
+        row: dict[str, Any] = {"step": None if step is None else int(step), **values}
         columns = [*self._columns, *(name for name in row if name not in self._columns)]
         if columns == self._columns and step != self._last_step:
             with self.path.open("a", newline="") as file:
@@ -97,8 +97,9 @@ class CSVLogger(Logger):
         """Drops the rows beyond ``step``: a resumed run will write them again."""
         if self.path.exists():
             columns, rows = self._read()
-            self._rewrite(columns, [row for row in rows if int(row["step"]) <= step])
-            self._last_step = None
+            rows = [row for row in rows if int(row["step"]) <= step]
+            self._rewrite(columns, rows)
+            self._last_step = int(rows[-1]["step"]) if rows else None
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:

@@ -1,0 +1,71 @@
+"""Ranks that were started one by one (torchrun, srun) agree on when their run began.
+
+The folder of a run holds the time of its start. Ranks that read it from their own clocks would
+scatter their outputs over several folders.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import hydra.core.utils
+
+
+class UnsharedStart(RuntimeError):
+    """Ranks that have no way to agree on the folder of their run."""
+
+
+def share_start_time(words: Sequence[str]) -> None:
+    """Makes `${now:...}` the same on all ranks, where several are started from outside.
+
+    Under torchrun the ranks ask its store, under srun SLURM's start time of the job is taken. A
+    restart by torchrun finds the time of the first start, and so the folder of the first.
+
+    Args:
+        words: the command line; nothing is needed where it gives ``hydra.run.dir``.
+
+    Raises:
+        UnsharedStart: if there is nothing to agree by.
+    """
+    if any(word.startswith("hydra.run.dir=") for word in words):
+        return
+    moment = _shared_moment()
+    if moment is not None:
+        then = time.localtime(moment)
+        hydra.core.utils.localtime = lambda: then  # type: ignore[attr-defined]
+
+
+def _shared_moment() -> float | None:
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" in environment:
+        if int(environment.get("WORLD_SIZE", "1")) == 1:
+            return None
+        if environment.get("TORCHELASTIC_USE_AGENT_STORE", "False") != "True":
+            raise UnsharedStart(_advice("torchrun, without a store of its own,"))
+        return _of_the_store()
+    if int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+        if "SLURM_JOB_START_TIME" in environment:
+            return float(environment["SLURM_JOB_START_TIME"])
+        raise UnsharedStart(_advice("srun"))
+    if int(environment.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in environment:
+        raise UnsharedStart(_advice("a launcher of its own kind"))
+    return None
+
+
+def _advice(launcher: str) -> str:
+    return (
+        f"this run was started by {launcher} on several ranks, and each would name the run's "
+        "folder by its own clock; give one folder to all: hydra.run.dir=outputs/NAME"
+    )
+
+
+def _of_the_store() -> float:
+    import torch.distributed  # only where several ranks start, which need it anyway
+
+    store: Any = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
+    )
+    return float(store.compare_set("multimodal/start_time", "", repr(time.time())))

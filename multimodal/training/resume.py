@@ -1,0 +1,217 @@
+"""Which checkpoint a run goes on from, and whether it is one of this experiment."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+
+from multimodal.config.faults import did_you_mean
+from multimodal.training import checkpoint_io
+from multimodal.training.checkpoint_io import CheckpointError
+
+# These say where and how a run happens, how it is watched and when it ends; not what is learned.
+FREE = (
+    "name", "resume", "resume_allow", "logger", "evaluation", "debug", "allowed_packages", "anchor",
+    "callbacks", "trainer", "sweep_metric", "data.num_workers", "data.cache_mb", "data.val_sources",
+    "data.eval_batch_size", "data.max_bad_fraction", "data.worker_timeout_s",
+    # The loader compares global batches and the shards themselves, and says what to set.
+    "data.batch_size", "data.sources.*.batch_size", "data.sources.*.manifest",
+)  # fmt: skip
+DECISIVE = (
+    "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
+    "trainer.gradient_clip_algorithm", "callbacks.ema.decay", "callbacks.ema.warmup",
+)  # fmt: skip
+# A longer training is the same experiment, but its learning rate is another curve: told, let pass.
+LENGTH = ("scheduler.max_steps",)
+
+
+def find(resume: str | None, folder: Path) -> Path | None:
+    """The checkpoint to go on from: a path, or for ``auto`` the newest whole one in ``folder``.
+
+    Raises:
+        CheckpointError: if the named file is missing or damaged, or all of the folder's are.
+    """
+    if resume is None:
+        return None
+    return checkpoint_io.newest(folder / "checkpoints") if resume == "auto" else Path(resume)
+
+
+def flat(tree: Any, where: str = "") -> dict[str, Any]:
+    """Dotted path -> value, of the leaves of nested dicts; lists are leaves."""
+    if not isinstance(tree, Mapping) or not tree:
+        return {where: tree}
+    return {
+        path: value
+        for key, child in tree.items()
+        for path, value in flat(child, f"{where}.{key}" if where else str(key)).items()
+    }
+
+
+def _under(path: str, pattern: str) -> bool:
+    """Whether ``path`` is ``pattern`` or lies below it; a ``*`` stands for one name."""
+    names, wanted = path.split("."), pattern.split(".")
+    return len(names) >= len(wanted) and all(
+        name == want or want == "*" for name, want in zip(names, wanted, strict=False)
+    )
+
+
+def _any(path: str, patterns: Sequence[str]) -> bool:
+    return any(_under(path, pattern) for pattern in patterns)
+
+
+def differences(saved: Any, present: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (value in the checkpoint, value now) of what decides what is learned."""
+    then, now = flat(saved), flat(present)
+    absent = object()
+    return {
+        key: (then.get(key, "absent"), now.get(key, "absent"))
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key, absent) != now.get(key, absent)
+        and (not _any(key, FREE) or _any(key, DECISIVE))
+    }
+
+
+def refuse_another_experiment(
+    saved: Any, present: Any, allowed: Sequence[str], path: str | Path
+) -> dict[str, Any]:
+    """Compares the configuration in a checkpoint with that of this run.
+
+    Args:
+        saved: the configuration in the checkpoint, as nested dicts.
+        present: this run's.
+        allowed: keys, or blocks of keys, that may differ (``resume.allow``).
+        path: of the checkpoint, for the message.
+
+    Returns:
+        The keys that differ and are allowed to, with their present values.
+
+    Raises:
+        CheckpointError: listing every key that differs and is not allowed to, or a name in
+            ``allowed`` that is no key.
+    """
+    known = flat(saved).keys() | flat(present).keys()
+    for name in allowed:
+        if not any(_under(key, name) for key in known):
+            raise CheckpointError(
+                f"resume.allow names '{name}', which is no key of this experiment; "
+                f"{did_you_mean(name, known)}"
+            )
+    changed = differences(saved, present)
+    refused = {key: values for key, values in changed.items() if not _any(key, [*allowed, *LENGTH])}
+    if refused:
+        shown = "\n".join(
+            f"  {key}: {then!r} there, {now!r} here" for key, (then, now) in refused.items()
+        )
+        names = ",".join(refused)
+        raise CheckpointError(
+            f"{path} is of another experiment; these keys differ:\n{shown}\n"
+            f"Set them as they were, or let them differ: 'resume.allow=[{names}]'"
+        )
+    for key, (then, now) in changed.items():
+        print(f"resuming with {key}={now!r}, which was {then!r}", file=sys.stderr)
+    return {key: now for key, (_, now) in changed.items()}
+
+
+def check_origin(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Tells, without refusing it, that the checkpoint was made by other code."""
+    then, now = saved.get("code"), present.get("code")
+    if then and then != now:
+        print(f"note: the checkpoint was made by the code {then}; this is {now}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a run goes on from.
+
+    Attributes:
+        path: of the checkpoint.
+        step: its optimizer step.
+        loggers: what loggers have to know to go on: name -> plain values.
+        changed: the keys that differ from the checkpoint's configuration, with present values.
+    """
+
+    path: Path
+    step: int
+    loggers: dict[str, dict[str, Any]]
+    changed: dict[str, Any]
+
+
+def resume(
+    cfg: DictConfig, folder: Path, run_config: str, origin: Mapping[str, Any]
+) -> Resumed | None:
+    """What to go on from; None for a new run.
+
+    Args:
+        cfg: with ``resume`` and ``resume_allow``.
+        folder: the run's.
+        run_config: the resolved configuration of this run, as YAML.
+        origin: of this run, see `Checkpoint`.
+
+    Raises:
+        CheckpointError: if there is none where there should be, or it is of another experiment.
+    """
+    path = find(cfg.resume, folder)
+    if path is None:
+        return None
+    content = checkpoint_io.read(path)
+    if "config" in content:
+        saved = OmegaConf.to_container(OmegaConf.create(content["config"]))
+        present = OmegaConf.to_container(OmegaConf.create(run_config))
+        changed = refuse_another_experiment(saved, present, list(cfg.resume_allow), path)
+    else:
+        raise CheckpointError(f"{path} holds no configuration: not one of our runs")
+    check_origin(content.get("origin", {}), origin)
+    print(f"resuming from {path} (step {content['global_step']})", file=sys.stderr)
+    return Resumed(path, content["global_step"], content.get("loggers", {}), changed)
+
+
+class AllowedChanges(pl.Callback):
+    """Puts optimizer settings that were let through in the place of the checkpoint's.
+
+    A restored optimizer brings its old settings along; without this, ``optimizer.lr`` in
+    ``resume.allow`` would change nothing.
+
+    Args:
+        changed: dotted key -> present value.
+    """
+
+    def __init__(self, changed: Mapping[str, Any]) -> None:
+        self.settings = {
+            key.removeprefix("optimizer."): value
+            for key, value in changed.items()
+            if key.startswith("optimizer.")
+        }
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sets them, once everything is restored."""
+        for name, value in self.settings.items():
+            for optimizer in trainer.optimizers:
+                for group in optimizer.param_groups:
+                    if name == "weight_decay" and group["weight_decay"] == 0.0:
+                        continue  # those that never decay
+                    group["initial_lr" if name == "lr" else name] = value
+            for config in trainer.lr_scheduler_configs if name == "lr" else []:
+                scheduler: Any = config.scheduler
+                scheduler.base_lrs = [value] * len(scheduler.base_lrs)
+                for group, factor in zip(
+                    scheduler.optimizer.param_groups, _factors(scheduler), strict=True
+                ):
+                    group["lr"] = value * factor
+                scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+            if name == "lr" and not trainer.lr_scheduler_configs:
+                for optimizer in trainer.optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = value
+
+
+def _factors(scheduler: Any) -> list[float]:
+    lambdas = getattr(scheduler, "lr_lambdas", None)
+    if lambdas is None:
+        return [1.0] * len(scheduler.optimizer.param_groups)
+    return [factor(scheduler.last_epoch) for factor in lambdas]
