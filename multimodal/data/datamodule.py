@@ -49,6 +49,8 @@ class MultimodalDataModule(pl.LightningDataModule):
         prefetch: batches that each worker keeps ready.
         cache_frozen: embeds the modalities of frozen towers once, before training, which then reads
             the embeddings (the root's ``cache_frozen`` has the options).
+        worker_timeout_s: seconds after which a process that loads training batches, and brings
+            none, is an error; None waits for ever.
         overfit: trains on the first batch again and again (``debug=overfit``).
 
     Raises:
@@ -78,6 +80,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         prefetch: int = 2,
         cache_frozen: bool = False,
         overfit: bool = False,
+        worker_timeout_s: float | None = 900.0,
     ) -> None:
         super().__init__()
         self.sources = dict(sources)
@@ -96,6 +99,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         self.max_bad_run = max_bad_run
         self.cache_frozen = cache_frozen
         self.overfit = overfit
+        self.worker_timeout_s = worker_timeout_s
         cache = decoded_cache(cache_mb)
         for named in (self.sources, self.val_sources):
             for name, source in named.items():
@@ -129,6 +133,7 @@ class MultimodalDataModule(pl.LightningDataModule):
             max_bad_run=self.max_bad_run,
             pin_memory=self.pin_memory,
             prefetch=self.prefetch,
+            worker_timeout_s=self.worker_timeout_s,
         )
         return RepeatedBatch(loader) if self.overfit else loader
 

@@ -45,6 +45,8 @@ class ScheduledLoader:
         max_bad_run: bad samples of this rank in a row; more stop the run.
         prefetch: batches that each worker keeps ready.
         pin_memory: puts batches in page-locked memory, for asynchronous copies to a GPU.
+        worker_timeout_s: seconds after which a worker that brings nothing is an error; None waits
+            for ever.
 
     Attributes:
         schedule: the global batches.
@@ -70,6 +72,7 @@ class ScheduledLoader:
         max_bad_run: int = 100,
         pin_memory: bool = False,
         prefetch: int = 2,
+        worker_timeout_s: float | None = None,
     ) -> None:
         for name, source in sources.items():
             check_transforms(name, source.modalities, transforms)
@@ -99,7 +102,15 @@ class ScheduledLoader:
         dataset = _TrainingBatches(
             self.schedule, self._sources, transforms, rank, world_size, max_bad_run
         )
-        self._batches = make_loader(dataset, self._steps, num_workers, pin_memory, True, prefetch)
+        self._batches = make_loader(
+            dataset,
+            self._steps,
+            num_workers,
+            pin_memory,
+            persistent=True,
+            prefetch=prefetch,
+            timeout_s=worker_timeout_s,
+        )
 
     def __len__(self) -> int:
         return self.schedule.steps_per_epoch

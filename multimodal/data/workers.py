@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -33,10 +34,12 @@ def make_loader(
     pin_memory: bool,
     persistent: bool,
     prefetch: int = 2,
+    timeout_s: float | None = None,
 ) -> DataLoader[Item]:
     """Whole batches in the order of ``steps``; torch limits each worker to one thread.
 
-    ``persistent`` workers live as long as the loader, others as long as an iteration.
+    ``persistent`` workers live as long as the loader, others as long as an iteration. A worker
+    that brings nothing for ``timeout_s`` seconds is an error; None waits for ever.
     """
     return DataLoader(
         dataset,
@@ -47,6 +50,8 @@ def make_loader(
         pin_memory=pin_memory,
         prefetch_factor=prefetch if num_workers else None,
         persistent_workers=persistent and num_workers > 0,
+        timeout=timeout_s or 0 if num_workers else 0,
+        worker_init_fn=_leave_signals_to_the_trainer,
         generator=torch.Generator(),  # otherwise each iteration would draw from the global one
     )
 
@@ -74,6 +79,12 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    # Machines signal whole process groups; the training still needs its workers to finish a step.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(item: Item) -> Item:

@@ -28,7 +28,7 @@ class StepAxis(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning reads the step of a table row from a metric of this name."""
         if not trainer.sanity_checking:
-            self.log("step", float(trainer.global_step))
+            pl_module.log("step", float(trainer.global_step))
 
 
 class ProgressBar(pl.Callback):
