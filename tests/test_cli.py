@@ -218,4 +218,4 @@ def test_faults_of_an_experiment_file_come_together_and_before_any_data(own):
     for answer in ("'seed'?", "'image_size'?", "'text'?", "'image'?"):
         assert f"did you mean {answer}" in done.stderr
     assert "Traceback" not in done.stderr
-    assert sorted(p.name for p in (own / "run").iterdir()) == [".hydra", "train.log"]
+    assert sorted(p.name for p in (own / "run").iterdir()) == [".hydra", "run.json", "train.log"]
