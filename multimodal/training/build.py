@@ -28,6 +28,7 @@ from multimodal.training.random_state import RandomState
 from multimodal.training.resume import AllowedChanges, Resumed
 
 MODEL_PARTS = ("fusion", "tasks")  # groups of the root that the model is called with
+LATER = ("checkpoint", "stop")  # callbacks, in this order
 
 
 def build_model(cfg: DictConfig) -> EmbeddingModel:
@@ -89,7 +90,9 @@ def build_trainer(
     callbacks: list[pl.Callback] = [RandomState(), StepAxis()]
     if resumed is not None and resumed.changed:
         callbacks.append(AllowedChanges(resumed.changed))
-    for name, node in cfg.callbacks.items():
+    # What saves comes after all that a step changes, and what ends the run after that.
+    for name in sorted(cfg.callbacks, key=lambda name: LATER.index(name) if name in LATER else -1):
+        node = cfg.callbacks[name]
         if node is None:
             continue
         extra: dict[str, Any] = {}
@@ -99,6 +102,8 @@ def build_trainer(
                 "run_config": portable_yaml(cfg),
                 "origin": origin,
             }
+        if name in ("nonfinite", "spikes"):
+            extra = {"folder": str(folder)}
         callbacks.append(instantiate(node, _convert_="all", **extra))
     if cfg.data.get("cache_frozen"):
         transforms = OmegaConf.to_container(cfg.data.transforms, resolve=True)
@@ -135,7 +140,11 @@ def portable_yaml(cfg: DictConfig) -> str:
 def origin_of(cfg: DictConfig) -> dict[str, Any]:
     """Where a run comes from: the version of the code, and the hash of every source's manifest."""
     sources = cfg.data.sources
-    manifests = {str(name): manifest_hash(sources[name].manifest) for name in sources}
+    manifests = {
+        str(name): manifest_hash(source.manifest)
+        for name, source in sources.items()
+        if source is not None and source.get("manifest")
+    }
     return {"code": code_version(), "manifests": manifests}
 
 

@@ -62,6 +62,7 @@ class ContrastiveModule(TrainingModule):
         self._applied = False
         self._seed = seed
         self._micro_batch_size = micro_batch_size
+        self.step_metrics: dict[str, Tensor] = {}
         self._validation: dict[str, dict[str, list[Tensor]]] = {}
 
     def setup(self, stage: str) -> None:
@@ -123,6 +124,7 @@ class ContrastiveModule(TrainingModule):
             momentum_embeddings=self._momentum_embeddings(batch),
         )
         metrics = {f"train/{name}": value for name, value in output.metrics.items()}
+        self.step_metrics = output.metrics  # for reports of faults
         self.accumulate({"train/loss": output.loss.detach(), **metrics})
         return output.loss
 

@@ -54,10 +54,6 @@ class RankWatch:
         """From now on these processes may end as they like: the run is over."""
         self._done.set()
 
-    def stop(self) -> None:
-        """Stops watching, and ends what has not ended by itself after a while."""
-        self.end(patience_s=30.0)
-
     def end(self, patience_s: float) -> None:
         """Waits for these processes, and kills those that do not end."""
         self.release()

@@ -115,7 +115,6 @@ class StopOnSignal(pl.Callback):
         if self._watch is not None:
             self._watch.stop()
             self._watch = None
-        self._ranks.stop()
 
     def _told(self) -> bool:
         """Whether a signal has come, here or, by the store of the process group, to another."""
