@@ -88,16 +88,16 @@ class SlowSave(pl.Callback):
 
 
 class NotFinite(pl.Callback):
-    """Makes the loss of one rank NaN at the given steps."""
+    """Makes a gradient of one rank NaN at the given steps, where DDP has averaged it already."""
 
     def __init__(self, folder: str, steps: list[int], rank: int = 0) -> None:
         self.folder, self.steps, self.rank = folder, list(steps), rank
 
-    def on_before_backward(self, trainer, pl_module, loss):
+    def on_after_backward(self, trainer, pl_module):
         if trainer.global_step in self.steps and trainer.global_rank == self.rank:
             touch(self.folder, f"nan_{trainer.global_step}")
-            with torch.no_grad():
-                loss.fill_(float("nan"))
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            gradients[0].fill_(float("nan"))
 
 
 class NoteWeights(pl.Callback):
