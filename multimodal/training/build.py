@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import defaults_bound, refuse_foreign_targets
 from multimodal.data.datamodule import MultimodalDataModule
-from multimodal.fusion_model import FusionModel
 from multimodal.data.manifest import manifest_hash
+from multimodal.fusion_model import FusionModel
 from multimodal.models import EmbeddingModel
 from multimodal.objectives.objective import ContrastiveObjective, build_objective
 from multimodal.runs.job import secrets_of
