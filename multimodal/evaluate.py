@@ -68,10 +68,10 @@ def evaluate_run(
         ValueError: If a set cannot be evaluated as configured, naming it.
     """
     sets = build_sets(cfg)
-    transforms, *rest = _data(cfg, trained)
-    results = evaluate(model, sets, transforms, *rest, temperatures)
+    data = _data(cfg, trained)
+    results = evaluate(model, sets, *data, temperatures)
     if distributed.rank() == 0:
-        more = sections(model, sets, transforms) if isinstance(model, FusionModel) else []
+        more = sections(model, sets, data[0]) if isinstance(model, FusionModel) else []
         report = write(results, sets, folder, cfg, facts(model, results), more)
         if results.retrievals or results.zero_shots or results.probes or results.missing:
             Console().print(results.table())
@@ -214,10 +214,11 @@ class _Evaluation:
             self.results.tasks += evaluate_tasks(
                 model, name, source, self.embedder.transforms, self.embedder.batch_size
             )
+            if not (
+                entry.retrieval or entry.zero_shot or entry.composed or entry.probes or entry.map
+            ):
+                return
         pairs = entry.pairs(source.modalities)
-        asked = (*pairs, *entry.zero_shot, *entry.composed, *entry.probes)
-        if not asked and entry.map is None:
-            return
         absent = self.embedder.missing(source.modalities)
         for modality in absent:
             self._miss(name, modality, "the model has no tower for it")

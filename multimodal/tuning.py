@@ -18,7 +18,8 @@ def layers_of(encoder: nn.Module) -> nn.ModuleList:
     Raises:
         ValueError: if it has none.
     """
-    found = encoder.layers() if callable(getattr(encoder, "layers", None)) else None
+    method: Any = getattr(encoder, "layers", None)
+    found = method() if callable(method) and not isinstance(method, nn.Module) else None
     if not isinstance(found, nn.ModuleList):
         raise ValueError(f"{type(encoder).__name__} has no list of layers")
     return found
@@ -42,7 +43,7 @@ def depths(tower: nn.Module) -> dict[str, int]:
 
 
 def _parameters(module: Any) -> Iterator[nn.Parameter]:
-    yield from module.parameters()
+    yield from () if module is None else module.parameters()
 
 
 class Rates:

@@ -22,6 +22,9 @@ seed: 0
 embed_dim: 8
 micro_batch_size: null
 resume: null
+resume_allow: []
+sweep_metric: null
+cache_frozen: {views: null, folder: outputs/frozen}
 anchor: null
 debug: null
 allowed_packages: []

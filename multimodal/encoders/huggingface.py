@@ -146,7 +146,8 @@ class HuggingFaceEncoder(nn.Module):
         """The mask after the strides of a waveform model."""
         lengths = mask.sum(dim=1)
         lengths = self.model._get_feat_extract_output_lengths(lengths)
-        return torch.arange(tokens.shape[1], device=mask.device) < lengths[:, None]
+        within: Tensor = torch.arange(tokens.shape[1], device=mask.device) < lengths[:, None]
+        return within
 
 
 def _build(name: str | None, config: Mapping[str, Any] | None, offline: bool) -> Any:

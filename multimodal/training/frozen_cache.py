@@ -131,7 +131,7 @@ class FrozenCache(pl.Callback):
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
         folder = self.folder / f"{source.name}-{modality}-{key}"
         if trainer.is_global_zero:
-            FrozenEmbeddings.create(folder, len(source), self.views or 1, tower.embed_dim)
+            FrozenEmbeddings.create(folder, len(source), self.views or 1, model.embed_dim)
             (folder / "key.json").write_text(text + "\n")
         trainer.strategy.barrier("frozen cache made")
         if not (folder / "status.npy").exists():

@@ -16,17 +16,18 @@ RULES = """
 A split is a set of whole shards. No split decides by chance at build time: orders come from a
 stable hash, so that the same packages give the same bytes.
 
-- **emoji.** 1,595 concepts (code points without variation selectors and skin tones) that all five
-  styles draw. Two concepts are *near-copies* if their drawings at 16x16 pixels differ by less than
-  0.07 (root mean square of colours in [0, 1]) in two of noto, twemoji and fluent, or by less than
-  0.02 in any seen style. They are *relatives* if they are near-copies; if their names are equal once
-  gender, colour, direction, plural and the word "face" are dropped ("man running", "woman running:
-  facing right"); or if both are clock faces, moons, banknotes, globes, hands and the like, or of a
-  Unicode subgroup that is one drawing with other marks in it (keycaps, arrows, lettered buttons,
-  zodiac signs, coloured shapes and so on). test_strict has 100 concepts in whole families of at most
-  four relatives. test (200) and val (100) are drawn concept by concept from those without a
-  near-copy: a relative by name may train ("jack-o-lantern" and "pumpkin"). Concepts that stand for a
-  sound or a motion train. The style openmoji is in the test splits only: a style unseen in training.
+- **emoji.** 1,595 concepts (code points without variation selectors and skin tones) that all
+  five styles draw. Two concepts are *near-copies* if their drawings at 16x16 pixels differ by
+  less than 0.07 (root mean square of colours in [0, 1]) in two of noto, twemoji and fluent, or
+  by less than 0.02 in any seen style. They are *relatives* if they are near-copies; if their
+  names are equal once gender, colour, direction, plural and the word "face" are dropped ("man
+  running", "woman running: facing right"); or if both are clock faces, moons, banknotes,
+  globes, hands and the like, or of a Unicode subgroup that is one drawing with other marks in
+  it (keycaps, arrows, lettered buttons, zodiac signs, coloured shapes and so on). test_strict
+  has 100 concepts in whole families of at most four relatives. test (200) and val (100) are
+  drawn concept by concept from those without a near-copy: a relative by name may train
+  ("jack-o-lantern" and "pumpkin"). Concepts that stand for a sound or a motion train. The style
+  openmoji is in the test splits only: a style unseen in training.
 - **speech** follows the splits of emoji. The voice of val and the voice of test are in no other
   split. test_seen is the test voice on concepts that train (so only the voice is new); test is the
   test voice on the unseen concepts, with drawings in the unseen style.
