@@ -229,7 +229,9 @@ def test_frozen_towers_at_a_fixed_temperature_learn_nothing(cfg):
     assert where == "pairs.image_sensor"
     assert "image and sensor are frozen" in problem
     cfg.pairs.image_sensor.logit_scale.learned = True
-    check(cfg)
+    where, problem = only_fault(cfg)
+    assert where == "model.towers.sensor.frozen"
+    assert "nothing has aligned image or sensor" in problem
 
 
 def test_an_unknown_modality_of_a_source_is_told_with_the_nearest(cfg):

@@ -163,7 +163,7 @@ def test_activations():
     torch.testing.assert_close(make_activation("gelu")(x), x * 0.5 * (1 + torch.erf(x / 2**0.5)))
     torch.testing.assert_close(QuickGELU()(x), x / (1 + torch.exp(-1.702 * x)))
     assert isinstance(Transformer(W, 1, H, activation="quick_gelu").blocks[0].mlp[1], QuickGELU)
-    with pytest.raises(ValueError, match=r"'relu'.*gelu, quick_gelu"):
+    with pytest.raises(ValueError, match=r"'relu'.*gelu, gelu_tanh, quick_gelu"):
         MLP(W, W, activation="relu")
 
 

@@ -39,6 +39,12 @@ SPLITS = {
     "motion": ("train", "val", "test"),
     "exercise": ("train", "val", "test"),
 }
+# For fusion: two views of one digit, two sensors of one movement.
+FUSION_SPLITS = {
+    "digits": ("train", "val", "test"),
+    "watch": tuple(f"subject_{number}" for number in range(1, 11)),
+}
+ALL_SPLITS = {**SPLITS, **FUSION_SPLITS}
 Corpus = dict[str, dict[str, list[dict[str, Any]]]]
 
 
@@ -109,7 +115,7 @@ def leaks(corpus: Corpus) -> list[tuple[str, str, Any]]:
 
 def test_every_shard_is_the_one_the_manifest_names() -> None:
     listed = set()
-    for source, splits in SPLITS.items():
+    for source, splits in ALL_SPLITS.items():
         held = manifest(source)
         assert held["format"] == "multimodal-manifest/1"
         assert held["name"] == source
@@ -127,12 +133,23 @@ def test_every_shard_is_the_one_the_manifest_names() -> None:
     assert listed == {path.name for path in FOLDER.glob("*.tar")}
 
 
-def test_the_folder_stays_within_25_megabytes() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 35_000_000
+def test_the_corpus_takes_25_megabytes_at_most_and_that_of_fusion_10() -> None:
+    sizes = {path: path.stat().st_size for path in FOLDER.iterdir()}
+    fusion = sum(n for path, n in sizes.items() if path.name.startswith(tuple(FUSION_SPLITS)))
+    assert 0 < fusion <= 10_000_000
+    assert sum(sizes.values()) - fusion <= 25_000_000
+
+
+def test_no_digit_is_in_two_splits() -> None:
+    pictures = {
+        split: {sample["image.png"] for sample in read_samples(FOLDER, "digits", split)}
+        for split in FUSION_SPLITS["digits"]
+    }
+    assert len(set().union(*pictures.values())) == sum(map(len, pictures.values())) > 0
 
 
 def test_every_source_names_its_origin_and_licences() -> None:
-    for source in SPLITS:
+    for source in ALL_SPLITS:
         held = manifest(source)
         assert held["origin"]
         assert held["description"]

@@ -137,7 +137,11 @@ def test_equal_keys_in_two_shards_are_two_samples(tmp_path):
         ({"image": {"members": "a.png"}}, {}, "'members'; did you mean 'member'"),
         ({"image": {}}, {}, "'image' needs a 'member'"),
         ({"x": {"member": ["a.png", "imu.npy"]}}, {}, "different kinds: image, imu"),
-        ({"text": {"member": "json"}}, {}, "a JSON member needs a 'key' or a 'template'"),
+        (
+            {"text": {"member": "json"}},
+            {},
+            "a JSON member needs a 'key', a 'template' or a 'value'",
+        ),
         ({"text": {"member": "a.png", "key": "name"}}, {}, "a JSON member needs a 'key'"),
         ({"text": {"member": "json", "key": "nam"}}, {}, "no key 'nam'; did you mean 'name'"),
         (ALL, {"split": "tran"}, "no split 'tran'; did you mean 'train'"),

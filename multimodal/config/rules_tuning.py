@@ -23,14 +23,16 @@ def frozen_towers_are_aligned(tree: Tree) -> Iterator[Fault]:
     """Two frozen towers of a pair were trained together, which only an anchor can have done."""
     towers, anchored = block(tree, "model.towers"), at(tree, "anchor.towers")
     anchored = anchored if isinstance(anchored, list) else []
-    for name, pair in block(tree, "pairs").items():
+    for pair in block(tree, "pairs").values():
         sides = [pair.get(side) for side in ("anchor", "other")] if isinstance(pair, dict) else []
         frozen = [str(side) for side in sides if at(towers, f"{side}.frozen") is True]
         loose = [side for side in frozen if side not in anchored]
+        if at(pair, "logit_scale.learned") is False:
+            continue  # nothing to learn at all, which another rule tells
         if len(frozen) == 2 and loose:
             both = " and ".join(frozen)
             yield Fault(
-                f"pairs.{name}",
+                f"model.towers.{loose[-1]}.frozen",
                 f"the towers {both} are frozen, and nothing has aligned {' or '.join(loose)} with "
                 "the other: a model like DINOv2 has no text tower of its own. Train one of them "
                 f"(model.towers.{loose[-1]}.frozen=false, as LiT does), or take both from one "
