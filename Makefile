@@ -4,6 +4,8 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A process per core, with one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-all lint types format clean
@@ -25,10 +27,10 @@ train: $(READY)  ## Train the imagebind experiment on the sample data: make trai
 	$(BIN)/python scripts/train.py +experiment=imagebind $(ARGS)
 
 test: $(READY)  ## Run the quick tests
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not network" $(ARGS)
+	$(PYTEST) -m "not slow and not gpu and not network" $(ARGS)
 
 test-all: $(READY)  ## Run the slow tests too
-	$(BIN)/python -m pytest -q -m "not gpu and not network" $(ARGS)
+	$(PYTEST) -m "not gpu and not network" $(ARGS)
 
 lint: $(READY)  ## Check style and the levels of the modules
 	$(BIN)/ruff check .
