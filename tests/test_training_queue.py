@@ -101,7 +101,7 @@ def test_a_step_that_was_not_applied_leaves_both_as_they_were(here, monkeypatch)
 
 
 def test_batches_of_an_accumulation_enter_together(here):
-    train_here(here, *SHORT, *QUEUE, "+trainer.accumulate_grad_batches=2")
+    train_here(here, *SHORT, *QUEUE, "trainer.accumulate_grad_batches=2")
     # an epoch has five batches, and its last one is not kept waiting
     for number, batches in enumerate([2, 4, 5, 7, 9, 10], start=1):
         position = weights(here, number)[f"{QUEUES}image.position"]
