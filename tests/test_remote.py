@@ -169,6 +169,42 @@ def test_an_unfinished_download_of_a_dead_process_makes_room(server, tmp_path):
     assert not stale.exists()
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_download_that_ends_while_room_is_made(server, tmp_path, monkeypatch, fails):
+    folder, url, _ = server
+    old, first, second = shards_of(folder, url, 3)
+    cache = ShardCache(tmp_path / "cache", 2 * old.size)
+    cache.open(old, size_of)
+    downloaded, listed = threading.Event(), threading.Event()
+    download, iterdir = remote_module._download, Path.iterdir
+
+    def wait_for_the_listing(shard, part):
+        download(shard, part)
+        if shard is first:
+            downloaded.set()
+            assert listed.wait(60)
+            if fails:
+                raise ShardError(shard.url, 0, "was cut off", "shard_missing")
+
+    def list_slowly(path):
+        found = list(iterdir(path))
+        if downloaded.is_set():
+            listed.set()
+            other.join(0.5)  # its end, if nothing keeps it from ending
+        return iter(found)
+
+    monkeypatch.setattr(remote_module, "_download", wait_for_the_listing)
+    other = threading.Thread(target=cache._try_fetch, args=(first,))
+    other.start()
+    assert downloaded.wait(60)
+    monkeypatch.setattr(Path, "iterdir", list_slowly)
+    assert cache.open(second, size_of) == second.size
+    other.join(60)
+    monkeypatch.undo()
+    there = {path.stem for path in cache.folder.glob("*.tar")}
+    assert there == {shard.sha256.hex() for shard in (old if fails else first, second)}
+
+
 def open_all(folder: Path, shards: list[RemoteShard], limit: int) -> None:
     cache = ShardCache(folder, limit)
     for _ in range(5):

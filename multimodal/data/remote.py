@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -134,7 +134,9 @@ class ShardCache:
                         if attempt == _ATTEMPTS - 1 or error.reason == "shard_missing":
                             raise
                         time.sleep(_PAUSE * 2**attempt)
-                os.replace(part, path)
+                # Never while somebody lists the folder: a listing may miss what is renamed meanwhile.
+                with self._locked("evict", fcntl.LOCK_SH):
+                    os.replace(part, path)
             finally:
                 part.unlink(missing_ok=True)
 
@@ -146,11 +148,11 @@ class ShardCache:
                 f"{self.max_bytes}: raise data.remote_cache_gb"
             )
         with self._locked("evict", fcntl.LOCK_EX):
-            found = {
-                path: path.stat()
-                for path in self.folder.iterdir()
-                if path.suffix in (".tar", ".part") and path != part
-            }
+            found: dict[Path, os.stat_result] = {}
+            for path in self.folder.iterdir():
+                if path.suffix in (".tar", ".part") and path != part:
+                    with suppress(FileNotFoundError):  # a download that failed was removed
+                        found[path] = path.stat()
             spent = sum(status.st_size for status in found.values())
             for path, status in sorted(found.items(), key=lambda pair: pair[1].st_mtime):
                 if spent + shard.size <= self.max_bytes:
