@@ -134,7 +134,7 @@ class ShardCache:
                         if attempt == _ATTEMPTS - 1 or error.reason == "shard_missing":
                             raise
                         time.sleep(_PAUSE * 2**attempt)
-                # Never while somebody lists the folder: a listing may miss what is renamed meanwhile.
+                # Never while somebody lists the folder: a listing may miss a file that is renamed.
                 with self._locked("evict", fcntl.LOCK_SH):
                     os.replace(part, path)
             finally:
