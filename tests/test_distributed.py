@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from gloo import run_ranks
@@ -65,3 +67,14 @@ def test_an_error_in_a_rank_is_raised(tmp_path):
 def _fails(rank_: int) -> None:
     if rank_ == 1:
         all_gather(torch.zeros(1), [1, 2])
+
+
+def _aborts(rank_: int) -> None:
+    if rank_ == 1:
+        os.write(2, b"terminate called: the reason\n")
+        os.abort()
+
+
+def test_a_rank_that_aborts_is_reported_with_what_it_wrote(tmp_path):
+    with pytest.raises(RuntimeError, match=r"SIGABRT[^$]*terminate called: the reason"):
+        run_ranks(_aborts, 2, tmp_path)
