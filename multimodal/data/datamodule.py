@@ -137,6 +137,12 @@ class MultimodalDataModule(pl.LightningDataModule):
         )
         return RepeatedBatch(loader) if self.overfit else loader
 
+    def teardown(self, stage: str) -> None:
+        """Ends the processes that load: what comes after training may want their memory."""
+        loader = self.trainer.train_dataloader if stage == "fit" and self.trainer else None
+        if isinstance(loader, ScheduledLoader):
+            loader.close()
+
     def val_dataloader(self) -> list[EvaluationLoader]:
         """One loader for each validation source; ranks share its batches."""
         return [

@@ -15,7 +15,7 @@ from multimodal.data.signature import differences, signature
 from multimodal.data.source import Source
 from multimodal.data.tally import Rejection, Tally, named
 from multimodal.data.transforms.base import Transform
-from multimodal.data.workers import Steps, make_loader, one_thread
+from multimodal.data.workers import Steps, end_workers, make_loader, one_thread
 from multimodal.types import Batch
 
 
@@ -126,6 +126,10 @@ class ScheduledLoader:
             self._position += 1
             yield batch
         self.tally.end_epoch(self._epoch)
+
+    def close(self) -> None:
+        """Ends the processes that load; another iteration starts new ones."""
+        end_workers(self._batches)
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what the batches depend on, as plain values."""

@@ -25,5 +25,6 @@ class RepeatedBatch:
     def __iter__(self) -> Iterator[Batch]:
         if self._batch is None:
             self._batch = next(iter(self._loader))
+            self._loader.close()
         for _ in range(len(self)):
             yield self._batch

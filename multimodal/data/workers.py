@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -41,6 +43,7 @@ def make_loader(
     ``persistent`` workers live as long as the loader, others as long as an iteration. A worker
     that brings nothing for ``timeout_s`` seconds is an error; None waits for ever.
     """
+    atexit.register(_kill_the_rest)
     return DataLoader(
         dataset,
         batch_size=None,
@@ -54,6 +57,14 @@ def make_loader(
         worker_init_fn=_leave_signals_to_the_trainer,
         generator=torch.Generator(),  # otherwise each iteration would draw from the global one
     )
+
+
+def end_workers(loader: DataLoader[Item]) -> None:
+    """Ends the persistent workers of a loader; another iteration starts new ones."""
+    iterator = loader._iterator
+    if iterator is not None and loader.num_workers:
+        iterator._shutdown_workers()  # type: ignore[attr-defined]  # torch offers no other way
+    loader._iterator = None
 
 
 def workers_of_machine() -> int:
@@ -85,6 +96,14 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     # Machines signal whole process groups; the training still needs its workers to finish a step.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _kill_the_rest() -> None:
+    # At its exit Python sends SIGTERM to the processes that it has started, which ours ignore, and
+    # then waits for them for ever: when training has failed, some are still there.
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _as_it_is(item: Item) -> Item:
