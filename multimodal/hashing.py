@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import struct
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -20,3 +23,11 @@ def generator(*parts: str | int | float | bytes) -> np.random.Generator:
     """A numpy generator keyed by ``parts``, independent of every global RNG and of the process."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def numbers(*parts: str | int | float | bytes) -> Iterator[float]:
+    """Endless uniform numbers in [0, 1), keyed by ``parts``: for a few, a tenth of a generator."""
+    for block in itertools.count():
+        digest = hashlib.blake2b(repr((*parts, block)).encode(), digest_size=64).digest()
+        for integer in struct.unpack("<8Q", digest):
+            yield (integer >> 11) * 2.0**-53

@@ -60,6 +60,22 @@ def test_jpeg_by_both_extensions_in_any_case():
         assert np.abs(value.astype(int) - flat).max() <= 3
 
 
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}), ("RGB", {"exif": Image.Exif()}), ("RGB", {"subsampling": 0}), ("L", {}),
+        ("RGB", {"progressive": True}), ("CMYK", {}), ("RGB", {"keep_rgb": True}),
+    ],
+)  # fmt: skip
+def test_jpegs_of_every_kind_are_pillows(mode, options):
+    coarse = Image.fromarray(PICTURE).resize((50, 34), Image.Resampling.BICUBIC)
+    data = encode(coarse.convert(mode), "JPEG", quality=90, **options)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(decode("jpg", data, LIMITS), expected)
+    assert reason("jpg", data, Limits(max_pixels=50 * 34 - 1)) == "too_large"
+    assert reason("jpg", data[:-40]) == "corrupt"
+
+
 def test_sixteen_bit_greyscale_keeps_its_values():
     depth = np.array([[0, 1, 1000], [40000, 65535, 7]], np.uint16)
     value = decode("depth.png", image_bytes(depth), LIMITS)

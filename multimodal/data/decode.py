@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from multimodal.data.errors import DecodeError
-from multimodal.data.jpeg import decode_jpeg
+from multimodal.data.jpeg import decode_jpeg, plain_size
 from multimodal.data.video import CONTAINERS, Video, open_video
 
 _PICTURES = ("PNG", "JPEG", "WEBP", "GIF")
@@ -124,6 +124,9 @@ def _check_size(actual: int, most: int, limit: str) -> None:
 
 
 def _image(data: bytes, limits: Limits, least: Least | None = None) -> NDArray[Any]:
+    if (plain := plain_size(data)) is not None:
+        _check_size(plain[0] * plain[1], limits.max_pixels, "max_pixels")
+        return decode_jpeg(data, *plain, plain if least is None else least(*plain))
     # Pillow has its own, fixed limit, which raises while the header is read.
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_PICTURES)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from multimodal.hashing import generator, stable_hash
+from multimodal.hashing import generator, numbers, stable_hash
 
 _VIEWS = -1  # stands for the epoch in the draws of cached views
 
@@ -47,12 +48,19 @@ class Draw:
     def stream(self, name: str) -> np.random.Generator:
         """A new generator, with the same numbers at every call with the same ``name``.
 
-        By convention ``geometry`` is shared by modalities that are aligned with each other (an
-        image and its depth map get the same crop), and each modality's name is its own stream.
+        By convention each modality's name is its own stream.
         """
-        if self.view is not None and name == "geometry":
-            return Draw.of_view(self.seed, self.source, self.index, self.view).stream(name)
         return generator(self.seed, self.epoch, self.source, self.index, self.repeat, name)
+
+    def geometry(self) -> Iterator[float]:
+        """Uniform numbers in [0, 1), the same at every call.
+
+        They are shared by modalities that are aligned with each other: an image and its depth map
+        get the same crop.
+        """
+        if self.view is not None:
+            return Draw.of_view(self.seed, self.source, self.index, self.view).geometry()
+        return numbers(self.seed, self.epoch, self.source, self.index, self.repeat, "geometry")
 
     def pick(self, name: str, count: int) -> int:
         """One of ``range(count)``: a single choice, at a tenth of the cost of a stream."""

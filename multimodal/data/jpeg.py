@@ -11,6 +11,20 @@ from multimodal.data.buffers import Pool
 _POOL = Pool(4)
 
 
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG in three colours that EXIF does not turn, from its header.
+
+    None for all else, also for what is cut or no JPEG: that is for Pillow to look at.
+    """
+    if not data.startswith(b"\xff\xd8\xff") or b"Exif\0\0" in data:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return (height, width) if colours in ("YCbCr", "RGB") else None
+
+
 def decode_jpeg(data: bytes, height: int, width: int, least: tuple[int, int]) -> NDArray[np.uint8]:
     """RGB pixels ``[H, W, 3]``, equal to Pillow's unless reduced.
 

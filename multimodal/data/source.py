@@ -155,8 +155,9 @@ class Source(Members):
             ShardError: if its shard cannot be read.
             DecodeError: if something of it is missing, corrupt or too large.
         """
-        shard, place = self._locate(index)
-        shard_name = Path(self.table.name(self.table.locate(index)[0])).name
+        number, place = self.table.locate(index)
+        shard = self._shards.get(number, self._open)
+        shard_name = self.table.name(number).rpartition("/")[2]
         return self.decode_from(shard, place, shard_name, draw, modalities, least)
 
     def place(self, index: int) -> Place:

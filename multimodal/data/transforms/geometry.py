@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Box:
 class Geometry:
     """Random resized crop (Szegedy et al. 2015, section 6) and horizontal flip.
 
-    The choice is made from the sample's ``geometry`` stream and in fractions of height and width:
+    The choice is made from the sample's ``Draw.geometry`` and in fractions of height and width:
     pictures of one sample that show the same view get the same crop, at any resolution.
 
     Args:
@@ -71,11 +72,11 @@ class Geometry:
         """What to keep of a ``height`` x ``width`` picture; its central square without a draw."""
         if draw is None:
             return _centre(height, width)
-        random = draw.stream("geometry").random(1 + 4 * _ATTEMPTS).tolist()
-        flip = random[0] < self.flip
+        random = draw.geometry()
+        flip = next(random) < self.flip
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for at in range(1, len(random) if self.scale != (1.0, 1.0) else 1, 4):
-            u_area, u_ratio, u_top, u_left = random[at : at + 4]
+        for _ in range(_ATTEMPTS if self.scale != (1.0, 1.0) else 0):
+            u_area, u_ratio, u_top, u_left = itertools.islice(random, 4)
             area = self.scale[0] + u_area * (self.scale[1] - self.scale[0])
             ratio = math.exp(log_ratio[0] + u_ratio * (log_ratio[1] - log_ratio[0]))
             part_height = math.sqrt(area / ratio * width / height)
