@@ -63,7 +63,7 @@ def test_jpeg_by_both_extensions_in_any_case():
 @pytest.mark.parametrize(
     ("mode", "options"),
     [
-        ("RGB", {}), ("RGB", {"exif": Image.Exif()}), ("RGB", {"subsampling": 0}), ("L", {}),
+        ("RGB", {}), ("RGB", {"subsampling": 0}), ("L", {}),
         ("RGB", {"progressive": True}), ("CMYK", {}), ("RGB", {"keep_rgb": True}),
     ],
 )  # fmt: skip
