@@ -6,6 +6,7 @@ by identity, not by values, so all passes over the tiles agree on it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from multimodal.objectives.blocks import Once
 from multimodal.objectives.layout import Layout
 
-CPU_TILE, TILE = 512, 4096  # rows and columns at a time; on a CPU a tile stays in its cache
+CPU_TILE, TILE = 768, 4096  # rows and columns at a time; on a CPU a tile stays in its cache
 SAFE_LOGIT = 75.0  # exp(+-75), summed up 10^5 times, is still a normal float32
 
 
@@ -134,12 +135,20 @@ class _SigmoidSum(torch.autograd.Function):
         total = -positives.sum()
         to_anchors, to_candidates = torch.zeros_like(anchors), torch.zeros_like(candidates)
         to_bias = -torch.ones_like(positives).sum()
+        bound = scale * _largest_norm(anchors) * _largest_norm(candidates) + bias
+        highest = float(bound.clamp(min=0))
         for rows, columns, scaled, tile in _tiles(anchors, candidates, scale):
             torch.mm(scaled, candidates[columns].T, out=tile).add_(bias)
             layout.fill_ignored(tile, rows, columns, -torch.inf)
-            total += F.softplus(tile, threshold=40).sum()  # beyond it, the 1 is below precision
+            if highest <= SAFE_LOGIT:  # one exponential serves the value and the gradient
+                total += _log1p_sum(tile.exp_(), highest)
+                if grad:
+                    tile.div_(tile + 1)
+            else:
+                total += F.softplus(tile, threshold=40).sum()  # beyond, the 1 is below precision
+                if grad:
+                    tile.sigmoid_()
             if grad:
-                tile.sigmoid_()
                 to_bias += tile.sum()
                 to_anchors[rows].addmm_(tile, candidates[columns])
                 to_candidates[columns].addmm_(tile.T, scaled)
@@ -152,6 +161,19 @@ class _SigmoidSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return *ctx.gradients.times(grads[0]), None, None
+
+
+def _log1p_sum(x: Tensor, highest: float) -> Tensor:
+    """``log1p(x).sum()`` of numbers from 0 to ``exp(highest)``.
+
+    ``log1p(x) + log1p(y) = log1p(x + y + x y)``: one logarithm for many numbers, with nothing lost
+    where they are small, as long as the product stays far from overflow.
+    """
+    x, log_bound = x.view(-1), highest + math.log(2)  # of 1 + x
+    while len(x) > 1 and len(x) % 2 == 0 and 2 * log_bound <= SAFE_LOGIT:
+        left, right = x.view(2, -1)
+        x, log_bound = torch.addcmul(left + right, left, right), 2 * log_bound
+    return x.log1p().sum()
 
 
 def _tiles(
