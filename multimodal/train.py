@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from multimodal.training.build import (
 )
 from multimodal.training.contrastive import ContrastiveModule
 from multimodal.training.evaluation import InTraining
-from multimodal.training.loggers import log_report
+from multimodal.training.fusion import FusionModule
+from multimodal.training.lost_parts import explained
 from multimodal.training.resume import resume
+from multimodal.training.wandb_logger import finish, log_report
 
 # Lightning's remarks on itself, and advice that is wrong for our loaders.
 NOISE = (
@@ -58,8 +61,24 @@ def train(cfg: DictConfig) -> Results | None:
     if cfg.evaluation is not None and cfg.evaluation.get("every"):
         trainer.callbacks.append(in_training(cfg))  # type: ignore[attr-defined]
     path = None if resumed is None else str(resumed.path)
-    trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+    finished = False
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        results = evaluated(cfg, module, trainer, folder)
+        finished = True
+    except RuntimeError as error:
+        if reason := explained(error):
+            print(reason, file=sys.stderr)
+        raise
+    finally:
+        finish(trainer.loggers, failed=not finished)
+    return results
 
+
+def evaluated(
+    cfg: DictConfig, module: ContrastiveModule | FusionModule, trainer: pl.Trainer, folder: Path
+) -> Results | None:
+    """The evaluation at the end of a run; None where nothing is evaluated."""
     if cfg.evaluation is None:
         return None
     model = module.model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU

@@ -21,10 +21,11 @@ def embed(cfg: DictConfig) -> None:
     from multimodal.training.build import load_model
 
     try:
-        model, run_cfg = load_model(cfg.checkpoint, cfg.allowed_packages)
+        model, run_cfg = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights)
         embedder = embedder_of(model, run_cfg, cfg.device, cfg.batch_size, cfg.kind)
         items = items_of(cfg, run_cfg, embedder)
         digest = hashlib.sha256(Path(cfg.checkpoint).read_bytes()).hexdigest()
+        digest += f":{cfg.weights}" if cfg.weights else ""
         about = about_of(cfg.checkpoint, digest, cfg.kind, str(cfg.input), model.embed_dim)
         columns = ("embedding", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

@@ -18,6 +18,7 @@ def evaluate(cfg: DictConfig) -> None:
     from multimodal.evaluate import evaluate_run, temperatures, trained_pairs
     from multimodal.training import checkpoint_io
     from multimodal.training.build import config_of, load_model
+    from multimodal.training.ema import weights_of
 
     checkpoint = checkpoint_io.read(cfg.checkpoint)
     run_cfg = config_of(checkpoint, cfg.checkpoint)
@@ -28,11 +29,11 @@ def evaluate(cfg: DictConfig) -> None:
     if run_cfg.evaluation is None:
         raise ConfigError([Fault("evaluation", "the run has no sets; choose evaluation=NAME")])
     check(run_cfg)  # before anything that the checkpoint names is built
-    model, _ = load_model(cfg.checkpoint, cfg.allowed_packages)
+    model, _ = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights)
 
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(HydraConfig.get().runtime.output_dir)
-    warmth = temperatures(run_cfg, checkpoint["state_dict"])
+    warmth = temperatures(run_cfg, weights_of(checkpoint, cfg.checkpoint, cfg.weights))
     evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg), warmth)
 
 

@@ -22,7 +22,7 @@ def search(cfg: DictConfig) -> None:
 
     asked = OmegaConf.to_container(cfg.query) if not isinstance(cfg.query, str) else cfg.query
     try:
-        model, run_cfg = load_model(cfg.checkpoint, cfg.allowed_packages)
+        model, run_cfg = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights)
         embedder = embedder_of(model, run_cfg, cfg.device)
         table, index = open_index(cfg.index, embedder, cfg.approximate)
         terms = query.parse(asked, cfg.modality, cfg.rate_hz)

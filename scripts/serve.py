@@ -22,7 +22,7 @@ def serve(cfg: DictConfig) -> None:
     from multimodal.training.build import load_model
 
     try:
-        model, run_cfg = load_model(cfg.checkpoint, cfg.allowed_packages)
+        model, run_cfg = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights)
         embedder = embedder_of(model, run_cfg, cfg.device)
         table, index = open_index(cfg.index, embedder, cfg.approximate)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:

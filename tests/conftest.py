@@ -2,20 +2,47 @@
 
 import contextlib
 import os
+import resource
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
+
+SMALL = 2 << 20
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own with 2 MB: a tmpfs, which only root may mount."""
+    """A folder that takes no large file: a file system of its own with 2 MB.
+
+    Only root may mount one. Others get a folder, and no file may grow beyond 2 MB.
+    """
     folder = tmp_path / "small disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs the right to mount a tmpfs")
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, before[1]))
+        yield folder
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        return
     yield folder
     with contextlib.suppress(OSError):
         os.sync()
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def other_disk(tmp_path, tmp_path_factory):
+    """A folder on another file system than ``tmp_path``."""
+    folder = tmp_path_factory.mktemp("other disk")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode == 0:
+        yield folder
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+    elif os.path.isdir("/dev/shm") and os.stat("/dev/shm").st_dev != os.stat(tmp_path).st_dev:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+            yield Path(name)
+    else:
+        pytest.skip("there is one file system only, and no right to mount another")

@@ -5,8 +5,12 @@ A run takes them by ``allowed_packages=[fault_callbacks]`` and `+callbacks.NAME=
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import multiprocessing
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -49,6 +53,56 @@ class Kill(pl.Callback):
         if trainer.global_step == self.step and trainer.global_rank == self.rank:
             touch(self.folder, "killed")
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillJob(pl.Callback):
+    """Kills the whole sweep with -9, once, in the middle of a job; ``job`` is its folder's name."""
+
+    def __init__(self, folder: str, job: str) -> None:
+        self.folder, self.job = folder, job
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        is_it = Path(trainer.default_root_dir).name == self.job
+        if is_it and not Path(self.folder, "killed").exists():
+            touch(self.folder, "killed")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SignalWorker(pl.Callback):
+    """Sends a signal to one of the processes that load data, after 3 steps."""
+
+    def __init__(self, folder: str, number: int) -> None:
+        self.folder, self.number = folder, number
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3 and not Path(self.folder, "worker").exists():
+            worker = multiprocessing.active_children()[0]
+            Path(self.folder, "worker").write_text(str(worker.pid))
+            os.kill(worker.pid, self.number)
+
+
+class FillDisk(pl.Callback):
+    """Leaves no space for a checkpoint from one step to another.
+
+    Where ``folder`` is a file system of its own, it is filled; else no file may grow beyond 16 kB.
+    """
+
+    def __init__(self, folder: str, step: int, until: int) -> None:
+        self.ballast, self.step, self.until = Path(folder, "ballast"), step, until
+        self.limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        own = os.path.ismount(self.ballast.parent)
+        if trainer.global_step == self.step:
+            if own:
+                with contextlib.suppress(OSError), self.ballast.open("wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(4096))
+            else:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, self.limit[1]))
+        if trainer.global_step == self.until:
+            self.ballast.unlink(missing_ok=True)
+            resource.setrlimit(resource.RLIMIT_FSIZE, self.limit)
 
 
 class SlowSteps(pl.Callback):
@@ -110,3 +164,13 @@ class NoteWeights(pl.Callback):
         total = [p.detach().double().sum().item().hex() for p in pl_module.parameters()]
         with Path(self.folder, f"weights_{trainer.global_rank}.jsonl").open("a") as file:
             file.write(json.dumps({"step": trainer.global_step, "sums": total}) + "\n")
+
+
+class Notify(pl.Callback):
+    """Takes keys, as a user's own callback may, and is careless with them."""
+
+    def __init__(self, api_key: str, login: str) -> None:
+        self.keys = (api_key, login)
+
+    def on_train_start(self, trainer, pl_module):
+        logging.getLogger(__name__).warning("notifying with %s and %s", *self.keys)

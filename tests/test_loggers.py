@@ -1,6 +1,7 @@
 """`metrics.csv` keeps every row, through new columns, validation and resuming."""
 
 import csv
+import resource
 
 from multimodal.training.loggers import CSVLogger
 
@@ -42,3 +43,23 @@ def test_a_killed_run_has_what_it_logged(tmp_path):
     logger.log_metrics({"a": 1.0}, step=1)
     logger.log_metrics({"a": 2.0}, step=2)
     assert [r["a"] for r in rows(tmp_path)] == ["1.0", "2.0"]  # without save() or finalize()
+
+
+def test_rows_that_a_full_disk_refuses_are_written_when_it_takes_them(tmp_path, capsys):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    logger = CSVLogger(str(tmp_path))
+    logger.log_metrics({"a": 1.0}, step=1)
+    text = (tmp_path / "metrics.csv").read_text()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(text) + 3, before[1]))
+    try:
+        for step in (2, 3):
+            logger.log_metrics({"a": float(step)}, step=step)
+            assert (tmp_path / "metrics.csv").read_text() == text  # no row in part
+        logger.log_metrics({"b": 0.5}, step=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capsys.readouterr().err.count("WARNING: cannot write") == 1
+    logger.log_metrics({"a": 4.0}, step=4)
+    assert [(r["step"], r["a"], r["b"]) for r in rows(tmp_path)] == [
+        ("1", "1.0", ""), ("2", "2.0", ""), ("3", "3.0", "0.5"), ("4", "4.0", ""),
+    ]  # fmt: skip

@@ -8,7 +8,6 @@ from experiment_helpers import train_here, write_sensor_shards
 from rank_helpers import Ranks, callback, lines
 
 from multimodal.training import checkpoint_io
-from multimodal.training.ema import STATE
 from multimodal.training.nonfinite import NonFiniteError
 from multimodal.training.spikes import LossSpikes
 
@@ -79,21 +78,3 @@ def test_a_jump_of_the_loss_is_a_spike_and_its_decline_is_not(tmp_path):
     again.load_state_dict(spikes.state_dict())
     assert again.update(9.0)
     assert not again.update(2.0)
-
-
-def test_the_average_is_the_one_by_hand_and_evaluation_uses_it(here):
-    words = ("trainer.max_steps=4", "callbacks.checkpoint.every_n_train_steps=1", "~evaluation",
-             "callbacks.checkpoint.keep_last=9", "callbacks=ema", "callbacks.ema.decay=0.5",
-             "callbacks.ema.warmup=false", "callbacks.progress=null")  # fmt: skip
-    train_here(here, *words)
-    steps = checkpoint_io.steps(here / "checkpoints")
-    contents = [checkpoint_io.read(path) for path in steps.values()]
-    assert len(contents) == 4
-    before = None
-    for content in contents:
-        for name, average in content[STATE].items():
-            if before is not None:
-                expected = 0.5 * before[STATE][name] + 0.5 * content["state_dict"][name]
-                torch.testing.assert_close(average, expected)
-        before = content
-    assert any(not torch.equal(a, before["state_dict"][n]) for n, a in before[STATE].items())

@@ -86,16 +86,6 @@ def test_overfitting_one_batch_comes_close_to_zero(here):
     assert seen[max(seen)] < 0.1
 
 
-def test_wandb_logs_offline_beside_the_csv(here, monkeypatch):
-    monkeypatch.setenv("WANDB_DIR", str(here))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    wandb = ("logger=wandb", "logger.wandb.offline=true", f"logger.wandb.save_dir={here}")
-    train_here(here, *wandb, *SHORT)
-    (run,) = here.glob("wandb/offline-run-*")
-    assert list(run.glob("*.wandb"))
-    assert sorted(losses(here)) == list(range(1, 9))
-
-
 def test_profile_leaves_a_trace_and_a_table(shards, tmp_path):
     words = ["+experiment=sensor", "debug=profile", "~evaluation", f"hydra.run.dir={tmp_path}"]
     run = run_training(words, shards)

@@ -36,7 +36,7 @@ def run_job(cfg: DictConfig, job: Callable[[DictConfig], None]) -> float | None:
         print(f"job {hydra.job.num} was finished before, in {folder}", file=sys.stderr)
         value: float | None = record["value"]
         return value
-    if origin.is_first_rank():
+    if origin.is_first_rank() and hydra.output_subdir is not None:  # null: leaves its output only
         description = origin.describe([redacted(w, secrets) for w in origin.command_line()])
         origin.write_run_json(folder, description)
     job(cfg)

@@ -25,6 +25,7 @@ from multimodal.hashing import stable_hash
 from multimodal.models import EmbeddingModel
 from multimodal.training import checkpoint_io
 from multimodal.training.build import config_of
+from multimodal.training.ema import weights_of
 from multimodal.tuning import has_adapters, load_plain, plain_state
 
 # What decides the anchor's weights; loggers, folders and the like do not.
@@ -137,12 +138,13 @@ def load_anchor(model: EmbeddingModel, cfg: DictConfig, path: str) -> DictConfig
     """
     checkpoint = checkpoint_io.read(path)
     anchor_cfg = config_of(checkpoint, path)
+    state = weights_of(checkpoint, path)
     faults: list[str] = []
     for tower in cfg.anchor.towers:
         prefix = f"model.towers.{tower}."
         weights = {
             name.removeprefix(prefix): tensor
-            for name, tensor in checkpoint["state_dict"].items()
+            for name, tensor in state.items()
             if name.startswith(prefix)
         }
         if not weights:

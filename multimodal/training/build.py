@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from multimodal.runs.secrets import redacted
 from multimodal.training import checkpoint_io
 from multimodal.training.callbacks import StepAxis
 from multimodal.training.contrastive import ContrastiveModule
+from multimodal.training.ema import STATE, uses_average, weights_of
 from multimodal.training.frozen_cache import FrozenCache
 from multimodal.training.fusion import FusionModule
 from multimodal.training.random_state import RandomState
 from multimodal.training.resume import AllowedChanges, Resumed
+from multimodal.training.wandb_logger import NOTE, WandbLogger
 
 MODEL_PARTS = ("fusion", "tasks")  # groups of the root that the model is called with
 LATER = ("checkpoint", "stop")  # callbacks, in this order
@@ -113,6 +116,9 @@ def build_trainer(
     logger = instantiate(cfg.logger) if cfg.logger else False
     if isinstance(logger, dict | DictConfig):
         logger = [item for item in logger.values() if item is not None]
+    for item in logger if isinstance(logger, list) else []:
+        if isinstance(item, WandbLogger):
+            _prepare_wandb(item, cfg, folder, resumed)
     trainer = instantiate(
         cfg.trainer,
         callbacks=callbacks,
@@ -126,6 +132,19 @@ def build_trainer(
     )
     assert isinstance(trainer, pl.Trainer)
     return trainer
+
+
+def _prepare_wandb(
+    logger: WandbLogger, cfg: DictConfig, folder: Path, resumed: Resumed | None
+) -> None:
+    content = OmegaConf.to_container(OmegaConf.create(portable_yaml(cfg)))
+    assert isinstance(content, dict)
+    logger.describe({str(key): value for key, value in content.items()})
+    if resumed is not None:
+        run_id = resumed.loggers.get("wandb", {}).get("id")
+        logger.go_on(run_id, resumed.step, resumed.path.parents[1] / NOTE)
+    elif cfg.resume == "auto":  # killed before its first checkpoint
+        logger.go_on(None, -1, folder / NOTE)
 
 
 def portable_yaml(cfg: DictConfig) -> str:
@@ -149,7 +168,7 @@ def origin_of(cfg: DictConfig) -> dict[str, Any]:
 
 
 def load_model(
-    path: str | Path, allowed_packages: Sequence[str] = ()
+    path: str | Path, allowed_packages: Sequence[str] = (), weights: str | None = None
 ) -> tuple[EmbeddingModel, DictConfig]:
     """The trained towers of a checkpoint, in eval mode, and the configuration they come from.
 
@@ -157,9 +176,11 @@ def load_model(
         path: of the checkpoint.
         allowed_packages: of the caller's own, that the checkpoint's towers may come from; what
             the checkpoint itself says of it does not count.
+        weights: ``average`` or ``raw``, see `uses_average`; None: as the run evaluates.
 
     Raises:
-        CheckpointError: if the file is missing or damaged, or has no configuration in it.
+        CheckpointError: if the file is missing or damaged, has no configuration in it, or not the
+            weights that are asked for.
         ConfigError: if its configuration names a class of another package.
     """
     checkpoint = checkpoint_io.read(path)
@@ -167,12 +188,17 @@ def load_model(
     refuse_foreign_targets(cfg, allowed_packages)
     model = build_model(cfg)
     prefix = "model."
-    weights = {
+    state = {
         name.removeprefix(prefix): tensor
-        for name, tensor in checkpoint["state_dict"].items()
+        for name, tensor in weights_of(checkpoint, path, weights).items()
         if name.startswith(prefix)
     }
-    model.load_state_dict(weights)
+    model.load_state_dict(state)
+    if STATE in checkpoint:
+        average = uses_average(checkpoint, path, weights)
+        used = "the moving average of the weights is used (weights=raw: the weights themselves)"
+        other = "the weights themselves are used (weights=average: their moving average)"
+        print(f"{path}: {used if average else other}", file=sys.stderr)
     return model.eval(), cfg
 
 

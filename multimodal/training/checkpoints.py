@@ -14,6 +14,7 @@ from multimodal.distributed import all_gather_object
 from multimodal.training import checkpoint_io
 from multimodal.training.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from multimodal.training.loggers import CSVLogger
+from multimodal.training.wandb_logger import wandb_state
 
 
 class Checkpoint(pl.Callback):
@@ -97,9 +98,10 @@ class Checkpoint(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds configuration and origin; in a validation, the loops as they were before it."""
+        """Adds what does not change in a run; in a validation, the loops as they were before it."""
         checkpoint["config"] = self.run_config
         checkpoint["origin"] = self.origin
+        checkpoint["loggers"] = wandb_state(trainer.loggers)
         if trainer.validating and self._loops is not None:
             checkpoint["loops"] = self._loops
 

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from multimodal.training.checkpoint_io import CheckpointError
+
 STATE = "ema"  # its key in a checkpoint: name of a trained parameter -> average
+CHOICES = ("average", "raw")
 
 
 class WeightAverage(pl.Callback):
     """Keeps an exponential moving average of the trained weights (Polyak and Juditsky 1992).
 
-    Validation and the evaluation at the end use it; training goes on with the weights themselves.
-    A checkpoint holds both. Frozen parameters, queues and statistics are not averaged.
+    Validation, the evaluation in training and the one at the end use it, and so does who loads the
+    checkpoint; training goes on with the weights themselves. A checkpoint holds both. Frozen
+    parameters, queues and statistics are not averaged.
 
     Args:
         decay: in [0, 1), the share that a step keeps, once warm.
         warmup: whether the decay grows as (1 + n) / (10 + n) with the steps n, up to ``decay``: a
             short run does not drag its beginning along.
+        evaluate: whether it is what is evaluated; false: it is kept and saved only.
     """
 
-    def __init__(self, decay: float, warmup: bool = True) -> None:
+    def __init__(self, decay: float, warmup: bool = True, evaluate: bool = True) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"callbacks.ema.decay={decay} must be in [0, 1)")
         self.decay = decay
         self.warmup = warmup
+        self.evaluate = evaluate
         self.steps = 0
         self.average: dict[str, Tensor] = {}
         self._kept: dict[str, Tensor] = {}  # the weights themselves while the average is in use
@@ -35,10 +47,11 @@ class WeightAverage(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begins with the weights as they are, unless a checkpoint has brought an average."""
+        trained = _trained(pl_module)
         if not self.average:
-            self.average = {n: p.detach().float().clone() for n, p in _trained(pl_module)}
-        device = pl_module.device
-        self.average = {name: tensor.to(device) for name, tensor in self.average.items()}
+            self.average = {n: p.detach().float().clone() for n, p in trained}
+        self.average = {name: self.average[name].to(pl_module.device) for name, _ in trained}
+        _tell("validation and evaluation use", self.evaluate)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Goes on from the step that the run was resumed from."""
@@ -69,14 +82,24 @@ class WeightAverage(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leaves the average in the model, for the evaluation of the run."""
         self._swap_in(pl_module)
+        _tell("the evaluation of the run uses", self.evaluate)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Saves the average beside the weights, which are those that learn, whenever it is."""
-        checkpoint[STATE] = {name: tensor.cpu() for name, tensor in self.average.items()}
+        # A tower that modalities share has its weights in a state dict by each of their names.
+        first = {id(parameter): name for name, parameter in _trained(pl_module)}
+        average = {name: tensor.cpu() for name, tensor in self.average.items()}
+        names = {
+            name: first[id(parameter)]
+            for name, parameter in pl_module.named_parameters(remove_duplicate=False)
+            if id(parameter) in first
+        }
+        checkpoint[STATE] = {name: average[same] for name, same in names.items()}
         checkpoint["ema_steps"] = self.steps
-        checkpoint["state_dict"].update({n: t.clone() for n, t in self._kept.items()})
+        kept = {name: tensor.clone() for name, tensor in self._kept.items()}
+        checkpoint["state_dict"].update({n: kept[same] for n, same in names.items() if kept})
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -86,9 +109,18 @@ class WeightAverage(pl.Callback):
             self.average = {name: t.clone() for name, t in checkpoint[STATE].items()}
             self.steps = checkpoint["ema_steps"]
 
+    @contextmanager
+    def in_use(self, pl_module: pl.LightningModule) -> Iterator[None]:
+        """Within, the average is in the place of the weights."""
+        self._swap_in(pl_module)
+        try:
+            yield
+        finally:
+            self._swap_out(pl_module)
+
     @torch.no_grad()
     def _swap_in(self, pl_module: pl.LightningModule) -> None:
-        if self._kept:
+        if self._kept or not self.evaluate:
             return
         for name, parameter in _trained(pl_module):
             self._kept[name] = parameter.detach().clone()
@@ -99,6 +131,49 @@ class WeightAverage(pl.Callback):
         for name, parameter in _trained(pl_module) if self._kept else []:
             parameter.copy_(self._kept[name])
         self._kept = {}
+
+
+def uses_average(
+    checkpoint: Mapping[str, Any], path: str | Path, choice: str | None = None
+) -> bool:
+    """Whether the moving average in a checkpoint is what is to be evaluated.
+
+    Args:
+        checkpoint: as read.
+        path: of it, for messages.
+        choice: ``average`` or ``raw``; None: as the run itself evaluates, which is the average
+            where there is one, unless ``callbacks.ema.evaluate`` was false.
+
+    Raises:
+        CheckpointError: for another choice, or if there is no average to be had.
+    """
+    if choice not in (None, *CHOICES):
+        raise CheckpointError(f"weights={choice}: expected {' or '.join(CHOICES)}, or null")
+    if STATE not in checkpoint:
+        if choice == "average":
+            raise CheckpointError(
+                f"weights=average: {path} holds no moving average, its run was not trained with "
+                "callbacks=ema; leave weights out"
+            )
+        return False
+    if choice is None:
+        own = OmegaConf.select(OmegaConf.create(checkpoint["config"]), "callbacks.ema.evaluate")
+        return own is not False
+    return choice == "average"
+
+
+def weights_of(
+    checkpoint: Mapping[str, Any], path: str | Path, choice: str | None = None
+) -> dict[str, Tensor]:
+    """The state dict of a checkpoint's module as it is to be evaluated; see `uses_average`."""
+    average = checkpoint[STATE] if uses_average(checkpoint, path, choice) else {}
+    return {**checkpoint["state_dict"], **average}
+
+
+@rank_zero_only
+def _tell(who: str, average: bool) -> None:
+    used = "the moving average of the weights" if average else "the weights, not their average"
+    print(f"{who} {used} (callbacks.ema.evaluate={str(average).lower()})", file=sys.stderr)
 
 
 def _trained(pl_module: pl.LightningModule) -> list[tuple[str, Tensor]]:

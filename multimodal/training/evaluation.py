@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+
+from multimodal.training.ema import WeightAverage
 
 PREFIX = "eval"
 
@@ -14,7 +17,8 @@ PREFIX = "eval"
 class InTraining(pl.Callback):
     """Calls ``evaluate`` every so often, on all ranks, and logs what it finds as `eval/...`.
 
-    Training does not notice: the random states and the towers' modes are what they were.
+    Training does not notice: the random states and the towers' modes are what they were. Where the
+    run keeps a moving average of the weights, it is what is evaluated.
 
     Args:
         evaluate: called with the training module; name -> figure, equal on all ranks.
@@ -59,9 +63,16 @@ class InTraining(pl.Callback):
             return
         self._done_step = trainer.global_step
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        averages = [c for c in _callbacks(trainer) if isinstance(c, WeightAverage)]
+        with torch.random.fork_rng(devices=devices), ExitStack() as weights:
+            for average in averages:
+                weights.enter_context(average.in_use(pl_module))
             figures = self.evaluate(pl_module)
         named = {f"{PREFIX}/{name}": value for name, value in figures.items()}
         for logger in trainer.loggers:
             logger.log_metrics(named, step=trainer.global_step)
         trainer.callback_metrics.update({k: torch.tensor(v) for k, v in named.items()})
+
+
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    return list(trainer.callbacks)  # type: ignore[attr-defined]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import os
+import sys
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric.loggers.logger import rank_zero_experiment
-from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -20,7 +21,7 @@ class CSVLogger(Logger):
 
     A row is appended as it comes, so that a killed run keeps what it logged. A new metric widens
     the table, and a second set of metrics of one step (validation) joins its row: then the file
-    is rewritten, atomically.
+    is rewritten, atomically. Rows that a full disk refuses wait until it takes them.
     On resume, rows beyond the checkpoint's step are dropped (`rewind`), the earlier ones stay.
 
     Args:
@@ -32,6 +33,7 @@ class CSVLogger(Logger):
         self.path = Path(folder) / "metrics.csv"
         self._columns: list[str] = []
         self._last_step: int | None = None
+        self._waiting: list[dict[str, Any]] = []  # rows that could not be written yet
         if self.path.exists():
             self._columns = self._read()[0]
 
@@ -78,19 +80,46 @@ class CSVLogger(Logger):
         if not values:
             return
         row: dict[str, Any] = {"step": None if step is None else int(step), **values}
-        columns = [*self._columns, *(name for name in row if name not in self._columns)]
-        if columns == self._columns and step != self._last_step:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, columns, restval="").writerow(row)
+        try:
+            self._add([*self._waiting, row])
+        except OSError as error:
+            if not self._waiting:
+                print(
+                    f"WARNING: cannot write {self.path}: {error.strerror or error}. Training goes "
+                    "on; the rows are written when that is possible again",
+                    file=sys.stderr,
+                )
+            self._waiting.append(row)
+        else:
+            self._waiting = []
+
+    def _add(self, new: list[dict[str, Any]]) -> None:
+        names = dict.fromkeys(name for row in new for name in row)
+        columns = [*self._columns, *(name for name in names if name not in self._columns)]
+        if columns == self._columns and len(new) == 1 and new[0]["step"] != self._last_step:
+            self._append(columns, new[0])
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             rows: list[dict[str, Any]] = list(self._read()[1]) if self.path.exists() else []
-            if rows and step == self._last_step:
-                rows[-1].update(row)
-            else:
-                rows.append(row)
+            last = self._last_step
+            for row in new:
+                if rows and row["step"] == last:
+                    rows[-1].update(row)
+                else:
+                    rows.append(row)
+                last = row["step"]
             self._rewrite(columns, rows)
-        self._last_step = step
+        self._last_step = new[-1]["step"]
+
+    def _append(self, columns: list[str], row: dict[str, Any]) -> None:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, columns, restval="").writerow(row)
+        line = text.getvalue().encode()
+        with self.path.open("ab", buffering=0) as file:
+            size = file.tell()
+            if file.write(line) != len(line):  # a full disk takes a part
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
@@ -104,16 +133,3 @@ class CSVLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
         """Nothing: `.hydra/config.yaml` in the same folder holds them all."""
-
-
-def log_report(loggers: Iterable[Logger], report: Path, figures: Mapping[str, float]) -> None:
-    """Uploads the report to Weights and Biases, and puts the final figures into its summary.
-
-    Other loggers have it beside their files already.
-    """
-    for logger in loggers:
-        if isinstance(logger, WandbLogger) and logger.experiment is not None:
-            run: Any = logger.experiment
-            if report.exists() and hasattr(run, "save"):  # other ranks have a dummy
-                run.save(str(report), base_path=str(report.parent), policy="now")
-                run.summary.update({f"held-out/{name}": v for name, v in figures.items()})

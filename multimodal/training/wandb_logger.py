@@ -1,0 +1,196 @@
+"""Weights and Biases: a run keeps its identity when it goes on, and does without it in need."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
+from pytorch_lightning import loggers
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+NOTE = "wandb.json"  # in ``save_dir``: the id, the last step and what was logged of it
+
+
+class WandbLogger(loggers.WandbLogger):
+    """Lightning's logger, for runs that are killed and go on, on machines that lose the network.
+
+    Where the server cannot be reached, or there is no key, a warning is given and the run is
+    written to ``save_dir``, from where `wandb sync` uploads it later. An error while logging ends
+    the logging, not the training.
+
+    A run that goes on (`go_on`) has the same id, and no step is logged twice: those between its
+    checkpoint and its end, which it computes once more, are there already.
+
+    Args:
+        project: of the runs.
+        name: of the run.
+        id: of the run; null: of the run that is gone on with, or a new one.
+        entity: the team or user; null: the key's own.
+        offline: needs neither network nor key.
+        save_dir: holds the folder `wandb` and `wandb.json`.
+        timeout_s: seconds to wait for the server at the beginning, and at the end for what is not
+            uploaded yet.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        name: str | None = None,
+        id: str | None = None,
+        entity: str | None = None,
+        offline: bool = False,
+        save_dir: str = ".",
+        timeout_s: float = 60.0,
+    ) -> None:
+        if timeout_s <= 0:
+            raise ValueError(f"logger.wandb.timeout_s={timeout_s} must be above 0")
+        limits = dict.fromkeys(("init_timeout", "login_timeout", "finish_timeout"), timeout_s)
+        super().__init__(
+            name=name, save_dir=save_dir, project=project, offline=offline, id=id,
+            entity=entity, settings=limits, config={},
+        )  # fmt: skip
+        self._asked = id
+        self._note = Path(save_dir) / NOTE
+        self._step = -1
+        self._of_step: set[str] = set()
+        self._lost = False
+        self._be(id or secrets.token_hex(4))
+
+    def _be(self, run_id: str) -> None:
+        self._id = self._wandb_init["id"] = run_id
+
+    @property
+    def run_id(self) -> str:
+        """What a resumed run has to keep."""
+        return str(self._wandb_init["id"])
+
+    def describe(self, config: Mapping[str, Any]) -> None:
+        """Sets the run's configuration, which must hold no secrets; before anything is logged."""
+        self._wandb_init["config"] = dict(config)
+
+    def go_on(self, run_id: str | None, step: int, note: Path) -> None:
+        """Goes on with an earlier run.
+
+        Args:
+            run_id: by its checkpoint; None if it has none.
+            step: of that checkpoint.
+            note: the `wandb.json` of the earlier run, which may not be there.
+        """
+        told = json.loads(note.read_text()) if note.exists() else {}
+        run_id = self._asked or run_id or told.get("id")
+        if run_id is None:
+            return
+        self._be(run_id)
+        self._step = step
+        if told.get("id") == run_id:
+            self._step, self._of_step = max(step, told["step"]), set(told["logged"])
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run; a dummy on other ranks, and after an error."""
+        if self._lost:
+            return _DummyExperiment()
+        if self._experiment is None:
+            try:
+                return super().experiment
+            except Exception as error:  # of many kinds: no network, no key, no answer
+                if self._offline:
+                    self._lose(error)
+                    return _DummyExperiment()
+                print(
+                    f"WARNING: Weights and Biases cannot be reached ({_first_line(error)}). "
+                    f"Training goes on; the run {self.run_id} is written to "
+                    f"{Path(self._save_dir or '.') / 'wandb'}: upload it by `wandb sync`",
+                    file=sys.stderr,
+                )
+                self._offline = True
+                self._wandb_init["mode"] = "offline"
+                return self.experiment
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs what has not been logged of this step, or of a later one, before."""
+        if step is not None:
+            if step < self._step:
+                return
+            known = self._of_step if step == self._step else set()
+            metrics = {name: value for name, value in metrics.items() if name not in known}
+            if not metrics:
+                return
+            self._step, self._of_step = step, known | set(metrics)
+        log = super().log_metrics
+        self._dare(lambda: log(metrics, step))
+        if step is not None:
+            self._write_note()
+
+    @rank_zero_only
+    def report(self, path: Path, figures: Mapping[str, float]) -> None:
+        """Uploads the report, and puts the final figures into the run's summary."""
+        run: Any = self.experiment
+        if path.exists() and not isinstance(run, _DummyExperiment):
+            self._dare(lambda: run.save(str(path), base_path=str(path.parent), policy="now"))
+            named = {f"held-out/{name}": value for name, value in figures.items()}
+            self._dare(lambda: run.summary.update(named))
+
+    @rank_zero_only
+    def finish(self, failed: bool) -> None:
+        """Ends the run, so that the next one in this process is another."""
+        if self._experiment is not None:
+            run: Any = self._experiment
+            self._dare(lambda: run.finish(exit_code=int(failed)))
+            self._experiment = None
+            self._lost = True
+
+    def _dare(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:  # the library's, and of the process that it talks to
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        if not self._lost:
+            print(
+                f"WARNING: Weights and Biases has failed ({_first_line(error)}). Training goes on "
+                "without it; metrics.csv has all",
+                file=sys.stderr,
+            )
+        self._lost = True
+
+    def _write_note(self) -> None:
+        temporary = self._note.with_suffix(".tmp")
+        content = {"id": self.run_id, "step": self._step, "logged": sorted(self._of_step)}
+        temporary.write_text(json.dumps(content) + "\n")
+        os.replace(temporary, self._note)
+
+
+def wandb_state(of: Iterable[Logger]) -> dict[str, dict[str, Any]]:
+    """What a checkpoint keeps of these loggers."""
+    ids = [logger.run_id for logger in of if isinstance(logger, WandbLogger)]
+    return {"wandb": {"id": ids[0]}} if ids else {}
+
+
+def log_report(of: Iterable[Logger], report: Path, figures: Mapping[str, float]) -> None:
+    """Hands the report and its figures to Weights and Biases; other loggers have the file."""
+    for logger in of:
+        if isinstance(logger, WandbLogger):
+            logger.report(report, figures)
+
+
+def finish(of: Iterable[Logger], failed: bool) -> None:
+    """Ends the runs of Weights and Biases."""
+    for logger in of:
+        if isinstance(logger, WandbLogger):
+            logger.finish(failed)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,122 @@
+"""Weights and Biases: offline, without a network, after an error, and when a run goes on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+from experiment_helpers import losses, train_here, write_sensor_shards
+from wandb_files import offline_runs
+
+from multimodal.training import checkpoint_io
+from multimodal.training.wandb_logger import WandbLogger
+
+SHORT = ("callbacks.checkpoint.every_n_train_steps=4", "~evaluation", "scheduler=constant")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_sensor_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture
+def here(shards, monkeypatch, tmp_path):
+    monkeypatch.setenv("SENSOR_SHARDS", str(shards))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    torch.set_num_threads(1)
+    return tmp_path
+
+
+def offline(folder, *words):
+    wand = ("logger=wandb", "logger.wandb.offline=true", f"logger.wandb.save_dir={folder}")
+    train_here(folder, *wand, *SHORT, "trainer.val_check_interval=4", *words)
+
+
+def test_a_resumed_run_keeps_its_id_and_logs_no_step_twice(here):
+    run, other = here / "run", here / "other"
+    offline(run, "trainer.max_steps=6")
+    assert wandb.run is None
+    # As if killed after step 6: the newest checkpoint is that of step 4.
+    checkpoint_io.steps(run / "checkpoints")[6].unlink()
+    offline(run, "trainer.max_steps=8", "resume=auto")
+    first, second = offline_runs(run)
+    assert first.id == second.id != ""
+    logged = [[row["trainer/global_step"] for row in r.rows if "train/loss" in row]
+              for r in (first, second)]  # fmt: skip
+    assert logged == [[1, 2, 3, 4, 5, 6], [7, 8]]
+    score = "val/measured/image_to_sensor_r@1"
+    validated = [[row["trainer/global_step"] for row in r.rows if score in row]
+                 for r in (first, second)]  # fmt: skip
+    assert validated == [[4], [8]]
+    assert first.config["optimizer"]["lr"] == 0.005
+    assert sorted(losses(run)) == list(range(1, 9))
+
+    # In another folder it is the same run, unless an id is asked for.
+    path = checkpoint_io.steps(run / "checkpoints")[4]
+    offline(other, "trainer.max_steps=10", f"resume='{path}'")
+    (moved,) = offline_runs(other)
+    assert moved.id == first.id
+    assert [r["trainer/global_step"] for r in moved.rows if "train/loss" in r] == [9, 10]
+
+
+def test_a_run_that_is_not_resumed_is_another_and_one_without_a_checkpoint_goes_on(tmp_path):
+    note = tmp_path / "wandb.json"
+    note.write_text('{"id": "abc", "step": 3, "logged": ["a"]}\n')
+    fresh = WandbLogger("p", save_dir=str(tmp_path))
+    assert fresh.run_id != WandbLogger("p", save_dir=str(tmp_path)).run_id
+    fresh.go_on(None, -1, note)
+    assert fresh.run_id == "abc"
+    fixed = WandbLogger("p", id="mine", save_dir=str(tmp_path))
+    fixed.go_on("abc", 2, note)
+    assert fixed.run_id == "mine"
+
+
+class Run:
+    """A run of the library that can break."""
+
+    def __init__(self):
+        self.rows, self.broken, self.ended = [], False, None
+
+    def log(self, row):
+        if self.broken:
+            raise BrokenPipeError("the service is gone")
+        self.rows.append(row)
+
+    def finish(self, exit_code):
+        self.ended = exit_code
+
+
+def made(folder, run):
+    logger = WandbLogger("p", save_dir=str(folder))
+    logger._experiment = run
+    return logger
+
+
+def test_steps_go_up_and_a_step_gets_what_it_lacks(tmp_path):
+    run = Run()
+    logger = made(tmp_path, run)
+    for step, row in ((1, {"a": 1.0}), (2, {"a": 2.0}), (2, {"a": 9.0, "b": 3.0}), (1, {"c": 1.0})):
+        logger.log_metrics(row, step)
+    step = "trainer/global_step"
+    assert run.rows == [{"a": 1.0, step: 1}, {"a": 2.0, step: 2}, {"b": 3.0, step: 2}]
+    again = made(tmp_path, Run())
+    again.go_on(logger.run_id, 1, tmp_path / "wandb.json")
+    for number in (1, 2, 3):
+        again.log_metrics({"a": 1.0, "d": 1.0}, number)
+    assert again.experiment.rows == [{"d": 1.0, step: 2}, {"a": 1.0, "d": 1.0, step: 3}]
+
+
+def test_an_error_while_logging_ends_the_logging_only(tmp_path, capsys):
+    run = Run()
+    logger = made(tmp_path, run)
+    logger.log_metrics({"a": 1.0}, 1)
+    run.broken = True
+    logger.log_metrics({"a": 1.0}, 2)
+    run.broken = False
+    logger.log_metrics({"a": 1.0}, 3)
+    logger.report(Path(__file__), {})
+    logger.finish(failed=False)
+    assert [row["trainer/global_step"] for row in run.rows] == [1]
+    told = capsys.readouterr().err
+    assert told.count("Weights and Biases has failed (the service is gone)") == 1
