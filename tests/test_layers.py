@@ -21,6 +21,7 @@ from multimodal.layers.transformer import (
     LayerScale,
     QuickGELU,
     Transformer,
+    attend,
     make_activation,
 )
 
@@ -222,6 +223,19 @@ def test_patch_stem_is_a_linear_map_of_patches():
     assert stem.grid((8, 6)) == (2, 3)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(24,), (8, 12), (4, 8, 8)])
+def test_patches_side_by_side_are_a_convolution(size: tuple[int, ...], bias: bool):
+    patch = [2, 4, 4][-len(size) :]
+    stem = PatchStem(3, W, len(size), patch_size=patch, bias=bias)
+    x = torch.randn(B, 3, *size, requires_grad=True)
+    expected = stem.projection(x).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(stem(x), expected)
+    moved = torch.autograd.grad(stem(x).square().sum(), stem.projection.weight)
+    wanted = torch.autograd.grad(expected.square().sum(), stem.projection.weight)
+    torch.testing.assert_close(moved, wanted)
+
+
 @pytest.mark.parametrize(
     ("stem", "size"),
     [
@@ -326,3 +340,13 @@ def test_attention_pool_is_one_query_then_a_residual_mlp():
 def test_an_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match=r"'max'.*class, mean, last, attention"):
         make_pooler("max", Transformer(W, 1, H))
+
+
+def test_bfloat16_attention_on_the_cpu_is_that_of_float32_rounded_once():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 5, 8).bfloat16() for _ in range(3))
+    exact = attend(q.float(), k.float(), v.float(), 2, None, causal=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        given = attend(q, k, v, 2, None, causal=True)
+    assert given.dtype == torch.bfloat16
+    assert torch.equal(given, exact.bfloat16())

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -93,8 +94,27 @@ class PatchStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, *size]`` to ``[B, N, W]``."""
-        tokens: Tensor = self.norm(self.projection(x).flatten(2).transpose(1, 2))
-        return tokens
+        if self.stride == self.patch_size:
+            tokens = F.linear(self._patches(x), self.projection.weight.flatten(1), self.bias)
+        else:
+            tokens = self.projection(x).flatten(2).transpose(1, 2)
+        normed: Tensor = self.norm(tokens)
+        return normed
+
+    @property
+    def bias(self) -> Tensor | None:
+        """``[W]``, or None."""
+        bias: Tensor | None = self.projection.bias
+        return bias
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """``[B, N, C * patch]``: one matrix product of them is faster than the convolution."""
+        batch, channels, *sides = x.shape
+        dims = range(len(sides))
+        cut = [n for s, p in zip(sides, self.patch_size, strict=True) for n in (s // p, p)]
+        places, within = [2 + 2 * d for d in dims], [3 + 2 * d for d in dims]
+        patches = x.reshape(batch, channels, *cut).permute(0, *places, 1, *within)
+        return patches.flatten(1 + len(sides)).flatten(1, len(sides))
 
 
 class ConvStem(nn.Module):

@@ -1,7 +1,10 @@
 """Our ViT and text tower beside those of transformers: python scripts/benchmark/towers.py.
 
-Forward and backward of one batch, one thread, process time, A B A B, medians, with equal shapes:
-CLIP's ViT-B/32 and its text tower, fp32 and bf16 autocast. A ratio above 1: ours are faster.
+Forward and backward of one batch, one thread, process time, with equal shapes and as many
+parameters: CLIP's ViT-B/32 and its text tower, fp32 and bf16 autocast. Each round takes both, in
+turns the one or the other first. The ratio is the median of the rounds' own, so that what slows the
+machine for a while slows both sides of it; beside it the lower and upper quartile. A ratio above 1:
+ours are faster.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from multimodal.encoders.text import TextTransformer
 from multimodal.encoders.vision import VisionTransformer
 from multimodal.layers.stems import PatchStem
 from multimodal.layers.transformer import Transformer
+from multimodal.pretrained.checkpoint import count
 
 
 def towers(num_layers: int) -> dict[str, tuple[nn.Module, nn.Module]]:
@@ -33,7 +37,10 @@ def towers(num_layers: int) -> dict[str, tuple[nn.Module, nn.Module]]:
         text_config={"eos_token_id": 49407, "bos_token_id": 49406, **common},
     )
     clip = transformers.CLIPModel(config)
-    return {"vision": (vision, clip.vision_model), "text": (text, clip.text_model)}
+    pairs = {"vision": (vision, clip.vision_model), "text": (text, clip.text_model)}
+    for name, (ours, theirs) in pairs.items():
+        assert count(ours) == count(theirs), name
+    return pairs
 
 
 def step(model: nn.Module, inputs: Tensor, bf16: bool) -> None:
@@ -53,28 +60,43 @@ def seconds(run: Callable[[], None]) -> float:
     return time.process_time() - began
 
 
+def measured(pair: tuple[nn.Module, nn.Module], inputs: Tensor, bf16: bool, rounds: int) -> str:
+    """A row of the table: median milliseconds of both, and quartiles of their ratio."""
+    runs = [partial(step, model.train(), inputs, bf16) for model in pair]
+    for run in runs:
+        run()
+    ours, theirs = [], []
+    for number in range(rounds):
+        order = (0, 1) if number % 2 else (1, 0)
+        times = {side: seconds(runs[side]) for side in order}
+        ours.append(1000 * times[0])
+        theirs.append(1000 * times[1])
+    low, middle, high = statistics.quantiles(
+        [b / a for a, b in zip(ours, theirs, strict=True)], n=4, method="inclusive"
+    )
+    medians = f"{statistics.median(ours):9.0f} {statistics.median(theirs):16.0f}"
+    return f"{medians} {middle:6.2f}  {low:.2f}-{high:.2f}"
+
+
 def main() -> None:
-    """Prints a row for every tower and precision."""
+    """Prints a row for every tower and precision as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=20, help="in fp32")
+    parser.add_argument("--bf16-rounds", type=int, default=8)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     ids = torch.randint(1, 49405, (args.batch, 77))
     ids[:, -1] = 49407
     inputs = {"vision": torch.randn(args.batch, 3, 224, 224), "text": ids}
-    print("tower   precision  ours ms  transformers ms  ratio")
+    print("tower   precision   ours ms  transformers ms  ratio  quartiles", flush=True)
     for name, pair in towers(args.layers).items():
         for bf16 in (False, True):
-            runs = [partial(step, model.train(), inputs[name], bf16) for model in pair]
-            for run in runs:
-                run()
-            times = [[seconds(run) for run in runs] for _ in range(args.rounds)]
-            ours, theirs = (1000 * statistics.median(column) for column in zip(*times, strict=True))
-            precision = "bf16" if bf16 else "fp32"
-            print(f"{name:7} {precision:9} {ours:8.0f} {theirs:16.0f} {theirs / ours:6.2f}")
+            rounds = args.bf16_rounds if bf16 else args.rounds
+            row = measured(pair, inputs[name], bf16, rounds)
+            print(f"{name:7} {'bf16' if bf16 else 'fp32':9} {row}", flush=True)
 
 
 if __name__ == "__main__":
