@@ -10,8 +10,11 @@ from typing import Any
 
 REDACTED = "<redacted>"
 
-_KEY = re.compile(
-    r"(^|_)(api_?key|key|secret|token|password|passwd|passphrase|credentials?)$", re.IGNORECASE
+_NAMES = r"(?:api_?key|key|secret|token|password|passwd|passphrase|credentials?)"
+_KEY = re.compile(rf"(^|_){_NAMES}$", re.IGNORECASE)
+# In the words of a command line: `a.api_key=...`, `{api_key: ...}`.
+_ASSIGNED = re.compile(
+    rf"(?:^|[\s{{,._+]){_NAMES}['\"]?\s*[=:]\s*['\"]?([^\s'\",}}]+)", re.IGNORECASE
 )
 _VALUE = re.compile(
     r"sk-[\w-]{16,}|hf_\w{20,}|gh[opsur]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|AKIA[0-9A-Z]{16}|"
@@ -25,8 +28,8 @@ def secrets_in(tree: Any, where: str = "") -> Iterator[tuple[str, str]]:
     """(dotted key, secret text) of what looks like a key or a password in nested dicts and lists.
 
     By its form (the known kinds of access keys, a password in a URL), or by the name of its key
-    (``api_key``, ``token``, ``password``): there a value counts that is one word of 12 characters
-    or more with a digit in it.
+    (``api_key``, ``token``, ``password``), in a tree or in a word like ``a.token=...``: there a
+    value counts that is one word of 12 characters or more with a digit in it.
     """
     if isinstance(tree, Mapping):
         for key, child in tree.items():
@@ -36,12 +39,16 @@ def secrets_in(tree: Any, where: str = "") -> Iterator[tuple[str, str]]:
             yield from secrets_in(child, f"{where}[{index}]")
     elif isinstance(tree, str):
         found = [match.group(0) for match in _VALUE.finditer(tree)]
-        named = _KEY.search(where.split("[")[0].split(".")[-1])
-        long_word = re.fullmatch(rf"\S{{{_SHORTEST},}}", tree) and re.search(r"\d", tree)
-        if named and long_word and not tree.startswith("${"):
-            found.append(tree)
+        if _KEY.search(where.split("[")[0].split(".")[-1]):
+            found += [tree] if _is_long_word(tree) else []
+        found += [word for word in _ASSIGNED.findall(tree) if _is_long_word(word)]
         for text in found:
             yield where, text
+
+
+def _is_long_word(text: str) -> bool:
+    is_word = re.fullmatch(rf"\S{{{_SHORTEST},}}", text) and re.search(r"\d", text)
+    return bool(is_word) and not text.startswith("${")
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:

@@ -113,6 +113,7 @@ class WandbLogger(loggers.WandbLogger):
                 )
                 self._offline = True
                 self._wandb_init["mode"] = "offline"
+                self._dare(_forget_failed_starts)
                 return self.experiment
         return self._experiment
 
@@ -190,6 +191,13 @@ def finish(of: Iterable[Logger], failed: bool) -> None:
     for logger in of:
         if isinstance(logger, WandbLogger):
             logger.finish(failed)
+
+
+def _forget_failed_starts() -> None:
+    # Its service goes on to hold a run whose start has failed, and would refuse the same id.
+    import wandb
+
+    wandb.teardown()
 
 
 def _first_line(error: Exception) -> str:
