@@ -25,7 +25,7 @@ from multimodal.data.manifest import load_manifest
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
 from multimodal.embedding import EmbeddedSource, Embedder
-from multimodal.evaluate_fusion import evaluate_tasks, sections
+from multimodal.evaluate_fusion import evaluate_tasks
 from multimodal.evaluation.probe import Samples, probe
 from multimodal.evaluation.results import Missing, ProbeResult, Results, SetInfo
 from multimodal.evaluation.scoring import (
@@ -38,6 +38,7 @@ from multimodal.evaluation.scoring import (
 )
 from multimodal.evaluation.sets import EvaluationSet, ProbeTask, ZeroShotTask
 from multimodal.evaluation.tasks import tasks_table
+from multimodal.fusion_gallery import sections
 from multimodal.fusion_model import FusionModel
 from multimodal.models import EmbeddingModel
 from multimodal.reporting import facts, name_of, write
@@ -55,7 +56,8 @@ def evaluate_run(
 ) -> Results:
     """Evaluates ``model`` on the sets of ``cfg.evaluation`` and leaves the results in ``folder``.
 
-    Prints the table; writes ``metrics.json`` and ``report.html``; on the first rank only.
+    Prints the table; writes ``metrics.json``, ``report.html`` and, of a fusion, what it attended to
+    under ``attention/``; on the first rank only.
 
     Args:
         model: its towers, on the device to evaluate on.
@@ -71,7 +73,9 @@ def evaluate_run(
     data = _data(cfg, trained)
     results = evaluate(model, sets, *data, temperatures)
     if distributed.rank() == 0:
-        more = sections(model, sets, data[0]) if isinstance(model, FusionModel) else []
+        more = []
+        if isinstance(model, FusionModel):
+            more = sections(model, sets, data[0], folder / "attention")
         report = write(results, sets, folder, cfg, facts(model, results), more)
         if results.retrievals or results.zero_shots or results.probes or results.missing:
             Console().print(results.table())

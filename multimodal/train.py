@@ -92,7 +92,7 @@ def in_training(cfg: DictConfig) -> InTraining:
     """Evaluation every ``evaluation.every`` steps or epochs, as a callback."""
 
     def figures(module: pl.LightningModule) -> dict[str, float]:
-        assert isinstance(module, ContrastiveModule)
+        assert isinstance(module, ContrastiveModule | FusionModule)
         warmth = temperatures(cfg, module.state_dict())
         return evaluate_quietly(module.model, cfg, trained_pairs(cfg), warmth)
 

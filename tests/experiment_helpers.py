@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from data_helpers import image_bytes, npy_bytes, write_source
+from data_helpers import image_bytes, json_bytes, npy_bytes, write_source
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
@@ -25,8 +25,11 @@ OWN_CONFIGS = ROOT / "tests" / "own_configs"
 SENSOR = ["+experiment=sensor", f"hydra.searchpath=[file://{OWN_CONFIGS}]"]
 
 
-def write_sensor_shards(folder: Path, train: int = 160) -> Path:
-    """Pictures of four grey levels, and a sensor that measures these through a fixed mixture."""
+def write_sensor_shards(folder: Path, train: int = 160, lacking: int = 0) -> Path:
+    """Pictures of four grey levels, and a sensor that measures these through a fixed mixture.
+
+    The JSON says which level is the highest. Every ``lacking``-th sample has no reading; 0: none.
+    """
     random = np.random.default_rng(0)
     mixture = random.standard_normal((12, 4))
 
@@ -36,16 +39,14 @@ def write_sensor_shards(folder: Path, train: int = 160) -> Path:
             levels = random.uniform(0, 1, 4)
             picture = np.kron(levels.reshape(2, 2), np.ones((8, 8)))[..., None] * np.full(3, 255)
             reading = mixture @ (levels - 0.5) + 0.02 * random.standard_normal(12)
-            made.append(
-                (
-                    f"{split}{number:04d}",
-                    {
-                        "json": b"{}",
-                        "reading.npy": npy_bytes(reading.astype(np.float32)),
-                        "view.png": image_bytes(picture.astype(np.uint8)),
-                    },
-                )
-            )
+            members = {
+                "json": json_bytes(highest=str(levels.argmax())),
+                "reading.npy": npy_bytes(reading.astype(np.float32)),
+                "view.png": image_bytes(picture.astype(np.uint8)),
+            }
+            if lacking and number % lacking == 0:
+                del members["reading.npy"]
+            made.append((f"{split}{number:04d}", members))
         return made
 
     splits = {
@@ -84,10 +85,16 @@ def losses(folder: Path) -> dict[int, str]:
         return {int(row["step"]): row["train/loss"] for row in csv.DictReader(file)}
 
 
-def train_here(folder: Path, *overrides: str) -> None:
-    """Trains the sensor experiment in this process, with ``folder`` as the run's folder."""
+def train_here(folder: Path, *overrides: str, experiment: str = "sensor") -> None:
+    """Trains an experiment of ours in this process, with ``folder`` as the run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = [*SENSOR, f"logger.csv.folder={folder}", "callbacks.progress=null", *overrides]
+    words = [
+        f"+experiment={experiment}",
+        SENSOR[1],
+        f"logger.csv.folder={folder}",
+        "callbacks.progress=null",
+        *overrides,
+    ]
     with composed(*words) as cfg, chdir(folder):
         train(cfg)
 

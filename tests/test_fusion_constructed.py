@@ -13,7 +13,7 @@ from multimodal.fusion.cross import CrossAttentionFusion
 from multimodal.fusion.pooled import ConcatFusion, MeanFusion
 from multimodal.fusion_model import FusionModel
 from multimodal.models import Tower
-from multimodal.tasks.targets import Classification
+from multimodal.tasks.labels import Classification
 
 KINDS = 8
 COLOURS = [f"colour {number}" for number in range(KINDS)]

@@ -234,8 +234,11 @@ class Results:
         return table
 
     def flat(self) -> dict[str, float]:
-        """The figures that a curve can be drawn of: ``SET/TASK/METRIC`` -> value."""
-        return {
+        """The figures that a curve can be drawn of: ``SET/TASK/METRIC`` -> value.
+
+        Of tasks on a fusion also each modality's: ``SET/TASK/without/MODALITY/METRIC`` and so on.
+        """
+        figures = {
             f"{name}/{task}/{metric}": float(value)
             for name, tasks in self.metrics().items()
             for task, scores in tasks.items()
@@ -243,6 +246,9 @@ class Results:
             for metric, value in scores.items()
             if metric in ("r@1", "r@5", "r@10", "map", "top@1", "top@5", "mean_per_class")
         }
+        for each in self.tasks:
+            figures |= {f"{each.set}/{each.task}/{k}": v for k, v in each.flat().items()}
+        return figures
 
     def table(self) -> Table:
         """The figures in percent for a terminal, trained pairs before emergent ones."""

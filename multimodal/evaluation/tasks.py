@@ -54,6 +54,15 @@ class TaskResult:
             row["attention"] = self.attention
         return row
 
+    def flat(self) -> dict[str, float]:
+        """``METRIC``, ``own/MODALITY/METRIC`` and so on, ``attention/MODALITY`` -> value."""
+        figures = dict(self.scores.values)
+        for name in ("own", "alone", "without"):
+            parts: dict[str, Scores] = getattr(self, name)
+            for modality, scores in parts.items():
+                figures |= {f"{name}/{modality}/{k}": v for k, v in scores.values.items()}
+        return figures | {f"attention/{name}": share for name, share in self.attention.items()}
+
 
 def tasks_table(results: Sequence[TaskResult]) -> Table:
     """The figures for a terminal, those of fractions in percent."""

@@ -14,11 +14,10 @@ from multimodal.fusion.contract import (
     FusionOutput,
     Stream,
     joined,
-    masked_mean,
     mean_of_present,
 )
+from multimodal.fusion.stacks import Kinds, PooledTokens, own_block, stack
 from multimodal.layers.cross import CrossBlock
-from multimodal.layers.transformer import Block
 
 
 class CrossAttentionFusion(Fusion):
@@ -58,22 +57,19 @@ class CrossAttentionFusion(Fusion):
         super().__init__(widths, width)
         if query is not None and query not in widths:
             raise ValueError(f"query={query!r} is no modality of this fusion: {', '.join(widths)}")
-        if num_layers < 1:
-            raise ValueError(f"num_layers={num_layers}: expected at least 1")
         self.query = query
         self.readers = self.modalities if query is None else (query,)
         self.pairs = nn.ModuleDict(
             {
-                f"{reader}_from_{other}": nn.ModuleList(
-                    CrossBlock(width, num_heads, mlp_ratio, num_layers) for _ in range(num_layers)
+                f"{reader}_from_{other}": stack(
+                    num_layers, lambda: CrossBlock(width, num_heads, mlp_ratio, num_layers)
                 )
                 for reader in self.readers
                 for other in self.modalities
                 if other != reader
             }
         )
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in self.readers})
-        self.outputs = nn.ModuleDict({name: nn.Linear(width, width) for name in self.readers})
+        self.pool = PooledTokens(self.readers, width)
         self.stand_in = nn.Parameter(torch.randn(width) * 0.02) if query is not None else None
 
     def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:
@@ -89,12 +85,7 @@ class CrossAttentionFusion(Fusion):
             )
             for name, stream in readers.items()
         }
-        pooled = [
-            self.outputs[name](masked_mean(self.norms[name](stream.tokens), stream.mask))
-            for name, stream in read.items()
-        ]
-        features = mean_of_present(pooled, [stream.present for stream in read.values()])
-        return FusionOutput(features, *joined(read), attention)
+        return FusionOutput(self.pool(read), *joined(read), attention)
 
     def _readers(self, streams: dict[str, Stream]) -> dict[str, Stream]:
         if self.query is None:
@@ -167,40 +158,27 @@ class CoAttentionFusion(Fusion):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__(widths, width)
-        if num_layers < 1:
-            raise ValueError(f"num_layers={num_layers}: expected at least 1")
-        self.kinds = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(width) * 0.02) for name in self.modalities}
+        self.kinds = Kinds(self.modalities, width)
+        sizes = (width, num_heads, mlp_ratio, num_layers)
+        names = self.modalities
+        self.cross = stack(
+            num_layers, lambda: nn.ModuleDict({name: CrossBlock(*sizes) for name in names})
         )
-        self.cross = nn.ModuleList(
-            nn.ModuleDict(
-                {n: CrossBlock(width, num_heads, mlp_ratio, num_layers) for n in self.modalities}
-            )
-            for _ in range(num_layers)
+        self.own = stack(
+            num_layers, lambda: nn.ModuleDict({name: own_block(*sizes) for name in names})
         )
-        self.own = nn.ModuleList(
-            nn.ModuleDict({n: Block(width, num_heads, mlp_ratio) for n in self.modalities})
-            for _ in range(num_layers)
-        )
-        for layer in self.own:
-            for block in layer.values():  # type: ignore[operator]
-                block.init(num_layers)
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in self.modalities})
-        self.outputs = nn.ModuleDict({name: nn.Linear(width, width) for name in self.modalities})
+        self.pool = PooledTokens(names, width)
 
     def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:
         """The tokens of all modalities, each having read the others."""
         attention: list[AttentionMap] = []
         for cross, own in zip(self.cross, self.own, strict=True):
             read = {}
+            told = self.kinds(streams)
             for name, stream in streams.items():
                 tokens = stream.tokens
                 # The context says whose tokens it holds; with one modality there is none.
-                others = {
-                    n: Stream(s.features, s.tokens + self.kinds[n], s.mask, s.present)
-                    for n, s in streams.items()
-                    if n != name
-                }
+                others = {other: told[other] for other in told if other != name}
                 if others:
                     context, mask, spans = joined(others)
                     block = cross[name]  # type: ignore[index]
@@ -211,9 +189,4 @@ class CoAttentionFusion(Fusion):
                 tokens = own[name](tokens, stream.mask)  # type: ignore[index]
                 read[name] = Stream(stream.features, tokens, stream.mask, stream.present)
             streams = read
-        pooled = [
-            self.outputs[name](masked_mean(self.norms[name](stream.tokens), stream.mask))
-            for name, stream in streams.items()
-        ]
-        features = mean_of_present(pooled, [stream.present for stream in streams.values()])
-        return FusionOutput(features, *joined(streams), attention)
+        return FusionOutput(self.pool(streams), *joined(streams), attention)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from multimodal.fusion.contract import (
     AttentionMap,
@@ -16,14 +16,9 @@ from multimodal.fusion.contract import (
     masked_mean,
     mean_of_present,
 )
+from multimodal.fusion.stacks import Kinds, learned_tokens, own_block, stack
 from multimodal.layers.cross import CrossBlock, self_attention_weights
 from multimodal.layers.transformer import Block, Transformer
-
-
-def _learned(count: int, width: int, name: str) -> nn.Parameter:
-    if count < 1:
-        raise ValueError(f"{name}={count}: expected at least 1")
-    return nn.Parameter(torch.randn(count, width) * 0.02)
 
 
 class BottleneckFusion(Fusion):
@@ -57,16 +52,12 @@ class BottleneckFusion(Fusion):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__(widths, width)
-        if num_layers < 1:
-            raise ValueError(f"num_layers={num_layers}: expected at least 1")
-        self.bottleneck = _learned(num_bottlenecks, width, "num_bottlenecks")
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({n: Block(width, num_heads, mlp_ratio) for n in self.modalities})
-            for _ in range(num_layers)
+        self.bottleneck = learned_tokens(num_bottlenecks, width, "num_bottlenecks")
+        sizes = (width, num_heads, mlp_ratio, num_layers)
+        names = self.modalities
+        self.layers = stack(
+            num_layers, lambda: nn.ModuleDict({name: own_block(*sizes) for name in names})
         )
-        for layer in self.layers:
-            for block in layer.values():  # type: ignore[operator]
-                block.init(num_layers)
         self.norm = nn.LayerNorm(width)
 
     def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:
@@ -96,28 +87,7 @@ class BottleneckFusion(Fusion):
         return FusionOutput(features, *joined(streams), attention)
 
 
-class _WithKinds(Fusion):
-    """A fusion over all tokens at once, which learn whose they are."""
-
-    def __init__(self, widths: Mapping[str, int], width: int) -> None:
-        super().__init__(widths, width)
-        self.kinds = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(width) * 0.02) for name in self.modalities}
-        )
-
-    def everything(
-        self, streams: Mapping[str, Stream]
-    ) -> tuple[Tensor, Tensor, dict[str, tuple[int, int]]]:
-        """All tokens with their modality embeddings, their mask, and whose they are."""
-        return joined(
-            {
-                name: Stream(s.features, s.tokens + self.kinds[name], s.mask, s.present)
-                for name, s in streams.items()
-            }
-        )
-
-
-class ResamplerFusion(_WithKinds):
+class ResamplerFusion(Fusion):
     """Learned latents read all tokens of all modalities, then each other.
 
     Source: Jaegle et al. 2021, "Perceiver", section 3; Alayrac et al. 2022, "Flamingo", section
@@ -146,20 +116,16 @@ class ResamplerFusion(_WithKinds):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__(widths, width)
-        if num_layers < 1:
-            raise ValueError(f"num_layers={num_layers}: expected at least 1")
-        self.latents = _learned(num_latents, width, "num_latents")
-        self.cross = nn.ModuleList(
-            CrossBlock(width, num_heads, mlp_ratio, num_layers) for _ in range(num_layers)
-        )
-        self.own = nn.ModuleList(Block(width, num_heads, mlp_ratio) for _ in range(num_layers))
-        for block in self.own:
-            block.init(num_layers)  # type: ignore[operator]
+        self.kinds = Kinds(self.modalities, width)
+        self.latents = learned_tokens(num_latents, width, "num_latents")
+        sizes = (width, num_heads, mlp_ratio, num_layers)
+        self.cross = stack(num_layers, lambda: CrossBlock(*sizes))
+        self.own = stack(num_layers, lambda: own_block(*sizes))
         self.norm = nn.LayerNorm(width)
 
     def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:
         """The latents, and their mean."""
-        tokens, mask, spans = self.everything(streams)
+        tokens, mask, spans = joined(self.kinds(streams))
         attention: list[AttentionMap] = []
         latents = self.latents.to(tokens.dtype).expand(len(tokens), -1, -1)
         for cross, own in zip(self.cross, self.own, strict=True):
@@ -173,7 +139,7 @@ class ResamplerFusion(_WithKinds):
         return FusionOutput(latents.mean(dim=1), latents, everywhere, own_span, attention)
 
 
-class MergedFusion(_WithKinds):
+class MergedFusion(Fusion):
     """One transformer over a class token and the tokens of all modalities.
 
     As VideoBERT, UNITER and their kin (Chen et al. 2020, "UNITER", section 3.1), with an embedding
@@ -200,11 +166,12 @@ class MergedFusion(_WithKinds):
     ) -> None:
         super().__init__(widths, width)
         self.trunk = Transformer(width, num_layers, num_heads, mlp_ratio)
-        self.class_token = _learned(1, width, "class_token")
+        self.kinds = Kinds(self.modalities, width)
+        self.class_token = learned_tokens(1, width, "class_token")
 
     def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:
         """The modalities' tokens after the last block; the class token's as features."""
-        tokens, mask, spans = self.everything(streams)
+        tokens, mask, spans = joined(self.kinds(streams))
         first = self.class_token.to(tokens.dtype).expand(len(tokens), -1, -1)
         tokens = torch.cat([first, tokens], dim=1)
         mask = nn.functional.pad(mask, (1, 0), value=True)

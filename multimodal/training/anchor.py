@@ -33,6 +33,8 @@ DECISIVE = (
     "seed", "embed_dim", "model", "pairs", "loss", "negatives", "candidates", "data", "optimizer",
     "scheduler", "micro_batch_size",
 )  # fmt: skip
+DECISIVE_WHERE_GIVEN = ("fusion", "tasks")
+OF_EMBEDDINGS = ("head.", "scale")  # of a tower: what a fusion that reads its tokens leaves out
 FORWARDED = ("trainer", "trainer.devices", "trainer.accelerator", "trainer.precision", "debug")
 
 
@@ -50,6 +52,7 @@ def kept_folder(cfg: DictConfig, anchor_cfg: DictConfig) -> Path:
     settings = OmegaConf.to_container(anchor_cfg, resolve=True)
     assert isinstance(settings, dict)
     decisive = {name: settings.get(name) for name in DECISIVE}
+    decisive |= {name: settings[name] for name in DECISIVE_WHERE_GIVEN if settings.get(name)}
     decisive["data"] = {k: v for k, v in settings["data"].items() if k != "num_workers"}
     sources = anchor_cfg.data.sources
     hashes = sorted(manifest_hash(sources[name].manifest) for name in sources)
@@ -130,6 +133,8 @@ def _wait_for(done: Path, limit_s: float = 6 * 3600.0) -> None:
 def load_anchor(model: EmbeddingModel, cfg: DictConfig, path: str) -> DictConfig:
     """Fills ``cfg.anchor.towers`` of ``model`` from the checkpoint, and checks that they fit.
 
+    A tower that only a fusion reads has no head, and takes the encoder's weights alone.
+
     Returns:
         The configuration of the anchor's run.
 
@@ -150,6 +155,8 @@ def load_anchor(model: EmbeddingModel, cfg: DictConfig, path: str) -> DictConfig
         if not weights:
             faults.append(f"the anchor has no tower '{tower}'")
             continue
+        if model.tower(tower).head is None:
+            weights = {n: t for n, t in weights.items() if not n.startswith(OF_EMBEDDINGS)}
         tuned = not has_adapters(weights)
         own = plain_state(model.towers[tower]) if tuned else model.towers[tower].state_dict()
         for name in sorted(own.keys() | weights.keys()):

@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,17 @@ class WandbLogger(loggers.WandbLogger):
 
     @rank_zero_only
     def report(self, path: Path, figures: Mapping[str, float]) -> None:
-        """Uploads the report, and puts the final figures into the run's summary."""
+        """Uploads the report, and puts the final figures into the run's summary.
+
+        Pictures of attention, which lie in folders per set beside the report, become its media.
+        """
         run: Any = self.experiment
         if path.exists() and not isinstance(run, _DummyExperiment):
+            for folder in sorted(path.parent.glob("attention/*/")):
+                files = sorted(str(picture) for picture in folder.glob("*.png"))
+                names = [Path(file).stem for file in files]
+                key = f"attention/{folder.name}"
+                self._dare(partial(self.log_image, key, files, caption=names))
             self._dare(lambda: run.save(str(path), base_path=str(path.parent), policy="now"))
             named = {f"held-out/{name}": value for name, value in figures.items()}
             self._dare(lambda: run.summary.update(named))

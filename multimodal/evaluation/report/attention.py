@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from multimodal.evaluation.report.media import colour_mapped, image_uri
 
 PICTURE_PX = 128
 SPECTROGRAM_PX = (220, 96)
+HOT = (230, 120, 20)  # of words and stretches of time
+LINES = ("#0072b2", "#d55e00", "#009e73")
 Array = NDArray[np.float64]
 
 
@@ -28,7 +31,7 @@ class Attended:
         query: who looks.
         modality: what is looked at.
         media: the drawing.
-        picture: the same as a picture, where it is one.
+        picture: the same as a picture; None where there is only a figure to read.
     """
 
     query: str
@@ -93,6 +96,43 @@ def on_words(words: Sequence[str], heat: Array) -> Markup:
             for word, share in zip(words, heat.tolist(), strict=True)
         )
     )
+
+
+def words_picture(words: Sequence[str], heat: Array, width: int = 360) -> Image.Image:
+    """The same as a picture, for loggers; letters that the font lacks become boxes."""
+    font, line, gap, margin = ImageFont.load_default(15), 24, 5, 6
+    most = max(float(heat.max()), 1e-12)
+    places, x, y = [], margin, margin
+    for word in words:
+        length = round(font.getlength(word))
+        if x > margin and x + length > width - margin:
+            x, y = margin, y + line
+        places.append((x, y, length))
+        x += length + gap
+    picture = Image.new("RGB", (width, y + line + margin), "white")
+    pen = ImageDraw.Draw(picture)
+    for word, share, (left, top, length) in zip(words, heat.tolist(), places, strict=True):
+        strength = 0.85 * share / most
+        ground = tuple(round(255 + strength * (c - 255)) for c in HOT)
+        pen.rectangle((left - 1, top, left + length + 1, top + line - 4), fill=ground)
+        pen.text((left, top), word, fill="black", font=font)
+    return picture
+
+
+def lines_picture(series: Array, heat: Array) -> Image.Image:
+    """Curves under the attention of each stretch of time, as a picture for loggers."""
+    width, height = 440, 180
+    picture = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(picture)
+    step = width / len(heat)
+    for index, share in enumerate(scaled(heat).tolist()):
+        ground = tuple(round(255 + 0.7 * share * (c - 255)) for c in HOT)
+        pen.rectangle((index * step, 0, (index + 1) * step, height), fill=ground)
+    for channel, colour in zip(scaled(series), cycle(LINES), strict=False):
+        ys = 8 + (1 - channel) * (height - 16)
+        xs = np.linspace(0, width, len(ys))
+        pen.line(list(zip(xs.tolist(), ys.tolist(), strict=True)), fill=colour, width=2)
+    return picture
 
 
 def on_lines(series: Array, heat: Array) -> Markup:

@@ -1,4 +1,4 @@
-"""Further parts of the report, each a title and a piece of HTML: maps, probes, diagnostics.
+"""Further parts of the report, each a title and a piece of HTML: tasks, maps, probes, diagnostics.
 
 A part that other code adds (`Page.sections`) is one more `Section`; nothing here knows of it.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from markupsafe import Markup
 
 from multimodal.evaluation.report.charts import line_chart
 from multimodal.evaluation.report.map import draw_map
+from multimodal.evaluation.report.tables import table
+from multimodal.evaluation.report.tasks import INTRO, tasks_body
 from multimodal.evaluation.results import Diagnostics, ProbeResult, Results
 
 
@@ -36,6 +37,8 @@ class Section:
 def sections_of(results: Results) -> list[Section]:
     """The parts that the results give; those without content are left out."""
     found = []
+    if results.tasks:
+        found.append(Section("tasks", "Tasks", tasks_body(results.tasks), INTRO))
     if results.maps:
         body = Markup('<div class="grid wide">{}</div>').format(
             Markup("").join(draw_map(each) for each in results.maps)
@@ -124,26 +127,6 @@ def _diagnostics(every: Sequence[Diagnostics]) -> Markup:
     return table(("pair", "set", "alignment", "gap", "temperature"), pairs) + table(
         ("modality", "set", "uniformity", "effective rank"), spaces
     )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """A table of the report's style; the second column groups the rows of one value."""
-    if not rows:
-        return Markup("")
-    cells = Markup("").join(Markup("<th>{}</th>").format(word) for word in head)
-    bodies = []
-    for _, group in groupby(rows, key=lambda row: row[1]):
-        lines = Markup("").join(
-            Markup("<tr><th>{}</th>{}</tr>").format(
-                row[0], Markup("").join(Markup("<td>{}</td>").format(cell) for cell in row[1:])
-            )
-            for row in group
-        )
-        bodies.append(Markup("<tbody>{}</tbody>").format(lines))
-    return Markup(
-        '<div class="scroll" tabindex="0"><table class="results plain"><thead><tr>{}</tr></thead>'
-        "{}</table></div>"
-    ).format(cells, Markup("").join(bodies))
 
 
 def _percent(value: float) -> str:
