@@ -86,9 +86,14 @@ def test_a_sample_without_anything_to_tell_from_is_left_out():
 def test_label_smoothing_counts_in_training_only():
     task, encoder = make(label_smoothing=0.2)
     batch = batch_of(encoder, torch.tensor([[3, 1, 4]]), [3])
-    plain = task.loss(batch)["caption"].total
+    context = batch.fused.tokens
+    chances = [log_chances(task, encoder, ids, context) for ids in ([3], [3, 1])]
+    right = sum(-each[word] for each, word in zip(chances, (1, 4), strict=True))
+    even = sum(-each.mean() for each in chances)
+    assert task.loss(batch)["caption"].total.item() == pytest.approx(right.item())
     task.train()
-    assert task.loss(batch)["caption"].total > plain
+    smooth = 0.8 * right + 0.2 * even
+    assert task.loss(batch)["caption"].total.item() == pytest.approx(smooth.item())
 
 
 def test_captions_are_compared_under_ten_pictures():
