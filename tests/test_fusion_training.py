@@ -67,7 +67,7 @@ def test_a_run_tells_what_each_modality_brings_and_where_it_looked(here, monkeyp
     def log_image(self, key, images, step=None, **kwargs):
         logged[key] = (images, kwargs)
 
-    monkeypatch.setattr("pytorch_lightning.loggers.WandbLogger.log_image", log_image)
+    monkeypatch.setattr("multimodal.training.wandb_logger.WandbLogger.log_image", log_image)
     wandb = ("logger=wandb", "logger.wandb.offline=true", f"logger.wandb.save_dir={here}")
     fuse_here(here, *wandb, "evaluation.sets.unseen.gallery=2", "+evaluation.every=30")
     scores = json.loads((here / "metrics.json").read_text())["unseen"]["highest"]
