@@ -19,13 +19,14 @@ from multimodal.models import EmbeddingKind, EmbeddingModel
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedSource:
-    """The samples of a source that could be read, in its order.
+    """The samples of a source that could be read, in its order; a row for each caption kept.
 
     Attributes:
         embeddings: modality -> ``[N, D]`` on the CPU.
         items: modality -> ``[N]`` int64, equal for samples whose inputs are equal.
         keys: ``[N]`` int64, equal for samples that are right answers of each other.
         indices: ``[N]`` int64, the samples' places in the source.
+        captions: ``[N]`` int64, which caption of its sample a row has; all 0 where one is taken.
         metadata: N JSON objects.
     """
 
@@ -33,10 +34,25 @@ class EmbeddedSource:
     items: dict[str, Tensor]
     keys: Tensor
     indices: Tensor
+    captions: Tensor
     metadata: list[dict[str, Any]]
 
     def __len__(self) -> int:
         return len(self.metadata)
+
+    def samples(self) -> EmbeddedSource:
+        """One row for each sample, with its first caption."""
+        if not self.captions.any():
+            return self
+        rows = (self.captions == 0).nonzero().flatten()
+        return EmbeddedSource(
+            {modality: vectors[rows] for modality, vectors in self.embeddings.items()},
+            {modality: ids[rows] for modality, ids in self.items.items()},
+            self.keys[rows],
+            self.indices[rows],
+            self.captions[rows],
+            [self.metadata[row] for row in rows.tolist()],
+        )
 
 
 class _Part(NamedTuple):
@@ -44,6 +60,7 @@ class _Part(NamedTuple):
     embeddings: dict[str, Tensor]
     items: dict[str, Tensor]
     positive_keys: Tensor
+    captions: Tensor
     shard_keys: list[str]
     metadata: list[dict[str, Any]]
 
@@ -99,7 +116,7 @@ class Embedder:
         try:
             for part in self._parts(source, modalities):
                 parts.append(part)
-                advance(len(part.metadata))
+                advance(int((part.captions == 0).sum()))
         except Exception as error:
             failure = error
         every = distributed.all_gather_object((parts, failure))
@@ -110,11 +127,13 @@ class Embedder:
         if not joined:
             raise ValueError(f"no sample of {source.name!r}, split {source.split!r}, can be read")
         keys = [key for part in joined for key in part.shard_keys]
+        captions = torch.cat([part.captions for part in joined])
         return EmbeddedSource(
             {m: torch.cat([part.embeddings[m] for part in joined]) for m in modalities},
             {m: torch.cat([part.items[m] for part in joined]) for m in modalities},
             torch.cat([part.positive_keys for part in joined]),
-            _places(source, keys),
+            _places(source, keys, captions.tolist()),
+            captions,
             [metadata for part in joined for metadata in part.metadata],
         )
 
@@ -131,12 +150,25 @@ class Embedder:
         )
         for batch in loader:
             embeddings, items = {}, {}
+            first = batch.repeats == 0
+            owners = first.cumsum(0) - 1  # of the rows: their samples
             for modality in modalities:
                 inputs, mask = batch.inputs[modality], batch.masks.get(modality)
-                items[modality] = content_ids(inputs, mask)
-                embeddings[modality] = self.inputs(modality, inputs, mask)
+                # What several captions share is embedded once.
+                shared = modality != source.kept and not first.all()
+                if shared:
+                    inputs, mask = inputs[first], None if mask is None else mask[first]
+                ids, vectors = content_ids(inputs, mask), self.inputs(modality, inputs, mask)
+                items[modality] = ids[owners] if shared else ids
+                embeddings[modality] = vectors[owners] if shared else vectors
             yield _Part(
-                batch.step, embeddings, items, batch.positive_keys, batch.keys, batch.metadata
+                batch.step,
+                embeddings,
+                items,
+                batch.positive_keys,
+                batch.repeats,
+                batch.keys,
+                batch.metadata,
             )
 
     @torch.no_grad()
@@ -164,7 +196,12 @@ class Embedder:
         return self.model.embed(modality, inputs.to(device), on_device, self.kind).cpu()
 
 
-def _places(source: Source, keys: Sequence[str]) -> Tensor:
+def _places(source: Source, keys: Sequence[str], captions: Sequence[int]) -> Tensor:
     """Indices of the samples of ``keys``, which are in the source's order; bad ones are absent."""
     walk = iter(range(len(source)))
-    return torch.tensor([next(i for i in walk if source.place(i).key == key) for key in keys])
+    places: list[int] = []
+    for key, caption in zip(keys, captions, strict=True):
+        places.append(
+            places[-1] if caption else next(i for i in walk if source.place(i).key == key)
+        )
+    return torch.tensor(places)

@@ -229,16 +229,21 @@ class _Evaluation:
         modalities = [modality for modality in source.modalities if modality not in absent]
         if not modalities:
             return
-        samples = self.embedder.source(source, modalities, advance)
+        rows = self.embedder.source(source, modalities, advance)
+        samples = rows.samples()
         unread = len(source) - len(samples)
         if unread:
             self._miss(name, f"{unread} of {len(source)} samples", "cannot be read: see the log")
         embedded = Embedded(name, samples.embeddings, samples.items, samples.keys, samples.indices)
-        if entry.duration_baseline:
-            embedded = replace(embedded, lengths=_lengths(source, embedded.indices))
         self.results.sets[name] = SetInfo(name, source.split, len(samples), entry.description)
         pairs = [pair for pair in pairs if not set(pair) & set(absent)]
-        self._retrieve(embedded, pairs, source, entry)
+        captioned = embedded
+        if source.kept is not None:  # every caption is asked for, and an answer
+            places = rows.indices + len(source) * rows.captions
+            captioned = Embedded(name, rows.embeddings, rows.items, rows.keys, places)
+        if entry.duration_baseline:
+            captioned = replace(captioned, lengths=_lengths(source, captioned.indices))
+        self._retrieve(captioned, pairs, source, entry)
         for task in entry.zero_shot:
             if self.embedder.missing(["text"]):
                 self._miss(name, f"zero-shot {task.label}", "the model has no tower for text")
@@ -369,7 +374,8 @@ def _lengths(source: Source, indices: Tensor) -> Tensor:
         )
     lengths = []
     for index in indices.tolist():
-        values = source.decode(index, None, ("audio", "text")).values
+        caption, place = divmod(index, len(source))
+        values = source.decode(place, None, ("audio", "text"), caption=caption).values
         sound, text = values["audio"], values["text"]
         assert isinstance(sound, Signal)
         lengths.append([sound.samples.shape[-1] / sound.rate, len(str(text))])

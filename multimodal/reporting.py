@@ -17,7 +17,7 @@ from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.data.decode import Signal
-from multimodal.data.source import Decoded
+from multimodal.data.source import Decoded, Source
 from multimodal.evaluation.report.charts import curves
 from multimodal.evaluation.report.media import draw
 from multimodal.evaluation.report.page import Gallery, Page, make_gallery, render
@@ -98,7 +98,11 @@ def galleries(results: Results, sets: Mapping[str, EvaluationSet]) -> list[Galle
     for result in results.retrievals:
         source = sets[result.set].source
         if result.examples and source is not None:
-            decode = functools.cache(functools.partial(source.decode, draw=None))
+
+            @functools.cache
+            def decode(index: int, source: Source = source) -> Decoded:
+                caption, place = divmod(index, len(source))
+                return source.decode(place, None, caption=caption)
 
             def show(modality: str, index: int, decode: Any = decode) -> Markup:
                 values = decode(index).values

@@ -38,7 +38,8 @@ class Batch:
         sample_ids: ``[B]`` int64, equal only for the same sample of the same source.
         positive_keys: ``[B]`` int64; samples with equal keys are positives of each other
             (the same concept, caption or class), never negatives.
-        repeats: ``[B]`` int64, which repetition of the sample within its epoch this is.
+        repeats: ``[B]`` int64, which repetition of the sample within its epoch this is; in
+            evaluation, which of its captions.
         source: name of the source that all samples come from.
         step: position in the ``BatchSchedule`` (counts batches, not optimizer steps).
         keys: the samples' keys in their shards, for logs, reports and error messages.

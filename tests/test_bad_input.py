@@ -378,10 +378,13 @@ def test_composed_and_decomposed_letters_are_the_same_text(tmp_path, transforms)
     assert composed.tolist() == transforms["text"]("Ka\u0308se", None).tolist()
 
 
-def test_a_book_for_a_caption_is_cut_and_keeps_its_end_token(tmp_path, transforms):
+def test_a_book_for_a_caption_is_cut_and_keeps_its_end_token(tmp_path, transforms, monkeypatch):
+    text = transforms["text"]
+    lengths, encode = [], text.tokenizer.encode
+    monkeypatch.setattr(text.tokenizer, "encode", lambda t: lengths.append(len(t)) or encode(t))
     batch, tally = deliver(tmp_path, transforms, "text", b"dog " * 100_000)
     assert not tally.reasons
-    text = transforms["text"]
+    assert 500 < max(lengths) < 1000  # the rest is not even looked at
     assert batch.inputs["text"].shape[1] == 16
     assert batch.inputs["text"][1, -1] == text("dog", None)[-1]
 

@@ -34,6 +34,7 @@ from multimodal.evaluation.sets import (
     ZeroShotTask,
 )
 from multimodal.models import EmbeddingModel, Tower
+from multimodal.reporting import galleries
 from multimodal.types import EncoderOutput
 
 COUNT, WIDTH = 8, 4096
@@ -166,6 +167,90 @@ def test_scores_of_a_model_whose_answers_are_known(model, manifest, transforms):
     assert classified["mean_per_class"] == pytest.approx(5 / 7)
     assert classified["chance"]["top@1"] == pytest.approx(1 / 7)
     assert json.loads(json.dumps(metrics)) == metrics
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_all_captions_of_a_picture_are_asked_for_and_right(tmp_path, transforms, batch_size):
+    captions = [["a", "a b"], "a b c", ["c", "c c", "c c c", "c c c c"], ["b b", "b"]]
+    samples = [
+        (f"k{i}", member_bytes(i) | {"json": json_bytes(captions=texts, parity="even")})
+        for i, texts in enumerate(captions)
+    ]
+    path = write_source(tmp_path / "captions", {"test": [samples]})
+    text = {"member": "json", "key": "captions"}
+
+    def evaluated(**more):
+        modalities = {"image": MODALITIES["image"], "text": text | more}
+        held = Source(str(path), modalities, split="test")
+        [batch] = evaluation_batches(held, transforms, None, COUNT)
+        # The second caption of the first picture is taken for the third picture's.
+        right = batch.keys.copy()
+        if more:
+            assert batch.keys == ["k0"] * 2 + ["k1"] + ["k2"] * 4 + ["k3"] * 2
+            assert batch.repeats.tolist() == [0, 1, 0, 0, 1, 2, 3, 0, 1]
+            right[1] = "k2"
+        answers = [int(key[1:]) for key in right]
+        seen = []
+        oracle = Oracle(batch.inputs["image"], [int(key[1:]) for key in batch.keys])
+        oracle.register_forward_hook(lambda module, inputs, _: seen.append(len(inputs[0])))
+        # Texts are padded to their batch's longest, so they are known by their real tokens.
+        words = {
+            tuple(row[mask].tolist()): answer
+            for row, mask, answer in zip(
+                batch.inputs["text"], batch.masks["text"], answers, strict=True
+            )
+        }
+        model = EmbeddingModel(
+            {"image": Tower(oracle, Unchanged), "text": Tower(Reader(words), Unchanged)}
+        )
+        sets = {
+            "captions": EvaluationSet(
+                held, zero_shot=[ZeroShotTask("image", "parity")] if more else (), gallery=9
+            )
+        }
+        results = evaluate(model, sets, transforms, {}, batch_size)
+        assert sum(seen) == 4  # each picture once, however many captions it has
+        return results, held
+
+    metrics = evaluated()[0].metrics()["captions"]
+    assert (metrics["text_to_image"]["r@1"], metrics["text_to_image"]["queries"]) == (1, 4)
+
+    results, held = evaluated(keep="all")
+    metrics = results.metrics()["captions"]
+    assert metrics["samples"] == 4
+    asked, found = metrics["text_to_image"], metrics["image_to_text"]
+    assert (asked["queries"], asked["gallery"], asked["r@1"]) == (9, 4, 8 / 9)
+    assert (found["queries"], found["gallery"]) == (4, 9)
+    # One of the five texts that are the third picture's to the model is another's.
+    assert found["r@1"] == pytest.approx((3 + 4 / 5) / 4)
+    # And the first picture's other text is as far from it as those of all others.
+    assert found["map"] < 1
+    by_text = next(r for r in results.retrievals if (r.query, r.gallery) == ("text", "image"))
+    shown = {example.query for example in by_text.examples}
+    assert shown == {0, 4, 1, 2, 6, 10, 14, 3, 7}  # places, and four times the caption's number
+    [gallery] = [
+        g for g in galleries(results, {"captions": EvaluationSet(held)}) if g.result is by_text
+    ]
+    assert "a b" in str(gallery.rows[1][0])
+
+
+class Reader(nn.Module):
+    """Answers a text's real tokens with the basis vector that belongs to them."""
+
+    width = COUNT
+
+    def __init__(self, answers: dict[tuple[int, ...], int]) -> None:
+        super().__init__()
+        self.answers = answers
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs: torch.Tensor, mask: torch.Tensor | None = None) -> EncoderOutput:
+        assert mask is not None
+        rows = [
+            self.answers.get(tuple(r[m].tolist()), 0) for r, m in zip(inputs, mask, strict=True)
+        ]
+        features = torch.eye(COUNT)[torch.tensor(rows)]
+        return EncoderOutput(features, features[:, None])
 
 
 def test_batch_size_changes_no_digit(model, manifest, transforms):

@@ -8,6 +8,7 @@ import http.server
 import json
 import multiprocessing
 import pickle
+import shutil
 import threading
 from pathlib import Path
 from typing import ClassVar
@@ -286,6 +287,27 @@ def test_a_large_manifest_keeps_its_table_in_files(tmp_path, monkeypatch):
     column.write_bytes(column.read_bytes()[:-1] + b"\1")
     with pytest.raises(ValueError, match=r"samples\.npy is missing, or is not the one"):
         load_manifest(tmp_path / "m.json")
+
+
+def test_a_table_in_files_is_kept_beside_a_local_copy_of_its_manifest(
+    server, tmp_path, monkeypatch
+):
+    folder, url, _ = server
+    monkeypatch.setattr(write_module, "MOST_LISTED", 1)
+    entries = []
+    for number, shard in enumerate(shards_of(folder, url, 2)):
+        facts = (3, shard.size, shard.sha256.hex(), ["x.npy", "json"], {"json": ["number"]})
+        entries.append(ShardEntry(f"{number}.tar", "train", *facts))
+    write_manifest(folder / "m.json", "m", "", entries, {})
+    with pytest.raises(ValueError, match=r"m\.json keeps its .* copy both to a local folder"):
+        Source(f"{url}/m.json", X)
+    # As the message says.
+    shutil.copytree(folder / "m.table", tmp_path / "m.table")
+    content = json.loads((folder / "m.json").read_text()) | {"base": url}
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    source = Source(str(tmp_path / "m.json"), X)
+    source.remote = ShardCache(tmp_path / "cache", 1 << 20)
+    assert source.decode(4, None).key == "s00004"
 
 
 MILLION = 1_000_000

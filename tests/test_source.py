@@ -258,3 +258,24 @@ def test_shards_are_opened_once_and_not_pickled(tmp_path, monkeypatch):
     copy = pickle.loads(pickle.dumps(source))
     assert copy.decode(3, None).key == "k3"
     assert len(opened) == 3
+
+
+def test_all_captions_are_kept_where_none_is_drawn(tmp_path):
+    text = {"member": "json", "key": "captions", "keep": "all"}
+    three = [sample(i) for i in range(3)]
+    source = make(tmp_path, three, ALL | {"text": text})
+    assert source.kept == "text"
+    both = [source.decode(2, None, caption=number) for number in range(2)]
+    assert [each.values["text"] for each in both] == ["thing 2", "an old thing 2"]
+    assert {each.captions for each in both} == {2}
+    with pytest.raises(IndexError):
+        source.decode(2, None, caption=2)
+    draws = [source.decode(2, Draw(0, epoch, "s", 2, 0)) for epoch in range(20)]
+    assert {each.values["text"] for each in draws} == {"thing 2", "an old thing 2"}
+    assert {each.captions for each in draws} == {1}
+    assert source.decode(2, None, ["image"]).captions == 1
+    with pytest.raises(ValueError, match="keep: all is for one modality of a source, not text and"):
+        make(tmp_path, three, {"text": text, "other": text})
+    for wrong in ({"keep": "both"}, {"keep": "all", "key": None, "template": "{name}"}):
+        with pytest.raises(ValueError, match=r"keep is one or all, and all needs the 'key'"):
+            make(tmp_path, three, {"text": text | wrong})

@@ -15,7 +15,8 @@ from experiment_helpers import losses, run_training
 
 from multimodal.data.errors import TooManyBadSamples
 from multimodal.data.paths import SAMPLES_FOLDER
-from multimodal.data.stream import StreamDataModule, Streamed, StreamSource, read_shard
+from multimodal.data.stream import StreamDataModule, StreamSource
+from multimodal.data.stream_shard import Streamed, read_shard
 from multimodal.data.tally import Rejection
 from multimodal.data.transforms.array import ArrayTransform
 

@@ -28,7 +28,7 @@ class Sample(NamedTuple):
     Attributes:
         decoded: what the source gave.
         inputs: modality -> tensor.
-        repeat: which use of the sample within its epoch this is.
+        repeat: which use of the sample within its epoch this is; without a draw, which caption.
         embeddings: modality -> cached embedding of its frozen tower.
     """
 
@@ -45,6 +45,7 @@ def load(
     draw: Draw | None,
     modalities: Collection[str] | None = None,
     frozen: Mapping[str, FrozenEmbeddings] | None = None,
+    caption: int = 0,
 ) -> Sample | Rejection:
     """Reads, decodes and transforms one sample, or says why that is not possible.
 
@@ -56,6 +57,7 @@ def load(
         modalities: those wanted; None for all.
         frozen: those that are read as embeddings; what is aligned with such a modality gets the
             geometry of the view that was embedded.
+        caption: which of several captions, without a draw.
 
     Raises:
         RuntimeError: on an error that is not the sample's fault but the transform's, with the
@@ -75,7 +77,7 @@ def load(
             for name in wanted
             if getattr(transforms[name], "reduced", False)
         }
-        decoded = source.decode(index, draw, wanted, least)
+        decoded = source.decode(index, draw, wanted, least, caption)
         inputs = {
             name: _transform(
                 transforms[name], name, value, draw, source.name, lambda: source.place(index)
@@ -86,7 +88,7 @@ def load(
         place = source.place(index)
         whole_shard = isinstance(error, ShardError)
         return Rejection(source.name, place.shard, place.key, error.reason, str(error), whole_shard)
-    return Sample(decoded, inputs, 0 if draw is None else draw.repeat, embeddings)
+    return Sample(decoded, inputs, caption if draw is None else draw.repeat, embeddings)
 
 
 def load_from(

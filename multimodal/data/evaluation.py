@@ -17,7 +17,8 @@ from multimodal.types import Batch
 class EvaluationLoader:
     """A whole source in order, without random choices; the last batch may be smaller.
 
-    A bad sample is left out, counted by reason and logged.
+    A bad sample is left out, counted by reason and logged. One of several captions that are all
+    kept comes as so many rows, which share its other modalities; ``Batch.repeats`` counts them.
 
     Args:
         source: the samples.
@@ -110,13 +111,25 @@ class _EvaluationBatches(Dataset[tuple["Batch | None", list["Rejection | None"]]
     @one_thread()
     def __getitem__(self, number: int) -> tuple[Batch | None, list[Rejection | None]]:
         start = number * self.batch_size
-        loaded = [
-            load(self.source, self.transforms, index, None, self.modalities)
-            for index in self.indices[start : start + self.batch_size]
-        ]
-        samples = [item for item in loaded if isinstance(item, Sample)]
+        loaded = [self._load(index) for index in self.indices[start : start + self.batch_size]]
+        samples = [row for item in loaded if isinstance(item, list) for row in item]
         outcomes = [item if isinstance(item, Rejection) else None for item in loaded]
         if not samples:
             return None, outcomes
         batch = collate(samples, self.transforms, self.source.name, number, with_metadata=True)
         return batch, outcomes
+
+    def _load(self, index: int) -> list[Sample] | Rejection:
+        """A row for every caption of a sample; a sample with a bad one is bad."""
+        first = load(self.source, self.transforms, index, None, self.modalities)
+        if isinstance(first, Rejection):
+            return first
+        rows = [first]
+        for caption in range(1, first.decoded.captions):
+            assert self.source.kept is not None
+            kept = [self.source.kept]
+            other = load(self.source, self.transforms, index, None, kept, caption=caption)
+            if isinstance(other, Rejection):
+                return other
+            rows.append(other._replace(inputs={**first.inputs, **other.inputs}))
+        return rows

@@ -19,7 +19,7 @@ from multimodal.data.video import Video
 from multimodal.hashing import stable_hash
 
 METADATA = "json"  # the member that describes a sample
-_ENTRY = ("member", "key", "template", "value", "optional")  # what a modality may be given
+_ENTRY = ("member", "key", "template", "value", "keep", "optional")  # what a modality may be given
 
 T = TypeVar("T")
 
@@ -34,6 +34,7 @@ class Decoded:
         metadata: content of its ``json`` member; empty where there is none.
         sample_id: 64-bit hash of source, shard and key.
         positive_key: 64-bit hash of what makes samples positives of each other.
+        captions: texts that the sample has, where all are kept (``keep: all``) and none is drawn.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Decoded:
     metadata: dict[str, Any]
     sample_id: int
     positive_key: int
+    captions: int = 1
 
 
 class Readable(Protocol):
@@ -73,6 +75,7 @@ class _Modality(NamedTuple):
     is_motion: bool
     target: str | None  # key of that object whose value is taken as it is
     optional: bool
+    keeps_all: bool  # the texts under `key`, where none is drawn
 
 
 def decoded_cache(megabytes: int) -> LRU[tuple[str, int, str], Any]:
@@ -101,9 +104,11 @@ class Members:
         name: what the source is called in logs and seeds.
         limits: sizes that are decoded.
         cache: decoded members, of this source and of those it shares the cache with.
+        kept: the modality of which evaluation keeps every text; None where there is none.
 
     Raises:
-        ValueError: if there are no modalities, or one asks for what the manifest does not have.
+        ValueError: if there are no modalities, one asks for what the manifest does not have, or
+            several keep all their texts.
     """
 
     def __init__(
@@ -124,6 +129,10 @@ class Members:
         self._modalities = {
             name: _parse(name, entry, manifest, split) for name, entry in modalities.items()
         }
+        kept = [name for name, modality in self._modalities.items() if modality.keeps_all]
+        if len(kept) > 1:
+            raise ValueError(f"keep: all is for one modality of a source, not {' and '.join(kept)}")
+        self.kept: str | None = kept[0] if kept else None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -132,7 +141,7 @@ class Members:
 
     def entry(self, modality: str) -> str:
         """Where a modality is read from, in words that are equal for equal entries."""
-        members, key, templates, _, target, _ = self._modalities[modality]
+        members, key, templates, _, target = self._modalities[modality][:5]
         words = (members, key, [template.text for template in templates])
         return repr(words if target is None else (*words, target))
 
@@ -149,10 +158,12 @@ class Members:
         draw: Draw | None,
         modalities: Collection[str] | None = None,
         least: Mapping[str, Least] | None = None,
+        caption: int = 0,
     ) -> Decoded:
-        """The values of one sample of a shard.
+        """The values of one sample of a shard; without a draw, with this one of its captions.
 
         Raises:
+            IndexError: if it does not have so many.
             DecodeError: if something of it is missing, corrupt or too large.
         """
         shard.check(place)
@@ -168,7 +179,19 @@ class Members:
         positive = sample_id
         if self.positive_key is not None:
             positive = stable_hash(self.positive_key, repr(_get(metadata, self.positive_key)))
-        return Decoded(key, values, metadata, sample_id, positive)
+        captions = 1
+        if draw is None and self.kept is not None and self.kept in values:
+            texts = self._texts(self.kept, shard, place, metadata)
+            captions, values[self.kept] = len(texts), texts[caption]
+        return Decoded(key, values, metadata, sample_id, positive, captions)
+
+    def _texts(self, name: str, shard: Readable, place: int, metadata: dict[str, Any]) -> list[str]:
+        """All texts of a modality that keeps them."""
+        modality = self._modalities[name]
+        assert modality.key is not None
+        member = next(m for m in modality.members if m in shard.fields(place))
+        found = metadata if member == METADATA else self._decode(shard, place, member)
+        return _texts(found, modality.key)
 
     def _metadata(self, shard: Readable, place: int) -> dict[str, Any]:
         if METADATA not in shard.fields(place):
@@ -251,7 +274,13 @@ def _parse(name: str, entry: Mapping[str, Any], manifest: Manifest, split: str) 
         for wanted in sorted(keys):
             _check_key(manifest, split, member, wanted)
     optional = bool(entry.get("optional", False))
-    return _Modality(members, key, templates, kinds == {"imu"}, target, optional)
+    keep = entry.get("keep", "one")
+    if keep not in ("one", "all") or (keep == "all" and key is None):
+        raise ValueError(
+            f"modality {name!r}: keep is one or all, and all needs the 'key' of a list of texts, "
+            f"got keep={keep!r} and key={key!r}"
+        )
+    return _Modality(members, key, templates, kinds == {"imu"}, target, optional, keep == "all")
 
 
 def _lacks(modality: _Modality, fields: Collection[str], metadata: Mapping[str, Any]) -> bool:

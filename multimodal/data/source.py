@@ -61,6 +61,8 @@ class Source(Members):
             which one is drawn, or else a ``template`` (``{name}, {tags}``, see ``Template``), or
             several of which one is drawn, or else the ``value`` (a key) that is taken as it is: a
             label, a score, a list of tags. ``optional: true`` lets samples lack the modality.
+            ``keep: all`` beside a ``key``: evaluation, which draws nothing, takes not the first
+            text of the list but every one of them, each as a right answer of its sample.
         split: the manifest's split, or several, one after the other.
         positive_key: JSON key whose equal values make samples positives of each other, also across
             sources; None if a sample is only its own.
@@ -141,6 +143,7 @@ class Source(Members):
         draw: Draw | None,
         modalities: Collection[str] | None = None,
         least: Mapping[str, Least] | None = None,
+        caption: int = 0,
     ) -> Decoded:
         """A sample's values, before their transforms.
 
@@ -149,16 +152,17 @@ class Source(Members):
             draw: chooses among several members and texts; None for the first of each.
             modalities: those wanted; None for all.
             least: of the modalities whose pictures may come smaller, how small.
+            caption: which text of a modality that keeps all, without a draw.
 
         Raises:
-            IndexError: if ``index`` is not in [0, len(self)).
+            IndexError: if ``index`` is not in [0, len(self)), or there is no such caption.
             ShardError: if its shard cannot be read.
             DecodeError: if something of it is missing, corrupt or too large.
         """
         number, place = self.table.locate(index)
         shard = self._shards.get(number, self._open)
         shard_name = self.table.name(number).rpartition("/")[2]
-        return self.decode_from(shard, place, shard_name, draw, modalities, least)
+        return self.decode_from(shard, place, shard_name, draw, modalities, least, caption)
 
     def place(self, index: int) -> Place:
         """Where a sample lies, for messages; its key is unknown while its shard is unreadable."""

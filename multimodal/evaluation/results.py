@@ -18,7 +18,7 @@ from multimodal.evaluation.zero_shot import ZeroShot
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A query and its nearest items, as indices of samples in their source.
+    """A query and its nearest items, by the indices that ``scoring.Embedded`` has.
 
     Attributes:
         query: sample index.

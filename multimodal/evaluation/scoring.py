@@ -37,7 +37,8 @@ class Embedded:
         embeddings: modality -> ``[N, D]``, of unit norm.
         items: modality -> ``[N]`` int64, equal for samples whose inputs are equal.
         keys: ``[N]`` int64, equal for samples that are right answers of each other.
-        indices: ``[N]`` int64, the samples' places in their source.
+        indices: ``[N]`` int64, the samples' places in their source, and its length times the number
+            of the caption added where all captions are kept.
         lengths: ``[N, 2]`` float64, seconds of the sound and letters of the text; None unless the
             duration baseline is asked for.
     """

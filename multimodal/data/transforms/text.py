@@ -11,6 +11,8 @@ from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
 from multimodal.data.tokenizers import BPETokenizer, TextTokenizer
 
+_WORDS = 8  # times the length asked for: so many are tokenized, and no more
+
 
 class TextTransform:
     """Token ids between a start and an end token, cut to a length, the end token kept.
@@ -70,7 +72,7 @@ class TextTransform:
         """
         if not isinstance(value, str):
             raise DecodeError("unsupported", f"expected a text, got {type(value).__name__}")
-        ids = self.tokenizer.encode(value)
+        ids = self._encode(value)
         if not ids:
             raise DecodeError("empty", "the text has no characters")
         if draw is not None and self.drop:
@@ -79,6 +81,15 @@ class TextTransform:
             ids = [token for token, u in zip(ids, places, strict=True) if u >= min(self.drop, last)]
         room = self.context_length - len(self._start) - len(self._end)
         return torch.tensor([*self._start, *ids[:room], *self._end])
+
+    def _encode(self, text: str) -> list[int]:
+        """Its ids, or the first of them: of a book only the beginning is looked at."""
+        words = text.split(maxsplit=_WORDS * self.context_length)
+        if len(words) > _WORDS * self.context_length:
+            ids = self.tokenizer.encode(text[: -len(words[-1])])
+            if len(ids) >= _WORDS * self.context_length:  # not where words came to nothing
+                return ids
+        return self.tokenizer.encode(text)
 
     def collate(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """The texts padded to the longest (or all), and where they are real: ``[B, T]`` both."""
