@@ -282,7 +282,7 @@ class Transformer(nn.Module):
 
     Args:
         width: W.
-        num_layers: number of blocks L.
+        num_layers: number of blocks L; 0: tokens do not see each other.
         num_heads: heads per block, a divisor of W.
         mlp_ratio: hidden width of the MLP over W.
         activation: ``gelu`` (exact), ``gelu_tanh`` or ``quick_gelu`` (OpenAI's CLIP).
@@ -313,8 +313,8 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(width, num_heads)
-        if num_layers < 1:
-            raise ValueError(f"num_layers={num_layers}: expected at least 1")
+        if num_layers < 0:
+            raise ValueError(f"num_layers={num_layers}: expected at least 0")
         self.width = width
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
