@@ -80,6 +80,7 @@ def configuration(loss: str, negatives: str, seed: int, steps: int) -> DictConfi
     """The experiment as the command line would compose it."""
     words = [
         "+experiment=clip",
+        "tower@model.towers.text=text_small",
         f"loss={loss}",
         f"negatives={negatives}",
         f"seed={seed}",
