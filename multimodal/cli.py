@@ -43,6 +43,7 @@ def run(config_name: str, job: Callable[[DictConfig], None]) -> None:
 
     # Defined here so that the entry point travels with it to the workers of a launcher.
     def one_job(cfg: DictConfig) -> float | None:
+        from multimodal.data.errors import OtherBatches
         from multimodal.training.checkpoint_io import CheckpointError
         from multimodal.training.ddp_launch import exactly_this_job
 
@@ -51,7 +52,7 @@ def run(config_name: str, job: Callable[[DictConfig], None]) -> None:
                 return run_job(cfg, job)
         except ConfigError as error:
             _refuse(error)
-        except (CheckpointError, SweepError) as error:
+        except (CheckpointError, OtherBatches, SweepError) as error:
             _refuse(error, status=1)
 
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)

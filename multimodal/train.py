@@ -23,6 +23,7 @@ from multimodal.training.build import (
 )
 from multimodal.training.contrastive import ContrastiveModule
 from multimodal.training.evaluation import InTraining
+from multimodal.training.fsdp import together
 from multimodal.training.fusion import FusionModule
 from multimodal.training.lost_parts import explained
 from multimodal.training.resume import resume
@@ -83,7 +84,8 @@ def evaluated(
         return None
     model = module.model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     trained, warmth = trained_pairs(cfg), temperatures(cfg, module.state_dict())
-    results = evaluate_run(model, cfg, folder, trained, warmth)
+    with together(model):
+        results = evaluate_run(model, cfg, folder, trained, warmth)
     log_report(trainer.loggers, folder / "report.html", results.flat())
     return results
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from pathlib import Path
 
@@ -18,13 +17,14 @@ def embed(cfg: DictConfig) -> None:
 
     from multimodal.search.build import build_table
     from multimodal.search.setup import about_of, embedder_of, items_of
+    from multimodal.training import checkpoint_io
     from multimodal.training.build import load_model
 
     try:
         model, run_cfg = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights)
         embedder = embedder_of(model, run_cfg, cfg.device, cfg.batch_size, cfg.kind)
         items = items_of(cfg, run_cfg, embedder)
-        digest = hashlib.sha256(Path(cfg.checkpoint).read_bytes()).hexdigest()
+        digest = checkpoint_io.digest(cfg.checkpoint)
         digest += f":{cfg.weights}" if cfg.weights else ""
         about = about_of(cfg.checkpoint, digest, cfg.kind, str(cfg.input), model.embed_dim)
         columns = ("embedding", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -36,6 +36,7 @@ class NoteBatches(pl.Callback):
         line = {
             "step": trainer.global_step,
             "ids": batch.sample_ids.tolist(),
+            "keys": batch.keys,
             "repeats": batch.repeats.tolist(),
             "pixels": float(first.double().sum()),
         }
@@ -103,6 +104,23 @@ class FillDisk(pl.Callback):
         if trainer.global_step == self.until:
             self.ballast.unlink(missing_ok=True)
             resource.setrlimit(resource.RLIMIT_FSIZE, self.limit)
+
+
+class KillAll(pl.Callback):
+    """Kills every rank with -9, in the middle of the batch after ``step`` optimizer steps."""
+
+    def __init__(self, folder: str, step: int) -> None:
+        self.folder, self.step = folder, step
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.global_step == self.step:
+            touch(self.folder, f"killed_{trainer.global_rank}")
+            # None dies before all are here: what it has sent might be lost with it.
+            end = time.monotonic() + 60
+            while len(list(Path(self.folder).glob("killed_*"))) < trainer.world_size:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class SlowSteps(pl.Callback):

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from multimodal.config import (
     rules,
+    rules_cluster,
     rules_data,
     rules_evaluation,
     rules_fusion,
@@ -39,6 +40,7 @@ RULES = (
     rules_evaluation.modalities_of_tasks,
     rules_evaluation.sets_in_training,
     rules_data.frozen_towers_to_cache,
+    rules_cluster.what_can_be_split,
     rules_fusion.tasks_or_pairs,
     rules_fusion.targets_of_tasks,
     rules_fusion.fused_modalities,

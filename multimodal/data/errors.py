@@ -47,3 +47,7 @@ class ShardError(BadSample):
 
 class TooManyBadSamples(RuntimeError):
     """More samples are bad, or more of them in a row, than the run allows."""
+
+
+class OtherBatches(ValueError):
+    """The batches to come would not be those of the run that is to go on; says what to set."""

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from multimodal.data.assemble import Sample, check_transforms, collate, load
 from multimodal.data.draw import Draw
-from multimodal.data.errors import TooManyBadSamples
+from multimodal.data.errors import OtherBatches, TooManyBadSamples
 from multimodal.data.schedule import BatchSchedule, SourceSize
 from multimodal.data.signature import differences, signature
 from multimodal.data.source import Source
@@ -143,7 +143,7 @@ class ScheduledLoader:
         """Continues after the last batch that the saved loader has handed out.
 
         Raises:
-            ValueError: if the batches would not be those of the saved run; says what to set.
+            OtherBatches: if the batches would not be those of the saved run; says what to set.
         """
         changes = differences(
             state["signature"],
@@ -152,7 +152,7 @@ class ScheduledLoader:
             {name for name, source in self._sources.items() if source.batch_size is not None},
         )
         if changes:
-            raise ValueError(
+            raise OtherBatches(
                 "\n  - ".join(["the data of this run are not those of the checkpoint:", *changes])
             )
         self._epoch, self._position = state["epoch"], state["position"]

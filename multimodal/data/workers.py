@@ -94,7 +94,7 @@ def one_thread() -> Iterator[None]:
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
     # Machines signal whole process groups; the training still needs its workers to finish a step.
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from multimodal.data.manifest import manifest_hash
 from multimodal.hashing import stable_hash
 from multimodal.models import EmbeddingModel
+from multimodal.runs.origin import is_first_rank
 from multimodal.training import checkpoint_io
 from multimodal.training.build import config_of
 from multimodal.training.ema import weights_of
@@ -35,6 +36,11 @@ DECISIVE = (
 )  # fmt: skip
 DECISIVE_WHERE_GIVEN = ("fusion", "tasks")
 OF_EMBEDDINGS = ("head.", "scale")  # of a tower: what a fusion that reads its tokens leaves out
+# By these a process takes itself for a rank that torchrun or srun has started.
+OF_A_LAUNCHER = (
+    "SLURM_", "TORCHELASTIC_", "GROUP_", "ROLE_", "MASTER_", "RANK", "LOCAL_RANK", "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+)  # fmt: skip
 FORWARDED = ("trainer", "trainer.devices", "trainer.accelerator", "trainer.precision", "debug")
 
 
@@ -94,7 +100,7 @@ def resolve_anchor(cfg: DictConfig) -> str | None:
         ]
     folder = kept_folder(cfg, compose("train", overrides))
     done = folder / "metrics.json"
-    if not done.exists() and int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0:
+    if not done.exists() and is_first_rank():
         _train(cfg.anchor.experiment, overrides, config_folders, folder)
     _wait_for(done)
     path = checkpoint_io.newest(folder / "checkpoints")
@@ -115,7 +121,7 @@ def _train(experiment: str, overrides: list[str], config_folders: list[str], fol
         command += ["--config-dir", config_folder]
     # A process of its own: this one has not started its ranks, nor used its random numbers, yet.
     command += [*overrides, "resume=auto", f"hydra.run.dir={folder}"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(OF_A_LAUNCHER)}
     status = subprocess.run(command, env=environment, check=False).returncode
     if status != 0:
         raise AnchorError(f"training the anchor failed with exit status {status}: see above")

@@ -74,6 +74,8 @@ def write_atomically(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]
                 file.write(_MARK + writer.digest.hexdigest().encode())
                 file.flush()
                 os.fsync(file.fileno())
+                if target.is_dir():  # a sharded one of the same step
+                    remove(target)
                 os.replace(file.name, target)
             except BaseException:
                 os.unlink(file.name)
@@ -109,16 +111,43 @@ def sync_folder(folder: Path) -> None:
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A checkpoint's content on the CPU; tensors and plain containers only (``weights_only``).
 
+    A sharded one, which is a folder, reads as if it were of one file.
+
     Raises:
         CheckpointError: if there is no such file, its hash is not that of its content, or it is
             not a checkpoint of ours.
     """
     target = Path(path)
+    if target.is_dir():
+        from multimodal.training import sharded_io  # which builds on this module
+
+        return sharded_io.read(target)
     if not target.is_file():
         near = ", ".join(str(p) for p in sorted(target.parent.glob("*.ckpt"))[-3:])
         raise CheckpointError(
             f"no checkpoint at {target}" + (f"; in that folder: {near}" if near else "")
         )
+    content = load_plain(target)
+    if "state_dict" not in content:
+        raise CheckpointError(f"{target} is not a checkpoint of this framework: no `state_dict`")
+    return content
+
+
+def head(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """As `read`, but of a sharded checkpoint without the tensors; its hashes are verified too."""
+    if Path(path).is_dir():
+        from multimodal.training import sharded_io  # which builds on this module
+
+        return sharded_io.head(path)
+    return read(path)
+
+
+def load_plain(target: Path) -> dict[str, Any]:
+    """The dict of tensors and plain containers in a file of `write_atomically`.
+
+    Raises:
+        CheckpointError: if its hash is not that of its content, or it holds anything else.
+    """
     _verify(target)
     try:
         content = torch.load(target, map_location="cpu", weights_only=True)
@@ -127,9 +156,17 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{target} cannot be read as a checkpoint (damaged, or it holds more than tensors and "
             f"plain containers): {error}"
         ) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
+    if not isinstance(content, dict):
         raise CheckpointError(f"{target} is not a checkpoint of this framework: no `state_dict`")
     return content
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a checkpoint's file; of a folder, that of the file with all hashes."""
+    target = Path(path)
+    if target.is_dir():
+        target = target / "sha256.json"
+    return hashlib.sha256(target.read_bytes()).hexdigest()
 
 
 def _verify(target: Path) -> None:
@@ -190,7 +227,7 @@ def newest(folder: str | os.PathLike[str]) -> Path | None:
 
 def _problem(path: Path) -> str | None:
     try:
-        read(path)
+        head(path)
     except CheckpointError as error:
         return str(error)
     return None
@@ -207,6 +244,8 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
 def remove(path: Path) -> None:
     """Removes a checkpoint: a file, or the folder of a sharded one."""
     if path.is_dir():
+        if not path.name.endswith(TEMPORARY):  # half removed, it would still look like one
+            path = path.rename(path.with_name(f".{path.name}.old{TEMPORARY}"))
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from multimodal.distributed import all_gather_object
 from multimodal.training import checkpoint_io
 from multimodal.training.checkpoint_io import AtomicCheckpointIO, CheckpointError
 from multimodal.training.loggers import CSVLogger
+from multimodal.training.module import TrainingModule
 from multimodal.training.wandb_logger import wandb_state
 
 
@@ -120,6 +121,8 @@ class Checkpoint(pl.Callback):
         if self._validation_due:
             self._loops = copy.deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
         if (every and step % every == 0) or (self.keep_best and self._validation_due):
+            if isinstance(pl_module, TrainingModule):
+                pl_module.log_if_due()  # or a run killed now would lack this step's row for good
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

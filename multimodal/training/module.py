@@ -9,11 +9,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from multimodal.distributed import all_reduce_sum, world_size
-from multimodal.training.optim import clip_towers, parameter_groups, scale_rates
+from multimodal.distributed import all_gather_object, all_reduce_sum, rank, world_size
+from multimodal.training import fsdp
+from multimodal.training.optim import clip_split, clip_towers, parameter_groups, scale_rates
 from multimodal.types import Batch
 
 
@@ -37,9 +39,32 @@ class TrainingModule(pl.LightningModule):
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._weight_decay = weight_decay
+        self._split = False
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self.host_metrics: dict[str, float] = {}  # by callbacks, logged with the step's own
+
+    def configure_model(self) -> None:
+        """Splits the weights among the ranks, where the strategy asks for it (``trainer=fsdp``)."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, fsdp.ShardedStrategy) and not self._split:
+            fsdp.shard(self.get_submodule("model"), strategy.device_mesh["data_parallel"])
+            self._split = True
+
+    def on_after_backward(self) -> None:
+        """Does for the parameters that are not split what the strategy does for the others."""
+        if self._split:
+            fsdp.average_whole_gradients(self)
+
+    def on_validation_start(self) -> None:
+        """Ranks have different numbers of validation batches: each needs all weights."""
+        if self._split:
+            fsdp.gather(self)
+
+    def on_validation_end(self) -> None:
+        """Leaves every rank its own part of them again."""
+        if self._split:
+            fsdp.scatter(self)
 
     def optimizer_made(self, optimizer: Optimizer) -> None:
         """Called with the optimizer when it is made; for hooks."""
@@ -62,7 +87,10 @@ class TrainingModule(pl.LightningModule):
     ) -> None:
         """The run's clipping, except for towers that have a norm of their own."""
         rest = clip_towers(self)
-        if len(rest) == sum(p.grad is not None for p in self.parameters()):
+        gradients = [p.grad for p in rest if p.grad is not None]
+        if gradient_clip_val and any(isinstance(gradient, DTensor) for gradient in gradients):
+            clip_split(gradients, gradient_clip_val, gradient_clip_algorithm)
+        elif len(rest) == sum(p.grad is not None for p in self.parameters()):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(rest, gradient_clip_val)
@@ -71,11 +99,16 @@ class TrainingModule(pl.LightningModule):
         """Adds a step's scalars to the means that will be logged; the same names on all ranks."""
         # On the device and without a synchronisation: floats are read once per logged step.
         for name, value in metrics.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            before = self._sums.get(name)  # on the CPU where a checkpoint has brought it
+            self._sums[name] = value if before is None else before.to(value.device) + value
             self._counts[name] += 1
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs the means since the last logged step, every ``trainer.log_every_n_steps``."""
+        self.log_if_due()
+
+    def log_if_due(self) -> None:
+        """Logs what this step completes; nothing the second time, so it may be asked for early."""
         step = self.trainer.global_step
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self._counts and every and step % every == 0:
@@ -88,11 +121,30 @@ class TrainingModule(pl.LightningModule):
                 {name: torch.tensor(value) for name, value in means.items()}
             )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds every rank's sums of what is not logged yet; every rank has to call it."""
+        own = {name: value.detach().cpu() for name, value in self._sums.items()}
+        checkpoint["unlogged"] = {"counts": dict(self._counts), "sums": all_gather_object(own)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on with them; at another world size every rank takes their mean over the ranks."""
+        saved = checkpoint.get("unlogged", {"counts": {}, "sums": [{}]})
+        ranks = saved["sums"]
+        if len(ranks) == world_size():
+            self._sums = dict(ranks[rank()])
+        else:
+            self._sums = {n: torch.stack([r[n] for r in ranks]).mean(0) for n in ranks[0]}
+        self._counts = defaultdict(int, saved["counts"])
+
     def interval_means(self) -> dict[str, float]:
         """Means over the steps and ranks since the last call, in sorted order of their names."""
         names = sorted(self._sums)
-        means = torch.stack([self._sums[n].float() / self._counts[n] for n in names])
+        means = torch.stack([_at_least_single(self._sums[n]) / self._counts[n] for n in names])
         means = all_reduce_sum(means) / world_size()
         self._sums.clear()
         self._counts.clear()
         return dict(zip(names, means.tolist(), strict=True))
+
+
+def _at_least_single(value: Tensor) -> Tensor:
+    return value if value.dtype == torch.float64 else value.float()

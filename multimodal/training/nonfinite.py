@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from multimodal.distributed import all_gather_object, all_reduce_sum
+from multimodal.training.optim import total_norm
 
 
 class NonFiniteError(RuntimeError):
@@ -72,8 +73,7 @@ class SkipNonFinite(pl.Callback):
         gradients = [p.grad for p in parameters if p.grad is not None]
         bad = self._bad if self._bad is not None else torch.zeros((), dtype=torch.bool)
         bad_loss, self._bad = bad.float(), None
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = total_norm(gradients) if gradients else torch.zeros(())
         bad_gradient = (~torch.isfinite(norm)).float().to(bad_loss.device)
         counts = all_reduce_sum(torch.stack([bad_loss, bad_gradient]))
         losses, found = counts.tolist()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -96,6 +99,27 @@ def clip_towers(module: nn.Module) -> list[Tensor]:
             nn.utils.clip_grad_norm_(parameters, tower.rates.max_norm)
             clipped |= {id(p) for p in tower.parameters()}
     return [p for p in module.parameters() if id(p) not in clipped and p.grad is not None]
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all ``gradients``; those that are split among ranks count as a whole."""
+    split = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
+    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    norms = [nn.utils.get_total_norm(kind) for kind in (whole, split) if kind]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def clip_split(gradients: Sequence[Tensor], limit: float, algorithm: str | None) -> None:
+    """Clips gradients of which some are split among ranks: by their norm, or each ``value``."""
+    parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    if algorithm == "value":
+        for part in parts:
+            part.clamp_(-limit, limit)
+        return
+    factor = (limit / (total_norm(gradients) + 1e-6)).clamp(max=1.0)
+    for part in parts:
+        part.mul_(factor)
 
 
 def warmup_cosine(

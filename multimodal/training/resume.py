@@ -160,7 +160,7 @@ def resume(
     path = find(cfg.resume, folder)
     if path is None:
         return None
-    content = checkpoint_io.read(path)
+    content = checkpoint_io.head(path)
     if "config" in content:
         saved = OmegaConf.to_container(OmegaConf.create(content["config"]))
         present = OmegaConf.to_container(OmegaConf.create(run_config))

@@ -24,12 +24,13 @@ class Stopped(SystemExit):
 
 
 class StopOnSignal(pl.Callback):
-    """Ends the run when SIGTERM, SIGUSR1 or Ctrl-C reaches any of its ranks.
+    """Ends the run when SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C reaches any of its ranks.
 
     All ranks finish the optimizer step under way, save one checkpoint and exit with 143 (130 after
     Ctrl-C). A validation is broken off; the resumed run begins with it. A second signal ends the
-    process at once. After SIGUSR1 inside a SLURM job, the job is queued again where ``requeue`` is
-    set (`sbatch --signal=USR1@120 --requeue`): the same command then goes on by ``resume=auto``.
+    process at once. After SIGUSR1 or SIGUSR2 inside a SLURM job, the job is queued again where
+    ``requeue`` is set (`sbatch --signal=USR1@120 --requeue`; the jobs of ``launcher=slurm`` get
+    SIGUSR2 before their time is up): the same command then goes on by ``resume=auto``.
 
     The ranks agree after every optimizer step by one number over gloo, which no device waits for.
     A validation must not communicate between its first and its last batch.
@@ -37,7 +38,7 @@ class StopOnSignal(pl.Callback):
     Args:
         grace_s: seconds from the signal to a forced end of the process, without a checkpoint; null
             for no limit.
-        requeue: whether to call `scontrol requeue` after SIGUSR1 in a SLURM job.
+        requeue: whether to call `scontrol requeue` after SIGUSR1 or SIGUSR2 in a SLURM job.
     """
 
     def __init__(self, grace_s: float | None = 120.0, requeue: bool = True) -> None:
@@ -132,7 +133,7 @@ class StopOnSignal(pl.Callback):
         assert self._watch is not None
         number = self._watch.received
         if self._group is not None:
-            # SIGTERM outranks SIGUSR1 and SIGINT where ranks were sent different ones.
+            # SIGTERM outranks the others where ranks were sent different ones.
             flag = torch.tensor([number])
             dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
             number = int(flag)
@@ -146,7 +147,7 @@ class StopOnSignal(pl.Callback):
             if isinstance(callback, Checkpoint):
                 callback.save_or_raise(trainer)
         code = exit_code(number)
-        if number == signal.SIGUSR1 and self.requeue and trainer.is_global_zero:
+        if number in (signal.SIGUSR1, signal.SIGUSR2) and self.requeue and trainer.is_global_zero:
             requeue_slurm_job()
         self._ranks.release()
         if self._group is not None:
