@@ -31,10 +31,11 @@ class Ranks:
             port = probe.getsockname()[1]
         command = [sys.executable, str(ROOT / "scripts" / "train.py")]
         command += ["--config-dir", str(OWN_CONFIGS), "+experiment=sensor", *FAST]
-        command += ["allowed_packages=[fault_callbacks]", f"hydra.run.dir={folder}", *words]
+        command += ["allowed_packages=[fault_callbacks]", f"hydra.run.dir={folder}"]
         if world_size > 1:
             command += ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={world_size}"]
             command += ["trainer.precision=32-true"]
+        command += words
         self.processes = []
         self.outputs = [folder / f"output_{rank}.txt" for rank in range(world_size)]
         for rank, output in enumerate(self.outputs):

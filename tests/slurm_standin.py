@@ -79,6 +79,7 @@ def _job(home: Path, arguments: list[str]) -> int:
     output = options.get("output", str(home / "slurm-%j.out"))
     for pattern, value in (("%A", number), ("%a", (task or ["0"])[0]), ("%j", name)):
         output = output.replace(pattern, value)
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
     restarts = 0
     while True:
         (home / f"state_{name}").write_text("RUNNING")
@@ -123,6 +124,7 @@ def srun(home: Path, arguments: list[str]) -> int:
                 path = options[stream]
                 for pattern, value in (("%A", array), ("%a", place), ("%j", job), ("%t", task)):
                     path = path.replace(pattern, str(value))
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
                 files[stream] = open(path, "a")  # noqa: SIM115 - for the process
         processes.append(
             subprocess.Popen(

@@ -111,7 +111,7 @@ def learned(folder):
 
 
 # Dropout off: its draws belong to a rank. Augmentation, which belongs to a sample, stays on.
-DOUBLE = ("data.transforms.image.flip=0.5", "trainer.precision=64-true", KEPT, "~evaluation",
+DOUBLE = ("data.transforms.image.flip=0.5", "trainer.precision=64-true", KEPT,
           "callbacks.checkpoint.every_n_train_steps=7")  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def test_another_number_of_ranks_trains_on_the_same_global_batches(shards, tmp_p
     def run(folder, ranks, *more):
         note = callback("NoteBatches", folder=str(folder))
         completed(
-            [*words, note, f"data.batch_size={16 // ranks}", *more, "trainer.precision=64-true"],
+            [*words, note, f"data.batch_size={16 // ranks}", *more],
             folder, shards, ranks,
         )  # fmt: skip
 

@@ -115,7 +115,7 @@ def test_tasks_of_srun_are_the_ranks_of_one_run(slurm, tmp_path):
     """Two tasks, one told to end: one folder, one checkpoint, one `scontrol requeue`."""
     folder, environment = slurm
     slow = callback("SlowSteps", folder=str(tmp_path), seconds=0.2)
-    words = [f"--config-dir {OWN_CONFIGS}", *FAST, "trainer.accelerator=cpu",
+    words = [*FAST, "trainer.accelerator=cpu",
              "trainer.precision=32-true", "trainer.max_steps=12", f"'{slow}'",
              "callbacks.checkpoint.every_n_train_steps=null",
              "allowed_packages=[fault_callbacks]"]  # fmt: skip
@@ -123,7 +123,7 @@ def test_tasks_of_srun_are_the_ranks_of_one_run(slurm, tmp_path):
     (text,) = re.findall(r"```sbatch\n(.*?)\n```", page, re.S)
     for before, after in (
         ("--nodes=2", "--nodes=1"), ("--ntasks-per-node=8", "--ntasks-per-node=2"),
-        ("scripts/train.py", f"{ROOT}/scripts/train.py"), ("=clip trainer", "=sensor trainer"),
+        ("scripts/train.py", f"{ROOT}/scripts/train.py --config-dir {OWN_CONFIGS}"), ("=clip trainer", "=sensor trainer"),
         ("#SBATCH --open-mode=append", f"#SBATCH --output={tmp_path}/output.txt"),
     ):  # fmt: skip
         assert before in text
