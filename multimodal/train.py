@@ -96,7 +96,8 @@ def in_training(cfg: DictConfig) -> InTraining:
     def figures(module: pl.LightningModule) -> dict[str, float]:
         assert isinstance(module, ContrastiveModule | FusionModule)
         warmth = temperatures(cfg, module.state_dict())
-        return evaluate_quietly(module.model, cfg, trained_pairs(cfg), warmth)
+        with together(module):
+            return evaluate_quietly(module.model, cfg, trained_pairs(cfg), warmth)
 
     return InTraining(figures, cfg.evaluation.every, cfg.evaluation.get("unit", "steps"))
 

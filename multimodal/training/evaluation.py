@@ -10,7 +10,6 @@ import pytorch_lightning as pl
 import torch
 
 from multimodal.training.ema import WeightAverage
-from multimodal.training.fsdp import together
 
 PREFIX = "eval"
 
@@ -66,7 +65,6 @@ class InTraining(pl.Callback):
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         averages = [c for c in _callbacks(trainer) if isinstance(c, WeightAverage)]
         with torch.random.fork_rng(devices=devices), ExitStack() as weights:
-            weights.enter_context(together(pl_module))
             for average in averages:
                 weights.enter_context(average.in_use(pl_module))
             figures = self.evaluate(pl_module)
