@@ -20,7 +20,7 @@ def what_can_be_split(tree: dict[str, Any]) -> Iterator[Fault]:
     if at(tree, "trainer.strategy._target_") != SHARDED:
         return
     remedy = "leave it out, or use trainer=ddp"
-    reasons = {
+    reasons: dict[str, str | None] = {
         "tasks": "a fusion and its tasks are not split" if block(tree, "tasks") else None,
         "fusion": "a fusion is not split" if at(tree, "fusion") is not None else None,
         "callbacks.ema": (

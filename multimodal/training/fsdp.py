@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from multimodal.distributed import all_reduce_sum, world_size
-from multimodal.models import EmbeddingModel, Tower
+from multimodal.models import Tower
 from multimodal.training import checkpoint_io, sharded_io
 from multimodal.training.checkpoint_io import AtomicCheckpointIO, CheckpointError
 
@@ -92,7 +92,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return content
 
 
-def shard(model: EmbeddingModel, mesh: DeviceMesh) -> None:
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Splits every tower of ``model``, and each of its layers, over the ranks of ``mesh``.
 
     A layer's weights are together only while it computes.

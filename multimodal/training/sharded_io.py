@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from multimodal.distributed import all_gather_object, rank
 from multimodal.training import checkpoint_io
@@ -106,7 +109,7 @@ def write(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     def write_tensors() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # DCP's, of a run of one process
-            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True))
+            save_shards(tensors, storage_writer=FileSystemWriter(temporary, sync_files=True))
 
     def hash_own() -> dict[str, str]:
         if rank() == 0:
@@ -141,8 +144,9 @@ def _together(part: Callable[[], Any], target: Path) -> list[Any]:
     result, problem = None, None
     try:
         result = part()
-    except Exception as error:  # whatever it is, the other ranks must not wait for this one
-        problem = f"rank {rank()}: {str(error).strip().splitlines()[-1]}"
+    # Whatever it is, the other ranks must not wait for this one; DCP's own is no `Exception`.
+    except (Exception, CheckpointException) as error:
+        problem = f"rank {rank()}: {_last(error)}"
     gathered = all_gather_object((result, problem))
     problems = [problem for _, problem in gathered if problem is not None]
     if problems:
@@ -152,6 +156,11 @@ def _together(part: Callable[[], Any], target: Path) -> list[Any]:
             "that were there are untouched"
         )
     return [result for result, _ in gathered]
+
+
+def _last(error: BaseException) -> str:
+    """What an error says; of DCP's, which has a traceback in it, the end."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def put_in_place(temporary: Path, target: Path) -> None:
@@ -220,10 +229,13 @@ def load(tensors: dict[str, Any], reader: Reader, alone: bool = False) -> None:
             )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(tensors, storage_reader=reader, no_dist=alone)
+        try:
+            load_shards(tensors, storage_reader=reader, no_dist=alone)
+        except CheckpointException as error:
+            raise CheckpointError(f"{reader.folder} cannot be read: {_last(error)}") from error
 
 
-class Reader(dcp.FileSystemReader):
+class Reader(FileSystemReader):
     """DCP's reader, which executes nothing, and opens no file but those with a hash."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -255,7 +267,7 @@ class Reader(dcp.FileSystemReader):
         )
         if strangers:
             raise CheckpointError(f"{self.folder} names files without a hash: {sorted(strangers)}")
-        metadata.storage_meta = metadata.storage_meta or dcp.metadata.StorageMeta()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
         return metadata
 
 
