@@ -15,8 +15,11 @@ def what_can_be_split(tree: dict[str, Any]) -> Iterator[Fault]:
     """``trainer=fsdp`` goes with towers in pairs, and not with what keeps copies of weights."""
     strategy = at(tree, "trainer.strategy")
     if isinstance(strategy, str) and strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
-        reason = f"'{strategy}' saves checkpoints that cannot be verified or gone on from"
-        yield Fault("trainer.strategy", f"{reason}; use trainer=fsdp")
+        yield Fault(
+            "trainer.strategy",
+            f"'{strategy}' saves checkpoints that cannot be verified or gone on from; use "
+            "trainer=fsdp",
+        )
     if at(tree, "trainer.strategy._target_") != SHARDED:
         return
     remedy = "leave it out, or use trainer=ddp"
