@@ -45,7 +45,9 @@ class TrainingModule(pl.LightningModule):
         self.host_metrics: dict[str, float] = {}  # by callbacks, logged with the step's own
 
     def configure_model(self) -> None:
-        """Splits the weights among the ranks, where the strategy asks for it (``trainer=fsdp``)."""
+        """Takes on the run's precision; under ``trainer=fsdp`` splits the weights over the ranks."""
+        # Lightning does so after it has restored a checkpoint: float64 would come back as float32.
+        self.trainer.precision_plugin.convert_module(self)
         strategy = self.trainer.strategy
         if isinstance(strategy, fsdp.ShardedStrategy) and not self._split:
             fsdp.shard(self.get_submodule("model"), strategy.device_mesh["data_parallel"])
