@@ -45,7 +45,7 @@ class TrainingModule(pl.LightningModule):
         self.host_metrics: dict[str, float] = {}  # by callbacks, logged with the step's own
 
     def configure_model(self) -> None:
-        """Takes on the run's precision; under ``trainer=fsdp`` splits the weights over the ranks."""
+        """Takes on the run's precision; under ``trainer=fsdp`` splits the weights over ranks."""
         # Lightning does so after it has restored a checkpoint: float64 would come back as float32.
         self.trainer.precision_plugin.convert_module(self)
         strategy = self.trainer.strategy
