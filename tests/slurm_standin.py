@@ -7,10 +7,12 @@ and `sacct` tells the states. What was asked of them is in `calls.jsonl`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +41,15 @@ def calls(folder: Path) -> list[list[str]]:
     return [json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()]
 
 
+def end_all(folder: Path) -> None:
+    """Kills the jobs that are still there."""
+    for path in folder.glob("group_*"):
+        state = path.with_name(path.name.replace("group", "state"))
+        if not state.exists() or state.read_text() == "RUNNING":
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int(path.read_text()), signal.SIGKILL)
+
+
 def _options(script: str) -> dict[str, str]:
     found = re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", script, re.M)
     return {name: " ".join(shlex.split(value)) for name, value in found}
@@ -54,10 +65,11 @@ def sbatch(home: Path, arguments: list[str]) -> int:
     for task in range(int(first), int(last or first) + 1) if tasks else [None]:
         words = [str(home / "_job"), str(script.resolve()), str(number)]
         words += [] if task is None else [str(task)]
-        subprocess.Popen(
+        job = subprocess.Popen(
             words, start_new_session=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        (home / f"group_{'_'.join(words[2:])}").write_text(str(job.pid))
     print(f"Submitted batch job {number}")
     return 0
 

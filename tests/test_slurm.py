@@ -29,7 +29,8 @@ def slurm(tmp_path):
         "SENSOR_SHARDS": str(write_sensor_shards(tmp_path / "shards")),
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
     }
-    return folder, environment
+    yield folder, environment
+    slurm_standin.end_all(folder)
 
 
 def wait_for(path):
