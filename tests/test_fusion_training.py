@@ -1,11 +1,8 @@
-"""A fusion trained as a whole: resuming, missing readings, an anchor's encoders, what is left."""
-
-import json
+"""A fusion trained as a whole: its encoders from a contrastive run."""
 
 import pytest
 import torch
-from experiment_helpers import losses, train_here, weights, write_sensor_shards
-from PIL import Image
+from experiment_helpers import train_here, weights, write_sensor_shards
 
 from multimodal.training.anchor import AnchorError
 
@@ -33,19 +30,6 @@ def fuse_here(folder, *words):
     train_here(folder, *words, experiment="sensor_fusion")
 
 
-def test_resuming_in_the_middle_of_an_epoch_continues_to_the_last_bit(here):
-    settings = (*SHORT, "callbacks.checkpoint.every_n_train_steps=3")  # an epoch has five steps
-    fuse_here(here / "whole", *settings)
-    middle = here / "whole" / "checkpoints" / "step=00000003.ckpt"
-    fuse_here(here / "resumed", *settings, f"resume='{middle}'")
-    whole = losses(here / "whole")
-    assert losses(here / "resumed") == {step: x for step, x in whole.items() if step > 3}
-    one, other = weights(here / "whole", 8), weights(here / "resumed", 8)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert any(not torch.equal(w, weights(here / "whole", 3)[n]) for n, w in one.items())
-
-
 def test_encoders_from_a_contrastive_checkpoint_of_ours(here, complete, monkeypatch):
     monkeypatch.setenv("SENSOR_SHARDS", str(complete))  # pairs compare what is there
     train_here(here / "pairs", "trainer.max_steps=3", "~evaluation")
@@ -63,39 +47,3 @@ def test_encoders_from_a_contrastive_checkpoint_of_ours(here, complete, monkeypa
     assert any(not torch.equal(before[name], after[name]) for name in sensor)
     with pytest.raises(AnchorError, match=r"towers\.image\.encoder\.layers.*there, .* here"):
         fuse_here(here / "other", anchor, "model.towers.image.encoder.channels=[8,32]", *SHORT)
-
-
-def test_a_run_tells_what_each_modality_brings_and_where_it_looked(here, monkeypatch):
-    monkeypatch.setenv("WANDB_DIR", str(here))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    logged = {}
-
-    def log_image(self, key, images, step=None, **kwargs):
-        logged[key] = (images, kwargs)
-
-    monkeypatch.setattr("multimodal.training.wandb_logger.WandbLogger.log_image", log_image)
-    wandb = ("logger=wandb", "logger.wandb.offline=true", f"logger.wandb.save_dir={here}")
-    fuse_here(here, *wandb, "+evaluation.every=30")
-    scores = json.loads((here / "metrics.json").read_text())["unseen"]["highest"]
-    assert scores["samples"] == 100
-    assert scores["accuracy"] > 0.5 > scores["chance"]["accuracy"]
-    assert set(scores["own"]) == set(scores["alone"]) == set(scores["without"])
-    assert set(scores["attention"]) <= {"image", "sensor"}
-    # A quarter of the samples has no reading: the sensor's own scores are of the others.
-    assert scores["without"]["image"] == scores["alone"]["sensor"]
-    report = (here / "report.html").read_text()
-    assert "highest: accuracy" in report
-    assert "highest: sensor" in report
-    drawn = sorted((here / "attention" / "unseen").glob("*.png"))
-    assert drawn
-    for path in drawn:
-        assert path.name.endswith("_image.png")  # a sensor's one token is told in words
-        assert Image.open(path).size == (128, 128)
-    ((key, (images, kwargs)),) = logged.items()
-    assert key == "attention/unseen"
-    assert images == [str(path) for path in drawn]
-    assert len(kwargs["caption"]) == len(images)
-    header = (here / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"eval/unseen/highest/accuracy", "eval/unseen/highest/without/sensor/accuracy"} <= {
-        *header
-    }
