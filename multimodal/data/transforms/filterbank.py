@@ -82,7 +82,7 @@ class FilterBank:
         spectrum = torch.fft.rfft(
             torch.sub(frames, before, alpha=_PREEMPHASIS).mul_(self._taper), self._fft_size
         )
-        power: Tensor = torch.view_as_real(spectrum).square_().sum(-1)
+        power: Tensor = spectrum.real.square().add_(spectrum.imag.square())
         return (power @ self._filters).clamp_(min=_FLOOR).log_()
 
 
