@@ -38,7 +38,8 @@ def kind_of(field: str) -> str:
         return "depth"
     if field.startswith("imu"):
         return "imu"
-    kinds = {"npy": "array", "ogg": "audio", "wav": "audio", "flac": "audio", "txt": "text"}
+    kinds = {"npy": "array", "ogg": "audio", "wav": "audio", "flac": "audio", "txt": "text",
+             "mp4": "video"}  # fmt: skip
     extension = field.rpartition(".")[2]
     return "json" if extension == "json" else kinds.get(extension, "image")
 
@@ -93,6 +94,27 @@ def audio_bytes(samples: np.ndarray, rate: int, fmt: str = "WAV", **options) -> 
     """``samples``: ``[channels, T]`` in [-1, 1]."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples.T, rate, format=fmt, **options)
+    return buffer.getvalue()
+
+
+def video_bytes(count: int, rate: int = 10, size: int = 32, container: str = "mp4") -> bytes:
+    """Frame n has the grey level 8 n, lighter on its left half."""
+    import av  # an extra
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as out:
+        codec = {"mp4": "mpeg4", "avi": "mpeg4", "matroska": "mpeg4"}[container]
+        stream = out.add_stream(codec, rate=rate)
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.bit_rate = 4_000_000
+        for number in range(count):
+            pixels = np.full((size, size, 3), 8 * number, np.uint8)
+            pixels[:, : size // 2] += 40
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
+                out.mux(packet)
+        for packet in stream.encode():
+            out.mux(packet)
     return buffer.getvalue()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_helpers import audio_bytes, image_bytes, npy_bytes, write_source
+from data_helpers import audio_bytes, image_bytes, npy_bytes, video_bytes, write_source
 from experiment_helpers import chdir, composed, losses
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -19,7 +19,7 @@ from multimodal.pretrained.checkpoint import count
 from multimodal.train import train
 from multimodal.training import checkpoint_io
 from multimodal.training.anchor import AnchorError
-from multimodal.training.build import portable_yaml
+from multimodal.training.build import load_model, portable_yaml
 
 # Parameters with scale (and bias). CLIP and SigLIP: OpenCLIP's table of models; ImageBind: 1.2
 # billion in the paper, of which its key map's 1,311 tensors make up exactly this number.
@@ -77,6 +77,38 @@ def test_words_beside_a_frozen_dinov2_cannot_be_frozen_too():
             check(cfg)
 
 
+def test_words_learn_to_meet_a_frozen_dinov2_on_the_sample_data(tmp_path):
+    words = ("+experiment=dinov2_lit", "data=clip_sample", "evaluation=clip_sample", "trainer=cpu",
+             "embed_dim=32", "encoder@model.towers.text.encoder=text_small", "data.batch_size=16",
+             "model.towers.image.encoder.name=null", "data.num_workers=0", "trainer.max_steps=3",
+             "data.val_sources=null", "callbacks.progress=null", f"logger.csv.folder={tmp_path}",
+             "trainer.log_every_n_steps=1", "evaluation.sets.emoji_strict=null",
+             "evaluation.sets.emoji_unseen=null")  # fmt: skip
+    with composed(*words) as cfg, chdir(tmp_path):
+        OmegaConf.set_struct(cfg, False)
+        cfg.model.towers.image.encoder.config = {
+            "model_type": "dinov2", "hidden_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "patch_size": 16, "image_size": 64,
+        }  # fmt: skip
+        torch.manual_seed(cfg.seed)
+        start = instantiate(cfg.model).state_dict()  # as the seed makes it
+        results = train(cfg)
+        kept = load_model(tmp_path / "checkpoints" / "step=00000003.ckpt")[0].state_dict()
+        cfg.model.towers.text.frozen = True
+        with pytest.raises(ConfigError, match=r"no text tower of its own.*text.frozen=false"):
+            train(cfg)
+    assert list(cfg.data.transforms.image.mean) == [0.485, 0.456, 0.406]
+    assert len(losses(tmp_path)) == 3
+    moved = {name.split(".")[1] for name in start if not torch.equal(start[name], kept[name])}
+    assert moved == {"text"}
+    assert results is not None
+    recalls = {n: v for n, v in results.flat().items() if n.endswith("/r@1")}
+    assert set(recalls) == {"emoji_val/image_to_text/r@1", "emoji_val/text_to_image/r@1"}
+    assert all(0 <= value <= 1 for value in recalls.values())
+    assert (tmp_path / "metrics.json").exists()
+    assert (tmp_path / "report.html").exists()
+
+
 def test_a_full_size_imagebind_without_its_anchor_says_what_to_give(tmp_path):
     words = ("+experiment=imagebind_huge", "trainer=cpu")
     with composed(*words) as cfg, chdir(tmp_path):  # noqa: SIM117
@@ -110,7 +142,6 @@ def members(random: np.random.Generator, number: int) -> dict[str, bytes]:
     picture = random.integers(0, 255, (48, 64, 3), np.uint8)
     depth = random.integers(500, 5000, (48, 64)).astype(np.uint16)
     sound = random.uniform(-0.5, 0.5, (1, 40_000))
-    frames = random.integers(0, 255, (12, 32, 40, 3), np.uint8)
     motion = random.standard_normal((6, 2000)).astype(np.float32)
     return {
         "jpg": image_bytes(picture, "JPEG"),
@@ -118,7 +149,7 @@ def members(random: np.random.Generator, number: int) -> dict[str, bytes]:
         "depth.png": image_bytes(depth),
         "thermal.png": image_bytes(picture[..., 0]),
         "flac": audio_bytes(sound, 16_000, "FLAC"),
-        "frames.npy": npy_bytes(frames),
+        "mp4": video_bytes(30),
         "imu.npy": npy_bytes(motion),
         "txt": f"a picture of thing number {number}".encode(),
         "json": b'{"rate_hz": 400, "study": "s%d"}' % number,

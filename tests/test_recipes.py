@@ -1,4 +1,4 @@
-"""ImageBind's preprocessing: what its paper and released model say of sound, depth and video."""
+"""ImageBind's preprocessing: what its paper and released model say of sound and depth."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import torch
 
 from multimodal.data.decode import Signal
 from multimodal.data.draw import Draw
-from multimodal.data.errors import DecodeError
 from multimodal.data.transforms.audio import AudioTransform
 from multimodal.data.transforms.depth import DepthTransform
-from multimodal.data.transforms.frames import FramesTransform
 
 DRAW = Draw(0, 0, "s", 0, 0)
 
@@ -68,37 +66,3 @@ def test_disparity_is_baseline_times_focal_length_over_depth():
     for wrong in ({"output": "stereo"}, {"output": "depth", "baseline_m": 0.1, "focal": 1.0}):
         with pytest.raises(ValueError, match="stereo needs both, and only it does"):
             DepthTransform(4, **wrong)
-
-
-def video(count: int = 12) -> np.ndarray:
-    """Every frame is as bright as its number says."""
-    return np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 6, 8, 3), np.uint8)
-
-
-def frames(**choices) -> FramesTransform:
-    return FramesTransform(4, mean=[0, 0, 0], std=[1 / 255] * 3, **choices)
-
-
-def test_clips_of_a_video_follow_each_other_and_their_frames_are_even():
-    clips = frames(num_frames=2, num_clips=3)(video(), None)
-    assert clips.shape == (3, 3, 2, 4, 4)
-    assert clips[:, 0, :, 0, 0].tolist() == [[1, 3], [5, 7], [9, 11]]
-    one = frames(num_frames=2, num_clips=3)(video(), DRAW)
-    assert one.shape == (3, 2, 4, 4)
-    first, second = one[0, :, 0, 0].tolist()
-    assert second - first == 2
-    assert frames(num_frames=4, num_clips=1)(video(2), None)[0, :, 0, 0].tolist() == [0, 0, 1, 1]
-
-
-def test_all_frames_have_one_crop():
-    random = np.random.default_rng(0)
-    still = random.integers(0, 255, (1, 20, 30, 3), np.uint8).repeat(5, 0)
-    clip = frames(num_frames=3, num_clips=1, scale=[0.2, 0.5], flip=0.5)(still, DRAW)
-    assert torch.equal(clip[:, 0], clip[:, 1])
-    assert torch.equal(clip[:, 0], clip[:, 2])
-
-
-def test_what_is_no_video_is_a_bad_sample():
-    for value in (np.zeros((2, 4, 4, 3), np.float32), np.zeros((4, 4, 3), np.uint8), "text"):
-        with pytest.raises(DecodeError, match="expected frames"):
-            frames(num_frames=2, num_clips=1)(value, None)

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 import torch
-from data_helpers import image_bytes, write_source
+from data_helpers import image_bytes, video_bytes, write_source
 
 from multimodal.data.decode import Limits, decode
 from multimodal.data.draw import Draw
@@ -17,27 +15,8 @@ from multimodal.data.transforms.rand_augment import rand_augment
 from multimodal.data.transforms.video import VideoTransform
 from multimodal.data.video import Video
 
-av = pytest.importorskip("av")
+pytest.importorskip("av")
 PLAIN = {"mean": [0.0] * 3, "std": [1.0] * 3}
-
-
-def video_bytes(count: int, rate: int = 10, size: int = 32, container: str = "mp4") -> bytes:
-    """Frame n has the grey level 8 n, lighter on its left half."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container) as out:
-        codec = {"mp4": "mpeg4", "avi": "mpeg4", "matroska": "mpeg4"}[container]
-        stream = out.add_stream(codec, rate=rate)
-        stream.width = stream.height = size
-        stream.pix_fmt = "yuv420p"
-        stream.bit_rate = 4_000_000
-        for number in range(count):
-            pixels = np.full((size, size, 3), 8 * number, np.uint8)
-            pixels[:, : size // 2] += 40
-            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
-                out.mux(packet)
-        for packet in stream.encode():
-            out.mux(packet)
-    return buffer.getvalue()
 
 
 def levels(frames: np.ndarray) -> list[int]:
@@ -71,6 +50,7 @@ def test_clips_are_spread_or_drawn():
     whole = (transform(video, None) * 255).permute(0, 2, 3, 4, 1).numpy()
     assert whole.shape == (3, 2, 32, 32, 3)
     assert [levels(clip) for clip in whole] == [[3, 5], [9, 11], [14, 16]]
+    assert transform(video, Draw(0, 0, "s", 0, 0)).shape == (3, 2, 32, 32)
     single = VideoTransform(32, 2, 0.4, **PLAIN)
     drawn = {
         tuple(levels((single(video, Draw(0, e, "s", 0, 0)) * 255).permute(1, 2, 3, 0).numpy()))

@@ -19,8 +19,8 @@ from multimodal.data.video import Video
 class VideoTransform(Stacked):
     """Evenly spaced frames of one clip or several, all with the same crop and mirroring.
 
-    In training a clip begins at a random time, otherwise the clips are spread evenly over the
-    video. A video shorter than a clip stands still on its last frame.
+    In training there is one clip, which begins at a random time; otherwise the clips are spread
+    evenly over the video. A video shorter than a clip stands still on its last frame.
 
     Args:
         size: side of the square frames, in pixels.
@@ -28,7 +28,7 @@ class VideoTransform(Stacked):
         clip_seconds: length of a clip; null for the whole video.
         mean: per channel, of values in [0, 1].
         std: per channel.
-        clips: of each video; several are embedded one by one and averaged.
+        clips: of each video, outside of training; several are embedded one by one and averaged.
         scale: range of the random crop's share of the area; [1, 1] for the central square.
         ratio: range of the random crop's width / height.
         flip: probability of mirroring left and right.
@@ -79,8 +79,8 @@ class VideoTransform(Stacked):
             draw: the sample's random choices; None for evenly spread clips, unchanged.
 
         Returns:
-            float32 ``[3, num_frames, size, size]``, standardised; of several clips
-            ``[clips, 3, num_frames, size, size]``.
+            float32 ``[3, num_frames, size, size]``, standardised; of several clips, outside of
+            training, ``[clips, 3, num_frames, size, size]``.
 
         Raises:
             DecodeError: if the value is no video, or has no frames.
@@ -101,19 +101,19 @@ class VideoTransform(Stacked):
             dim=1,
         )[:, torch.from_numpy(np.argsort(order))]
         clip = torch.mul(pixels, self._factor).add_(self._offset).contiguous()
-        if self.clips == 1:
+        if len(times) == 1:
             return clip
-        clips = clip.view(3, self.clips, self.num_frames, self.size, self.size)
+        clips = clip.view(3, len(times), self.num_frames, self.size, self.size)
         return clips.transpose(0, 1).contiguous()
 
     def times(self, seconds: float, draw: Draw | None) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """When the frames are shown: ``[clips, num_frames]`` seconds."""
+        """When the frames are shown: ``[clips, num_frames]`` seconds; one clip in training."""
         length = seconds if self.clip_seconds is None else min(self.clip_seconds, seconds)
         spare = seconds - length
         if draw is None:
             places = (np.arange(self.clips) + 0.5) / self.clips
         else:
-            places = np.sort(draw.stream("video").random(self.clips))
+            places = draw.stream("video").random(1)
         # Frames stand in the middle of equal parts of their clip.
         parts = (np.arange(self.num_frames) + 0.5) / self.num_frames * length
         starts: np.ndarray[Any, np.dtype[np.float64]] = places[:, None] * spare
