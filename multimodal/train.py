@@ -27,6 +27,7 @@ from multimodal.training.fsdp import together
 from multimodal.training.fusion import FusionModule
 from multimodal.training.lost_parts import explained
 from multimodal.training.resume import resume
+from multimodal.training.vocabulary import require_rows, tokenizers_in
 from multimodal.training.wandb_logger import finish, log_report
 
 # Lightning's remarks on itself, and advice that is wrong for our loaders.
@@ -52,11 +53,12 @@ def train(cfg: DictConfig) -> Results | None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
     module, data = build_module(cfg), build_data(cfg)
+    require_rows(module.model, tokenizers_in(data.transforms))
+    origin = origin_of(cfg, data)
     if anchor is not None:
-        anchor_cfg = load_anchor(module.model, cfg, anchor)
+        anchor_cfg = load_anchor(module.model, cfg, anchor, origin["tokenizers"])
         pairs = [sorted(ends) for ends in trained_pairs(anchor_cfg)]
         OmegaConf.update(cfg, "anchor.pairs", pairs, force_add=True)
-    origin = origin_of(cfg)
     resumed = resume(cfg, folder, portable_yaml(cfg), origin)
     trainer = build_trainer(cfg, folder, origin, resumed)
     if cfg.evaluation is not None and cfg.evaluation.get("every"):

@@ -29,7 +29,8 @@ def evaluate(cfg: DictConfig) -> None:
     if run_cfg.evaluation is None:
         raise ConfigError([Fault("evaluation", "the run has no sets; choose evaluation=NAME")])
     check(run_cfg)  # before anything that the checkpoint names is built
-    model, _ = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights)
+    transforms = run_cfg.data.transforms
+    model, _ = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights, transforms)
 
     device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(HydraConfig.get().runtime.output_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,13 @@ from multimodal.data.paths import resolve
 from multimodal.data.source import Source
 
 PAD, START, END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
+# Of letters, case, spacing, digits, marks and other scripts, which tokenizers treat differently.
+PROBES = (
+    "A photo of 3 dogs, isn't it?",
+    "  two\tSPACES  ",
+    "Ünïcode — naïve_café",
+    "日本 🙂 &amp;",
+)
 
 
 class TextTokenizer(Protocol):
@@ -41,6 +49,19 @@ class TextTokenizer(Protocol):
     def decode(self, ids: list[int]) -> str:
         """The text of some ids, special tokens left out."""
         ...
+
+
+def fingerprint(tokenizer: TextTokenizer) -> str:
+    """16 hexadecimal digits, equal for tokenizers that give the same ids, wherever they lie.
+
+    Told by what a tokenizer does: its special ids, the text of every id (of 65,536 evenly spaced
+    ones, where there are more), and the ids of some texts.
+    """
+    step = 1 + tokenizer.vocab_size // 65_536
+    words = [tokenizer.decode([number]) for number in range(0, tokenizer.vocab_size, step)]
+    texts = [tokenizer.encode(text) for text in PROBES]
+    ends = (tokenizer.vocab_size, tokenizer.start, tokenizer.end, tokenizer.pad)
+    return hashlib.sha256(repr((ends, words, texts)).encode()).hexdigest()[:16]
 
 
 class BPETokenizer:

@@ -27,6 +27,7 @@ from multimodal.runs.origin import is_first_rank
 from multimodal.training import checkpoint_io
 from multimodal.training.build import config_of
 from multimodal.training.ema import weights_of
+from multimodal.training.vocabulary import fingerprints, other_tokenizers, tokenizers_of
 from multimodal.tuning import has_adapters, load_plain, plain_state
 
 # What decides the anchor's weights; loggers, folders and the like do not.
@@ -62,6 +63,7 @@ def kept_folder(cfg: DictConfig, anchor_cfg: DictConfig) -> Path:
     decisive["data"] = {k: v for k, v in settings["data"].items() if k != "num_workers"}
     sources = anchor_cfg.data.sources
     hashes = sorted(manifest_hash(sources[name].manifest) for name in sources)
+    hashes += sorted(fingerprints(tokenizers_of(anchor_cfg.data.transforms)).values())
     steps = anchor_cfg.trainer.get("max_steps")
     digest = stable_hash(repr(decisive), repr(hashes), repr(steps)) & (2**40 - 1)
     return Path(cfg.anchor.folder) / f"{cfg.anchor.experiment}-{digest:010x}"
@@ -136,10 +138,18 @@ def _wait_for(done: Path, limit_s: float = 6 * 3600.0) -> None:
         time.sleep(1.0)
 
 
-def load_anchor(model: EmbeddingModel, cfg: DictConfig, path: str) -> DictConfig:
+def load_anchor(
+    model: EmbeddingModel, cfg: DictConfig, path: str, tokenizers: Mapping[str, str]
+) -> DictConfig:
     """Fills ``cfg.anchor.towers`` of ``model`` from the checkpoint, and checks that they fit.
 
     A tower that only a fusion reads has no head, and takes the encoder's weights alone.
+
+    Args:
+        model: of this run.
+        cfg: this run's configuration.
+        path: of the checkpoint.
+        tokenizers: modality -> fingerprint of this run's tokenizer.
 
     Returns:
         The configuration of the anchor's run.
@@ -169,7 +179,10 @@ def load_anchor(model: EmbeddingModel, cfg: DictConfig, path: str) -> DictConfig
             ours, theirs = own.get(name), weights.get(name)
             if ours is None or theirs is None or ours.shape != theirs.shape:
                 faults.append(f"towers.{tower}.{name}: {_shape(theirs)} there, {_shape(ours)} here")
-        faults += _differing_transform(tower, cfg, anchor_cfg)
+        known = tower in checkpoint.get("origin", {}).get("tokenizers", {}) and tower in tokenizers
+        if known:  # by what it does, wherever its file lies
+            faults += other_tokenizers(checkpoint, {tower: tokenizers[tower]}, path)
+        faults += _differing_transform(tower, cfg, anchor_cfg, () if known else ("tokenizer",))
         if not faults:
             (load_plain if tuned else _load)(model.towers[tower], weights)
     if faults:
@@ -186,13 +199,15 @@ def _shape(tensor: Any) -> str:
     return "absent" if tensor is None else str(list(tensor.shape))
 
 
-def _differing_transform(tower: str, cfg: DictConfig, anchor_cfg: DictConfig) -> list[str]:
+def _differing_transform(
+    tower: str, cfg: DictConfig, anchor_cfg: DictConfig, more: Sequence[str]
+) -> list[str]:
     # A frozen tower reads what it was trained on: the same tokens, the same normalisation.
     ours, theirs = (c.data.transforms.get(tower) for c in (cfg, anchor_cfg))
     if ours is None or theirs is None:
         return []
     return [
         f"data.transforms.{tower}.{key}: {theirs.get(key)} there, {ours.get(key)} here"
-        for key in ("tokenizer", "context_length", "size", "mean", "std")
+        for key in (*more, "context_length", "size", "mean", "std")
         if ours.get(key) != theirs.get(key)
     ]

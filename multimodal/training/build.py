@@ -28,6 +28,13 @@ from multimodal.training.frozen_cache import FrozenCache
 from multimodal.training.fusion import FusionModule
 from multimodal.training.random_state import RandomState
 from multimodal.training.resume import AllowedChanges, Resumed
+from multimodal.training.vocabulary import (
+    fingerprints,
+    require_rows,
+    require_same_tokenizers,
+    tokenizers_in,
+    tokenizers_of,
+)
 from multimodal.training.wandb_logger import NOTE, WandbLogger
 
 MODEL_PARTS = ("fusion", "tasks")  # groups of the root that the model is called with
@@ -156,19 +163,23 @@ def portable_yaml(cfg: DictConfig) -> str:
     return redacted(str(OmegaConf.to_yaml(defaults_bound(cfg), resolve=True)), secrets)
 
 
-def origin_of(cfg: DictConfig) -> dict[str, Any]:
-    """Where a run comes from: the version of the code, and the hash of every source's manifest."""
+def origin_of(cfg: DictConfig, data: MultimodalDataModule) -> dict[str, Any]:
+    """Where a run comes from: the code's version, hashes of the manifests and the tokenizers."""
     sources = cfg.data.sources
     manifests = {
         str(name): manifest_hash(source.manifest)
         for name, source in sources.items()
         if source is not None and source.get("manifest")
     }
-    return {"code": code_version(), "manifests": manifests}
+    tokenizers = fingerprints(tokenizers_in(data.transforms))
+    return {"code": code_version(), "manifests": manifests, "tokenizers": tokenizers}
 
 
 def load_model(
-    path: str | Path, allowed_packages: Sequence[str] = (), weights: str | None = None
+    path: str | Path,
+    allowed_packages: Sequence[str] = (),
+    weights: str | None = None,
+    transforms: DictConfig | None = None,
 ) -> tuple[EmbeddingModel, DictConfig]:
     """The trained towers of a checkpoint, in eval mode, and the configuration they come from.
 
@@ -177,11 +188,14 @@ def load_model(
         allowed_packages: of the caller's own, that the checkpoint's towers may come from; what
             the checkpoint itself says of it does not count.
         weights: ``average`` or ``raw``, see `uses_average`; None: as the run evaluates.
+        transforms: the configuration of those that will feed it, checked by the caller; None:
+            the checkpoint's own.
 
     Raises:
         CheckpointError: if the file is missing or damaged, has no configuration in it, or not the
-            weights that are asked for.
-        ConfigError: if its configuration names a class of another package.
+            weights that are asked for; or if a tokenizer is not the one it was trained with.
+        ConfigError: if its configuration names a class of another package, or a tokenizer gives
+            ids that the model does not know.
     """
     checkpoint = checkpoint_io.read(path)
     cfg = config_of(checkpoint, path)
@@ -199,6 +213,9 @@ def load_model(
         used = "the moving average of the weights is used (weights=raw: the weights themselves)"
         other = "the weights themselves are used (weights=average: their moving average)"
         print(f"{path}: {used if average else other}", file=sys.stderr)
+    tokenizers = tokenizers_of(cfg.data.transforms if transforms is None else transforms)
+    require_rows(model, tokenizers)
+    require_same_tokenizers(checkpoint, fingerprints(tokenizers), path)
     return model.eval(), cfg
 
 

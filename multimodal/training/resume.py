@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from multimodal.config.faults import did_you_mean
 from multimodal.training import checkpoint_io
 from multimodal.training.checkpoint_io import CheckpointError
+from multimodal.training.vocabulary import require_same_tokenizers
 
 # These say where and how a run happens, how it is watched and when it ends; not what is learned.
 FREE = (
@@ -155,7 +156,8 @@ def resume(
         origin: of this run, see `Checkpoint`.
 
     Raises:
-        CheckpointError: if there is none where there should be, or it is of another experiment.
+        CheckpointError: if there is none where there should be, or it is of another experiment or
+            of another tokenizer.
     """
     path = find(cfg.resume, folder)
     if path is None:
@@ -167,6 +169,7 @@ def resume(
         changed = refuse_another_experiment(saved, present, list(cfg.resume_allow), path)
     else:
         raise CheckpointError(f"{path} holds no configuration: not one of our runs")
+    require_same_tokenizers(content, origin["tokenizers"], path)
     check_origin(content.get("origin", {}), origin)
     print(f"resuming from {path} (step {content['global_step']})", file=sys.stderr)
     return Resumed(path, content["global_step"], content.get("loggers", {}), changed)
