@@ -9,8 +9,9 @@ from functools import partial
 import pytest
 import torch
 
-from multimodal.encoders.huggingface import HuggingFaceEncoder, input_settings
+from multimodal.encoders.huggingface import HuggingFaceEncoder
 from multimodal.heads import LinearHead
+from multimodal.model_folder import input_settings
 from multimodal.models import Tower
 from multimodal.pretrained.importing import import_weights
 from multimodal.pretrained.keys import WeightsError
@@ -26,6 +27,17 @@ PICTURE = {**SMALL, "image_size": 16, "patch_size": 4}
 WORDS = {**SMALL, "vocab_size": 50, "max_position_embeddings": 12}
 CLIP_WORDS = {**WORDS, "eos_token_id": 49, "bos_token_id": 48, "pad_token_id": 0}
 TWO = {"vision_config": PICTURE, "text_config": CLIP_WORDS, "projection_dim": 24}
+# A picture's patches, on a grid of 4 x 4 that other grids are resized from.
+NAFLEX = {**SMALL, "patch_size": 4, "num_patches": 16}
+CLAP_SOUND = {
+    "hidden_size": 32, "num_mel_bins": 8, "spec_size": 32, "window_size": 2, "depths": [1, 1],
+    "num_attention_heads": [2, 2], "patch_embeds_hidden_size": 16, "projection_dim": 24,
+}  # fmt: skip
+WAVE = {
+    **SMALL, "conv_dim": [8, 8], "conv_stride": [4, 2], "conv_kernel": [4, 2],
+    "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer",
+}  # fmt: skip
 CONFIGS = {
     "clip vision": ({"model_type": "clip", **TWO}, "vision"),
     "clip text": ({"model_type": "clip", **TWO}, "text"),
@@ -33,6 +45,17 @@ CONFIGS = {
         {"model_type": "siglip", "vision_config": PICTURE, "text_config": WORDS},
         "vision",
     ),
+    "dinov3": ({"model_type": "dinov3_vit", **PICTURE, "num_register_tokens": 2}, "whole"),
+    "siglip2 text": (
+        {"model_type": "siglip2", "vision_config": NAFLEX, "text_config": WORDS},
+        "text",
+    ),
+    "clap text": (
+        {"model_type": "clap", "audio_config": CLAP_SOUND, "text_config": {**WORDS,
+         "pad_token_id": 0, "projection_dim": 24}, "projection_dim": 24},
+        "text",
+    ),
+    "hubert": ({"model_type": "hubert", **WAVE}, "whole"),
     "dinov2": ({"model_type": "dinov2", **PICTURE}, "whole"),
     "vit": ({"model_type": "vit", **PICTURE}, "whole"),
     "bert": ({"model_type": "bert", **WORDS}, "whole"),
@@ -47,9 +70,7 @@ CONFIGS = {
         "whole",
     ),
     "wav2vec2": (
-        {"model_type": "wav2vec2", **SMALL, "conv_dim": [8, 8], "conv_stride": [4, 2],
-         "conv_kernel": [4, 2], "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4,
-         "num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer"},
+        {"model_type": "wav2vec2", **WAVE},
         "whole",
     ),
     "whisper": (
@@ -76,7 +97,7 @@ def encoder(name: str, **choices) -> HuggingFaceEncoder:
 def inputs_of(name: str) -> torch.Tensor:
     if "text" in name or "bert" in name:
         return torch.randint(3, 48, (2, 9))
-    shapes = {"ast": (2, 1, 8, 16), "wav2vec2": (2, 160), "whisper": (2, 8, 20)}
+    shapes = {"ast": (2, 1, 8, 16), "wav2vec2": (2, 160), "hubert": (2, 160), "whisper": (2, 8, 20)}
     return torch.randn(*shapes.get(name, (2, 3, 16, 16)))
 
 
@@ -90,6 +111,46 @@ def test_a_model_goes_through_the_encoder_unchanged(name):
     assert torch.equal(output.tokens, expected)
     assert torch.equal(output.features, expected[:, 0])
     assert made.width == 32
+
+
+def test_siglip2_takes_pictures_of_any_ratio():
+    config = {"model_type": "siglip2", "vision_config": NAFLEX, "text_config": WORDS}
+    made = HuggingFaceEncoder(config=config, part="vision", pooling="mean").eval()
+    pictures = torch.randn(2, 3, 12, 20)
+    patches = torch.stack(
+        [
+            torch.stack([
+                picture[:, y : y + 4, x : x + 4].permute(1, 2, 0).flatten()  # as its processor
+                for y in range(0, 12, 4) for x in range(0, 20, 4)
+            ])
+            for picture in pictures
+        ]
+    )  # fmt: skip
+    with torch.no_grad():
+        expected = made.model(
+            patches, torch.ones(2, 15).long(), torch.tensor([[3, 5], [3, 5]])
+        ).last_hidden_state
+        output = made(pictures)
+    assert torch.equal(output.tokens, expected)
+    assert torch.equal(output.features, expected.mean(1))
+    with pytest.raises(ValueError, match="12 x 18 are no multiple of the patch, 4"):
+        made(torch.zeros(1, 3, 12, 18))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_clap_hears_spectrograms(fused):
+    config = {"model_type": "clap", "audio_config": {**CLAP_SOUND, "enable_fusion": fused},
+              "text_config": WORDS}  # fmt: skip
+    made = HuggingFaceEncoder(config=config, part="audio", pooling="mean", swap_audio_axes=True)
+    sounds = torch.randn(2, 4 if fused else 1, 8, 100)  # bins, frames
+    made.eval()
+    with torch.no_grad():
+        theirs = made.model(sounds.transpose(2, 3), is_longer=torch.zeros(2, 1))
+        output = made(sounds)
+    expected = theirs.last_hidden_state.flatten(2).transpose(1, 2)
+    assert torch.equal(output.tokens, expected)
+    # Its own pooling is the mean too.
+    torch.testing.assert_close(output.features, theirs.pooler_output.flatten(1))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last", "attention"])

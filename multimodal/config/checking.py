@@ -12,6 +12,7 @@ from multimodal.config import (
     rules_data,
     rules_evaluation,
     rules_fusion,
+    rules_pretrained,
     rules_tuning,
     targets,
 )
@@ -41,6 +42,8 @@ RULES = (
     rules_evaluation.sets_in_training,
     rules_data.frozen_towers_to_cache,
     rules_cluster.what_can_be_split,
+    rules_pretrained.inputs_of_models,
+    rules_pretrained.tokenizers_of_models,
     rules_fusion.tasks_or_pairs,
     rules_fusion.targets_of_tasks,
     rules_fusion.fused_modalities,

@@ -6,7 +6,6 @@ Needs the extra ``huggingface``.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from multimodal.encoders.transformer import check_mask
 from multimodal.layers.pooling import FirstPool, LastPool, MeanPool, Pooling, make_pooler
 from multimodal.layers.transformer import Transformer
+from multimodal.model_folder import input_settings
 from multimodal.types import EncoderOutput
 
 Part = Literal["whole", "vision", "text", "audio", "encoder"]
@@ -53,7 +53,7 @@ class HuggingFaceEncoder(nn.Module):
     Attributes:
         width: of the features.
         settings: what the model's files say of its inputs (mean, std, size, sampling rate), for
-            the transform; see ``input_settings``.
+            the transform; see ``multimodal.model_folder``.
 
     Raises:
         ImportError: if ``transformers`` is not installed.
@@ -84,6 +84,8 @@ class HuggingFaceEncoder(nn.Module):
         parameters = inspect.signature(self.model.forward).parameters
         self.input_name = next(key for key in INPUT_NAMES if key in parameters)
         self._takes_mask = "attention_mask" in parameters
+        self._takes_patches = "spatial_shapes" in parameters  # SigLIP 2 of any size and ratio
+        self._takes_lengths = "is_longer" in parameters  # CLAP
         self.pool = self._pooler(pooling)
         if gradient_checkpointing:
             # Reentrant checkpoints would lose the gradient of a model whose inputs have none.
@@ -131,6 +133,10 @@ class HuggingFaceEncoder(nn.Module):
             inputs = inputs.transpose(-1, -2)
             inputs = inputs[:, 0] if self.input_name == "input_values" else inputs
         extra = {} if mask is None else {"attention_mask": mask.long()}
+        if self._takes_patches:
+            inputs, extra = self._patches(inputs)
+        if self._takes_lengths:  # a window is no longer than the model's
+            extra["is_longer"] = torch.zeros(len(inputs), 1, dtype=torch.bool, device=inputs.device)
         output = self.model(**{self.input_name: inputs}, **extra)
         tokens = cast("Tensor", output[0])
         if tokens.ndim == 4:  # convolutional: [B, W, h, w]
@@ -141,6 +147,19 @@ class HuggingFaceEncoder(nn.Module):
             else self._shorter(mask, tokens)
         )
         return EncoderOutput(self.pool(tokens, kept), tokens, kept)
+
+    def _patches(self, pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``[B, C, H, W]`` as ``[B, N, patch * patch * C]``, all real, and their grid."""
+        side = self.model.config.patch_size
+        if pictures.shape[2] % side or pictures.shape[3] % side:
+            height, width = pictures.shape[2:]
+            raise ValueError(f"pictures of {height} x {width} are no multiple of the patch, {side}")
+        cut = pictures.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [B, C, h, p, w, p]
+        grid = (cut.shape[2], cut.shape[4])
+        patches = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        mask = torch.ones(patches.shape[:2], dtype=torch.long, device=patches.device)
+        shapes = torch.tensor(grid, device=patches.device).expand(len(patches), 2)
+        return patches, {"pixel_attention_mask": mask, "spatial_shapes": shapes}
 
     def _shorter(self, mask: Tensor, tokens: Tensor) -> Tensor:
         """The mask after the strides of a waveform model."""
@@ -190,27 +209,3 @@ def _part(model: Any, part: Part) -> Any:
         if hasattr(model, attribute):
             return getattr(model, attribute)
     raise ValueError(f"{type(model).__name__} has no part {part!r}")
-
-
-def input_settings(name: str) -> dict[str, Any]:
-    """What a model's folder says of its inputs, in the words of our transforms.
-
-    Args:
-        name: a folder; anything else says nothing here.
-
-    Returns:
-        ``mean``, ``std`` and ``size`` of pictures; ``sample_rate``, ``num_mel_bins`` of sounds;
-        whichever the ``preprocessor_config.json`` has.
-    """
-    file = Path(name).expanduser() / "preprocessor_config.json"
-    if not file.is_file():
-        return {}
-    content = json.loads(file.read_text())
-    size = content.get("crop_size") or content.get("size") or {}
-    if isinstance(size, dict):
-        size = size.get("height") or size.get("shortest_edge")
-    names = {
-        "mean": content.get("image_mean"), "std": content.get("image_std"), "size": size,
-        "sample_rate": content.get("sampling_rate"), "num_mel_bins": content.get("num_mel_bins"),
-    }  # fmt: skip
-    return {key: value for key, value in names.items() if value}
