@@ -184,14 +184,19 @@ class LoRA:
         encoder: Any = tower.encoder
         encoder.requires_grad_(False)
         _head(tower).requires_grad_(self.head)
-        config = peft.LoraConfig(
+        peft.inject_adapter_in_model(self.peft_config(self._names(encoder)), encoder)
+
+    def peft_config(self, targets: list[str]) -> Any:
+        """These settings in ``peft``'s words, for the linear maps of these full names."""
+        import peft
+
+        return peft.LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
-            target_modules=self._names(encoder),
+            target_modules=targets,
             use_dora=self.dora,
         )
-        peft.inject_adapter_in_model(config, encoder)
 
     def _names(self, encoder: nn.Module) -> list[str]:
         inside = {id(module) for module in layers_of(encoder).modules()}
