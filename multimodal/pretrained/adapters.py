@@ -96,7 +96,7 @@ def load_adapters(tower: Tower, folder: Path) -> dict[str, Any]:
             raise WeightsError(f"{folder / CONFIG}: {key}={given[key]!r} is not built here")
     if not isinstance(given["target_modules"], list):
         raise WeightsError(f"{folder / CONFIG}: target_modules must be a list of names")
-    block = {
+    block: dict[str, Any] = {
         "rank": given["r"],
         "alpha": float(given["lora_alpha"]),
         "dropout": float(given["lora_dropout"]),
@@ -182,7 +182,7 @@ def rewrite(
         cfg.model.towers[folder.name].frozen = False
         cfg.model.towers[folder.name].tuning = block
         done[folder.name] = f"adapters of rank {block['rank']} put on"
-    for name in _tuned(cfg) if merge else ():
+    for name in list(_tuned(cfg)) if merge else []:
         count = merge_adapters(model.tower(name))
         cfg.model.towers[name].tuning = None
         done[name] = f"{count} adapters merged"
