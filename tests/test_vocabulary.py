@@ -18,7 +18,7 @@ from multimodal.training.build import load_model
 from multimodal.training.checkpoint_io import CheckpointError
 
 CAPTIONS = ["a red chair", "a green chair", "two zebras", "one round table"]
-SMALL = ("model.towers.text.encoder.vocab_size=300", "trainer.max_steps=1", "evaluation=null",
+SMALL = ("model.towers.text.encoder.vocab_size=300", "trainer.max_steps=1", "~evaluation",
          "data.batch_size=4", "data.num_workers=0", "callbacks.progress=null",
          "~data.sources.furniture", "data.val_sources=null", "trainer.val_check_interval=null",
          "data.sources.emoji.positive_key=null")  # fmt: skip
@@ -37,7 +37,9 @@ def shards(tmp_path_factory):
 
 def words(shards, *more: str) -> list[str]:
     source = f"data.sources.emoji.manifest={shards}"
-    members = "data.sources.emoji.modalities={image: {member: png}, text: {member: txt}}"
+    members = (
+        "data.sources.emoji.modalities={image: {member: png}, text: {member: txt, template: null}}"
+    )
     return ["+experiment=clip", *SMALL, source, members, *more]
 
 
@@ -132,6 +134,7 @@ def test_an_absent_tokenizer_is_no_matter_of_the_weights(shards, tmp_path):
     load_model(path, transforms=cfg.data.transforms)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_of_the_corpus_goes_from_training_to_evaluation(shards, tmp_path):
     folder = tmp_path / "run"
     given = words(shards, "tokenizer=bpe_from_corpus", f"hydra.run.dir={folder}", "resume=auto")

@@ -154,8 +154,8 @@ class HuggingFaceEncoder(nn.Module):
         if pictures.shape[2] % side or pictures.shape[3] % side:
             height, width = pictures.shape[2:]
             raise ValueError(f"pictures of {height} x {width} are no multiple of the patch, {side}")
-        cut = pictures.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # [B, C, h, p, w, p]
-        grid = (cut.shape[2], cut.shape[4])
+        grid = (pictures.shape[2] // side, pictures.shape[3] // side)
+        cut = pictures.reshape(*pictures.shape[:2], grid[0], side, grid[1], side)
         patches = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         mask = torch.ones(patches.shape[:2], dtype=torch.long, device=patches.device)
         shapes = torch.tensor(grid, device=patches.device).expand(len(patches), 2)

@@ -191,7 +191,9 @@ def rewrite(
     content = checkpoint_io.read(checkpoint)
     state = {n: t for n, t in content["state_dict"].items() if not n.startswith("model.")}
     state |= {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    kept = {key: content[key] for key in ("global_step", "origin") if key in content}
+    kept: dict[str, Any] = {
+        key: content[key] for key in ("global_step", "origin") if key in content
+    }
     checkpoint_io.write_atomically(
         {**kept, "state_dict": state, "config": portable_yaml(cfg)}, output
     )
