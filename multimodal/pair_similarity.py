@@ -27,6 +27,8 @@ def pair_similarities(
 ) -> dict[str, float]:
     """The cosine of the two embeddings of every sample, by key.
 
+    Where a sample keeps several captions it is their mean: training draws each of them as often.
+
     Args:
         model: has a tower for both modalities.
         cfg: the model's run; its transforms are used.
@@ -43,7 +45,7 @@ def pair_similarities(
         model.tower(name)
     transforms = instantiate(cfg.data.transforms, _convert_="all")
     device = next(model.parameters()).device
-    found: dict[str, float] = {}
+    found: dict[str, list[float]] = {}
     splits = load_manifest(manifest).splits
     total = sum(table.num_samples for table in splits.values())
     done = 0
@@ -55,10 +57,11 @@ def pair_similarities(
                 model.embed(name, value, batch.masks.get(name))
                 for name, value in batch.to(device).inputs.items()
             )
-            found.update(zip(batch.keys, (one * two).sum(1).tolist(), strict=True))
-            done += len(batch)
+            for key, cosine in zip(batch.keys, (one * two).sum(1).tolist(), strict=True):
+                found.setdefault(key, []).append(cosine)
+            done += int((batch.repeats == 0).sum())
             progress(done, total)
-    return found
+    return {key: sum(cosines) / len(cosines) for key, cosines in found.items()}
 
 
 def histogram(similarities: Iterable[float], bins: int = 20) -> dict[str, Any]:

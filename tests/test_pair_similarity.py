@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_helpers import npy_bytes
+from data_helpers import json_bytes, npy_bytes, write_source
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -92,6 +92,34 @@ def test_similarities_are_cosines(folder, tmp_path):
         assert cosine == pytest.approx(np.cos(int(key[1:]) / 10), abs=1e-5)
     with pytest.raises(ValueError, match=r"no tower for modality .c."):
         pair_similarities(Angles(), CFG, tmp_path / "out" / "out.json", {"a": {}, "c": {}})
+
+
+def test_several_captions_count_by_their_mean(tmp_path):
+    class Texts(Angles):
+        def embed(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+            angles = inputs if modality == "a" else inputs[:, 1:2].float()
+            return super().embed(modality, angles)
+
+    class Number:
+        def __call__(self, value, draw):
+            return torch.tensor([0, int(value)])
+
+        def collate(self, inputs):
+            return torch.stack(inputs), None
+
+    samples = [
+        (f"k{n}", {"a.npy": npy_bytes(np.array([n], np.float32)), "json": json_bytes(texts=texts)})
+        for n, texts in enumerate((["0", "1", "3"], ["1"], ["5", "2"]))
+    ]
+    path = write_source(tmp_path, {"train": [samples]})
+    entries = {"a": {"member": "a.npy"}, "b": {"member": "json", "key": "texts", "keep": "all"}}
+    transforms = {"a": ARRAY, "b": Number()}
+    cfg = OmegaConf.create({"data": {"transforms": transforms}}, flags={"allow_objects": True})
+    seen = []
+    found = pair_similarities(Texts(), cfg, path, entries, lambda done, total: seen.append(done))
+    assert seen == [3]  # samples, not captions
+    expected = {"k0": (1 + np.cos(1) + np.cos(3)) / 3, "k1": 1, "k2": (np.cos(3) + 1) / 2}
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_histogram_counts_in_equal_steps():

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from multimodal.data.buffers import Pool
 
 _POOL = Pool(4)
+_SCAN, _APP1 = b"\xda", b"\xe1"  # kinds of segments
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
@@ -16,13 +17,26 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
 
     None for all else, also for what is cut or no JPEG: that is for Pillow to look at.
     """
-    if not data.startswith(b"\xff\xd8\xff") or b"Exif\0\0" in data:
+    if not data.startswith(b"\xff\xd8\xff") or _may_have_exif(data):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
     return (height, width) if colours in ("YCbCr", "RGB") else None
+
+
+def _may_have_exif(data: bytes) -> bool:
+    """Whether one of the segments before the picture is EXIF, or they are not in order."""
+    position = 2
+    while data[position : position + 1] == b"\xff":
+        kind = data[position + 1 : position + 2]
+        if kind == _SCAN:
+            return False
+        if kind == _APP1 and data[position + 4 : position + 8] == b"Exif":
+            return True
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return True
 
 
 def decode_jpeg(data: bytes, height: int, width: int, least: tuple[int, int]) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from multimodal import distributed
 from multimodal.data.assemble import Sample, check_transforms, collate, load_from
@@ -30,7 +30,7 @@ from multimodal.data.source import Source
 from multimodal.data.stream_shard import read_shard
 from multimodal.data.tally import Rejection, Tally, named
 from multimodal.data.transforms.base import Transform
-from multimodal.data.workers import one_thread
+from multimodal.data.workers import end_iteration, make_loader, one_thread
 from multimodal.hashing import generator, stable_hash
 from multimodal.types import Batch
 
@@ -180,15 +180,17 @@ class StreamLoader:
     def __iter__(self) -> Iterator[Batch]:
         dataset = _Stream(self._data, self._epoch, distributed.rank())
         # Workers begin anew with each epoch: what they were reading is given up.
-        batches: DataLoader[tuple[Batch, list[Rejection]]] = DataLoader(
-            dataset,
-            batch_size=None,
-            num_workers=self._data.num_workers,
-            pin_memory=self._data.pin_memory,
+        batches = iter(
+            make_loader(
+                dataset, None, self._data.num_workers, self._data.pin_memory, persistent=False
+            )
         )
-        for batch, rejections in itertools.islice(batches, len(self)):
-            self.tally.add([*rejections, *[None] * len(batch)], replaced=False)
-            yield batch
+        try:
+            for batch, rejections in itertools.islice(batches, len(self)):
+                self.tally.add([*rejections, *[None] * len(batch)], replaced=False)
+                yield batch
+        finally:
+            end_iteration(batches)
         self.tally.end_epoch(self._epoch)
         self._epoch += 1
 

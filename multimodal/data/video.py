@@ -88,10 +88,12 @@ def open_video(data: bytes, extension: str, max_pixels: int, max_seconds: float)
     """Reads a video's header.
 
     Raises:
-        DecodeError: with the reason ``empty`` or ``too_large``.
+        DecodeError: with the reason ``empty``, ``corrupt`` or ``too_large``.
         Exception: PyAV's own, where it is no video.
     """
     with _open(data, CONTAINERS[extension]) as container:
+        if not len(container.streams):  # what a cut header leaves
+            raise DecodeError("corrupt", "the file has no streams")
         if not container.streams.video:
             raise DecodeError("empty", "the file has no video")
         stream = container.streams.video[0]

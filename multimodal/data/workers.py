@@ -31,7 +31,7 @@ class Steps(Sampler[int]):
 
 def make_loader(
     dataset: Dataset[Item],
-    steps: Steps,
+    steps: Steps | None,
     num_workers: int,
     pin_memory: bool,
     persistent: bool,
@@ -40,6 +40,7 @@ def make_loader(
 ) -> DataLoader[Item]:
     """Whole batches in the order of ``steps``; torch limits each worker to one thread.
 
+    Without ``steps`` the dataset is an iterable one, and each worker's batches come in turns.
     ``persistent`` workers live as long as the loader, others as long as an iteration. A worker
     that brings nothing for ``timeout_s`` seconds is an error; None waits for ever.
     """
@@ -61,10 +62,19 @@ def make_loader(
 
 def end_workers(loader: DataLoader[Item]) -> None:
     """Ends the persistent workers of a loader; another iteration starts new ones."""
-    iterator = loader._iterator
-    if iterator is not None and loader.num_workers:
-        iterator._shutdown_workers()  # type: ignore[attr-defined]  # torch offers no other way
+    if loader._iterator is not None:
+        end_iteration(loader._iterator)
     loader._iterator = None
+
+
+def end_iteration(iterator: Iterator[Item]) -> None:
+    """Ends the workers of one iteration of a loader, whatever they wait for."""
+    workers = getattr(iterator, "_workers", ())  # torch offers no other way
+    if workers:
+        iterator._shutdown_workers()  # type: ignore[attr-defined]  # waits five seconds for each
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
 
 
 def workers_of_machine() -> int:

@@ -169,9 +169,8 @@ def theirs(manifest: Path, workers: int) -> DataLoader:
     """The pipeline of open_clip's kind."""
     crop = Crop()
 
-    def decode(sample: dict) -> tuple[torch.Tensor, str]:
-        picture = Image.open(io.BytesIO(sample["jpg"])).convert("RGB")
-        return crop(picture), sample["txt"].decode()
+    def decode(sample: dict) -> tuple[torch.Tensor]:
+        return (crop(Image.open(io.BytesIO(sample["jpg"])).convert("RGB")),)
 
     dataset = (
         webdataset.WebDataset(urls(manifest), shardshuffle=False, empty_check=False)

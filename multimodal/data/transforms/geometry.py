@@ -126,8 +126,16 @@ def crop_and_resize(
     if any(beyond):
         part = F.pad(part, beyond, value=border)
     if (box.height, box.width) != (size, size):
-        part = F.interpolate(part[None], (size, size), mode=mode, antialias=True)[0]
+        part = F.interpolate(_as_batch(part), (size, size), mode=mode, antialias=True)[0]
     return part.flip(-1) if box.flip else part
+
+
+def _as_batch(picture: Tensor) -> Tensor:
+    """``[1, C, H, W]``; where a picture's channels lie together, torch has to see that they do.
+
+    By the strides that ``[None]`` gives to ``[C, H, W]`` it does not, and takes the result apart.
+    """
+    return picture.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
 
 
 def erase(picture: Tensor, probability: float, random: np.random.Generator) -> None:
