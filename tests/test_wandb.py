@@ -1,11 +1,12 @@
 """Weights and Biases: offline, without a network, after an error, and when a run goes on."""
 
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 import wandb
-from experiment_helpers import losses, train_here, write_sensor_shards
+from experiment_helpers import losses, run_training, train_here, write_sensor_shards
 from wandb_files import offline_runs
 
 from multimodal.training import checkpoint_io
@@ -120,3 +121,28 @@ def test_an_error_while_logging_ends_the_logging_only(tmp_path, capsys):
     assert [row["trainer/global_step"] for row in run.rows] == [1]
     told = capsys.readouterr().err
     assert told.count("Weights and Biases has failed (the service is gone)") == 1
+
+
+@pytest.fixture
+def nobody():
+    """An address where every connection is refused."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    return f"http://127.0.0.1:{port}"
+
+
+def test_without_a_network_training_ends_well_and_says_so(nobody, shards, tmp_path):
+    words = ["+experiment=sensor", *SHORT, "logger=wandb", "logger.wandb.timeout_s=5"]
+    words += ["trainer.max_steps=3", f"hydra.run.dir={tmp_path}"]
+    environment = {
+        "WANDB_API_KEY": "0123456789" * 4,
+        "WANDB_BASE_URL": nobody,
+        "WANDB_MODE": "online",
+    }
+    done = run_training(words, shards, timeout=240, **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "WARNING: Weights and Biases cannot be reached" in done.stderr
+    assert "upload it by `wandb sync`" in done.stderr
+    (run,) = offline_runs(tmp_path)
+    assert [row["trainer/global_step"] for row in run.rows if "train/loss" in row] == [1, 2, 3]
+    assert sorted(losses(tmp_path)) == [1, 2, 3]
