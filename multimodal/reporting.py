@@ -25,6 +25,8 @@ from multimodal.evaluation.report.sections import Section, sections_of
 from multimodal.evaluation.results import Results
 from multimodal.evaluation.sets import EvaluationSet
 from multimodal.models import EmbeddingModel
+from multimodal.runs.job import secrets_of
+from multimodal.runs.secrets import redacted
 
 
 def write(
@@ -41,7 +43,7 @@ def write(
         results: the figures.
         sets: by name, to draw samples from.
         folder: the run's; made if it is not there.
-        cfg: the run's configuration.
+        cfg: the run's configuration; its keys and passwords are left out of the report.
         facts: (label, value) shown at the top of the report.
         sections: more of the report, after those that the results give.
 
@@ -51,6 +53,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "metrics.csv"
     rows = list(csv.DictReader(log.open(newline=""))) if log.exists() else []
+    secrets = [secret for _, secret in secrets_of(cfg)]
     page = Page(
         name=str(cfg.name),
         command=command(),
@@ -60,7 +63,7 @@ def write(
         curves=curves(rows),
         galleries=galleries(results, sets),
         sections=[*sections_of(results), *sections],
-        config=OmegaConf.to_yaml(cfg, resolve=True),
+        config=redacted(OmegaConf.to_yaml(cfg, resolve=True), secrets),
     )
     report = folder / "report.html"
     report.write_text(render(page), encoding="utf-8")

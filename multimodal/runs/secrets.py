@@ -71,6 +71,21 @@ class RedactingFilter(logging.Filter):
         return True
 
 
+def redact_records(secrets: Iterable[str]) -> None:
+    """Replaces secrets in every record that this process logs from now on.
+
+    Unlike a filter this outlives that handlers are configured anew, as Hydra's launchers do.
+    """
+    make, known = logging.getLogRecordFactory(), list(secrets)
+
+    def redacting(*arguments: Any, **options: Any) -> logging.LogRecord:
+        record = make(*arguments, **options)
+        record.msg, record.args = redacted(record.getMessage(), known), ()
+        return record
+
+    logging.setLogRecordFactory(redacting)
+
+
 def redact_files(paths: Iterable[Path], secrets: Iterable[str]) -> None:
     """Rewrites those of the text files ``paths`` that hold a secret."""
     secrets = list(secrets)

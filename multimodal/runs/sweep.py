@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.table import Table
 
-from multimodal.runs.secrets import RedactingFilter, redact_files, redacted, secrets_in
+from multimodal.runs.secrets import redact_files, redact_records, redacted, secrets_in
 
 FINISHED = "finished.json"  # in a job's folder: its overrides and its value
 _SHOWN = 12  # columns of the table in the terminal
@@ -96,9 +95,8 @@ class SweepRecord(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Lets an Optuna study that goes on run the trials that are missing, in new folders."""
         words = OmegaConf.to_container(config.hydra.overrides, resolve=False)
-        secrets = [secret for _, secret in secrets_in(words)]
-        for handler in logging.getLogger().handlers:  # Hydra tells every job's words
-            handler.addFilter(RedactingFilter(secrets))
+        if secrets := [secret for _, secret in secrets_in(words)]:
+            redact_records(secrets)  # Hydra tells every job's words
         sweeper = config.hydra.sweeper
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
