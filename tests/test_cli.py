@@ -187,7 +187,7 @@ def test_help_imports_nothing_heavy(tmp_path):
     done = run("--help", folder=tmp_path)
     assert done.stdout.endswith("status 0\nheavy []\n"), done.stderr
     for expected in (
-        "+experiment=NAME", "imagebind", "negatives: ", "trainer: cpu, ddp, gpu",
+        "+experiment=NAME", "imagebind", "negatives: ", "trainer: cpu, ddp, fsdp, gpu",
         "resume=auto|PATH", "callbacks.checkpoint.every_n_train_steps", "multimodal-train", "-m",
     ):  # fmt: skip
         assert expected in done.stdout

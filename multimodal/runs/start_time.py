@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from datetime import datetime, tzinfo
 from typing import Any
 
 import hydra.core.utils
@@ -34,8 +35,19 @@ def share_start_time(words: Sequence[str]) -> None:
         return
     moment = _shared_moment()
     if moment is not None:
-        then = time.localtime(moment)
-        hydra.core.utils.localtime = lambda: then  # type: ignore[attr-defined]
+        _stop_the_clock_of_hydra(moment)
+
+
+def _stop_the_clock_of_hydra(moment: float) -> None:
+    class Then(datetime):
+        """A clock that stands still."""
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Then:
+            return cls.fromtimestamp(moment, tz)
+
+    # What its resolver of ``${now:...}`` asks; `tests/test_torchrun.py` tells if that changes.
+    hydra.core.utils.datetime = Then  # type: ignore[attr-defined]
 
 
 def _shared_moment() -> float | None:
