@@ -34,6 +34,7 @@ def offline(folder, *words):
     train_here(folder, *wand, *SHORT, "trainer.val_check_interval=4", *words)
 
 
+@pytest.mark.slow  # the library's own service needs seconds, more on a busy machine
 def test_a_resumed_run_keeps_its_id_and_logs_no_step_twice(here):
     run, other = here / "run", here / "other"
     offline(run, "trainer.max_steps=6")
@@ -131,6 +132,7 @@ def nobody():
     return f"http://127.0.0.1:{port}"
 
 
+@pytest.mark.slow  # the library's own service needs seconds, more on a busy machine
 def test_without_a_network_training_ends_well_and_says_so(nobody, shards, tmp_path):
     words = ["+experiment=sensor", *SHORT, "logger=wandb", "logger.wandb.timeout_s=5"]
     words += ["trainer.max_steps=3", f"hydra.run.dir={tmp_path}"]
