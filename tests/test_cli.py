@@ -151,6 +151,9 @@ def test_debug_comes_after_the_experiment():
         "seed=1",
     ]
     assert arrange(["-m", "+experiment=a,b", "+debug=fast,overfit"])[2] == "+debug=fast,overfit"
+    assert arrange(["checkpoint=a/step=8.ckpt", "resume='b=1'", "c=range(stop=3)", "--x=y=z"]) == [
+        "checkpoint='a/step=8.ckpt'", "resume='b=1'", "c=range(stop=3)", "--x=y=z",
+    ]  # fmt: skip
     assert arrange(["trainer.debug=1", "--config-dir", "x"]) == [
         "trainer.debug=1",
         "--config-dir",

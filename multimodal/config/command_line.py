@@ -25,6 +25,8 @@ from multimodal.config.faults import ConfigError, Fault, did_you_mean, nearest
 from multimodal.config.tree import keys
 
 VERSION_BASE = "1.3"
+_KEY = r"\+{0,2}[\w./@]+"
+_PLAIN = r"[^'\",()\[\]{}=]*"  # no list, choice, function, interpolation or quoted text
 _ADDED = "debug|sweep|launcher"  # groups that say how, on top of any experiment
 
 
@@ -47,9 +49,13 @@ def arrange(argv: Sequence[str]) -> list[str]:
     ``debug=``, ``sweep=`` and ``launcher=`` become `+debug=NAME` and so on, and come after
     ``+experiment=NAME``: Hydra merges an added group after all those of the defaults list, and a
     `debug` listed there would lose to the experiment that it is to cut short. ``resume.allow=`` is
-    the key `resume_allow`, as `resume` itself holds a path.
+    the key `resume_allow`, as `resume` itself holds a path. A value with an equals sign, as the
+    paths of our checkpoints, is put in quotes: Hydra's grammar knows it only so.
     """
     arranged = [re.sub(r"^resume\.allow=", "resume_allow=", word) for word in argv]
+    arranged = [
+        re.sub(rf"^({_KEY})=((?:{_PLAIN}=)+{_PLAIN})$", r"\1='\2'", word) for word in arranged
+    ]
     slots = [i for i, word in enumerate(arranged) if re.match(rf"\+*(experiment|{_ADDED})=", word)]
     words = sorted(
         (arranged[i] for i in slots), key=lambda word: not re.match(r"\+*experiment=", word)

@@ -44,7 +44,6 @@ def make_loader(
     ``persistent`` workers live as long as the loader, others as long as an iteration. A worker
     that brings nothing for ``timeout_s`` seconds is an error; None waits for ever.
     """
-    atexit.register(_kill_the_rest)
     return DataLoader(
         dataset,
         batch_size=None,
@@ -114,6 +113,9 @@ def _kill_the_rest() -> None:
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
+
+
+atexit.register(_kill_the_rest)
 
 
 def _as_it_is(item: Item) -> Item:
