@@ -71,6 +71,21 @@ def test_equal_seeds_are_equal_runs_and_others_are_not(here):
     assert losses(here / "a")[1] != losses(here / "c")[1]
 
 
+@pytest.mark.slow
+def test_two_runs_of_the_same_command_are_equal_to_the_bit(shards, tmp_path):
+    """Threads are pinned to one; augmentation is on, and two workers load."""
+    words = ["+experiment=sensor", "trainer.max_steps=100", "data.num_workers=2", "~evaluation"]
+    for name in ("a", "b"):
+        run = run_training([*words, f"hydra.run.dir={tmp_path / name}"], shards)
+        assert run.returncode == 0, run.stderr[-3000:]
+    first, second = losses(tmp_path / "a"), losses(tmp_path / "b")
+    assert sorted(first) == list(range(1, 101))
+    assert first == second
+    one, other = weights(tmp_path / "a", 100), weights(tmp_path / "b", 100)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_micro_batches_do_not_change_the_loss(here):
     train_here(here / "whole", *SHORT)
     train_here(here / "pieces", *SHORT, "micro_batch_size=5")

@@ -1,6 +1,8 @@
 """Weights and Biases: offline, without a network, after an error, and when a run goes on."""
 
+import contextlib
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -125,20 +127,40 @@ def test_an_error_while_logging_ends_the_logging_only(tmp_path, capsys):
 
 
 @pytest.fixture
-def nobody():
-    """An address where every connection is refused."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-    return f"http://127.0.0.1:{port}"
+def server(request):
+    """An address that refuses, or one that takes what comes and never answers."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    if request.param == "refuses":
+        listening.close()
+        yield address
+        return
+    taken, ended = [], threading.Event()
+    listening.settimeout(0.2)
+
+    def take():
+        while not ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                taken.append(listening.accept()[0])
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    yield address
+    ended.set()
+    thread.join()
+    assert taken, "nobody has called"
+    for connection in (*taken, listening):
+        connection.close()
 
 
 @pytest.mark.slow  # the library's own service needs seconds, more on a busy machine
-def test_without_a_network_training_ends_well_and_says_so(nobody, shards, tmp_path):
+@pytest.mark.parametrize("server", ["refuses", "silent"], indirect=True)
+def test_without_a_network_training_ends_well_and_says_so(server, shards, tmp_path):
     words = ["+experiment=sensor", *SHORT, "logger=wandb", "logger.wandb.timeout_s=5"]
     words += ["trainer.max_steps=3", f"hydra.run.dir={tmp_path}"]
     environment = {
         "WANDB_API_KEY": "0123456789" * 4,
-        "WANDB_BASE_URL": nobody,
+        "WANDB_BASE_URL": server,
         "WANDB_MODE": "online",
     }
     done = run_training(words, shards, timeout=240, **environment)
