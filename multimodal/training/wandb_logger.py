@@ -100,6 +100,9 @@ class WandbLogger(loggers.WandbLogger):
         if self._lost:
             return _DummyExperiment()
         if self._experiment is None:
+            # A service of its own, not that of the process which has started this one: there the
+            # same id may be in use, and its end could not be waited for.
+            os.environ.pop("WANDB_SERVICE", None)
             try:
                 return super().experiment
             except Exception as error:  # of many kinds: no network, no key, no answer
@@ -114,7 +117,8 @@ class WandbLogger(loggers.WandbLogger):
                 )
                 self._offline = True
                 self._wandb_init["mode"] = "offline"
-                self._dare(_forget_failed_starts)
+                # The service goes on to hold a run whose start has failed, and would refuse its id.
+                self._dare(_end_service)
                 return self.experiment
         return self._experiment
 
@@ -153,10 +157,14 @@ class WandbLogger(loggers.WandbLogger):
 
     @rank_zero_only
     def finish(self, failed: bool) -> None:
-        """Ends the run, so that the next one in this process is another."""
+        """Ends the run, so that the next one in this process is another.
+
+        What was logged is then uploaded or in the run's file.
+        """
         if self._experiment is not None:
             run: Any = self._experiment
             self._dare(lambda: run.finish(exit_code=int(failed)))
+            self._dare(_end_service)  # `finish` returns before the service has written the file
             self._experiment = None
             self._lost = True
 
@@ -202,11 +210,13 @@ def finish(of: Iterable[Logger], failed: bool) -> None:
             logger.finish(failed)
 
 
-def _forget_failed_starts() -> None:
-    # Its service goes on to hold a run whose start has failed, and would refuse the same id.
+def _end_service() -> None:
     import wandb
 
-    wandb.teardown()
+    try:
+        wandb.teardown()  # returns when the service's process has ended
+    except SystemExit as error:  # raised where that process has failed
+        raise RuntimeError(f"its service has ended with exit status {error.code}") from error
 
 
 def _first_line(error: Exception) -> str:
