@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -70,6 +73,24 @@ def all_gather_object(value: Any) -> list[Any]:
     if world_size() > 1:
         dist.all_gather_object(every, value)
     return every
+
+
+def gather_work(work: Callable[[], Iterable[T]]) -> list[T]:
+    """What ``work`` gives on every rank, in rank order, on all of them.
+
+    Every rank has to call. An error of one rank's work is raised on all, so that none waits.
+    """
+    mine: list[T] = []
+    failure: Exception | None = None
+    try:
+        mine = list(work())
+    except Exception as error:
+        failure = error
+    every: list[tuple[list[T], Exception | None]] = all_gather_object((mine, failure))
+    for _, theirs in every:
+        if theirs is not None:
+            raise theirs
+    return [part for parts, _ in every for part in parts]
 
 
 def _initialized() -> bool:

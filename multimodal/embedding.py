@@ -111,19 +111,13 @@ class Embedder:
             modalities: those wanted.
             advance: told how many samples are done, of this rank's.
         """
-        parts: list[_Part] = []
-        failure: Exception | None = None
-        try:
+
+        def work() -> Iterator[_Part]:
             for part in self._parts(source, modalities):
-                parts.append(part)
+                yield part
                 advance(int((part.captions == 0).sum()))
-        except Exception as error:
-            failure = error
-        every = distributed.all_gather_object((parts, failure))
-        for _, theirs in every:
-            if theirs is not None:
-                raise theirs
-        joined = sorted((part for theirs, _ in every for part in theirs), key=lambda p: p.number)
+
+        joined = sorted(distributed.gather_work(work), key=lambda part: part.number)
         if not joined:
             raise ValueError(f"no sample of {source.name!r}, split {source.split!r}, can be read")
         keys = [key for part in joined for key in part.shard_keys]

@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
 from multimodal import distributed
 from multimodal.data.decode import Signal
-from multimodal.data.manifest import load_manifest
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
 from multimodal.embedding import EmbeddedSource, Embedder
@@ -42,9 +41,7 @@ from multimodal.fusion_gallery import sections
 from multimodal.fusion_model import FusionModel
 from multimodal.models import EmbeddingModel
 from multimodal.reporting import facts, name_of, write
-
-TrainedPairs = Mapping[frozenset[str], frozenset[str] | None]
-Temperatures = Mapping[frozenset[str], float]
+from multimodal.trained_pairs import Temperatures, TrainedPairs
 
 
 def evaluate_run(
@@ -110,43 +107,6 @@ def build_sets(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str,
         for name, node in cfg.evaluation.sets.items()
         if node is not None and (names is None or name in names)
     }
-
-
-def trained_pairs(*configs: DictConfig | None) -> dict[frozenset[str], frozenset[str] | None]:
-    """The pairs of modalities that any of the runs, or their anchors, trained together.
-
-    Returns:
-        Pair -> names of the manifests it was trained on, None for whatever had both: a pair that
-        is restricted to some sources never met in the others, and is emergent there.
-    """
-    pairs: dict[frozenset[str], frozenset[str] | None] = {}
-    for cfg in configs:
-        if cfg is None:
-            continue
-        for ends in OmegaConf.select(cfg, "anchor.pairs") or ():
-            pairs[frozenset(ends)] = None
-        for pair in cfg.pairs.values():
-            ends, sources = frozenset((pair.anchor, pair.other)), pair.get("sources")
-            before = pairs.get(ends, frozenset())
-            if sources is None or before is None:
-                pairs[ends] = None
-            else:
-                manifests = (cfg.data.sources[name].manifest for name in sources)
-                pairs[ends] = before | {load_manifest(manifest).name for manifest in manifests}
-    return pairs
-
-
-def temperatures(cfg: DictConfig, weights: Mapping[str, Tensor]) -> dict[frozenset[str], float]:
-    """1 / logit scale of every pair of ``cfg``, from a training module's state dict.
-
-    Of several pairs of the same modalities the last counts; one without a scale is left out.
-    """
-    found = {}
-    for name, pair in cfg.pairs.items():
-        scale = weights.get(f"objective.pairs.{name}.logit_scale")
-        if scale is not None:
-            found[frozenset((pair.anchor, pair.other))] = float((-scale).exp())
-    return found
 
 
 def evaluate(
@@ -215,12 +175,13 @@ class _Evaluation:
         model = self.embedder.model
         if isinstance(model, FusionModel):
             self.results.sets[name] = SetInfo(name, source.split, len(source), entry.description)
+            more = any((entry.retrieval, entry.zero_shot, entry.composed, entry.probes, entry.map))
+            transforms, batch_size = self.embedder.transforms, self.embedder.batch_size
+            workers, told = self.embedder.num_workers, _ignore if more else advance
             self.results.tasks += evaluate_tasks(
-                model, name, source, self.embedder.transforms, self.embedder.batch_size
+                model, name, source, transforms, batch_size, workers, told
             )
-            if not (
-                entry.retrieval or entry.zero_shot or entry.composed or entry.probes or entry.map
-            ):
+            if not more:
                 return
         pairs = entry.pairs(source.modalities)
         absent = self.embedder.missing(source.modalities)
@@ -345,6 +306,10 @@ class _Evaluation:
             for sample, index in zip(samples.metadata, samples.indices.tolist(), strict=True)
         ]
         self.results.maps.append(draw_map(embedded, count, labels, captions))
+
+
+def _ignore(count: int) -> None:
+    pass
 
 
 def _label(metadata: Mapping[str, Any], key: str) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from multimodal.data.datamodule import evaluation_batches
+from multimodal import distributed
+from multimodal.data.evaluation import EvaluationLoader
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
 from multimodal.evaluation.prediction import Scores
@@ -22,7 +22,13 @@ from multimodal.tasks.contract import FusedBatch, Task, take
 from multimodal.tasks.targets import TargetTask
 from multimodal.types import Batch
 
-Observed = dict[str, list[dict[str, Tensor]]]
+Variant = tuple[str, str]  # kind and modality: ("alone", "image"); ("all", "") is the whole batch
+
+
+class _Part(NamedTuple):
+    number: int  # of the batch
+    observed: dict[Variant, dict[str, dict[str, Tensor]]]  # variant -> task -> what it observed
+    shares: list[dict[str, float]]
 
 
 @torch.no_grad()
@@ -38,7 +44,8 @@ def evaluate_tasks(
     """The scores of every task that finds its target in ``source``.
 
     A task on targets is scored three times more: with each modality alone, without each, and by
-    the modalities' own heads.
+    the modalities' own heads. Under a process group every rank calls, and observes its share of
+    the batches; all get what one process would get.
 
     Args:
         model: in evaluation mode, on the device to evaluate on.
@@ -47,34 +54,43 @@ def evaluate_tasks(
         transforms: by modality.
         batch_size: samples at once.
         num_workers: processes that read and decode.
-        advance: told how many samples are done.
+        advance: told how many samples are done, of this rank's.
     """
+
+    def work() -> Iterator[_Part]:
+        loader = EvaluationLoader(
+            source,
+            transforms,
+            wanted(model, source),
+            batch_size,
+            num_workers,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            whole_batches=True,
+        )
+        for batch in loader:
+            yield _observe(model, batch)
+            advance(int((batch.repeats == 0).sum()))
+
+    parts = sorted(distributed.gather_work(work), key=lambda part: part.number)
+    observed: dict[Variant, dict[str, list[dict[str, Tensor]]]] = {}
+    for part in parts:
+        for key, per_task in part.observed.items():
+            for task_name, found in per_task.items():
+                observed.setdefault(key, {}).setdefault(task_name, []).append(found)
+    shares = [share for part in parts for share in part.shares]
     device = next(model.parameters()).device
-    tasks = {task_name: cast("Task", task) for task_name, task in model.tasks.items()}
-    observed: dict[tuple[str, str], Observed] = defaultdict(lambda: defaultdict(list))
-    shares: list[dict[str, float]] = []
-    names = wanted(model, source)
-    for batch in evaluation_batches(source, transforms, names, batch_size, num_workers):
-        fused = fuse(model, batch.to(device), need_attention=True)
-        shares += attention_shares(fused.fused.attention, model.fused)
-        for key, variant in {("all", ""): fused, **_variants(model, fused)}.items():
-            for task_name, task in tasks.items():
-                if key == ("all", "") or isinstance(task, TargetTask):
-                    found = task.observe(variant)
-                    if found:
-                        observed[key][task_name].append({k: v.cpu() for k, v in found.items()})
-        advance(len(batch))
     results = []
-    for task_name, parts in observed["all", ""].items():
-        task = tasks[task_name]
-        whole = _joined(parts, device)
+    for task_name, pieces in observed.get(("all", ""), {}).items():
+        task = cast("Task", model.tasks[task_name])
+        whole = _joined(pieces, device)
         result = TaskResult(name, task_name, task.score(whole))
         if isinstance(task, TargetTask):
             result.own = task.own_scores(whole)
-        for (kind, modality), per_task in observed.items():
-            if kind != "all" and task_name in per_task:
+        for (kind, modality), of_tasks in observed.items():
+            if kind != "all" and task_name in of_tasks:
                 scores: dict[str, Scores] = getattr(result, kind)
-                scores[modality] = task.score(_joined(per_task[task_name], device))
+                scores[modality] = task.score(_joined(of_tasks[task_name], device))
         if shares:
             result.attention = {
                 m: float(np.mean([share[m] for share in shares if m in share]))
@@ -82,6 +98,18 @@ def evaluate_tasks(
             }
         results.append(result)
     return results
+
+
+def _observe(model: FusionModel, batch: Batch) -> _Part:
+    fused = fuse(model, batch.to(next(model.parameters()).device), need_attention=True)
+    observed: dict[Variant, dict[str, dict[str, Tensor]]] = {}
+    for key, variant in {("all", ""): fused, **_variants(model, fused)}.items():
+        for name, task in model.tasks.items():
+            if key == ("all", "") or isinstance(task, TargetTask):
+                found = cast("Task", task).observe(variant)
+                if found:
+                    observed.setdefault(key, {})[name] = {k: v.cpu() for k, v in found.items()}
+    return _Part(batch.step, observed, attention_shares(fused.fused.attention, model.fused))
 
 
 def fuse(model: FusionModel, batch: Batch, need_attention: bool = False) -> FusedBatch:

@@ -103,8 +103,9 @@ class Tower(nn.Module):
         if kind not in get_args(EmbeddingKind):
             raise ValueError(f"kind={kind!r}: expected one of {', '.join(get_args(EmbeddingKind))}")
         if mask is None and inputs.ndim - 1 == getattr(self.encoder, "input_dims", None):
-            clips = self(inputs.flatten(0, 1), kind=kind).unflatten(0, inputs.shape[:2])
-            mean: Tensor = clips.mean(dim=1)
+            # One at a time: a batch needs no more memory than of one clip each.
+            clips = [self(clip, kind=kind) for clip in inputs.unbind(dim=1)]
+            mean = torch.stack(clips).mean(dim=0)
             return F.normalize(mean, dim=-1) if kind == "normalized" else mean
         return self.project(self.encode(inputs, mask).features, kind)
 

@@ -11,8 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import check
-from multimodal.evaluate import evaluate_quietly, evaluate_run, temperatures, trained_pairs
+from multimodal.evaluate import evaluate_quietly, evaluate_run
 from multimodal.evaluation.results import Results
+from multimodal.trained_pairs import temperatures, trained_pairs
 from multimodal.training.anchor import load_anchor, resolve_anchor
 from multimodal.training.build import (
     build_data,

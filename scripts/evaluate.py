@@ -15,7 +15,8 @@ def evaluate(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from multimodal.config import ConfigError, Fault, check
-    from multimodal.evaluate import evaluate_run, temperatures, trained_pairs
+    from multimodal.evaluate import evaluate_run
+    from multimodal.trained_pairs import temperatures, trained_pairs
     from multimodal.training import checkpoint_io
     from multimodal.training.build import config_of, load_model
     from multimodal.training.ema import weights_of

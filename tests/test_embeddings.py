@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from data_helpers import audio_bytes, video_bytes, write_source
 from torch.nn import functional as F
 
+from multimodal.data.source import Source
+from multimodal.data.transforms.audio import AudioTransform
+from multimodal.data.transforms.video import VideoTransform
+from multimodal.embedding import Embedder
 from multimodal.encoders.audio import AudioTransformer
 from multimodal.encoders.vision import VideoTransformer, VisionTransformer
 from multimodal.heads import IdentityHead, LinearHead
@@ -63,6 +69,36 @@ def test_clips_are_embedded_one_by_one_and_averaged(kind):
     if kind == "normalized":
         loop = F.normalize(loop, dim=-1)
     torch.testing.assert_close(tower(clips, kind=kind), loop)
+
+
+def test_evaluation_averages_the_clips_of_a_sound_and_the_views_of_a_video(tmp_path):
+    pytest.importorskip("av")
+    random = np.random.default_rng(0)
+    waves = random.uniform(-0.5, 0.5, (5, 1, 8000))
+    samples = [
+        (f"k{number}", {"wav": audio_bytes(wave, 16_000), "mp4": video_bytes(12 + 2 * number)})
+        for number, wave in enumerate(waves)
+    ]
+    manifest = str(write_source(tmp_path, {"test": [samples]}))
+    members = {"audio": {"member": "wav"}, "video": {"member": "mp4"}}
+    source = Source(manifest, members, split="test")
+    plain = {"mean": [0.5] * 3, "std": [0.2] * 3}
+    transforms = {
+        "audio": AudioTransform(num_frames=16, num_mel_bins=8, num_clips=3),
+        "video": VideoTransform(16, 4, 0.5, **plain, clips=2, crops=3),
+    }
+    model = EmbeddingModel({"audio": audio_tower(), "video": Tower(video_encoder(), HEAD)}).eval()
+    found = Embedder(model, transforms, batch_size=2).source(source, list(members)).embeddings
+    for modality, views in (("audio", 3), ("video", 6)):
+        for index, row in enumerate(found[modality]):
+            value = source.decode(index, None).values[modality]
+            total = torch.zeros(6)
+            for view in range(views):
+                seen = transforms[modality](value, None)[view]
+                total += model.embed(modality, seen[None])[0].detach()
+            torch.testing.assert_close(row, F.normalize(total / views, dim=0))
+            alone = model.embed(modality, transforms[modality](value, None)[:1])[0]
+            assert not torch.allclose(row, alone, atol=1e-4)  # the views differ
 
 
 def test_a_picture_is_a_clip_that_stands_still():

@@ -24,7 +24,7 @@ from multimodal.data.transforms.array import ArrayTransform
 from multimodal.data.transforms.audio import AudioTransform
 from multimodal.data.transforms.image import ImageTransform
 from multimodal.data.transforms.text import TextTransform
-from multimodal.evaluate import evaluate, evaluate_run, trained_pairs
+from multimodal.evaluate import evaluate, evaluate_run
 from multimodal.evaluation.report.page import links
 from multimodal.evaluation.sets import (
     ComposedQuery,
@@ -35,6 +35,7 @@ from multimodal.evaluation.sets import (
 )
 from multimodal.models import EmbeddingModel, Tower
 from multimodal.reporting import galleries
+from multimodal.trained_pairs import trained_pairs
 from multimodal.types import EncoderOutput
 
 COUNT, WIDTH = 8, 4096

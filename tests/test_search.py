@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,15 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_helpers import audio_bytes, image_bytes, npy_bytes
+from data_helpers import audio_bytes, image_bytes, json_bytes, npy_bytes, write_source
 from search_helpers import WORDS, make_embedder, write_things
 
 from multimodal.data.decode import Limits, Signal
 from multimodal.data.errors import DecodeError
+from multimodal.data.source import Source
 from multimodal.search import query
 from multimodal.search.build import build_table
 from multimodal.search.index import Index, build
-from multimodal.search.items import FolderItems, from_bytes
+from multimodal.search.items import FolderItems, SourceItems, from_bytes
 from multimodal.search.table import PartWriter, read_table
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +81,38 @@ def test_npy_has_its_keys_beside_it(embedder, things, tmp_path):
     assert np.array_equal(np.load(tmp_path / "t.npy"), parquet.vectors)
     assert [row[:3] for row in npy.rows] == [row[:3] for row in parquet.rows]
     assert npy.about == parquet.about
+
+
+def test_the_classifier_of_the_documentation_is_fed_by_a_table(embedder, tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    levels = {"dark": 40, "grey": 120, "light": 200}
+
+    def pictures(split: str) -> list:
+        made = []
+        for number in range(8):
+            for name, level in levels.items():
+                pixels = random.integers(level - 30, level + 30, (8, 8, 3)).astype(np.uint8)
+                members = {"png": image_bytes(pixels), "json": json_bytes(label=name)}
+                made.append((f"{split}_{name}_{number}", members))
+        return made
+
+    splits = {"train": [pictures("a")], "test": [pictures("b")]}
+    manifest = str(write_source(tmp_path / "data", splits))
+    tables = {}
+    for split, name in (("train", "table.parquet"), ("test", "unseen.parquet")):
+        items = SourceItems(Source(manifest, {"image": {"member": "png"}}, split=split), ["image"])
+        build_table(embedder, items, tmp_path / name, {}, previews=False)
+        tables[split] = read_table(tmp_path / name)
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "SVC" in block]
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code, names)
+    head = names["head"]
+    assert sorted(head.classes_) == sorted(levels)
+    assert head.shape_fit_ == tables["train"].vectors.shape
+    unseen = tables["test"]
+    assert head.predict(unseen.vectors).tolist() == [row.name for row in unseen.rows]
 
 
 class Stopped(Exception):

@@ -61,6 +61,40 @@ def test_clips_are_spread_or_drawn():
     assert torch.equal(single(video, Draw(0, 1, "s", 0, 0)), single(video, Draw(0, 1, "s", 0, 0)))
 
 
+class Still(Video):
+    """A frame a second, decoded already."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        super().__init__(b"", "mp4", *pixels.shape[1:3], float(len(pixels)), 1.0)
+        object.__setattr__(self, "pixels", pixels)
+
+    def frames(self, times):
+        return self.pixels[[int(time) for time in times]]
+
+
+def test_crops_go_from_one_end_of_the_longer_side_to_the_other():
+    frames = np.zeros((4, 32, 80, 3), np.uint8)
+    frames[...] = np.arange(80)[:, None] * 3
+    frames += np.arange(4, dtype=np.uint8)[:, None, None, None]  # and each is a little lighter
+    for seen in (frames, frames.transpose(0, 2, 1, 3)):
+        video = Still(seen)
+        views = VideoTransform(32, 2, 2.0, **PLAIN, clips=2, crops=3)(video, None)
+        assert views.shape == (6, 3, 2, 32, 32)
+        middle = VideoTransform(32, 2, 2.0, **PLAIN, clips=2)(video, None)
+        assert torch.equal(views[1::3], middle)
+        for number, start in enumerate((0, 24, 48)):
+            for clip, places in enumerate(([1, 2], [2, 3])):
+                part = frames[places, :, start : start + 32]
+                part = part if seen is frames else part.transpose(0, 2, 1, 3)
+                expected = torch.from_numpy(part.transpose(3, 0, 1, 2)) / 255
+                torch.testing.assert_close(views[3 * clip + number], expected)
+        assert VideoTransform(32, 2, 2.0, **PLAIN, crops=3)(video, None).shape == (3, 3, 2, 32, 32)
+        drawn = VideoTransform(32, 2, 2.0, **PLAIN, crops=3)(video, Draw(0, 0, "s", 0, 0))
+        assert drawn.shape == (3, 2, 32, 32)
+    with pytest.raises(ValueError, match="crops=0 must be at least 1"):
+        VideoTransform(32, 2, 2.0, **PLAIN, crops=0)
+
+
 def test_all_frames_and_the_picture_beside_them_have_one_crop_and_mirroring():
     video = decode("mp4", video_bytes(4, size=64), Limits())
     crop = {"scale": [0.3, 0.8], "flip": 0.5}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from pretrained_helpers import case, clip_inputs, foreign_state
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -18,6 +17,7 @@ from torchmetrics.functional.classification import multilabel_average_precision
 
 from multimodal.evaluation.retrieval import nearest
 from multimodal.evaluation.zero_shot import class_embeddings, zero_shot
+from multimodal.pretrained.importing import import_weights
 
 
 def test_equals_scikit_learn():
@@ -112,20 +112,27 @@ def test_refuses_what_does_not_fit():
         class_embeddings([])
 
 
-def test_prompts_and_images_of_a_reference_model_rank_as_it_ranks_them():
-    """Embeddings that OpenCLIP gave; its ranking is by softmax(scale * image @ text.T)."""
-    reference = np.load(Path(__file__).parent / "vectors" / "openclip_a.npz")
-    image, text = (
-        x / np.linalg.norm(x, axis=1, keepdims=True)
-        for x in (reference["image"].astype(np.float64), reference["text"].astype(np.float64))
-    )
-    logits = float(reference["logit_scale"]) * image @ text.T
-    expected = np.argsort(-logits, axis=1)
-    assert len({tuple(row) for row in expected}) > 1  # the images differ in what they are like
-    images = torch.from_numpy(reference["image"])
-    classes = class_embeddings([torch.from_numpy(row)[None] for row in reference["text"]])
+@pytest.mark.parametrize("name", ["openclip_a", "openai_quickgelu_a", "siglip_a"])
+def test_prompts_and_images_of_a_reference_model_rank_as_it_ranks_them(name):
+    """Our towers, filled by our importer, as zero-shot classifiers: four prompts are the classes.
+
+    The reference's ranking is by the products of the embeddings that OpenCLIP's code gave.
+    """
+    described, reference = case(name)
+    state = foreign_state(described["shapes"], described["seed"], described["std"])
+    model = import_weights(state, described["cfg"]).model.eval()
+    inputs = clip_inputs(described, cut="logit_bias" not in described["shapes"])
+    with torch.no_grad():
+        images = model.embed("image", inputs["image"])
+        classes = class_embeddings([model.embed("text", ids[None]) for ids in inputs["text"]])
+    products = normalize(reference["image"].double()) @ normalize(reference["text"].double()).T
+    expected = products.argsort(dim=1, descending=True)
+    torch.testing.assert_close(images.double() @ classes.double().T, products, atol=1e-5, rtol=0)
+    # Far enough apart for a rank to mean something.
+    gaps = products.sort(dim=1).values.diff(dim=1)
+    assert gaps.min() > 3e-5
     assert nearest(images, classes, 4)[1].tolist() == expected.tolist()
     scores = zero_shot(images, classes, torch.arange(4))
     assert scores.confusion is not None
     assert scores.confusion.argmax(dim=1).tolist() == expected[:, 0].tolist()
-    assert scores.top1 == np.mean(expected[:, 0] == np.arange(4))
+    assert scores.top1 == (expected[:, 0] == torch.arange(4)).double().mean().item()

@@ -89,9 +89,18 @@ class Geometry:
         return Box(box.top, box.left, box.height, box.width, flip)
 
 
-def _centre(height: int, width: int) -> Box:
+def squares(height: int, width: int, count: int) -> list[Box]:
+    """``count`` squares as large as fit, evenly spread along the longer side; one: the middle."""
     side = min(height, width)
-    return Box((height - side) // 2, (width - side) // 2, side, side)
+    places = [number / (count - 1) for number in range(count)] if count > 1 else [0.5]
+    return [
+        Box(int((height - side) * place), int((width - side) * place), side, side)
+        for place in places
+    ]
+
+
+def _centre(height: int, width: int) -> Box:
+    return squares(height, width, 1)[0]
 
 
 def _span(place: float, part: float, size: int) -> tuple[int, int]:

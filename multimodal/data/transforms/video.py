@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
 from multimodal.data.transforms.base import Stacked, standardisation
-from multimodal.data.transforms.geometry import Geometry, crop_and_resize
+from multimodal.data.transforms.geometry import Box, Geometry, crop_and_resize, squares
 from multimodal.data.video import Video
 
 
@@ -20,7 +21,8 @@ class VideoTransform(Stacked):
     """Evenly spaced frames of one clip or several, all with the same crop and mirroring.
 
     In training there is one clip, which begins at a random time; otherwise the clips are spread
-    evenly over the video. A video shorter than a clip stands still on its last frame.
+    evenly over the video, and each is seen in one crop or several. A video shorter than a clip
+    stands still on its last frame.
 
     Args:
         size: side of the square frames, in pixels.
@@ -29,6 +31,8 @@ class VideoTransform(Stacked):
         mean: per channel, of values in [0, 1].
         std: per channel.
         clips: of each video, outside of training; several are embedded one by one and averaged.
+        crops: of each of these clips: squares, evenly spread along the longer side (ImageBind: 3);
+            1 for the middle.
         scale: range of the random crop's share of the area; [1, 1] for the central square.
         ratio: range of the random crop's width / height.
         flip: probability of mirroring left and right.
@@ -43,13 +47,16 @@ class VideoTransform(Stacked):
         mean: Sequence[float],
         std: Sequence[float],
         clips: int = 1,
+        crops: int = 1,
         scale: Sequence[float] = (1.0, 1.0),
         ratio: Sequence[float] = (0.75, 1.3333),
         flip: float = 0.0,
         interpolation: str = "bicubic",
     ) -> None:
-        if num_frames < 1 or clips < 1:
-            raise ValueError(f"num_frames={num_frames} and clips={clips} must be at least 1")
+        if min(num_frames, clips, crops) < 1:
+            raise ValueError(
+                f"num_frames={num_frames}, clips={clips} and crops={crops} must be at least 1"
+            )
         if clip_seconds is not None and clip_seconds <= 0:
             raise ValueError(f"clip_seconds must be above 0, or null, got {clip_seconds}")
         if interpolation not in ("bicubic", "bilinear"):
@@ -61,6 +68,7 @@ class VideoTransform(Stacked):
         self.num_frames = num_frames
         self.clip_seconds = clip_seconds
         self.clips = clips
+        self.crops = crops
         self.geometry = Geometry(scale, ratio, flip)
         self.interpolation = interpolation
         self._factor = torch.from_numpy(1 / (255 * deviations)).view(3, 1, 1, 1)
@@ -79,8 +87,8 @@ class VideoTransform(Stacked):
             draw: the sample's random choices; None for evenly spread clips, unchanged.
 
         Returns:
-            float32 ``[3, num_frames, size, size]``, standardised; of several clips, outside of
-            training, ``[clips, 3, num_frames, size, size]``.
+            float32 ``[3, num_frames, size, size]``, standardised; of several clips or crops,
+            outside of training, ``[clips * crops, 3, num_frames, size, size]``.
 
         Raises:
             DecodeError: if the value is no video, or has no frames.
@@ -90,8 +98,21 @@ class VideoTransform(Stacked):
         times = self.times(value.seconds, draw)
         order = np.argsort(times, axis=None, kind="stable")
         frames = value.frames(times.ravel()[order].tolist())
-        box = self.geometry.box(draw, *frames.shape[1:3])
-        pixels = torch.stack(
+        if draw is None:
+            boxes = squares(*frames.shape[1:3], self.crops)
+        else:
+            boxes = [self.geometry.box(draw, *frames.shape[1:3])]
+        places = torch.from_numpy(np.argsort(order))
+        views = [self._view(frames, box)[:, places] for box in boxes]
+        if len(boxes) == len(times) == 1:
+            return self._standardise(views[0])
+        # [crops, 3, clips, num_frames, size, size] -> [clips, crops, 3, ...]
+        clips = torch.stack([self._standardise(view) for view in views]).unflatten(2, times.shape)
+        return clips.permute(2, 0, 1, 3, 4, 5).flatten(0, 1)
+
+    def _view(self, frames: NDArray[np.uint8], box: Box) -> Tensor:
+        """One part of all frames: ``[3, T, size, size]``."""
+        return torch.stack(
             [
                 crop_and_resize(
                     torch.from_numpy(frame).permute(2, 0, 1), box, self.size, self.interpolation
@@ -99,12 +120,10 @@ class VideoTransform(Stacked):
                 for frame in frames
             ],
             dim=1,
-        )[:, torch.from_numpy(np.argsort(order))]
-        clip = torch.mul(pixels, self._factor).add_(self._offset).contiguous()
-        if len(times) == 1:
-            return clip
-        clips = clip.view(3, len(times), self.num_frames, self.size, self.size)
-        return clips.transpose(0, 1).contiguous()
+        )
+
+    def _standardise(self, pixels: Tensor) -> Tensor:
+        return torch.mul(pixels, self._factor).add_(self._offset).contiguous()
 
     def times(self, seconds: float, draw: Draw | None) -> np.ndarray[Any, np.dtype[np.float64]]:
         """When the frames are shown: ``[clips, num_frames]`` seconds; one clip in training."""
