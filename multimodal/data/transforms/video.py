@@ -98,16 +98,17 @@ class VideoTransform(Stacked):
         times = self.times(value.seconds, draw)
         order = np.argsort(times, axis=None, kind="stable")
         frames = value.frames(times.ravel()[order].tolist())
+        height, width = frames.shape[1:3]
         if draw is None:
-            boxes = squares(*frames.shape[1:3], self.crops)
+            boxes = squares(height, width, self.crops)
         else:
-            boxes = [self.geometry.box(draw, *frames.shape[1:3])]
+            boxes = [self.geometry.box(draw, height, width)]
         places = torch.from_numpy(np.argsort(order))
         views = [self._view(frames, box)[:, places] for box in boxes]
         if len(boxes) == len(times) == 1:
             return self._standardise(views[0])
-        # [crops, 3, clips, num_frames, size, size] -> [clips, crops, 3, ...]
-        clips = torch.stack([self._standardise(view) for view in views]).unflatten(2, times.shape)
+        clips = torch.stack([self._standardise(view) for view in views])
+        clips = clips.view(len(boxes), 3, *times.shape, self.size, self.size)
         return clips.permute(2, 0, 1, 3, 4, 5).flatten(0, 1)
 
     def _view(self, frames: NDArray[np.uint8], box: Box) -> Tensor:
