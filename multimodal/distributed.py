@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +23,23 @@ def rank() -> int:
 def world_size() -> int:
     """Number of ranks; 1 without a process group."""
     return dist.get_world_size() if _initialized() else 1
+
+
+@contextmanager
+def ranks_of_torchrun() -> Iterator[int]:
+    """Within, the ranks that torchrun has started are a process group (gloo: objects, CPU tensors).
+
+    Yields:
+        This rank's place on its machine, to choose a device by; 0 without torchrun.
+    """
+    if not dist.is_torchelastic_launched():
+        yield 0
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield int(os.environ["LOCAL_RANK"])
+    finally:
+        dist.destroy_process_group()
 
 
 def gather_sizes(size: int, device: torch.device | str = "cpu") -> list[int]:

@@ -15,6 +15,7 @@ def evaluate(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from multimodal.config import ConfigError, Fault, check
+    from multimodal.distributed import ranks_of_torchrun
     from multimodal.evaluate import evaluate_run
     from multimodal.trained_pairs import temperatures, trained_pairs
     from multimodal.training import checkpoint_io
@@ -33,10 +34,11 @@ def evaluate(cfg: DictConfig) -> None:
     transforms = run_cfg.data.transforms
     model, _ = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights, transforms)
 
-    device = cfg.device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(HydraConfig.get().runtime.output_dir)
     warmth = temperatures(run_cfg, weights_of(checkpoint, cfg.checkpoint, cfg.weights))
-    evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg), warmth)
+    with ranks_of_torchrun() as place:
+        device = cfg.device or (f"cuda:{place}" if torch.cuda.is_available() else "cpu")
+        evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg), warmth)
 
 
 if __name__ == "__main__":

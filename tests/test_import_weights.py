@@ -33,7 +33,7 @@ def run_script(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / "import_weights.py"), *words]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
     return subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=240, check=False, cwd=ROOT
+        command, env=env, capture_output=True, text=True, timeout=500, check=False, cwd=ROOT
     )
 
 

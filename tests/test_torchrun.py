@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from experiment_helpers import OWN_CONFIGS, ROOT, losses, write_sensor_shards
+from experiment_helpers import OWN_CONFIGS, ROOT, losses, train_here, write_sensor_shards
 from rank_helpers import FAST
 
 from multimodal.runs.start_time import UnsharedStart, share_start_time
@@ -62,6 +62,18 @@ def test_a_training_under_torchrun_is_one_run(tmp_path):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", run.name)
     assert sorted(losses(run)) == [1, 2, 3, 4]
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step=00000004.ckpt"]
+
+
+@pytest.mark.slow
+def test_an_evaluation_under_torchrun_is_that_of_one_process(tmp_path, monkeypatch):
+    shards = write_sensor_shards(tmp_path / "shards")
+    monkeypatch.setenv("SENSOR_SHARDS", str(shards))
+    train_here(tmp_path / "run", "trainer.max_steps=2", "data.eval_batch_size=16")
+    path = next((tmp_path / "run" / "checkpoints").iterdir())
+    words = [f"checkpoint='{path}'", f"hydra.run.dir={tmp_path / 'again'}"]
+    torchrun(tmp_path, str(ROOT / "scripts" / "evaluate.py"), *words, SENSOR_SHARDS=str(shards))
+    alone, shared = (tmp_path / name / "metrics.json" for name in ("run", "again"))
+    assert shared.read_text() == alone.read_text()
 
 
 def test_ranks_that_cannot_agree_are_refused(monkeypatch):

@@ -1,6 +1,7 @@
 """Weights and Biases: offline, without a network, after an error, and when a run goes on."""
 
 import contextlib
+import json
 import socket
 import threading
 from pathlib import Path
@@ -62,6 +63,24 @@ def test_a_resumed_run_keeps_its_id_and_logs_no_step_twice(here):
     (moved,) = offline_runs(other)
     assert moved.id == first.id
     assert [r["trainer/global_step"] for r in moved.rows if "train/loss" in r] == [9, 10]
+
+
+@pytest.mark.slow  # as above
+def test_the_report_and_its_figures_are_in_the_run(here):
+    words = ["logger=wandb", "logger.wandb.offline=true", f"logger.wandb.save_dir={here}"]
+    words += ["trainer.max_steps=2", "trainer.val_check_interval=2"]
+    train_here(here, *words, experiment="sensor_fusion")
+    (run,) = offline_runs(here)
+    assert "report.html" in run.saved
+    page = (run.files / "report.html").read_text()
+    assert page == (here / "report.html").read_text()
+    assert "highest" in page
+    score = json.loads((here / "metrics.json").read_text())["unseen"]["highest"]
+    assert run.summary["held-out/unseen/highest/accuracy"] == score["accuracy"]
+    pictures = sorted(path.read_bytes() for path in here.glob("attention/unseen/*.png"))
+    logged = sorted(path.read_bytes() for path in (run.files / "media").rglob("*.png"))
+    assert len(pictures) == 2
+    assert logged == pictures
 
 
 def test_a_run_that_is_not_resumed_is_another_and_one_without_a_checkpoint_goes_on(tmp_path):

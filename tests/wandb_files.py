@@ -41,12 +41,19 @@ class OfflineRun:
         self.id = ""
         self.config: dict[str, Any] = {}
         self.rows: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
+        self.saved: list[str] = []  # names of files to upload; they lie under `files`
+        self.files = folder / "files"
         for record in records(path):
             if record.HasField("run"):
                 self.id = record.run.run_id
                 self.config |= _values(record.run.config.update)
             if record.HasField("history"):
                 self.rows.append(_values(record.history.item))
+            if record.HasField("summary"):
+                self.summary |= _values(record.summary.update)
+            if record.HasField("files"):
+                self.saved += [file.path for file in record.files.files]
 
 
 def _values(items: Any) -> dict[str, Any]:
