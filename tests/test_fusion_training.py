@@ -43,7 +43,8 @@ def fuse_here(folder, *words):
 
 
 def test_resuming_in_the_middle_of_an_epoch_continues_to_the_last_bit(here):
-    settings = (*SHORT, "callbacks.checkpoint.every_n_train_steps=3")  # an epoch has five steps
+    every = ("callbacks.checkpoint.every_n_train_steps=3", "callbacks.checkpoint.keep_last=9")
+    settings = (*SHORT, *every)  # an epoch has five steps
     fuse_here(here / "whole", *settings)
     middle = here / "whole" / "checkpoints" / "step=00000003.ckpt"
     fuse_here(here / "resumed", *settings, f"resume='{middle}'")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -130,13 +131,24 @@ def crop_and_resize(
     """
     height, width = pictures.shape[1:]
     bottom, right = box.top + box.height, box.left + box.width
-    part = pictures[:, max(box.top, 0) : bottom, max(box.left, 0) : right]
+    part = _cut(pictures, slice(max(box.top, 0), bottom), slice(max(box.left, 0), right))
     beyond = (max(-box.left, 0), max(right - width, 0), max(-box.top, 0), max(bottom - height, 0))
     if any(beyond):
         part = F.pad(part, beyond, value=border)
     if (box.height, box.width) != (size, size):
         part = F.interpolate(_as_batch(part), (size, size), mode=mode, antialias=True)[0]
     return part.flip(-1) if box.flip else part
+
+
+def _cut(pictures: Tensor, rows: slice, columns: slice) -> Tensor:
+    """A part of ``[C, H, W]``; where the channels lie together, copied so that its rows do too.
+
+    The resize needs them so, and numpy copies them in a third of the time that it would take.
+    """
+    part = pictures[:, rows, columns]
+    if pictures.stride(0) != 1 or part.shape[2] == pictures.shape[2]:
+        return part
+    return torch.from_numpy(np.ascontiguousarray(part.permute(1, 2, 0).numpy())).permute(2, 0, 1)
 
 
 def _as_batch(picture: Tensor) -> Tensor:
