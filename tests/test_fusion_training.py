@@ -101,6 +101,7 @@ def test_encoders_from_a_contrastive_checkpoint_of_ours(here, complete, monkeypa
         fuse_here(here / "other", anchor, "model.towers.image.encoder.channels=[8,32]", *SHORT)
 
 
+@pytest.mark.slow
 def test_a_run_tells_what_each_modality_brings_and_where_it_looked(here, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(here))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -116,7 +117,7 @@ def test_a_run_tells_what_each_modality_brings_and_where_it_looked(here, monkeyp
     assert scores["samples"] == 100
     assert scores["accuracy"] > 0.5 > scores["chance"]["accuracy"]
     assert set(scores["own"]) == set(scores["alone"]) == set(scores["without"])
-    assert set(scores["attention"]) <= {"image", "sensor"}
+    assert "attention" not in scores  # of two modalities each can only read the other
     # A quarter of the samples has no reading: the sensor's own scores are of the others.
     assert scores["without"]["image"] == scores["alone"]["sensor"]
     report = (here / "report.html").read_text()
