@@ -14,6 +14,7 @@ from multimodal.config import ConfigError, arrange, compose_or_explain, config_d
 from multimodal.runs.job import run_job
 from multimodal.runs.start_time import UnsharedStart, share_start_time
 from multimodal.runs.sweep import SweepError
+from multimodal.runs.threads import share_cores
 
 
 def train() -> None:
@@ -33,6 +34,7 @@ def run(config_name: str, job: Callable[[DictConfig], None]) -> None:
     Words that do not compose, and a `ConfigError` of the job, end the program with the message
     and exit status 2; a checkpoint that cannot be used, with the message and exit status 1.
     """
+    share_cores()
     sys.argv[1:] = arrange(sys.argv[1:])
     try:
         compose_or_explain(sys.argv[1:], config_name)

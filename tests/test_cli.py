@@ -1,6 +1,7 @@
 """The command line: what a user types, and what comes back before torch is imported."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +195,29 @@ def test_help_imports_nothing_heavy(tmp_path):
         "resume=auto|PATH", "callbacks.checkpoint.every_n_train_steps", "multimodal-train", "-m",
     ):  # fmt: skip
         assert expected in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_that_wait_leave_their_core_unless_the_environment_says_otherwise(
+    tmp_path, given, spins
+):
+    program = """
+import sys
+from multimodal import cli
+sys.argv = ["train", "+experiment=clip", "hydra.run.dir=here"]
+cli.run("train", lambda cfg: __import__("torch"))
+"""
+    kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    environment = {**kept, "PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "VERBOSE", **given}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (told,) = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    assert int(told) > 10**6 if spins is None else told == spins
 
 
 @pytest.mark.parametrize("words", [["+experiment=clp"], ["optimizr.lr=3"], []], ids=str)

@@ -1,0 +1,19 @@
+"""Threads that wait leave their core to the processes that load data."""
+
+from __future__ import annotations
+
+import os
+
+_SPINS = "1000"  # what libgomp itself takes where one process has more threads than cores
+
+
+def share_cores() -> None:
+    """Has OpenMP's threads sleep soon when they wait, unless the environment says otherwise.
+
+    Between two operations they turn 300,000 times by default, on a core that decoding needs: with
+    one loading process on two cores, training was 1.2 (clip) and 1.4 times (imagebind) as fast
+    without. No result depends on it. libgomp reads the variable when it is loaded, so this has to
+    come before torch is imported.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = _SPINS
