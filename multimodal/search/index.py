@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -95,6 +96,8 @@ def build(vectors: Vectors, kind: Kind) -> Any:
     Raises:
         ModuleNotFoundError: without faiss, naming the extra.
     """
+    # It tells which of its builds it loads, and each that is not there as a failure.
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     try:
         import faiss
     except ModuleNotFoundError as error:

@@ -75,7 +75,7 @@ function card(one) {
   const source = `/media/${one.row}`;
   const parts = [];
   if (one.type.startsWith("image/")) parts.push(make("img", { src: source, alt: one.name, loading: "lazy" }));
-  if (one.type.startsWith("audio/")) parts.push(make("audio", { src: source, controls: true, preload: "none" }));
+  if (one.type.startsWith("audio/")) parts.push(make("audio", { src: source, controls: true, preload: "metadata" }));
   parts.push(make("p", { textContent: one.text ?? one.name, title: one.key }));
   const more = make("button", { type: "button", textContent: "+", title: "add to the query",
     onclick: () => add({ row: one.row, label: one.name, picture: one.type.startsWith("image/") ? source : null }) });
