@@ -82,6 +82,19 @@ class SignalWorker(pl.Callback):
             os.kill(worker.pid, self.number)
 
 
+class KillService(pl.Callback):
+    """Kills the process of Weights and Biases with -9, after 3 steps."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3:
+            me = str(os.getpid())
+            for status in Path("/proc").glob("[0-9]*/status"):
+                with contextlib.suppress(OSError):
+                    text = status.read_text()
+                    if "Name:\twandb-core" in text and f"PPid:\t{me}\n" in text:
+                        os.kill(int(status.parent.name), signal.SIGKILL)
+
+
 class FillDisk(pl.Callback):
     """Leaves no space for a checkpoint from one step to another.
 

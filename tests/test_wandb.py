@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import wandb
-from experiment_helpers import losses, run_training, train_here, write_sensor_shards
+from experiment_helpers import ROOT, losses, run_training, train_here, write_sensor_shards
+from rank_helpers import callback
 from wandb_files import offline_runs
 
 from multimodal.training import checkpoint_io
@@ -32,6 +35,11 @@ def here(shards, monkeypatch, tmp_path):
     return tmp_path
 
 
+def steps(run):
+    """The optimizer steps whose loss a run has, in their order."""
+    return [row["trainer/global_step"] for row in run.rows if "train/loss" in row]
+
+
 def offline(folder, *words):
     wand = ("logger=wandb", "logger.wandb.offline=true", f"logger.wandb.save_dir={folder}")
     train_here(folder, *wand, *SHORT, "trainer.val_check_interval=4", *words)
@@ -47,9 +55,7 @@ def test_a_resumed_run_keeps_its_id_and_logs_no_step_twice(here):
     offline(run, "trainer.max_steps=8", "resume=auto")
     first, second = offline_runs(run)
     assert first.id == second.id != ""
-    logged = [[row["trainer/global_step"] for row in r.rows if "train/loss" in row]
-              for r in (first, second)]  # fmt: skip
-    assert logged == [[1, 2, 3, 4, 5, 6], [7, 8]]
+    assert [steps(first), steps(second)] == [[1, 2, 3, 4, 5, 6], [7, 8]]
     score = "val/measured/image_to_sensor_r@1"
     validated = [[row["trainer/global_step"] for row in r.rows if score in row]
                  for r in (first, second)]  # fmt: skip
@@ -62,7 +68,37 @@ def test_a_resumed_run_keeps_its_id_and_logs_no_step_twice(here):
     offline(other, "trainer.max_steps=10", f"resume='{path}'")
     (moved,) = offline_runs(other)
     assert moved.id == first.id
-    assert [r["trainer/global_step"] for r in moved.rows if "train/loss" in r] == [9, 10]
+    assert steps(moved) == [9, 10]
+
+
+@pytest.mark.slow
+def test_a_killed_run_has_its_rows_and_goes_on_with_the_next(shards, tmp_path):
+    kill = callback("Kill", folder=str(tmp_path), step=6)
+    words = ["+experiment=sensor", *SHORT, "logger=wandb", "logger.wandb.offline=true"]
+    words += ["trainer.max_steps=8", f"hydra.run.dir={tmp_path}", kill]
+    words += ["allowed_packages=[fault_callbacks]"]
+    own = {"WANDB_MODE": "offline", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    killed = run_training(words, shards, **own)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    time.sleep(3)  # what was its service is on its own
+    words.remove(kill)
+    resumed = run_training([*words, "resume=auto"], shards, **own)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    first, second = offline_runs(tmp_path)
+    assert first.id == second.id != ""
+    assert steps(first) == [1, 2, 3, 4, 5, 6]
+    assert steps(second) == [7, 8]
+
+
+@pytest.mark.slow
+def test_a_service_that_dies_ends_the_logging_only(here, capsys):
+    """The library's own process, in which the rows are; the system may kill it for memory."""
+    offline(here, "trainer.max_steps=6", "+callbacks.fault={_target_: fault_callbacks.KillService}",
+            "allowed_packages=[fault_callbacks]")  # fmt: skip
+    assert "Weights and Biases has failed" in capsys.readouterr().err
+    (run,) = offline_runs(here)
+    assert 6 not in steps(run)
+    assert sorted(losses(here)) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow  # as above
@@ -187,5 +223,5 @@ def test_without_a_network_training_ends_well_and_says_so(server, shards, tmp_pa
     assert "WARNING: Weights and Biases cannot be reached" in done.stderr
     assert "upload it by `wandb sync`" in done.stderr
     (run,) = offline_runs(tmp_path)
-    assert [row["trainer/global_step"] for row in run.rows if "train/loss" in row] == [1, 2, 3]
+    assert steps(run) == [1, 2, 3]
     assert sorted(losses(tmp_path)) == [1, 2, 3]

@@ -126,6 +126,10 @@ def _trials(storage: str, study_name: str) -> tuple[int, int]:
     """How many trials a study has, and how many of them are complete; ends those cut off."""
     import optuna
 
+    # Optuna 2 writes the version of its tables without a commit, which SQLAlchemy 2 drops: the
+    # study could never be opened.
+    tables = optuna.storages.RDBStorage(storage, engine_kwargs={"isolation_level": "AUTOCOMMIT"})
+    tables.engine.dispose()
     names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
     if study_name not in names:
         return 0, 0

@@ -52,10 +52,13 @@ class WandbLogger(loggers.WandbLogger):
     ) -> None:
         if timeout_s <= 0:
             raise ValueError(f"logger.wandb.timeout_s={timeout_s} must be above 0")
-        limits = dict.fromkeys(("init_timeout", "login_timeout", "finish_timeout"), timeout_s)
+        settings = dict.fromkeys(("init_timeout", "login_timeout", "finish_timeout"), timeout_s)
+        # The service holds rows back before they are in the file, and loses them where this process
+        # is killed. It lives long enough to write those of the last half second.
+        settings["x_transaction_log_flush_interval"] = 0.5
         super().__init__(
             name=name, save_dir=save_dir, project=project, offline=offline, id=id,
-            entity=entity, settings=limits, config={},
+            entity=entity, settings=settings, config={},
         )  # fmt: skip
         self._asked = id
         self._note = Path(save_dir) / NOTE
