@@ -80,9 +80,13 @@ def run_training(
 
 
 def losses(folder: Path) -> dict[int, str]:
-    """Step -> training loss as it stands in `metrics.csv`, to the last digit."""
+    """Step -> training loss as it stands in `metrics.csv`, to the last digit.
+
+    A row of a validation only, as of the step that a run goes on from in another folder, has none.
+    """
     with (folder / "metrics.csv").open(newline="") as file:
-        return {int(row["step"]): row["train/loss"] for row in csv.DictReader(file)}
+        rows = list(csv.DictReader(file))
+    return {int(row["step"]): row["train/loss"] for row in rows if row["train/loss"]}
 
 
 def train_here(folder: Path, *overrides: str, experiment: str = "sensor") -> None:

@@ -119,6 +119,18 @@ class FillDisk(pl.Callback):
             resource.setrlimit(resource.RLIMIT_FSIZE, self.limit)
 
 
+class Fall(pl.Callback):
+    """An error in the second batch of the accumulation after ``step`` optimizer steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.batches = step, 0
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        self.batches += trainer.global_step == self.step
+        if self.batches == 2:
+            raise OSError("fallen inside an accumulation")
+
+
 class KillAll(pl.Callback):
     """Kills every rank with -9, in the middle of the batch after ``step`` optimizer steps."""
 

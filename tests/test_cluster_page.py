@@ -78,7 +78,7 @@ def test_two_machines_under_torchrun(tmp_path):
         command = command.replace(before, after)
     program = str(Path(sys.executable).with_name("torchrun"))
     words = [program, *shlex.split(command)[1:], "debug=fast", "trainer.accelerator=cpu",
-             "trainer.precision=32-true"]  # fmt: skip
+             "trainer.precision=32-true", "data.batch_size=118"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     outputs = [tmp_path / f"node{number}.txt" for number in (0, 1)]
     nodes = []

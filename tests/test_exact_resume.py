@@ -9,6 +9,7 @@ from experiment_helpers import losses, run_training, train_here, weights, write_
 from rank_helpers import Ranks, callback, lines
 
 from multimodal.data.errors import OtherBatches
+from multimodal.training import checkpoint_io
 
 # A global batch of 16 of 160 samples: an epoch is 10 steps. Everything that is random is on.
 RANDOM = (
@@ -84,6 +85,52 @@ def test_a_run_killed_in_mid_epoch_goes_on_to_the_last_bit(shards, tmp_path, ran
     for first in range(0, 50, EPOCH):
         seen = [key for step in range(first, first + EPOCH) for key in keys[step]]
         assert len(seen) == len(set(seen)) == SAMPLES
+
+
+def test_a_run_falls_twice_inside_accumulations_and_goes_on_to_the_last_bit(
+    shards, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SENSOR_SHARDS", str(shards))
+    torch.set_num_threads(1)
+    stop = "{_target_: pytorch_lightning.callbacks.EarlyStopping, patience: 20, mode: max, "
+    stop += "monitor: 'val/measured/image_to_sensor_r@1'}"
+    words = (*RANDOM, KEPT, "~evaluation", "trainer.max_steps=14", "data.batch_size=8",
+             "trainer.accumulate_grad_batches=3", "trainer.val_check_interval=6",
+             "callbacks.checkpoint.every_n_train_steps=2", "data.num_workers=2",
+             f"+callbacks.early={stop}", "allowed_packages=[fault_callbacks]")  # fmt: skip
+    whole, fallen = tmp_path / "whole", tmp_path / "fallen"
+    train_here(whole, *words)
+    for step in (5, 9):
+        fault = callback("Fall", step=step)
+        with pytest.raises(OSError, match="inside an accumulation"):
+            train_here(fallen, *words, fault, "resume=auto")
+        assert max(checkpoint_io.steps(fallen / "checkpoints")) == step - 1
+    train_here(fallen, *words, "resume=auto")
+    assert learned(fallen) == learned(whole)
+    assert sorted(losses(whole)) == list(range(1, 15))
+    before, after = (checkpoint_io.read(f / "checkpoints" / "step=00000014.ckpt")
+                     for f in (whole, fallen))  # fmt: skip
+    assert before["state_dict"].keys() == after["state_dict"].keys()
+    for name, tensor in before["state_dict"].items():
+        assert torch.equal(tensor, after["state_dict"][name]), name
+    (kept,), (other,) = ([s for name, s in content["callbacks"].items() if "EarlyStopping" in name]
+                         for content in (before, after))  # fmt: skip
+    assert kept == other
+    assert kept["best_score"] > 0
+
+
+def test_a_row_is_the_mean_over_the_batches_of_its_accumulations(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("SENSOR_SHARDS", str(shards))
+    torch.set_num_threads(1)
+    words = ("~evaluation", "optimizer.lr=1e-12", "data.batch_size=8", "scheduler=constant")
+    train_here(tmp_path / "batches", *words, "trainer.max_steps=12")
+    train_here(tmp_path / "steps", *words, "trainer.max_steps=4", "trainer.log_every_n_steps=2",
+               "trainer.accumulate_grad_batches=3")  # fmt: skip
+    each = {step: float(loss) for step, loss in losses(tmp_path / "batches").items()}
+    rows = {step: float(loss) for step, loss in losses(tmp_path / "steps").items()}
+    for row, batches in ((2, range(1, 7)), (4, range(7, 13))):
+        assert rows.pop(row) == pytest.approx(sum(each[n] for n in batches) / 6, abs=1e-4)
+    assert not rows
 
 
 def test_what_was_not_logged_yet_is_not_lost(shards, tmp_path, monkeypatch):

@@ -41,6 +41,14 @@ def wait_for(path):
     return path.read_text()
 
 
+def wait_for_end(folder, name):
+    """Until SLURM, too, knows that the job has ended."""
+    end = time.monotonic() + LIMIT
+    while wait_for(folder / f"state_{name}") == "RUNNING":
+        assert time.monotonic() < end, f"job {name} does not end"
+        time.sleep(0.2)
+
+
 def requeued(folder):
     return [call[1:] for call in slurm_standin.calls(folder) if call[0] == "scontrol"]
 
@@ -97,6 +105,8 @@ def test_jobs_of_a_sweep_are_submitted_pre_empted_and_go_on(slurm, tmp_path):
     (submitted,) = [call for call in slurm_standin.calls(folder) if call[0] == "sbatch"]
     assert submitted
     assert sorted(requeued(folder)) == [["requeue", "1000_0"], ["requeue", "1000_1"]]
+    for name in ("1000_0", "1000_1"):
+        wait_for_end(folder, name)  # the result is there before its process has ended
     assert ends(folder) == {"1000_0": [143, 0], "1000_1": [143, 0]}
     for job in ("0", "1"):
         run = tmp_path / "sweep" / job
@@ -135,10 +145,7 @@ def test_tasks_of_srun_are_the_ranks_of_one_run(slurm, tmp_path):
     subprocess.run(["sbatch", str(script)], cwd=tmp_path, env=environment, check=True)
     wait_for(tmp_path / "step_0")
     os.kill(int(wait_for(tmp_path / "step_1")), signal.SIGUSR1)
-    end = time.monotonic() + LIMIT
-    while wait_for(folder / "state_1000") == "RUNNING":
-        assert time.monotonic() < end, (tmp_path / "output.txt").read_text()[-3000:]
-        time.sleep(0.2)
+    wait_for_end(folder, "1000")
     assert ends(folder) == {"1000": [143, 0]}, (tmp_path / "output.txt").read_text()[-3000:]
     assert requeued(folder) == [["requeue", "1000"]]
     run = tmp_path / "outputs" / "clip"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,6 +125,7 @@ class SweepRecord(Callback):
 
 def _trials(storage: str, study_name: str) -> tuple[int, int]:
     """How many trials a study has, and how many of them are complete; ends those cut off."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells each of its plugins
     import optuna
 
     # Optuna 2 writes the version of its tables without a commit, which SQLAlchemy 2 drops: the

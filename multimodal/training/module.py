@@ -42,6 +42,7 @@ class TrainingModule(pl.LightningModule):
         self._split = False
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
+        self._logged_step = 0
         self.host_metrics: dict[str, float] = {}  # by callbacks, logged with the step's own
 
     def configure_model(self) -> None:
@@ -105,6 +106,10 @@ class TrainingModule(pl.LightningModule):
             self._sums[name] = value if before is None else before.to(value.device) + value
             self._counts[name] += 1
 
+    def on_train_start(self) -> None:
+        """Nothing is due before an optimizer step of this run."""
+        self._logged_step = self.trainer.global_step
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs the means since the last logged step, every ``trainer.log_every_n_steps``."""
         self.log_if_due()
@@ -113,7 +118,9 @@ class TrainingModule(pl.LightningModule):
         """Logs what this step completes; nothing the second time, so it may be asked for early."""
         step = self.trainer.global_step
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self._counts and every and step % every == 0:
+        # Once a step: the next batches of an accumulation count for the step that they lead to.
+        if self._counts and every and step % every == 0 and step != self._logged_step:
+            self._logged_step = step
             means = self.interval_means()
             means.update(self.host_metrics)
             means["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]

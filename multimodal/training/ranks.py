@@ -40,13 +40,8 @@ class RankWatch:
         while not self._done.wait(0.5):
             for rank, process in enumerate(self._processes, start=1):
                 status = process.poll()
-                if status and not self._done.wait(5.0):  # this rank may tell the cause itself
-                    how = f"exit status {status}" if status > 0 else f"signal {-status}"
-                    sys.stderr.write(
-                        f"rank {rank} (process {process.pid}) has ended with {how}, so the run "
-                        "ends; go on from its last checkpoint by resume=auto\n"
-                    )
-                    sys.stderr.flush()
+                if status and not self._done.wait(5.0):  # this rank may fail of it by itself
+                    _tell(rank, process.pid, status)
                     self.kill()
                     os._exit(1)
 
@@ -55,8 +50,11 @@ class RankWatch:
         self._done.set()
 
     def end(self, patience_s: float) -> None:
-        """Waits for these processes, and kills those that do not end."""
+        """Tells which of these processes has died, waits for the others, kills those that stay."""
         self.release()
+        for rank, process in enumerate(self._processes, start=1):
+            if status := process.poll():
+                _tell(rank, process.pid, status)
         limit = time.monotonic() + patience_s
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -69,3 +67,12 @@ class RankWatch:
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
+
+
+def _tell(rank: int, pid: int, status: int) -> None:
+    how = f"exit status {status}" if status > 0 else f"signal {-status}"
+    sys.stderr.write(
+        f"rank {rank} (process {pid}) has ended with {how}, so the run ends; go on from its last "
+        "checkpoint by resume=auto\n"
+    )
+    sys.stderr.flush()
