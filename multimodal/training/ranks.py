@@ -50,15 +50,16 @@ class RankWatch:
         self._done.set()
 
     def end(self, patience_s: float) -> None:
-        """Tells which of these processes has died, waits for the others, kills those that stay."""
+        """Waits for these processes, tells which a signal has ended, and kills those that stay."""
         self.release()
-        for rank, process in enumerate(self._processes, start=1):
-            if status := process.poll():
-                _tell(rank, process.pid, status)
         limit = time.monotonic() + patience_s
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=max(0.0, limit - time.monotonic()))
+        for rank, process in enumerate(self._processes, start=1):
+            status = process.poll()
+            if status is not None and status < 0:  # others have told the error that ended them
+                _tell(rank, process.pid, status)
         self.kill()
 
     def kill(self) -> None:
