@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor, nn
 
-from multimodal.data.datamodule import evaluation_batches
+from multimodal.data.evaluation import EvaluationLoader
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
 from multimodal.data.transforms.text import TextTransform
@@ -50,12 +51,11 @@ def examples(
     """
     device = next(model.parameters()).device
     shown = []
-    count = min(count, len(source))
-    every = evaluation_batches(source, transforms, wanted(model, source), 1)
-    chosen = {int(place) for place in np.linspace(0, len(source) - 1, count)} if count else set()
-    for place, batch in enumerate(every if chosen else ()):
-        if place not in chosen:
-            continue
+    if not min(count, len(source)):
+        return []
+    stride = max(1, (len(source) - 1) // max(1, count - 1))  # those between are not read
+    batches = EvaluationLoader(source, transforms, wanted(model, source), 1, world_size=stride)
+    for batch in islice(batches, count):
         fused = fuse(model, batch.to(device), need_attention=True)
         lines = []
         for name, task in model.tasks.items():

@@ -11,7 +11,9 @@ from experiment_helpers import SENSOR, composed, write_sensor_shards
 from gloo import run_ranks
 from hydra.utils import instantiate
 
+from multimodal.data.source import Source
 from multimodal.evaluate import build_sets, evaluate
+from multimodal.fusion_gallery import examples
 from multimodal.training.build import build_model
 
 BATCH = 16  # of 100 samples: four batches for one rank, three for the other
@@ -54,3 +56,21 @@ def test_ranks_share_the_tasks_and_find_what_one_finds(pieces, tmp_path):
     assert first == second == alone
     assert shares == [16, 16, 16, 4]
     assert other_shares == [16, 16, 16]
+
+
+def test_drawn_samples_are_spread_through_the_set_and_no_others_are_read(pieces, monkeypatch):
+    model, sets, transforms = pieces
+    source = sets["unseen"].source
+    decoded: list[int] = []
+    decode = Source.decode
+
+    def noted(self, index, *given, **named):
+        decoded.append(index)
+        return decode(self, index, *given, **named)
+
+    monkeypatch.setattr(Source, "decode", noted)
+    for count, places in ((4, [0, 33, 66, 99]), (6, [0, 19, 38, 57, 76, 95]), (1, [0]), (0, [])):
+        decoded.clear()
+        drawn = examples(model.eval(), source, transforms, count)
+        assert [example.name for example in drawn] == [source.place(place).key for place in places]
+        assert decoded == places
