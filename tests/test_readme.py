@@ -65,7 +65,7 @@ def test_every_linked_file_is_there():
 def test_every_other_command_works_in_turn_in_a_fresh_clone(tmp_path):
     folder = clone(tmp_path / "clone")
     for command in HEAVY:
-        status, output = run(command, folder, timeout=900)
+        status, output = run(command, folder, timeout=1800)
         assert status == 0, f"{command}\n{output[-3000:]}"
 
 
