@@ -74,8 +74,9 @@ def test_a_resumed_run_keeps_its_id_and_logs_no_step_twice(here):
 @pytest.mark.slow
 def test_a_killed_run_has_its_rows_and_goes_on_with_the_next(shards, tmp_path):
     kill = callback("Kill", folder=str(tmp_path), step=6)
+    slow = callback("SlowSteps", folder=str(tmp_path), seconds=1.0)
     words = ["+experiment=sensor", *SHORT, "logger=wandb", "logger.wandb.offline=true"]
-    words += ["trainer.max_steps=8", f"hydra.run.dir={tmp_path}", kill]
+    words += ["trainer.max_steps=8", f"hydra.run.dir={tmp_path}", slow, kill]
     words += ["allowed_packages=[fault_callbacks]"]
     own = {"WANDB_MODE": "offline", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     killed = run_training(words, shards, **own)
@@ -86,7 +87,8 @@ def test_a_killed_run_has_its_rows_and_goes_on_with_the_next(shards, tmp_path):
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     first, second = offline_runs(tmp_path)
     assert first.id == second.id != ""
-    assert steps(first) == [1, 2, 3, 4, 5, 6]
+    # What was logged in the last half a second may be lost.
+    assert steps(first) in ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6])
     assert steps(second) == [7, 8]
 
 
