@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from multimodal.layers.activations import QuickGELU, make_activation
 from multimodal.layers.pooling import AttentionPool, LastPool, MeanPool, make_pooler
 from multimodal.layers.positions import sincos_positions
 from multimodal.layers.stems import ConvStem, PatchStem
@@ -19,10 +20,8 @@ from multimodal.layers.transformer import (
     CrossAttention,
     DropPath,
     LayerScale,
-    QuickGELU,
     Transformer,
     attend,
-    make_activation,
 )
 
 B, T, W, H = 3, 7, 24, 4
