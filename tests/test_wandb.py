@@ -93,14 +93,18 @@ def test_a_killed_run_has_its_rows_and_goes_on_with_the_next(shards, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_service_that_dies_ends_the_logging_only(here, capsys):
+def test_a_service_that_dies_ends_the_logging_only(shards, tmp_path):
     """The library's own process, in which the rows are; the system may kill it for memory."""
-    offline(here, "trainer.max_steps=6", "+callbacks.fault={_target_: fault_callbacks.KillService}",
-            "allowed_packages=[fault_callbacks]")  # fmt: skip
-    assert "Weights and Biases has failed" in capsys.readouterr().err
-    (run,) = offline_runs(here)
+    words = ["+experiment=sensor", *SHORT, "logger=wandb", "logger.wandb.offline=true"]
+    words += ["trainer.max_steps=6", "+callbacks.fault={_target_: fault_callbacks.KillService}"]
+    words += ["allowed_packages=[fault_callbacks]", f"hydra.run.dir={tmp_path}"]
+    own = {"WANDB_MODE": "offline", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = run_training(words, shards, **own)  # what is left of the library is not for other tests
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Weights and Biases has failed" in done.stderr
+    (run,) = offline_runs(tmp_path)
     assert 6 not in steps(run)
-    assert sorted(losses(here)) == [1, 2, 3, 4, 5, 6]
+    assert sorted(losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow  # as above
