@@ -158,7 +158,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     for choice, found in scores.items():
         mean = statistics.mean(found)
         each = ", ".join(f"{100 * score:.2f}" for score in found)
-        beside = f"{mean / statistics.mean(plain):.1f}" if plain else ""
+        beside = f"{mean / statistics.mean(plain):.1f}" if any(plain) else ""
         seconds = statistics.mean(run["seconds"] for run in runs if chosen(run) == choice)
         lines.append(
             f"| `{choice[0]}` | `{choice[1]}` | {each} | {100 * mean:.2f} | {mean / chance:.1f} "
