@@ -16,6 +16,21 @@ ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext", 
             "convnextv2", "resnet")  # fmt: skip
 
 
+def library(user: str) -> Any:
+    """The package ``transformers``, half of which has no types.
+
+    Raises:
+        ImportError: if it is not installed; says that ``user`` needs it, and the extra.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            f"{user} needs transformers: pip install 'multimodal[huggingface]'"
+        ) from error
+    return transformers
+
+
 def file_of(name: str, file: str) -> Path | None:
     """A file of a model: in its folder, or what the hub's cache holds of it; None: not there."""
     folder = Path(name).expanduser()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal.data.paths import resolve
+from multimodal.model_folder import library
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -55,19 +56,13 @@ class HuggingFaceTokenizer:
 
 
 def _load(name: str, offline: bool) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            "HuggingFaceTokenizer needs transformers: pip install 'multimodal[huggingface]'"
-        ) from error
-    library: Any = transformers  # half of it has no types
+    transformers = library("HuggingFaceTokenizer")
     path = resolve(name)
     if path.suffix == ".json" and path.is_file():
-        return library.PreTrainedTokenizerFast(tokenizer_file=str(path))
+        return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
     try:
         here = Path(path).is_dir()
-        auto = library.AutoTokenizer
+        auto = transformers.AutoTokenizer
         return auto.from_pretrained(str(path) if here else name, local_files_only=here or offline)
     except (OSError, ValueError) as error:
         hint = "; offline=false would ask the hub" if offline else ""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from multimodal.encoders.transformer import check_mask
 from multimodal.layers.pooling import FirstPool, LastPool, MeanPool, Pooling, make_pooler
 from multimodal.layers.transformer import Transformer
-from multimodal.model_folder import input_settings
+from multimodal.model_folder import input_settings, library
 from multimodal.types import EncoderOutput
 
 Part = Literal["whole", "vision", "text", "audio", "encoder"]
@@ -170,27 +170,23 @@ class HuggingFaceEncoder(nn.Module):
 
 
 def _build(name: str | None, config: Mapping[str, Any] | None, offline: bool) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            "encoder=huggingface needs transformers: pip install 'multimodal[huggingface]'"
-        ) from error
-    library: Any = transformers  # half of it has no types
+    transformers = library("encoder=huggingface")
     given = dict(config or {})
     if name is None:
         kind = given.pop("model_type", None)
         if kind is None:
             raise ValueError("give name (a folder or a name on the hub), or config.model_type")
         try:
-            made = library.AutoConfig.for_model(kind, **given)
+            made = transformers.AutoConfig.for_model(kind, **given)
         except (KeyError, ValueError) as error:
             raise ValueError(f"transformers has no model_type {kind!r}") from error
-        return library.AutoModel.from_config(made)
+        return transformers.AutoModel.from_config(made)
     local = Path(name).expanduser().is_dir()
     path = str(Path(name).expanduser()) if local else name
     try:
-        return library.AutoModel.from_pretrained(path, local_files_only=local or offline, **given)
+        return transformers.AutoModel.from_pretrained(
+            path, local_files_only=local or offline, **given
+        )
     except OSError as error:
         hint = "; offline=false would ask the hub" if offline and not local else ""
         raise ValueError(f"no model {name}: {str(error).splitlines()[0]}{hint}") from error

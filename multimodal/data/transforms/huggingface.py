@@ -15,6 +15,7 @@ from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
 from multimodal.data.transforms.base import Stacked, require_finite
 from multimodal.data.transforms.filterbank import resample
+from multimodal.model_folder import library
 
 
 class HuggingFaceSound(Stacked):
@@ -76,17 +77,13 @@ class HuggingFaceSound(Stacked):
 
 
 def _load(name: str, offline: bool) -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            "HuggingFaceSound needs transformers: pip install 'multimodal[huggingface]'"
-        ) from error
-    library: Any = transformers  # half of it has no types
+    transformers = library("HuggingFaceSound")
     here = Path(name).expanduser().is_dir()
     path = str(Path(name).expanduser()) if here else name
     try:
-        return library.AutoFeatureExtractor.from_pretrained(path, local_files_only=here or offline)
+        return transformers.AutoFeatureExtractor.from_pretrained(
+            path, local_files_only=here or offline
+        )
     except (OSError, ValueError) as error:
         hint = "" if here or not offline else "; offline=false would ask the hub"
         reason = str(error).splitlines()[0]
