@@ -8,7 +8,9 @@ cut.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -88,6 +90,79 @@ class Loss(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class SimilarityBlock:
+    """Rows of a similarity matrix with all of their columns: what a loss reads.
+
+    Attributes:
+        similarities: ``[A, C]`` cosines, float32 or float64.
+        scale: scalar; logits are ``scale * similarities + bias``.
+        bias: scalar; 0 for losses without a bias.
+        positives: ``[A, C]`` bool, at least one True per row.
+        log_weights: ``[A, C]``; 0 at positives, -inf at what takes no part, else the log weight of
+            a negative.
+    """
+
+    similarities: Tensor
+    scale: Tensor
+    bias: Tensor
+    positives: Tensor
+    log_weights: Tensor
+
+    @cached_property
+    def negatives(self) -> Tensor:
+        """``[A, C]`` bool: the candidates that the anchors are pushed away from."""
+        return ~self.positives & (self.log_weights > -torch.inf)
+
+    @cached_property
+    def weighted_logits(self) -> Tensor:
+        """``[A, C]``: ``scale * similarities + log_weights``, as a softmax takes them."""
+        return self.scale * self.similarities + self.log_weights
+
+
+@dataclass(frozen=True)
+class BlockLoss(ABC):
+    """Base of our losses: one `SimilarityBlock` in, one loss per anchor out."""
+
+    accepts: ClassVar[frozenset[Weighting]] = frozenset({"drops"})
+    default_scale: ClassVar[float] = 1 / 0.07
+    default_bias: ClassVar[float | None] = None
+
+    def __call__(
+        self,
+        similarities: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        positives: Tensor,
+        log_weights: Tensor,
+    ) -> Tensor:
+        """The loss of each anchor ``[A]``; see `Loss`."""
+        block = SimilarityBlock(similarities, scale, bias, positives, log_weights)
+        return self.per_anchor(block)
+
+    @abstractmethod
+    def per_anchor(self, block: SimilarityBlock) -> Tensor:
+        """The loss of each anchor ``[A]``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoWayLoss(BlockLoss):
+    """Base of losses that run in both directions of a pair.
+
+    Args:
+        directions: ``mean`` of the two directions as in CLIP, or their ``sum`` as in ImageBind.
+
+    Raises:
+        ValueError: if ``directions`` is neither.
+    """
+
+    directions: Directions = "mean"
+
+    def __post_init__(self) -> None:
+        if self.directions not in ("mean", "sum"):
+            raise ValueError(f"directions must be 'mean' or 'sum', given '{self.directions}'")
+
+
 @runtime_checkable
 class Negatives(Protocol):
     """Chooses among an anchor's negatives, or weighs them.
@@ -146,12 +221,6 @@ def logsumexp(values: Tensor, where: Tensor) -> Tensor:
 def masked_mean(values: Tensor, where: Tensor) -> Tensor:
     """Mean of the marked entries of each row ``[A]``; zero for a row without any."""
     return values.masked_fill(~where, 0).sum(dim=1) / where.sum(dim=1).clamp(min=1)
-
-
-def check_directions(directions: str) -> None:
-    """Raises ValueError unless ``directions`` says how the two directions are joined."""
-    if directions not in ("mean", "sum"):
-        raise ValueError(f"directions must be 'mean' or 'sum', given '{directions}'")
 
 
 def compatible(loss: Any, negatives: Any, candidates: Any = None) -> str | None:

@@ -6,17 +6,42 @@ Where an anchor has several positives, the least similar one has to lead (batch 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from multimodal.objectives.contract import Directions, Weighting, check_directions
+from multimodal.objectives.contract import Directions, SimilarityBlock, TwoWayLoss
 
 
 @dataclass(frozen=True)
-class Triplet:
+class MarginLoss(TwoWayLoss):
+    """Base of losses of violated margins.
+
+    Args:
+        margin: at least 0, in cosine.
+
+    Raises:
+        ValueError: if the margin is below 0.
+    """
+
+    margin: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.margin >= 0:
+            raise ValueError(f"margin must be at least 0, given {self.margin}")
+
+    def violations(self, block: SimilarityBlock) -> Tensor:
+        """By how much each negative comes too close ``[A, C]``; 0 where there is no negative."""
+        positive_A = block.similarities.masked_fill(~block.positives, torch.inf).amin(dim=1)
+        gaps_AC = (self.margin - positive_A[:, None] + block.similarities).relu()
+        # 0 x similarity keeps the graph and lets NaN through where a row has no negative
+        return gaps_AC.where(block.negatives, 0 * positive_A[:, None])
+
+
+@dataclass(frozen=True)
+class Triplet(MarginLoss):
     """Triplet loss (Schroff et al. 2015, Sec. 3.1), with cosines in place of squared distances.
 
     ``max(0, margin - s_p + s_n)``, averaged over the anchor's negatives that violate the margin:
@@ -27,32 +52,14 @@ class Triplet:
         directions: ``mean`` or ``sum`` of the two directions.
     """
 
-    margin: float = 0.2
-    directions: Directions = "mean"
-
-    accepts: ClassVar[frozenset[Weighting]] = frozenset({"drops"})
-    default_scale: ClassVar[float] = 1 / 0.07
-    default_bias: ClassVar[float | None] = None
-
-    def __post_init__(self) -> None:
-        check_margin(self.margin)
-        check_directions(self.directions)
-
-    def __call__(
-        self,
-        similarities: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        positives: Tensor,
-        log_weights: Tensor,
-    ) -> Tensor:
-        """The loss of each anchor ``[A]``; see `Loss`."""
-        violations_AC = _violations(similarities, positives, log_weights, self.margin)
+    def per_anchor(self, block: SimilarityBlock) -> Tensor:
+        """The loss of each anchor ``[A]``."""
+        violations_AC = self.violations(block)
         return violations_AC.sum(dim=1) / (violations_AC > 0).sum(dim=1).clamp(min=1)
 
 
 @dataclass(frozen=True)
-class Hinge:
+class Hinge(MarginLoss):
     """Hinge ranking loss: the sum of violations (Kiros et al. 2014), or the worst (VSE++).
 
     ``sum_n max(0, margin - s_p + s_n)``, or ``max_n`` (Faghri et al. 2018, Sec. 2).
@@ -63,43 +70,10 @@ class Hinge:
         directions: ``sum`` of the two directions as in VSE++, or their ``mean``.
     """
 
-    margin: float = 0.2
     hardest: bool = False
-    directions: Directions = "sum"
+    directions: Directions = field(default="sum", kw_only=True)
 
-    accepts: ClassVar[frozenset[Weighting]] = frozenset({"drops"})
-    default_scale: ClassVar[float] = 1 / 0.07
-    default_bias: ClassVar[float | None] = None
-
-    def __post_init__(self) -> None:
-        check_margin(self.margin)
-        check_directions(self.directions)
-
-    def __call__(
-        self,
-        similarities: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        positives: Tensor,
-        log_weights: Tensor,
-    ) -> Tensor:
-        """The loss of each anchor ``[A]``; see `Loss`."""
-        violations_AC = _violations(similarities, positives, log_weights, self.margin)
+    def per_anchor(self, block: SimilarityBlock) -> Tensor:
+        """The loss of each anchor ``[A]``."""
+        violations_AC = self.violations(block)
         return violations_AC.amax(dim=1) if self.hardest else violations_AC.sum(dim=1)
-
-
-def _violations(
-    similarities: Tensor, positives: Tensor, log_weights: Tensor, margin: float
-) -> Tensor:
-    """By how much each negative comes too close ``[A, C]``; 0 where there is no negative."""
-    positive_A = similarities.masked_fill(~positives, torch.inf).amin(dim=1)
-    gaps_AC = (margin - positive_A[:, None] + similarities).relu()
-    negatives = ~positives & (log_weights > -torch.inf)
-    # 0 x similarity keeps the graph and lets NaN through where a row has no negative
-    return gaps_AC.where(negatives, 0 * positive_A[:, None])
-
-
-def check_margin(margin: float) -> None:
-    """Raises ValueError below 0."""
-    if not margin >= 0:
-        raise ValueError(f"margin must be at least 0, given {margin}")

@@ -8,11 +8,11 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from multimodal.objectives.contract import Directions, Weighting
+from multimodal.objectives.contract import BlockLoss, Directions, SimilarityBlock, Weighting
 
 
 @dataclass(frozen=True)
-class SigLIP:
+class SigLIP(BlockLoss):
     """Pairwise sigmoid loss (Zhai et al. 2023), with a logit bias beside the scale.
 
     Per anchor ``sum_p -log sigmoid(l_p) + sum_n w_n (-log sigmoid(-l_n))``. It covers the matrix
@@ -24,15 +24,8 @@ class SigLIP:
     default_scale: ClassVar[float] = 10.0
     default_bias: ClassVar[float | None] = -10.0
 
-    def __call__(
-        self,
-        similarities: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        positives: Tensor,
-        log_weights: Tensor,
-    ) -> Tensor:
-        """The loss of each anchor ``[A]``; see `Loss`."""
-        logits_AC = scale * similarities + bias
-        signed_AC = logits_AC.where(positives, -logits_AC)
-        return -(log_weights.exp() * F.logsigmoid(signed_AC)).sum(dim=1)
+    def per_anchor(self, block: SimilarityBlock) -> Tensor:
+        """The loss of each anchor ``[A]``."""
+        logits_AC = block.scale * block.similarities + block.bias
+        signed_AC = logits_AC.where(block.positives, -logits_AC)
+        return -(block.log_weights.exp() * F.logsigmoid(signed_AC)).sum(dim=1)

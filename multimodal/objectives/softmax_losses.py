@@ -10,18 +10,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from multimodal.objectives.contract import (
-    Directions,
+    SimilarityBlock,
+    TwoWayLoss,
     Weighting,
-    check_directions,
     logsumexp,
     masked_mean,
 )
 
-ANY_WEIGHTING: frozenset[Weighting] = frozenset({"drops", "weights", "estimate"})
+
+@dataclass(frozen=True)
+class SoftmaxLoss(TwoWayLoss):
+    """Base of losses whose denominator has a place for any log weight."""
+
+    accepts: ClassVar[frozenset[Weighting]] = frozenset({"drops", "weights", "estimate"})
 
 
 @dataclass(frozen=True)
-class InfoNCE:
+class InfoNCE(SoftmaxLoss):
     """InfoNCE (van den Oord et al. 2018, Eq. 4), symmetric as in CLIP (Radford et al. 2021).
 
     ``-log(exp(l_p) / (exp(l_p) + sum_n w_n exp(l_n)))``. With several positives, the mean over
@@ -35,27 +40,14 @@ class InfoNCE:
     """
 
     label_smoothing: float = 0.0
-    directions: Directions = "mean"
-
-    accepts: ClassVar[frozenset[Weighting]] = ANY_WEIGHTING
-    default_scale: ClassVar[float] = 1 / 0.07
-    default_bias: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_smoothing(self.label_smoothing)
-        check_directions(self.directions)
 
-    def __call__(
-        self,
-        similarities: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        positives: Tensor,
-        log_weights: Tensor,
-    ) -> Tensor:
-        """The loss of each anchor ``[A]``; see `Loss`."""
-        logits_AC = scale * similarities + log_weights
-        negatives = ~positives & (log_weights > -torch.inf)
+    def per_anchor(self, block: SimilarityBlock) -> Tensor:
+        """The loss of each anchor ``[A]``."""
+        logits_AC, negatives = block.weighted_logits, block.negatives
         losses_AC = self.from_logs(logits_AC, logsumexp(logits_AC, negatives)[:, None])
         if self.label_smoothing:
             # ... + smoothing x (l_p - the mean of l over the positive and its negatives)
@@ -63,7 +55,7 @@ class InfoNCE:
             total_A = logits_AC.masked_fill(~negatives, 0).sum(dim=1)
             gaps_AC = (count_A[:, None] * logits_AC - total_A[:, None]) / (1 + count_A[:, None])
             losses_AC = losses_AC + self.label_smoothing * gaps_AC
-        return masked_mean(losses_AC, positives)
+        return masked_mean(losses_AC, block.positives)
 
     @staticmethod
     def from_logs(positives: Tensor, negatives: Tensor) -> Tensor:
@@ -73,7 +65,7 @@ class InfoNCE:
 
 
 @dataclass(frozen=True)
-class DCL:
+class DCL(SoftmaxLoss):
     """Decoupled contrastive loss (Yeh et al. 2022): InfoNCE without the positive below.
 
     ``-l_p + log sum_n w_n exp(l_n)``, the mean over the positives. The positive's own share no
@@ -83,28 +75,11 @@ class DCL:
         directions: ``mean`` or ``sum`` of the two directions.
     """
 
-    directions: Directions = "mean"
-
-    accepts: ClassVar[frozenset[Weighting]] = ANY_WEIGHTING
-    default_scale: ClassVar[float] = 1 / 0.07
-    default_bias: ClassVar[float | None] = None
-
-    def __post_init__(self) -> None:
-        check_directions(self.directions)
-
-    def __call__(
-        self,
-        similarities: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        positives: Tensor,
-        log_weights: Tensor,
-    ) -> Tensor:
-        """The loss of each anchor ``[A]``; see `Loss`."""
-        logits_AC = scale * similarities + log_weights
-        negatives = ~positives & (log_weights > -torch.inf)
+    def per_anchor(self, block: SimilarityBlock) -> Tensor:
+        """The loss of each anchor ``[A]``."""
+        logits_AC, negatives = block.weighted_logits, block.negatives
         losses_AC = self.from_logs(logits_AC, logsumexp(logits_AC, negatives)[:, None])
-        return masked_mean(losses_AC, positives)
+        return masked_mean(losses_AC, block.positives)
 
     @staticmethod
     def from_logs(positives: Tensor, negatives: Tensor) -> Tensor:
@@ -115,7 +90,7 @@ class DCL:
 
 
 @dataclass(frozen=True)
-class SupCon:
+class SupCon(SoftmaxLoss):
     """Supervised contrastive loss, outer form (Khosla et al. 2020, Eq. 2).
 
     ``-1/|P| sum_p log(exp(l_p) / (sum_P exp(l) + sum_n w_n exp(l_n)))``: a cross-entropy whose
@@ -128,32 +103,19 @@ class SupCon:
     """
 
     label_smoothing: float = 0.0
-    directions: Directions = "mean"
-
-    accepts: ClassVar[frozenset[Weighting]] = ANY_WEIGHTING
-    default_scale: ClassVar[float] = 1 / 0.07
-    default_bias: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_smoothing(self.label_smoothing)
-        check_directions(self.directions)
 
-    def __call__(
-        self,
-        similarities: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        positives: Tensor,
-        log_weights: Tensor,
-    ) -> Tensor:
-        """The loss of each anchor ``[A]``; see `Loss`."""
-        logits_AC = scale * similarities + log_weights
-        target_A = masked_mean(logits_AC, positives)
-        return _cross_entropy(logits_AC, target_A, log_weights, self.label_smoothing)
+    def per_anchor(self, block: SimilarityBlock) -> Tensor:
+        """The loss of each anchor ``[A]``."""
+        target_A = masked_mean(block.weighted_logits, block.positives)
+        return _cross_entropy(block, target_A, self.label_smoothing)
 
 
 @dataclass(frozen=True)
-class SoftTarget:
+class SoftTarget(SoftmaxLoss):
     """Cross-entropy whose target favours the positives that are already close.
 
     As `SupCon`, with target ``softmax(similarity / target_temperature)`` over the positives, held
@@ -168,39 +130,25 @@ class SoftTarget:
 
     target_temperature: float = 0.1
     label_smoothing: float = 0.0
-    directions: Directions = "mean"
-
-    accepts: ClassVar[frozenset[Weighting]] = ANY_WEIGHTING
-    default_scale: ClassVar[float] = 1 / 0.07
-    default_bias: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_smoothing(self.label_smoothing)
         if not self.target_temperature > 0:
             raise ValueError(f"target_temperature must be above 0, given {self.target_temperature}")
-        check_smoothing(self.label_smoothing)
-        check_directions(self.directions)
 
-    def __call__(
-        self,
-        similarities: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        positives: Tensor,
-        log_weights: Tensor,
-    ) -> Tensor:
-        """The loss of each anchor ``[A]``; see `Loss`."""
-        logits_AC = scale * similarities + log_weights
-        closeness_AC = similarities.detach() / self.target_temperature
-        targets_AC = closeness_AC.masked_fill(~positives, -torch.inf).softmax(dim=1)
-        target_A = (targets_AC * logits_AC.masked_fill(~positives, 0)).sum(dim=1)
-        return _cross_entropy(logits_AC, target_A, log_weights, self.label_smoothing)
+    def per_anchor(self, block: SimilarityBlock) -> Tensor:
+        """The loss of each anchor ``[A]``."""
+        others = ~block.positives
+        closeness_AC = block.similarities.detach() / self.target_temperature
+        targets_AC = closeness_AC.masked_fill(others, -torch.inf).softmax(dim=1)
+        target_A = (targets_AC * block.weighted_logits.masked_fill(others, 0)).sum(dim=1)
+        return _cross_entropy(block, target_A, self.label_smoothing)
 
 
-def _cross_entropy(
-    logits_AC: Tensor, target_A: Tensor, log_weights: Tensor, smoothing: float
-) -> Tensor:
+def _cross_entropy(block: SimilarityBlock, target_A: Tensor, smoothing: float) -> Tensor:
     """Log of the denominator minus the logit expected under the target, ``target_A``."""
-    takes_part = log_weights > -torch.inf
+    logits_AC, takes_part = block.weighted_logits, block.log_weights > -torch.inf
     if smoothing:
         target_A = torch.lerp(target_A, masked_mean(logits_AC, takes_part), smoothing)
     return logsumexp(logits_AC, takes_part) - target_A
