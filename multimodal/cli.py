@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import hydra
+import hydra._internal.utils
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from multimodal.config import ConfigError, arrange, compose_or_explain, config_dir
+from multimodal.config import arrange, compose_or_explain, config_dir
+from multimodal.config.foreign_errors import foreign_errors_explained
+from multimodal.core.exits import errors_end_the_program
 from multimodal.runs.job import run_job
-from multimodal.runs.start_time import UnsharedStart, share_start_time
-from multimodal.runs.sweep import SweepError
+from multimodal.runs.start_time import share_start_time
 from multimodal.runs.threads import share_cores
 
 
@@ -31,34 +35,34 @@ def _train(cfg: DictConfig) -> None:
 def run(config_name: str, job: Callable[[DictConfig], None]) -> None:
     """Composes ``config_name`` by the command line and runs ``job``: once, or per job of a sweep.
 
-    Words that do not compose, and a `ConfigError` of the job, end the program with the message
-    and exit status 2; a checkpoint that cannot be used, with the message and exit status 1.
+    A `UserError` ends the program with its message and its exit status, any other error with its
+    traceback and 1. The jobs of a sweep raise theirs, so that the others run.
     """
     share_cores()
     sys.argv[1:] = arrange(sys.argv[1:])
-    try:
-        compose_or_explain(sys.argv[1:], config_name)
-        share_start_time(sys.argv[1:])
-    except (ConfigError, UnsharedStart) as error:
-        _refuse(error)
     entry = _entry_point()
 
     # Defined here so that the entry point travels with it to the workers of a launcher.
     def one_job(cfg: DictConfig) -> float | None:
-        from multimodal.data.errors import OtherBatches
-        from multimodal.training.checkpoint_io import CheckpointError
         from multimodal.training.ddp_launch import exactly_this_job
 
-        try:
-            with exactly_this_job(entry):
-                return run_job(cfg, job)
-        except ConfigError as error:
-            _refuse(error)
-        except (CheckpointError, OtherBatches, SweepError) as error:
-            _refuse(error, status=1)
+        alone = HydraConfig.get().mode == RunMode.RUN
+        with _reported() if alone else nullcontext(), exactly_this_job(entry):
+            return run_job(cfg, job)
 
+    # Hydra would cut the traceback, and print its advertisement in place of a message.
+    hydra._internal.utils.run_and_report = lambda func: func()
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)
-    main(one_job)()
+    with _reported():
+        compose_or_explain(sys.argv[1:], config_name)
+        share_start_time(sys.argv[1:])
+        main(one_job)()
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    with errors_end_the_program(), foreign_errors_explained():
+        yield
 
 
 def _entry_point() -> Sequence[str]:
@@ -68,11 +72,6 @@ def _entry_point() -> Sequence[str]:
     if __main__.__spec__ is None:
         return (sys.executable, os.path.abspath(sys.argv[0]))
     return (sys.executable, "-m", __main__.__spec__.name)
-
-
-def _refuse(error: Exception, status: int = 2) -> NoReturn:
-    print(error, file=sys.stderr)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from multimodal.core.errors import UserError
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -20,14 +22,19 @@ class Fault:
     problem: str
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be trained as it stands; the message lists every fault."""
 
+    exit_status = 2
+
     def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__(faults)  # as given, so that the error survives pickling
         self.faults = list(faults)
+
+    def __str__(self) -> str:
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         shown = "\n".join(f"  {fault.where}\n      {fault.problem}" for fault in self.faults)
-        super().__init__(f"{count} in the configuration:\n{shown}")
+        return f"{count} in the configuration:\n{shown}"
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 1) -> list[str]:

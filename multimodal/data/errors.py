@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from multimodal.core.errors import UserError
 
-class BadSample(Exception):
+
+class BadSample(UserError):
     """A sample that cannot be delivered.
 
     Attributes:
@@ -45,9 +47,9 @@ class ShardError(BadSample):
         return f"shard {self.shard}, byte {self.offset}: {self.detail}"
 
 
-class TooManyBadSamples(RuntimeError):
+class TooManyBadSamples(UserError, RuntimeError):
     """More samples are bad, or more of them in a row, than the run allows."""
 
 
-class OtherBatches(ValueError):
+class OtherBatches(UserError, ValueError):
     """The batches to come would not be those of the run that is to go on; says what to set."""

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from multimodal.core.errors import UserError
+
 
 class From(NamedTuple):
     """The foreign tensors that one of ours is made of, in the order that ``change`` takes them."""
@@ -97,7 +99,7 @@ class Diff:
         return "\n".join(lines)
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError, ValueError):
     """Foreign weights that do not fit, or cannot be read."""
 
 

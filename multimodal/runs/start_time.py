@@ -14,8 +14,10 @@ from typing import Any
 
 import hydra.core.utils
 
+from multimodal.core.errors import UserError
 
-class UnsharedStart(RuntimeError):
+
+class UnsharedStart(UserError, RuntimeError):
     """Ranks that have no way to agree on the folder of their run."""
 
 

@@ -15,13 +15,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.table import Table
 
+from multimodal.core.errors import UserError
 from multimodal.runs.secrets import redact_files, redact_records, redacted, secrets_in
 
 FINISHED = "finished.json"  # in a job's folder: its overrides and its value
 _SHOWN = 12  # columns of the table in the terminal
 
 
-class SweepError(RuntimeError):
+class SweepError(UserError, RuntimeError):
     """A folder that holds a job of another sweep, or a metric that no job has."""
 
 

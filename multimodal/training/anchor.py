@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from multimodal.core.errors import UserError
 from multimodal.data.manifest import manifest_hash
 from multimodal.hashing import stable_hash
 from multimodal.models import EmbeddingModel
@@ -45,7 +46,7 @@ OF_A_LAUNCHER = (
 FORWARDED = ("trainer", "trainer.devices", "trainer.accelerator", "trainer.precision", "debug")
 
 
-class AnchorError(RuntimeError):
+class AnchorError(UserError, RuntimeError):
     """An anchor that cannot be trained, found, or fitted into this run's towers."""
 
 

@@ -15,13 +15,15 @@ from typing import IO, Any, cast
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from multimodal.core.errors import UserError
+
 STEP_NAME = re.compile(r"^step=(\d+)\.ckpt$")
 TEMPORARY = ".tmp"  # the end of names that are not checkpoints yet
 _MARK = b"\nsha256:"  # then 64 hexadecimal digits; after the archive, where zip readers do not look
 _FOOTER = len(_MARK) + 64
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing, damaged, not to be written, or of something else."""
 
 

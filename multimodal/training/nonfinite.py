@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from multimodal.core.errors import UserError
 from multimodal.distributed import all_gather_object, all_reduce_sum
 from multimodal.training.optim import total_norm
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError, RuntimeError):
     """Too many steps in a row had a loss or a gradient that is not finite."""
 
 
