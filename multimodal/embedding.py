@@ -11,6 +11,7 @@ from torch import Tensor
 
 from multimodal import distributed
 from multimodal.data.evaluation import EvaluationLoader
+from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
 from multimodal.evaluation.ground_truth import content_ids
@@ -70,25 +71,24 @@ class Embedder:
 
     Args:
         model: its towers, on the device to embed on; in evaluation mode.
-        transforms: by modality.
-        batch_size: inputs embedded at once.
-        num_workers: processes that read and decode.
+        data: the transforms, and how samples become batches.
         kind: of the embeddings: ``normalized``, ``raw`` or ``scaled`` (`models.Tower.forward`).
     """
 
     def __init__(
         self,
         model: EmbeddingModel,
-        transforms: Mapping[str, Transform],
-        batch_size: int = 256,
-        num_workers: int = 0,
+        data: EvaluationData,
         kind: EmbeddingKind = "normalized",
     ) -> None:
         self.model = model
-        self.transforms = transforms
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.data = data
         self.kind = kind
+
+    @property
+    def transforms(self) -> Mapping[str, Transform]:
+        """Of the values that are embedded, by modality."""
+        return self.data.transforms
 
     def missing(self, modalities: Collection[str]) -> list[str]:
         """Those of ``modalities`` that the model has no tower for."""
@@ -134,10 +134,8 @@ class Embedder:
     def _parts(self, source: Source, modalities: Collection[str]) -> Iterator[_Part]:
         loader = EvaluationLoader(
             source,
-            self.transforms,
+            self.data,
             modalities,
-            self.batch_size,
-            self.num_workers,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             whole_batches=True,
@@ -149,7 +147,7 @@ class Embedder:
             for modality in modalities:
                 inputs, mask = batch.inputs[modality], batch.masks.get(modality)
                 # What several captions share is embedded once.
-                shared = modality != source.kept and not first.all()
+                shared = modality != source.decoder.kept and not first.all()
                 if shared:
                     inputs, mask = inputs[first], None if mask is None else mask[first]
                 ids, vectors = content_ids(inputs, mask), self.inputs(modality, inputs, mask)
@@ -173,13 +171,15 @@ class Embedder:
             DecodeError: for a value that the modality's transform does not take.
             ValueError: for a modality that the model does not have.
         """
-        if modality not in self.transforms or self.missing([modality]):
-            known = sorted(set(self.transforms) & set(self.model.towers))
+        if modality not in self.data.transforms or self.missing([modality]):
+            known = sorted(set(self.data.transforms) & set(self.model.towers))
             raise ValueError(f"the model does not take {modality!r}; it takes {', '.join(known)}")
         transform = self.transforms[modality]
         rows = []
-        for start in range(0, len(values), self.batch_size):
-            some = [transform(value, None) for value in values[start : start + self.batch_size]]
+        for start in range(0, len(values), self.data.batch_size):
+            some = [
+                transform(value, None) for value in values[start : start + self.data.batch_size]
+            ]
             rows.append(self.inputs(modality, *transform.collate(some)))
         return torch.cat(rows) if rows else torch.zeros(0, self.model.embed_dim)
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from multimodal import distributed
 from multimodal.data.decode import Signal
+from multimodal.data.settings import EvaluationData, LoaderSettings
 from multimodal.data.source import Source
-from multimodal.data.transforms.base import Transform
 from multimodal.embedding import EmbeddedSource, Embedder
 from multimodal.evaluate_fusion import evaluate_tasks
 from multimodal.evaluation.probe import Samples, probe
@@ -67,12 +67,12 @@ def evaluate_run(
         ValueError: If a set cannot be evaluated as configured, naming it.
     """
     sets = build_sets(cfg)
-    data = _data(cfg, trained)
-    results = evaluate(model, sets, *data, temperatures)
+    data = evaluation_data(cfg)
+    results = evaluate(model, sets, data, trained, temperatures)
     if distributed.rank() == 0:
         more = []
         if isinstance(model, FusionModel):
-            more = sections(model, sets, data[0], folder / "attention")
+            more = sections(model, sets, data.transforms, folder / "attention")
         report = write(results, sets, folder, cfg, facts(model, results), more)
         if results.retrievals or results.zero_shots or results.probes or results.missing:
             Console().print(results.table())
@@ -91,13 +91,15 @@ def evaluate_quietly(
     """
     sets = build_sets(cfg, cfg.evaluation.get("in_training"))
     sets = {name: replace(entry, gallery=0, map=None, probes=()) for name, entry in sets.items()}
-    results = evaluate(model, sets, *_data(cfg, trained), temperatures, quiet=True)
+    results = evaluate(model, sets, evaluation_data(cfg), trained, temperatures, quiet=True)
     return results.flat()
 
 
-def _data(cfg: DictConfig, trained: TrainedPairs) -> tuple[dict[str, Transform], Any, int, int]:
+def evaluation_data(cfg: DictConfig) -> EvaluationData:
+    """The transforms, batch size and workers of a run's evaluation."""
     transforms = instantiate(cfg.data.transforms, _convert_="all")
-    return transforms, trained, cfg.data.eval_batch_size, cfg.data.num_workers
+    loading = LoaderSettings(num_workers=cfg.data.num_workers)
+    return EvaluationData(transforms, cfg.data.eval_batch_size, loading)
 
 
 def build_sets(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str, EvaluationSet]:
@@ -112,10 +114,8 @@ def build_sets(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str,
 def evaluate(
     model: EmbeddingModel,
     sets: Mapping[str, EvaluationSet],
-    transforms: Mapping[str, Transform],
+    data: EvaluationData,
     trained: TrainedPairs,
-    batch_size: int = 256,
-    num_workers: int = 0,
     temperatures: Temperatures | None = None,
     quiet: bool = False,
 ) -> Results:
@@ -126,17 +126,15 @@ def evaluate(
     Args:
         model: its towers, on the device to evaluate on; left in the mode it came in.
         sets: by name.
-        transforms: modality -> transform.
+        data: the transforms, and how samples become batches.
         trained: pair -> names of the manifests it was trained on, or None for any.
-        batch_size: samples embedded at once.
-        num_workers: processes that read and decode.
         temperatures: of the trained pairs, for the diagnostics.
         quiet: shows no progress.
 
     Raises:
         ValueError: If a set asks for what its source does not have, or on NaN embeddings.
     """
-    embedder = Embedder(model, transforms, batch_size, num_workers)
+    embedder = Embedder(model, data)
     run = _Evaluation(embedder, trained, temperatures or {})
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -176,10 +174,9 @@ class _Evaluation:
         if isinstance(model, FusionModel):
             self.results.sets[name] = SetInfo(name, source.split, len(source), entry.description)
             more = any((entry.retrieval, entry.zero_shot, entry.composed, entry.probes, entry.map))
-            transforms, batch_size = self.embedder.transforms, self.embedder.batch_size
-            workers, told = self.embedder.num_workers, _ignore if more else advance
+            on_progress = _ignore if more else advance
             self.results.tasks += evaluate_tasks(
-                model, name, source, transforms, batch_size, workers, told
+                model, name, source, self.embedder.data, on_progress
             )
             if not more:
                 return
@@ -199,7 +196,7 @@ class _Evaluation:
         self.results.sets[name] = SetInfo(name, source.split, len(samples), entry.description)
         pairs = [pair for pair in pairs if not set(pair) & set(absent)]
         captioned = embedded
-        if source.kept is not None:  # every caption is asked for, and an answer
+        if source.decoder.kept is not None:  # every caption is asked for, and an answer
             places = rows.indices + len(source) * rows.captions
             captioned = Embedded(name, rows.embeddings, rows.items, rows.keys, places)
         if entry.duration_baseline:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from multimodal import distributed
 from multimodal.data.evaluation import EvaluationLoader
+from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
-from multimodal.data.transforms.base import Transform
 from multimodal.evaluation.prediction import Scores
 from multimodal.evaluation.tasks import TaskResult
 from multimodal.fusion.contract import AttentionMap
@@ -36,9 +36,7 @@ def evaluate_tasks(
     model: FusionModel,
     name: str,
     source: Source,
-    transforms: Mapping[str, Transform],
-    batch_size: int = 256,
-    num_workers: int = 0,
+    data: EvaluationData,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[TaskResult]:
     """The scores of every task that finds its target in ``source``.
@@ -51,19 +49,15 @@ def evaluate_tasks(
         model: in evaluation mode, on the device to evaluate on.
         name: of the set.
         source: the samples.
-        transforms: by modality.
-        batch_size: samples at once.
-        num_workers: processes that read and decode.
+        data: how the samples become batches.
         advance: told how many samples are done, of this rank's.
     """
 
     def work() -> Iterator[_Part]:
         loader = EvaluationLoader(
             source,
-            transforms,
+            data,
             wanted(model, source),
-            batch_size,
-            num_workers,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             whole_batches=True,

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from torch import Tensor, nn
 
 from multimodal.data.evaluation import EvaluationLoader
+from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
 from multimodal.data.transforms.text import TextTransform
@@ -54,7 +55,9 @@ def examples(
     if not min(count, len(source)):
         return []
     stride = max(1, (len(source) - 1) // max(1, count - 1))  # those between are not read
-    batches = EvaluationLoader(source, transforms, wanted(model, source), 1, world_size=stride)
+    batches = EvaluationLoader(
+        source, EvaluationData(transforms, 1), wanted(model, source), world_size=stride
+    )
     for batch in islice(batches, count):
         fused = fuse(model, batch.to(device), need_attention=True)
         lines = []

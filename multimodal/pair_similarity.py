@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from multimodal.data.evaluation import EvaluationLoader
 from multimodal.data.manifest import load_manifest
+from multimodal.data.settings import EvaluationData, LoaderSettings
 from multimodal.data.source import Source
 from multimodal.models import EmbeddingModel
 
@@ -44,6 +45,7 @@ def pair_similarities(
     for name in modalities:
         model.tower(name)
     transforms = instantiate(cfg.data.transforms, _convert_="all")
+    data = EvaluationData(transforms, loading=LoaderSettings(max_bad_fraction=1.0))
     device = next(model.parameters()).device
     found: dict[str, list[float]] = {}
     splits = load_manifest(manifest).splits
@@ -51,7 +53,7 @@ def pair_similarities(
     done = 0
     for split in splits:
         source = Source(str(manifest), modalities, split)
-        loader = EvaluationLoader(source, transforms, None, 256, max_bad_fraction=1.0)
+        loader = EvaluationLoader(source, data)
         for batch in loader:
             one, two = (
                 model.embed(name, value, batch.masks.get(name))

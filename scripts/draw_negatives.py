@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from multimodal.data.evaluation import EvaluationLoader
+from multimodal.data.settings import EvaluationData
 from multimodal.objectives.contract import Context, Negatives
 from multimodal.objectives.negatives import (
     DistanceWeighted,
@@ -54,7 +55,7 @@ def similarities_of(checkpoint: str, count: int) -> tuple[Tensor, list[str]]:
     model, cfg = load_model(checkpoint)
     data = build_data(cfg)
     loader = EvaluationLoader(
-        data.sources["emoji"], data.transforms, ["image", "text"], batch_size=count
+        data.sources["emoji"], EvaluationData(data.transforms, count), ["image", "text"]
     )
     batch = next(iter(loader))
     images, texts = (

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from data_helpers import audio_bytes, image_bytes
 
+from multimodal.data.settings import EvaluationData
 from multimodal.data.tokenizers import train_bpe
 from multimodal.data.transforms.audio import AudioTransform
 from multimodal.data.transforms.image import ImageTransform
@@ -58,7 +59,7 @@ def make_embedder(folder: Path, kind: str = "normalized", scale: float | None = 
         "audio": AudioTransform(num_frames=30, num_mel_bins=16),
         "text": TextTransform(str(folder / "tokenizer.json"), 24),
     }
-    return Embedder(EmbeddingModel(towers).eval(), transforms, batch_size=4, kind=kind)
+    return Embedder(EmbeddingModel(towers).eval(), EvaluationData(transforms, 4), kind)
 
 
 def write_things(folder: Path) -> Path:

@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_helpers import audio_bytes, image_bytes, json_bytes, npy_bytes, tar_bytes, write_source
+from loader_helpers import evaluation_loader, scheduled_loader
 from PIL import Image
 
-from multimodal.data.datamodule import evaluation_batches
-from multimodal.data.evaluation import EvaluationLoader
 from multimodal.data.loader import ScheduledLoader
-from multimodal.data.source import Source
+from multimodal.data.source import Source, SourceContext
 from multimodal.data.tokenizers import train_bpe
 from multimodal.data.transforms.array import ArrayTransform
 from multimodal.data.transforms.audio import AudioTransform
@@ -78,7 +77,7 @@ DAMAGES = {
 
 def one_epoch(source: Source, num_workers: int = 0) -> tuple[list[float], ScheduledLoader]:
     """The numbers that an epoch delivers, none of them mixed."""
-    loader = ScheduledLoader(
+    loader = scheduled_loader(
         {"made": source}, TRANSFORMS, 10, 0, num_workers=num_workers, max_bad_fraction=1.0
     )
     numbers = []
@@ -117,7 +116,7 @@ def test_damage_that_the_manifest_does_not_know_is_found_in_the_shard(tmp_path, 
     manifest["shards"][1]["bytes"] = max(1, len(content))
     path.write_text(json.dumps(manifest))
     source = Source(str(path), BOTH)
-    source.verify = False
+    source = source.within(SourceContext(verify=False))
     numbers, loader = one_epoch(source)
     assert set(numbers) == {*range(10), *range(20, 30)}
     (reason,) = loader.tally.reasons
@@ -158,7 +157,7 @@ def test_interleaved_and_duplicate_keys_spoil_themselves_only(tmp_path, num_work
 
 
 def evaluate_all(source: Source) -> tuple[list[float], dict[str, int]]:
-    loader = EvaluationLoader(source, TRANSFORMS, None, 10, max_bad_fraction=1.0)
+    loader = evaluation_loader(source, TRANSFORMS, None, 10, max_bad_fraction=1.0)
     numbers = []
     for batch in loader:
         assert batch.inputs["a"].tolist() == batch.inputs["b"].tolist()
@@ -182,7 +181,7 @@ def test_three_shards_on_two_ranks_with_two_workers_end_equal(tmp_path):
     path = write_source(tmp_path, {"train": [numbered(0, 4), numbered(4, 3), numbered(7, 5)]})
     found = []
     for rank in range(2):
-        loader = ScheduledLoader(
+        loader = scheduled_loader(
             {"made": Source(str(path), BOTH)},
             TRANSFORMS,
             3,
@@ -289,7 +288,9 @@ def deliver(tmp_path, transforms, modality: str, content: bytes | None, name: st
     path = write_source(tmp_path, {"train": [samples]})
     entries = {m: {"member": field} for m, field in MEMBERS.items()}
     entries[modality] = {"member": sorted({MEMBERS[modality], member})}
-    loader = EvaluationLoader(Source(str(path), entries), transforms, None, 3, max_bad_fraction=1.0)
+    loader = evaluation_loader(
+        Source(str(path), entries), transforms, None, 3, max_bad_fraction=1.0
+    )
     (batch,) = loader
     return batch, loader.tally
 
@@ -425,7 +426,7 @@ def test_nothing_in_a_shard_is_ever_executed(tmp_path, transforms, name):
     samples = [("k0", good(0)), ("k1", good(1) | {name: content})]
     path = write_source(tmp_path, {"train": [samples]}, fields=fields)
     source = Source(str(path), {"depth": {"member": name}})
-    loader = EvaluationLoader(source, transforms, None, 2, max_bad_fraction=1.0)
+    loader = evaluation_loader(source, transforms, None, 2, max_bad_fraction=1.0)
     batches = list(loader)
     assert sum(map(len, batches)) == (1 if name == "depth.npy" else 0)
     assert loader.tally.reasons["unsupported"] == 1
@@ -440,6 +441,6 @@ def test_no_key_becomes_a_path(tmp_path, transforms):
     path = write_source(folder, {"train": [samples]})
     before = {str(file) for file in tmp_path.rglob("*")}
     source = Source(str(path), {m: {"member": field} for m, field in MEMBERS.items()})
-    (batch,) = evaluation_batches(source, transforms, None, 3)
+    (batch,) = evaluation_loader(source, transforms, None, 3)
     assert batch.keys == ["../../evil", "/etc/evil", "k"]
     assert {str(file) for file in tmp_path.rglob("*")} == before

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from loader_helpers import scheduled_loader
 
 from multimodal.config import config_dir
-from multimodal.data.loader import ScheduledLoader
 
 SHAPES = {"image": (3, 64, 64), "depth": (1, 64, 64), "audio": (1, 64, 144), "imu": (6, 200)}
 
@@ -37,7 +37,7 @@ def check(batch, source):
 
 def test_every_source_trains_on_standardised_inputs(data):
     loaders = {
-        name: ScheduledLoader({name: source}, data.transforms, 32, seed=0)
+        name: scheduled_loader({name: source}, data.transforms, 32, seed=0)
         for name, source in data.sources.items()
     }
     values: dict[str, list] = {}

@@ -10,6 +10,7 @@ import torch
 from data_helpers import audio_bytes, video_bytes, write_source
 from torch.nn import functional as F
 
+from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
 from multimodal.data.transforms.audio import AudioTransform
 from multimodal.data.transforms.video import VideoTransform
@@ -88,7 +89,7 @@ def test_evaluation_averages_the_clips_of_a_sound_and_the_views_of_a_video(tmp_p
         "video": VideoTransform(16, 4, 0.5, **plain, clips=2, crops=3),
     }
     model = EmbeddingModel({"audio": audio_tower(), "video": Tower(video_encoder(), HEAD)}).eval()
-    found = Embedder(model, transforms, batch_size=2).source(source, list(members)).embeddings
+    found = Embedder(model, EvaluationData(transforms, 2)).source(source, list(members)).embeddings
     for modality, views in (("audio", 3), ("video", 6)):
         for index, row in enumerate(found[modality]):
             value = source.decode(index, None).values[modality]

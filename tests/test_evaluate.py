@@ -13,18 +13,18 @@ import pytest
 import torch
 from data_helpers import audio_bytes, image_bytes, json_bytes, npy_bytes, write_source
 from gloo import run_ranks
+from loader_helpers import evaluate_sets, evaluation_loader
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional
 
-from multimodal.data.datamodule import evaluation_batches
 from multimodal.data.source import Source
 from multimodal.data.tokenizers import train_bpe
 from multimodal.data.transforms.array import ArrayTransform
 from multimodal.data.transforms.audio import AudioTransform
 from multimodal.data.transforms.image import ImageTransform
 from multimodal.data.transforms.text import TextTransform
-from multimodal.evaluate import evaluate, evaluate_run
+from multimodal.evaluate import evaluate_run
 from multimodal.evaluation.report.page import links
 from multimodal.evaluation.sets import (
     ComposedQuery,
@@ -108,7 +108,7 @@ def transforms(tmp_path: Path) -> dict:
 @pytest.fixture
 def model(manifest: str, transforms: dict) -> EmbeddingModel:
     """Image and sonar are right, text swaps the first two things, audio takes all for the first."""
-    [batch] = evaluation_batches(source(manifest), transforms, None, COUNT)
+    [batch] = evaluation_loader(source(manifest), transforms, None, COUNT)
     right = [0, 1, 2, 3, 4, 5, 6, 6]
     answers = {"image": right, "sonar": right, "text": [1, 0, 2, 3, 4, 5, 6, 6], "audio": [0] * 8}
     return EmbeddingModel(
@@ -137,7 +137,7 @@ def test_scores_of_a_model_whose_answers_are_known(model, manifest, transforms):
             duration_baseline=True,
         )
     }
-    metrics = evaluate(model, sets, transforms, TRAINED, batch_size=3).metrics()["toy"]
+    metrics = evaluate_sets(model, sets, transforms, TRAINED, batch_size=3).metrics()["toy"]
     assert {key: metrics[key] for key in ("split", "samples", "description")} == {
         "split": "test", "samples": 8, "description": "eight things",
     }  # fmt: skip
@@ -183,7 +183,7 @@ def test_all_captions_of_a_picture_are_asked_for_and_right(tmp_path, transforms,
     def evaluated(**more):
         modalities = {"image": MODALITIES["image"], "text": text | more}
         held = Source(str(path), modalities, split="test")
-        [batch] = evaluation_batches(held, transforms, None, COUNT)
+        [batch] = evaluation_loader(held, transforms, None, COUNT)
         # The second caption of the first picture is taken for the third picture's.
         right = batch.keys.copy()
         if more:
@@ -209,7 +209,7 @@ def test_all_captions_of_a_picture_are_asked_for_and_right(tmp_path, transforms,
                 held, zero_shot=[ZeroShotTask("image", "parity")] if more else (), gallery=9
             )
         }
-        results = evaluate(model, sets, transforms, {}, batch_size)
+        results = evaluate_sets(model, sets, transforms, {}, batch_size)
         assert sum(seen) == 4  # each picture once, however many captions it has
         return results, held
 
@@ -257,7 +257,7 @@ class Reader(nn.Module):
 def test_batch_size_changes_no_digit(model, manifest, transforms):
     def metrics(batch_size: int) -> dict:
         sets = {"toy": EvaluationSet(source(manifest), duration_baseline=True, gallery=0)}
-        return evaluate(model, sets, transforms, TRAINED, batch_size).metrics()
+        return evaluate_sets(model, sets, transforms, TRAINED, batch_size).metrics()
 
     assert metrics(1) == metrics(5) == metrics(8)
 
@@ -269,7 +269,7 @@ def test_what_cannot_be_evaluated_is_listed(model, manifest, transforms):
                              zero_shot=[ZeroShotTask("image", "parity")]),
         "thermal": EvaluationSet(None, description="no such pictures"),
     }  # fmt: skip
-    results = evaluate(model, sets, transforms, TRAINED)
+    results = evaluate_sets(model, sets, transforms, TRAINED)
     metrics = results.metrics()
     assert metrics["toy"]["missing"] == {
         "sonar": "the model has no tower for it",
@@ -278,7 +278,9 @@ def test_what_cannot_be_evaluated_is_listed(model, manifest, transforms):
     }
     assert metrics["thermal"] == {"missing": {"samples": "no sample source: no such pictures"}}
     assert results.retrievals == results.zero_shots == []
-    alone = evaluate(model, {"toy": EvaluationSet(source(manifest, "sonar"))}, transforms, TRAINED)
+    alone = evaluate_sets(
+        model, {"toy": EvaluationSet(source(manifest, "sonar"))}, transforms, TRAINED
+    )
     assert list(alone.metrics()["toy"]) == ["missing"]
     assert "thermal, samples: no sample source: no such pictures" in str(results.table().caption)
 
@@ -288,7 +290,7 @@ def test_a_bad_sample_is_listed_and_shifts_no_example(model, tmp_path, transform
     samples[2][1]["image.png"] = b"not a picture"
     manifest = str(write_source(tmp_path / "bad", {"test": [samples]}, name="toy"))
     entry = EvaluationSet(source(manifest, "image", "sonar"), gallery=COUNT)
-    results = evaluate(model, {"toy": entry}, transforms, TRAINED)
+    results = evaluate_sets(model, {"toy": entry}, transforms, TRAINED)
     assert results.metrics()["toy"]["missing"] == {"1 of 8 samples": "cannot be read: see the log"}
     forward = next(r for r in results.retrievals if r.query == "image")
     assert [example.query for example in forward.examples] == [0, 1, 3, 4, 5, 6, 7]
@@ -303,7 +305,7 @@ def test_a_bad_sample_is_listed_and_shifts_no_example(model, tmp_path, transform
 
 def test_each_pair_has_one_matrix_and_its_examples(model, manifest, transforms):
     entry = EvaluationSet(source(manifest, "image", "sonar"), gallery=3)
-    forward, back = evaluate(model, {"toy": entry}, transforms, TRAINED).retrievals
+    forward, back = evaluate_sets(model, {"toy": entry}, transforms, TRAINED).retrievals
     assert back.matrix is None
     expected = torch.eye(COUNT)
     expected[6:, 6:] = 1  # the last two embed alike
@@ -318,7 +320,7 @@ def test_errors_name_the_set(model, manifest, transforms):
     def fail(**options: object) -> str:
         sets = {"toy": EvaluationSet(source(manifest, "image", "text"), **options)}
         with pytest.raises(ValueError, match="evaluation set 'toy': ") as error:
-            evaluate(model, sets, transforms, TRAINED)
+            evaluate_sets(model, sets, transforms, TRAINED)
         return str(error.value)
 
     assert "retrieval names ['sound']" in fail(retrieval=[["image", "sound"]])
@@ -333,11 +335,11 @@ def test_errors_name_the_set(model, manifest, transforms):
 
 def _on_a_rank(rank: int, folder: Path) -> None:
     model, sets, transforms, trained = torch.load(folder / "pieces.pt", weights_only=False)
-    found = evaluate(model, sets, transforms, trained, batch_size=4).metrics()
+    found = evaluate_sets(model, sets, transforms, trained, batch_size=4).metrics()
     if rank == 1:
         del transforms["image"]
     with pytest.raises(ValueError, match="has the modality 'image'"):
-        evaluate(model, sets, transforms, trained)
+        evaluate_sets(model, sets, transforms, trained)
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
@@ -355,7 +357,7 @@ def test_ranks_share_the_work_and_find_what_one_finds(model, manifest, transform
         tower.head.embed_dim = COUNT
         nn.init.normal_(tower.head.weight, generator=generator)
     pieces = (model, {"toy": entry}, transforms, TRAINED)
-    alone = json.loads(json.dumps(evaluate(*pieces, batch_size=4).metrics()))
+    alone = json.loads(json.dumps(evaluate_sets(*pieces, batch_size=4).metrics()))
     torch.save(pieces, tmp_path / "pieces.pt")
     run_ranks(_on_a_rank, 3, tmp_path, tmp_path)
     for rank in range(3):
@@ -365,7 +367,7 @@ def test_ranks_share_the_work_and_find_what_one_finds(model, manifest, transform
 def test_sums_of_embeddings_find_their_own(model, manifest, transforms):
     task = ComposedQuery({"image": 1.0, "text": -0.5}, "sonar")
     entry = EvaluationSet(source(manifest), retrieval=None, composed=[task], gallery=2)
-    results = evaluate(model, {"toy": entry}, transforms, TRAINED)
+    results = evaluate_sets(model, {"toy": entry}, transforms, TRAINED)
     # The text takes away: of the first two it is the other's, which does no harm; of the rest it
     # is the picture's own, of which half stays. The last two sonars are alike to the model.
     row = results.metrics()["toy"]["image-0.5text_to_sonar"]
@@ -374,7 +376,7 @@ def test_sums_of_embeddings_find_their_own(model, manifest, transforms):
     assert links(results) == []
     task = ComposedQuery({"image": 0.5, "text": 1.0}, "sonar")
     entry = EvaluationSet(source(manifest), retrieval=None, composed=[task])
-    row = evaluate(model, {"toy": entry}, transforms, TRAINED).metrics()["toy"]
+    row = evaluate_sets(model, {"toy": entry}, transforms, TRAINED).metrics()["toy"]
     assert row["0.5image+text_to_sonar"]["r@1"] == 5 / 8  # the words of the first two mislead
     with pytest.raises(ValueError, match="two or more modalities"):
         ComposedQuery({"image": 1.0, "text": 1.0}, "text")
@@ -388,7 +390,7 @@ def test_several_labels_of_a_sample(model, tmp_path, transforms):
     entry = EvaluationSet(
         source(manifest), retrieval=None, zero_shot=[ZeroShotTask("sonar", "tags")]
     )
-    results = evaluate(model, {"toy": entry}, transforms, TRAINED)
+    results = evaluate_sets(model, {"toy": entry}, transforms, TRAINED)
     row = results.metrics()["toy"]["zero_shot_sonar_tags"]
     # The model takes the first two names for each other; the first thing is tagged with both.
     assert 0 < row["chance"]["map"] < row["map"] < 1
@@ -402,7 +404,7 @@ def test_a_probe_learns_from_its_own_source(model, manifest, transforms, tmp_pat
     learn = Source(written, {"sonar": MODALITIES["sonar"]}, split="train")
     task = ProbeTask("sonar", "parity", learn, shots=(1, 4), draws=2)
     entry = EvaluationSet(source(manifest), retrieval=None, probes=[task])
-    found = evaluate(model, {"toy": entry}, transforms, TRAINED).metrics()["toy"]
+    found = evaluate_sets(model, {"toy": entry}, transforms, TRAINED).metrics()["toy"]
     row = found["probe_sonar_parity"]
     # Samples 6 (even) and 7 (odd) embed alike: one of them must be wrong.
     assert row["linear"]["top1"] == 7 / 8
@@ -414,7 +416,7 @@ def test_diagnostics_and_map_of_a_set(model, manifest, transforms):
     entry = EvaluationSet(
         source(manifest, "image", "sonar"), map=MapTask(samples=5, label="parity")
     )
-    results = evaluate(
+    results = evaluate_sets(
         model, {"toy": entry}, transforms, TRAINED,
         temperatures={frozenset(("image", "sonar")): 0.05},
     )  # fmt: skip
@@ -435,7 +437,9 @@ def test_diagnostics_and_map_of_a_set(model, manifest, transforms):
 
 def test_training_mode_is_left_as_it_was(model, manifest, transforms):
     model.train()
-    evaluate(model, {"toy": EvaluationSet(source(manifest, "image", "text"))}, transforms, TRAINED)
+    evaluate_sets(
+        model, {"toy": EvaluationSet(source(manifest, "image", "text"))}, transforms, TRAINED
+    )
     assert model.training
 
 

@@ -10,9 +10,10 @@ import torch
 from experiment_helpers import SENSOR, composed, write_sensor_shards
 from gloo import run_ranks
 from hydra.utils import instantiate
+from loader_helpers import evaluate_sets
 
 from multimodal.data.source import Source
-from multimodal.evaluate import build_sets, evaluate
+from multimodal.evaluate import build_sets
 from multimodal.fusion_gallery import examples
 from multimodal.training.build import build_model
 
@@ -34,16 +35,16 @@ def _on_a_rank(rank: int, folder: Path) -> None:
     model, sets, transforms = torch.load(folder / "pieces.pt", weights_only=False)
     fused: list[int] = []
     model.register_forward_hook(lambda module, given, batch: fused.append(len(batch.sample_ids)))
-    found = evaluate(model, sets, transforms, {}, batch_size=BATCH).metrics()
+    found = evaluate_sets(model, sets, transforms, {}, batch_size=BATCH).metrics()
     (folder / f"{rank}.json").write_text(json.dumps([found, fused]))
     if rank == 1:
         del transforms["image"]
     with pytest.raises(ValueError, match="has the modality 'image'"):
-        evaluate(model, sets, transforms, {})
+        evaluate_sets(model, sets, transforms, {})
 
 
 def test_ranks_share_the_tasks_and_find_what_one_finds(pieces, tmp_path):
-    alone = json.loads(json.dumps(evaluate(*pieces, {}, batch_size=BATCH).metrics()))
+    alone = json.loads(json.dumps(evaluate_sets(*pieces, {}, batch_size=BATCH).metrics()))
     task = alone["unseen"]["highest"]
     assert task["samples"] == 100
     assert set(task["alone"]) == set(task["without"]) == set(task["own"]) == {"image", "sensor"}

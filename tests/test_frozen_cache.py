@@ -7,6 +7,7 @@ import pytest
 import torch
 from data_helpers import image_bytes, json_bytes, npy_bytes, write_source
 from experiment_helpers import composed, losses, run_training, train_here, write_sensor_shards
+from loader_helpers import scheduled_loader
 
 from multimodal.config import ConfigError, check
 from multimodal.data import members as members_module
@@ -14,7 +15,6 @@ from multimodal.data.assemble import Sample, load
 from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
 from multimodal.data.frozen import FrozenEmbeddings
-from multimodal.data.loader import ScheduledLoader
 from multimodal.data.source import Source
 from multimodal.data.transforms.depth import DepthTransform
 from multimodal.data.transforms.image import ImageTransform
@@ -192,7 +192,7 @@ def test_what_is_aligned_has_the_geometry_of_the_view(aligned):
 def test_batches_carry_embeddings_in_place_of_inputs(aligned):
     source, transforms, table = aligned
     source.frozen["image"] = table
-    loader = ScheduledLoader({"made": source}, transforms, 4, 0, num_workers=1)
+    loader = scheduled_loader({"made": source}, transforms, 4, 0, num_workers=1)
     for batch in loader:
         assert set(batch.inputs) == {"depth"}
         assert batch.embeddings["image"].shape == (4, 4)
@@ -204,10 +204,10 @@ def test_batches_carry_embeddings_in_place_of_inputs(aligned):
 
 def test_a_run_is_not_resumed_with_other_views(aligned):
     source, transforms, table = aligned
-    state = ScheduledLoader({"made": source}, transforms, 4, 0).state_dict()
+    state = scheduled_loader({"made": source}, transforms, 4, 0).state_dict()
     source.frozen["image"] = table
     with pytest.raises(ValueError, match=r"had the cached views none, has \{'image': 3\}"):
-        ScheduledLoader({"made": source}, transforms, 4, 0).load_state_dict(state)
+        scheduled_loader({"made": source}, transforms, 4, 0).load_state_dict(state)
 
 
 def test_a_sample_that_could_not_be_embedded_is_a_bad_sample(aligned):
@@ -218,7 +218,7 @@ def test_a_sample_that_could_not_be_embedded_is_a_bad_sample(aligned):
     with pytest.raises(DecodeError, match="not_embedded"):
         table.read(5, 0)
     source.frozen["image"] = table
-    loader = ScheduledLoader({"made": source}, transforms, 4, 0)
+    loader = scheduled_loader({"made": source}, transforms, 4, 0)
     keys = [key for batch in loader for key in batch.keys]
     assert "k5" not in keys
     assert loader.tally.reasons == {"not_embedded": 1}

@@ -9,11 +9,11 @@ import torch
 from data_helpers import json_bytes, number_samples, write_source
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loader_helpers import evaluation_loader, scheduled_loader
 
-from multimodal.data.datamodule import MultimodalDataModule, evaluation_batches
+from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.data.decode import decode
 from multimodal.data.errors import TooManyBadSamples
-from multimodal.data.evaluation import EvaluationLoader
 from multimodal.data.loader import ScheduledLoader
 from multimodal.data.source import Source
 from multimodal.data.tally import Rejection, Tally
@@ -41,7 +41,7 @@ def sources(folder, first=None, second=None) -> dict[str, Source]:
 
 
 def loader(folder, batch_size=8, noise=0.1, first=None, second=None, **options) -> ScheduledLoader:
-    return ScheduledLoader(
+    return scheduled_loader(
         sources(folder, first, second),
         {"x": ArrayTransform([1], noise=noise)},
         batch_size,
@@ -124,7 +124,7 @@ def test_loading_in_this_process_uses_one_thread_and_gives_them_back(folder, mon
         transform, "collate", lambda xs: (seen.add(torch.get_num_threads()), original(xs))[1]
     )
     try:
-        next(iter(ScheduledLoader(sources(folder), {"x": transform}, 8, 0)))
+        next(iter(scheduled_loader(sources(folder), {"x": transform}, 8, 0)))
         assert (seen, torch.get_num_threads()) == ({1}, 2)
     finally:
         torch.set_num_threads(before)
@@ -254,7 +254,7 @@ def test_a_state_of_other_data_is_refused(folder, tmp_path):
     write_source(tmp_path, {"train": [number_samples(40, 100)]}, "second")
     with pytest.raises(ValueError, match=r"'first' had other shards \(32 samples, now 32"):
         loader(tmp_path).load_state_dict(state)
-    single = ScheduledLoader(
+    single = scheduled_loader(
         {"third": sources(folder)["first"]}, {"x": ArrayTransform([1])}, batch_size=8, seed=0
     )
     with pytest.raises(ValueError, match="source 'first' is gone") as caught:
@@ -274,7 +274,7 @@ def broken_source(folder, bad: set[int], count: int = 40, name: str = "broken") 
 
 
 def one(source: Source, **options) -> ScheduledLoader:
-    return ScheduledLoader({source.name: source}, {"x": ArrayTransform([1])}, 8, 0, **options)
+    return scheduled_loader({source.name: source}, {"x": ArrayTransform([1])}, 8, 0, **options)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -315,11 +315,11 @@ def test_too_many_bad_samples_stop_the_run(tmp_path):
 
 def test_a_run_of_bad_samples_stops_the_run(tmp_path):
     source = broken_source(tmp_path, set(range(10, 16)))
-    loader = EvaluationLoader(
+    loader = evaluation_loader(
         source, {"x": ArrayTransform([1])}, None, 4, max_bad_fraction=1.0, max_bad_run=6
     )
     assert sum(len(batch) for batch in loader) == 34
-    stops = EvaluationLoader(
+    stops = evaluation_loader(
         source, {"x": ArrayTransform([1])}, None, 4, max_bad_fraction=1.0, max_bad_run=5
     )
     with pytest.raises(TooManyBadSamples, match=r"6 samples in a row.*key 's00014'.*key 's00015'"):
@@ -371,7 +371,7 @@ def test_an_error_of_a_transform_tells_the_sample(tmp_path):
     made = one(broken_source(tmp_path, set()))
     transform = ArrayTransform([1])
     transform.std = "wrong"
-    made = ScheduledLoader({"broken": broken_source(tmp_path, set())}, {"x": transform}, 8, 0)
+    made = scheduled_loader({"broken": broken_source(tmp_path, set())}, {"x": transform}, 8, 0)
     with pytest.raises(RuntimeError, match=r"transform of 'x' fails on broken, shard .*key 's000"):
         list(made)
 
@@ -383,7 +383,7 @@ def test_an_error_of_a_transform_tells_the_sample(tmp_path):
 def test_evaluation_batches_are_the_whole_source_in_order(folder, num_workers):
     source = Source(str(folder / "first.json"), X, positive_key="label")
     transforms = {"x": ArrayTransform([1], noise=1.0)}
-    batches = list(evaluation_batches(source, transforms, ["x"], 10, num_workers))
+    batches = list(evaluation_loader(source, transforms, ["x"], 10, num_workers))
     assert [len(batch) for batch in batches] == [10, 10, 10, 2]
     assert [batch.step for batch in batches] == [0, 1, 2, 3]
     values = torch.cat([batch.inputs["x"] for batch in batches]).flatten().tolist()
@@ -398,7 +398,7 @@ def test_ranks_share_an_evaluation(folder):
     source = Source(str(folder / "first.json"), X)
     found = []
     for rank in range(3):
-        made = EvaluationLoader(
+        made = evaluation_loader(
             source, {"x": ArrayTransform([1])}, None, 5, rank=rank, world_size=3
         )
         batches = list(made)
@@ -411,15 +411,15 @@ def test_no_rank_is_without_a_batch_of_a_small_set(folder):
     source = Source(str(folder / "first.json"), X)
     transforms = {"x": ArrayTransform([1])}
     for rank in range(3):
-        batches = list(EvaluationLoader(source, transforms, None, 64, rank=rank, world_size=3))
+        batches = list(evaluation_loader(source, transforms, None, 64, rank=rank, world_size=3))
         assert [len(batch) for batch in batches] == [len(range(rank, 32, 3))]
     with pytest.raises(ValueError, match="32 samples for 33 ranks"):
-        EvaluationLoader(source, transforms, None, 64, rank=0, world_size=33)
+        evaluation_loader(source, transforms, None, 64, rank=0, world_size=33)
 
 
 def test_evaluation_leaves_bad_samples_out_and_says_so(tmp_path, caplog):
     source = broken_source(tmp_path, {0, 1, 2, 3, 17})
-    made = EvaluationLoader(source, {"x": ArrayTransform([1])}, None, 4, max_bad_fraction=0.5)
+    made = evaluation_loader(source, {"x": ArrayTransform([1])}, None, 4, max_bad_fraction=0.5)
     with caplog.at_level(logging.WARNING):
         values = [value for batch in made for value in batch.inputs["x"].flatten().tolist()]
     assert values == [number for number in range(4, 40) if number != 17]
@@ -430,7 +430,7 @@ def test_evaluation_leaves_bad_samples_out_and_says_so(tmp_path, caplog):
 def test_a_modality_the_source_lacks_is_refused(folder):
     source = Source(str(folder / "first.json"), X)
     with pytest.raises(ValueError, match="no modality 'y'; it has: x"):
-        EvaluationLoader(source, {}, ["y"], 4)
+        evaluation_loader(source, {}, ["y"], 4)
 
 
 # The data module
@@ -475,7 +475,7 @@ def test_a_cache_of_decoded_members_changes_nothing(folder, monkeypatch):
 
 
 def test_a_modality_without_a_transform_is_refused(folder):
-    made = MultimodalDataModule(sources(folder), {"y": ArrayTransform([1])}, 8, 0, 0)
+    made = MultimodalDataModule(sources(folder), {"y": ArrayTransform([1])}, 8, 0)
     with pytest.raises(ValueError, match=r"modality 'x', for which data\.transforms has none"):
         made.train_dataloader()
 
@@ -491,7 +491,6 @@ def test_aligned_modalities_need_the_same_geometry(tmp_path):
             "depth": DepthTransform(8),
         },
         2,
-        0,
         0,
     )
     with pytest.raises(ValueError, match=r"image and depth are crops of one view.*=0\.5.*=0\.0"):

@@ -16,17 +16,18 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from data_helpers import number_samples, shard_bytes, write_source
+from loader_helpers import scheduled_loader
 
 from multimodal.data import remote as remote_module
 from multimodal.data.columns import ShardTable
 from multimodal.data.errors import ShardError
-from multimodal.data.loader import ScheduledLoader, steps_ahead
+from multimodal.data.loader import steps_ahead
 from multimodal.data.manifest import load_manifest
 from multimodal.data.packing import write as write_module
 from multimodal.data.packing.write import ShardEntry, write_manifest
 from multimodal.data.remote import RemoteShard, ShardCache, is_remote
 from multimodal.data.schedule import BatchSchedule, SourceSize
-from multimodal.data.source import Source
+from multimodal.data.source import Source, SourceContext
 from multimodal.data.transforms.array import ArrayTransform
 
 X = {"x": {"member": "x.npy"}}
@@ -82,8 +83,8 @@ def test_a_remote_source_gives_what_the_local_one_does(server, tmp_path, num_wor
     for manifest in (str(path), f"{url}/far.json"):
         source = Source(manifest, X)
         if source.remote is not None:
-            source.remote = ShardCache(tmp_path / "cache", 1 << 20)
-        loader = ScheduledLoader(
+            source = source.within(SourceContext(remote=ShardCache(tmp_path / "cache", 1 << 20)))
+        loader = scheduled_loader(
             {"far": source}, TRANSFORMS, 5, 0, num_workers=num_workers, block_shards=2
         )
         batches = [b for _ in range(2) for b in loader]
@@ -104,7 +105,7 @@ def test_memory_and_file_urls_are_read_too(tmp_path):
     content = json.loads(path.read_text()) | {"base": "memory://bucket/"}
     (tmp_path / "m.json").write_text(json.dumps(content))
     source = Source(str(tmp_path / "m.json"), X)
-    source.remote = ShardCache(tmp_path / "cache", 1 << 20)
+    source = source.within(SourceContext(remote=ShardCache(tmp_path / "cache", 1 << 20)))
     assert source.decode(3, None).key == "s00003"
 
 
@@ -128,7 +129,9 @@ def test_a_shard_in_use_survives_its_removal(server, tmp_path):
     parts = [number_samples(6, 6 * number) for number in range(5)]
     write_source(folder, {"train": parts}, "far")
     source = Source(f"{url}/far.json", X)
-    source.remote = ShardCache(tmp_path / "cache", int(source.table.bytes[0]))  # one at a time
+    source = source.within(
+        SourceContext(remote=ShardCache(tmp_path / "cache", int(source.table.bytes[0])))
+    )  # one at a time
     for _ in range(2):
         for index in (0, 29, 7, 1, 28):
             assert source.decode(index, None).key == f"s{index:05d}"
@@ -306,7 +309,7 @@ def test_a_table_in_files_is_kept_beside_a_local_copy_of_its_manifest(
     content = json.loads((folder / "m.json").read_text()) | {"base": url}
     (tmp_path / "m.json").write_text(json.dumps(content))
     source = Source(str(tmp_path / "m.json"), X)
-    source.remote = ShardCache(tmp_path / "cache", 1 << 20)
+    source = source.within(SourceContext(remote=ShardCache(tmp_path / "cache", 1 << 20)))
     assert source.decode(4, None).key == "s00004"
 
 
@@ -345,7 +348,7 @@ def test_a_thousand_samples_of_ten_thousand_million(vast):
     path, numbers = vast
     source = Source(str(path), X)
     assert len(source) == 10**10
-    source.verify = False
+    source = source.within(SourceContext(verify=False))
     random = np.random.default_rng(0)
     shards, places = random.choice(numbers, 1000), random.integers(10_000, size=1000)
     for shard, place in zip(shards.tolist(), places.tolist(), strict=True):
@@ -356,7 +359,7 @@ def test_a_thousand_samples_of_ten_thousand_million(vast):
 
 def test_a_vast_table_does_not_travel_to_the_workers(vast):
     path, _ = vast
-    loader = ScheduledLoader({"vast": Source(str(path), X)}, TRANSFORMS, 4096, 0)
+    loader = scheduled_loader({"vast": Source(str(path), X)}, TRANSFORMS, 4096, 0)
     dataset = loader._batches.dataset
     spec = dataset.schedule(1_234_567)
     sent = pickle.dumps(dataset)

@@ -11,7 +11,7 @@ from multimodal.data.decode import Limits, Signal
 from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError, ShardError
 from multimodal.data.shards import Shard
-from multimodal.data.source import Source
+from multimodal.data.source import Source, SourceContext
 
 PIXELS = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 MOTION = np.arange(12, dtype=np.int16).reshape(6, 2)
@@ -109,7 +109,7 @@ def test_ids_and_positive_keys(tmp_path):
     identity = make(tmp_path / "1", samples, text)
     labelled = make(tmp_path / "2", samples, text, positive_key="label")
     named = make(tmp_path / "3", samples, text, positive_key="name")
-    named.name = "another"
+    named = named.within(SourceContext(), "another")
     decoded = [[source.decode(i, None) for i in range(4)] for source in (identity, labelled, named)]
     assert len({value.sample_id for value in decoded[0]}) == 4
     assert all(value.positive_key == value.sample_id for value in decoded[0])
@@ -119,7 +119,7 @@ def test_ids_and_positive_keys(tmp_path):
     assert {v.sample_id for v in decoded[0]}.isdisjoint(v.sample_id for v in decoded[2])
     # Values, not places, make a positive: equal across sources, and -1 is not "-1".
     again = make(tmp_path / "4", samples[::-1], text, positive_key="label")
-    again.name = "other"
+    again = again.within(SourceContext(), "other")
     assert again.decode(3, None).positive_key == keys[0]
 
 
@@ -199,7 +199,7 @@ def test_json_that_is_no_object_is_a_bad_sample(tmp_path):
 
 def test_limits_hold_before_a_member_is_read(tmp_path):
     source = make(tmp_path, [sample(0), sample(1), sample(2)], ALL)
-    source.limits = Limits(max_bytes=10)
+    source = source.within(SourceContext(limits=Limits(max_bytes=10)))
     with pytest.raises(DecodeError, match="over max_bytes=10") as caught:
         source.decode(0, None)
     assert caught.value.reason == "too_large"
@@ -233,7 +233,7 @@ def test_a_shard_is_verified_only_if_asked_for(tmp_path):
         source.decode(2, None)
     source = make(tmp_path / "other", [sample(i) for i in range(5)], ALL)
     (tmp_path / "other" / shard.name).write_bytes(changed)
-    source.verify = False
+    source = source.within(SourceContext(verify=False))
     assert source.decode(3, None).key == "k3"
 
 
@@ -264,7 +264,7 @@ def test_all_captions_are_kept_where_none_is_drawn(tmp_path):
     text = {"member": "json", "key": "captions", "keep": "all"}
     three = [sample(i) for i in range(3)]
     source = make(tmp_path, three, ALL | {"text": text})
-    assert source.kept == "text"
+    assert source.decoder.kept == "text"
     both = [source.decode(2, None, caption=number) for number in range(2)]
     assert [each.values["text"] for each in both] == ["thing 2", "an old thing 2"]
     assert {each.captions for each in both} == {2}

@@ -43,7 +43,7 @@ def module(urls, num_workers=0, **options) -> StreamDataModule:
     sources = {"far": StreamSource(urls, X, positive_key="label")}
     transforms = {"x": ArrayTransform([1])}
     return StreamDataModule(
-        sources, transforms, 4, 6, num_workers, options.pop("seed", 0), shuffle=20, **options
+        sources, transforms, 4, 6, options.pop("seed", 0), 20, num_workers=num_workers, **options
     )
 
 

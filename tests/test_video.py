@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import image_bytes, video_bytes, write_source
+from loader_helpers import evaluation_loader
 
 from multimodal.data.decode import Limits, decode
 from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
-from multimodal.data.evaluation import EvaluationLoader
 from multimodal.data.source import Source
 from multimodal.data.transforms.image import ImageTransform
 from multimodal.data.transforms.rand_augment import rand_augment
@@ -123,7 +123,7 @@ def test_bad_videos_are_bad_samples(tmp_path, data, reason):
     path = write_source(tmp_path, {"train": [samples]}, fields={"mp4": {"kind": "video"}})
     source = Source(str(path), {"video": {"member": "mp4"}})
     transforms = {"video": VideoTransform(8, 2, None, **PLAIN)}
-    loader = EvaluationLoader(source, transforms, None, 3, max_bad_fraction=1.0)
+    loader = evaluation_loader(source, transforms, None, 3, max_bad_fraction=1.0)
     (batch,) = loader
     assert batch.keys == ["k0", "k2"]
     assert batch.inputs["video"].shape == (2, 3, 2, 8, 8)

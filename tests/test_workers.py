@@ -31,13 +31,14 @@ def test_workers_are_the_cores_less_those_that_train(monkeypatch, cores, devices
 ABANDONED = """
 import multiprocessing
 from torch.utils.data import Dataset
+from multimodal.data.settings import LoaderSettings
 from multimodal.data.workers import Steps, end_workers, make_loader
 
 class Numbers(Dataset):
     def __getitem__(self, step):
         return step
 
-loader = make_loader(Numbers(), Steps(range(100)), 2, False, persistent=True)
+loader = make_loader(Numbers(), Steps(range(100)), LoaderSettings(2), persistent=True)
 iterator = iter(loader)
 assert [next(iterator), next(iterator)] == [0, 1]  # of one worker and the other
 children = multiprocessing.active_children()

@@ -15,7 +15,7 @@ from multimodal.data.draw import Draw
 from multimodal.data.errors import BadSample, ShardError
 from multimodal.data.frozen import FrozenEmbeddings
 from multimodal.data.manifest import suggest
-from multimodal.data.members import Decoded, Members, Readable
+from multimodal.data.members import Decoded, Readable, SampleDecoder
 from multimodal.data.source import Place, Source
 from multimodal.data.tally import Rejection
 from multimodal.data.transforms.base import Transform
@@ -92,18 +92,18 @@ def load(
 
 
 def load_from(
-    source: Members, transforms: Mapping[str, Transform], sample: Readable, draw: Draw
+    decoder: SampleDecoder, transforms: Mapping[str, Transform], sample: Readable, draw: Draw
 ) -> Sample | Rejection:
     """The same of a sample that stands alone, as it came out of a stream."""
     place = Place(sample.path.name, sample.keys[0])
     try:
-        decoded = source.decode_from(sample, 0, place.shard, draw)
+        decoded = decoder.decode(sample, 0, place.shard, draw)
         inputs = {
-            name: _transform(transforms[name], name, value, draw, source.name, lambda: place)
+            name: _transform(transforms[name], name, value, draw, decoder.name, lambda: place)
             for name, value in decoded.values.items()
         }
     except BadSample as error:
-        return Rejection(source.name, *place, error.reason, str(error))
+        return Rejection(decoder.name, *place, error.reason, str(error))
     return Sample(decoded, inputs, 0, {})
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 
 from torch.utils.data import Dataset
 
 from multimodal.data.assemble import Sample, check_transforms, collate, load
+from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
 from multimodal.data.tally import Rejection, Tally
-from multimodal.data.transforms.base import Transform
 from multimodal.data.workers import Steps, make_loader, one_thread
 from multimodal.types import Batch
 
@@ -22,15 +22,10 @@ class EvaluationLoader:
 
     Args:
         source: the samples.
-        transforms: by modality.
+        data: how the samples become batches.
         modalities: those wanted; None for all of the source.
-        batch_size: samples in a batch, on each rank.
-        num_workers: processes that load; 0 loads in this one.
         rank: this process loads every ``world_size``-th sample, beginning at this one.
         world_size: number of processes that share the source.
-        max_bad_fraction: of this rank's samples; more are an error.
-        max_bad_run: bad samples in a row; more are an error.
-        pin_memory: puts batches in page-locked memory, for asynchronous copies to a GPU.
         whole_batches: this process loads every ``world_size``-th batch instead, which may be none:
             each is what one process alone would load, down to the padding; `Batch.step` counts
             them.
@@ -46,15 +41,10 @@ class EvaluationLoader:
     def __init__(
         self,
         source: Source,
-        transforms: Mapping[str, Transform],
-        modalities: Collection[str] | None,
-        batch_size: int,
-        num_workers: int = 0,
+        data: EvaluationData,
+        modalities: Collection[str] | None = None,
         rank: int = 0,
         world_size: int = 1,
-        max_bad_fraction: float = 0.01,
-        max_bad_run: int = 100,
-        pin_memory: bool = False,
         whole_batches: bool = False,
     ) -> None:
         wanted = source.modalities if modalities is None else tuple(modalities)
@@ -64,22 +54,21 @@ class EvaluationLoader:
                 f"source {source.name!r} has no modality {strangers[0]!r}; it has: "
                 f"{', '.join(source.modalities)}"
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if len(source) < world_size and not whole_batches:
             raise ValueError(
                 f"source {source.name!r} has {len(source)} samples for {world_size} ranks: "
                 "evaluate it on fewer, or leave it out"
             )
-        check_transforms(source.name, wanted, transforms)
-        self.tally = Tally(max_bad_fraction, max_bad_run)
+        check_transforms(source.name, wanted, data.transforms)
+        loading, batch_size = data.loading, data.batch_size
+        self.tally = Tally(loading.max_bad_fraction, loading.max_bad_run)
         mine = range(rank, len(source), world_size)
         self._steps = Steps(range(-(-len(mine) // batch_size)))
         if whole_batches:
             mine = range(len(source))
             self._steps = Steps(range(rank, -(-len(mine) // batch_size), world_size))
-        dataset = _EvaluationBatches(source, transforms, wanted, mine, batch_size)
-        self._batches = make_loader(dataset, self._steps, num_workers, pin_memory, persistent=False)
+        dataset = _EvaluationBatches(source, data, wanted, mine)
+        self._batches = make_loader(dataset, self._steps, loading, persistent=False)
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -97,16 +86,15 @@ class _EvaluationBatches(Dataset[tuple["Batch | None", list["Rejection | None"]]
     def __init__(
         self,
         source: Source,
-        transforms: Mapping[str, Transform],
+        data: EvaluationData,
         modalities: Collection[str],
         indices: range,
-        batch_size: int,
     ) -> None:
         self.source = source
-        self.transforms = transforms
+        self.transforms = data.transforms
+        self.batch_size = data.batch_size
         self.modalities = modalities
         self.indices = indices
-        self.batch_size = batch_size
 
     @one_thread()
     def __getitem__(self, number: int) -> tuple[Batch | None, list[Rejection | None]]:
@@ -126,8 +114,8 @@ class _EvaluationBatches(Dataset[tuple["Batch | None", list["Rejection | None"]]
             return first
         rows = [first]
         for caption in range(1, first.decoded.captions):
-            assert self.source.kept is not None
-            kept = [self.source.kept]
+            assert self.source.decoder.kept is not None
+            kept = [self.source.decoder.kept]
             other = load(self.source, self.transforms, index, None, kept, caption=caption)
             if isinstance(other, Rejection):
                 return other

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -11,6 +12,7 @@ from multimodal.data.assemble import Sample, check_transforms, collate, load
 from multimodal.data.draw import Draw
 from multimodal.data.errors import OtherBatches, TooManyBadSamples
 from multimodal.data.schedule import BatchSchedule, SourceSize
+from multimodal.data.settings import LoaderSettings, OrderSettings
 from multimodal.data.signature import differences, signature
 from multimodal.data.source import Source
 from multimodal.data.tally import Rejection, Tally, named
@@ -37,16 +39,8 @@ class ScheduledLoader:
         seed: of the order and of every draw.
         rank: which slice of each batch to load.
         world_size: number of slices.
-        num_workers: processes that load; 0 loads in this one.
-        block_shards: shards that are shuffled together.
-        drop_last: see ``BatchSchedule``.
-        epoch_steps: see ``BatchSchedule``.
-        max_bad_fraction: of the samples of this rank; more stop the run.
-        max_bad_run: bad samples of this rank in a row; more stop the run.
-        prefetch: batches that each worker keeps ready.
-        pin_memory: puts batches in page-locked memory, for asynchronous copies to a GPU.
-        worker_timeout_s: seconds after which a worker that brings nothing is an error; None waits
-            for ever.
+        loading: workers, and how many bad samples are borne.
+        order: of the schedule.
 
     Attributes:
         schedule: the global batches.
@@ -64,16 +58,10 @@ class ScheduledLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        num_workers: int = 0,
-        block_shards: int = 16,
-        drop_last: bool = True,
-        epoch_steps: int | None = None,
-        max_bad_fraction: float = 0.01,
-        max_bad_run: int = 100,
-        pin_memory: bool = False,
-        prefetch: int = 2,
-        worker_timeout_s: float | None = None,
+        loading: LoaderSettings | None = None,
+        order: OrderSettings | None = None,
     ) -> None:
+        loading, order = loading or LoaderSettings(), order or OrderSettings()
         for name, source in sources.items():
             check_transforms(name, source.modalities, transforms)
         self._sources = dict(sources)
@@ -90,27 +78,17 @@ class ScheduledLoader:
                 )
                 for name, source in sources.items()
             },
-            block_shards=block_shards,
-            drop_last=drop_last,
-            epoch_steps=epoch_steps,
+            **asdict(order),
         )
-        self.tally = Tally(max_bad_fraction, max_bad_run)
+        self.tally = Tally(loading.max_bad_fraction, loading.max_bad_run)
         self._epoch = 0
         self._position = 0  # batches of this epoch handed out
         self._resumed = False
         self._steps = Steps()
         dataset = _TrainingBatches(
-            self.schedule, self._sources, transforms, rank, world_size, max_bad_run
+            self.schedule, self._sources, transforms, rank, world_size, loading.max_bad_run
         )
-        self._batches = make_loader(
-            dataset,
-            self._steps,
-            num_workers,
-            pin_memory,
-            persistent=True,
-            prefetch=prefetch,
-            timeout_s=worker_timeout_s,
-        )
+        self._batches = make_loader(dataset, self._steps, loading, persistent=True)
 
     def __len__(self) -> int:
         return self.schedule.steps_per_epoch

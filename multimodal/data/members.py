@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,17 +92,18 @@ def _bytes(value: Any) -> int:
     return value.nbytes if isinstance(value, np.ndarray) else 100 + len(str(value))
 
 
-class Members:
+class SampleDecoder:
     """How the samples of a source are decoded.
 
     Args:
         manifest: says what each member holds.
-        split: the manifest's.
+        splits: of the manifest; all must have what the modalities ask for.
         modalities: as ``Source`` takes them.
         positive_key: as ``Source`` takes it.
 
     Attributes:
-        name: what the source is called in logs and seeds.
+        positive_key: as above.
+        name: what the source is called in logs and seeds; the manifest's name, see ``within``.
         limits: sizes that are decoded.
         cache: decoded members, of this source and of those it shares the cache with.
         kept: the modality of which evaluation keeps every text; None where there is none.
@@ -114,7 +116,7 @@ class Members:
     def __init__(
         self,
         manifest: Manifest,
-        split: str,
+        splits: Sequence[str],
         modalities: Mapping[str, Mapping[str, Any]],
         positive_key: str | None,
     ) -> None:
@@ -124,15 +126,24 @@ class Members:
         self.limits = Limits()
         self.cache = decoded_cache(0)
         self.positive_key = positive_key
-        if positive_key is not None:
-            _check_key(manifest, split, METADATA, positive_key)
-        self._modalities = {
-            name: _parse(name, entry, manifest, split) for name, entry in modalities.items()
-        }
+        for split in splits:
+            if positive_key is not None:
+                _check_key(manifest, split, METADATA, positive_key)
+            self._modalities = {
+                name: _parse(name, entry, manifest, split) for name, entry in modalities.items()
+            }
         kept = [name for name, modality in self._modalities.items() if modality.keeps_all]
         if len(kept) > 1:
             raise ValueError(f"keep: all is for one modality of a source, not {' and '.join(kept)}")
         self.kept: str | None = kept[0] if kept else None
+
+    def within(
+        self, name: str, limits: Limits, cache: LRU[tuple[str, int, str], Any]
+    ) -> SampleDecoder:
+        """The same under the name, limits and cache of a run."""
+        decoder = copy.copy(self)
+        decoder.name, decoder.limits, decoder.cache = name, limits, cache
+        return decoder
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -150,7 +161,7 @@ class Members:
         members, key, templates = self._modalities[modality][:3]
         return len(members) > 1 or key is not None or bool(templates)
 
-    def decode_from(
+    def decode(
         self,
         shard: Readable,
         place: int,
@@ -167,7 +178,7 @@ class Members:
             DecodeError: if something of it is missing, corrupt or too large.
         """
         shard.check(place)
-        metadata = self._metadata(shard, place)
+        metadata = self.metadata(shard, place)
         values = {
             name: self._value(name, modality, shard, place, metadata, draw, (least or {}).get(name))
             for name, modality in self._modalities.items()
@@ -193,7 +204,8 @@ class Members:
         found = metadata if member == METADATA else self._decode(shard, place, member)
         return _texts(found, modality.key)
 
-    def _metadata(self, shard: Readable, place: int) -> dict[str, Any]:
+    def metadata(self, shard: Readable, place: int) -> dict[str, Any]:
+        """Content of a sample's ``json`` member; empty where there is none."""
         if METADATA not in shard.fields(place):
             return {}
         metadata = self._decode(shard, place, METADATA)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from multimodal.data.decode import Least
+from multimodal.data.decode import Least, Limits
 from multimodal.data.draw import Draw
 from multimodal.data.errors import BadSample, ShardError
 from multimodal.data.frozen import FrozenEmbeddings
 from multimodal.data.lru import LRU
 from multimodal.data.manifest import load_manifest
-from multimodal.data.members import Decoded, Members, decoded_cache
+from multimodal.data.members import Decoded, SampleDecoder, decoded_cache
 from multimodal.data.remote import DEFAULT_FOLDER, RemoteShard, ShardCache, is_remote
+from multimodal.data.settings import ReadSettings
 from multimodal.data.shards import Shard
 
-__all__ = ["Decoded", "Place", "RawSample", "Source", "decoded_cache"]
+__all__ = ["Decoded", "Place", "RawSample", "Source", "SourceContext"]
 
 _OPEN_SHARDS = 32  # kept mapped in each process
 _LOOK_AGAIN = 60.0  # seconds until a shard that could not be read is tried once more
@@ -51,7 +53,36 @@ class Place(NamedTuple):
     key: str
 
 
-class Source(Members):
+@dataclass(frozen=True)
+class SourceContext:
+    """What all sources of a run share.
+
+    Attributes:
+        limits: sizes that are decoded.
+        cache: decoded members of all of them.
+        verify: whether a shard's hash is compared with the manifest when it is first opened.
+        remote: cache of the shards that are behind URLs.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    cache: LRU[tuple[str, int, str], Any] = field(
+        default_factory=lambda: decoded_cache(0), repr=False
+    )
+    verify: bool = True
+    remote: ShardCache = field(default_factory=lambda: ShardCache(DEFAULT_FOLDER, _DEFAULT_BYTES))
+
+    @classmethod
+    def of(cls, settings: ReadSettings) -> SourceContext:
+        """The context that a run's settings describe."""
+        return cls(
+            settings.limits or Limits(),
+            decoded_cache(settings.cache_mb),
+            settings.verify_shards,
+            ShardCache(settings.remote_cache_folder, int(settings.remote_cache_gb * 1e9)),
+        )
+
+
+class Source:
     """The samples of one split of a manifest, by index.
 
     Args:
@@ -71,13 +102,10 @@ class Source(Members):
         weight: share of an epoch's batches; the alternative to ``repeat``.
 
     Attributes:
-        name: what the source is called in logs and seeds; the manifest's name until the data
-            module gives it its own.
-        limits: sizes that are decoded.
-        verify: whether a shard's hash is held against the manifest when it is first opened.
+        decoder: of its samples.
+        table: of its shards.
         remote: cache of the shards, where the manifest is behind a URL; None where it is local.
         frozen: modality -> embeddings of its frozen tower, which training reads in its place.
-        cache: decoded members, of this source and of those it shares the cache with.
 
     Raises:
         FileNotFoundError: if there is no such manifest.
@@ -97,21 +125,44 @@ class Source(Members):
         loaded = load_manifest(manifest)
         splits = [split] if isinstance(split, str) else list(split)
         self.table = loaded.split(*splits)
-        for each in splits:  # all must have what the modalities ask for
-            super().__init__(loaded, each, modalities, positive_key)
-        self.verify = True
+        self.decoder = SampleDecoder(loaded, splits, modalities, positive_key)
         self.frozen: dict[str, FrozenEmbeddings] = {}
-        self._verified: set[int] = set()  # shards whose hash was right
-        self._broken: dict[int, tuple[float, ShardError]] = {}  # when to look again, what was wrong
         self.split = ", ".join(splits)
         self.batch_size = batch_size
         self.repeat = repeat
         self.weight = weight
         self._folder = loaded.folder
-        self.remote: ShardCache | None = None
-        if is_remote(self._folder):
-            self.remote = ShardCache(DEFAULT_FOLDER, _DEFAULT_BYTES)
+        self._enter(SourceContext())
+
+    def _enter(self, context: SourceContext) -> None:
+        self.remote = context.remote if is_remote(self._folder) else None
+        self._verify = context.verify and self.remote is None  # remote ones are verified on arrival
+        self._verified: set[int] = set()  # shards whose hash was right
+        self._broken: dict[int, tuple[float, ShardError]] = {}  # when to look again, what was wrong
         self._shards: LRU[int, Shard] = LRU(_OPEN_SHARDS)
+
+    def within(self, context: SourceContext, name: str | None = None) -> Source:
+        """The same samples, read as a run reads them.
+
+        Args:
+            context: of the run.
+            name: what the run calls the source in its logs and seeds; None: the manifest's name.
+        """
+        source = copy.copy(self)
+        source.decoder = self.decoder.within(name or self.name, context.limits, context.cache)
+        source.frozen = {}
+        source._enter(context)
+        return source
+
+    @property
+    def name(self) -> str:
+        """What the source is called in logs and seeds."""
+        return self.decoder.name
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities of every sample."""
+        return self.decoder.modalities
 
     def __len__(self) -> int:
         return self.table.num_samples
@@ -135,7 +186,7 @@ class Source(Members):
         shard, place = self._locate(index)
         shard.check(place)
         members = {field: shard.read(place, field) for field in shard.fields(place)}
-        return RawSample(shard.keys[place], members, self._metadata(shard, place))
+        return RawSample(shard.keys[place], members, self.decoder.metadata(shard, place))
 
     def decode(
         self,
@@ -162,7 +213,7 @@ class Source(Members):
         number, place = self.table.locate(index)
         shard = self._shards.get(number, self._open)
         shard_name = self.table.name(number).rpartition("/")[2]
-        return self.decode_from(shard, place, shard_name, draw, modalities, least, caption)
+        return self.decoder.decode(shard, place, shard_name, draw, modalities, least, caption)
 
     def place(self, index: int) -> Place:
         """Where a sample lies, for messages; its key is unknown while its shard is unreadable."""
@@ -202,8 +253,7 @@ class Source(Members):
         # Each sample of a broken shard asks for it: look at the file again only after a while.
         if number in self._broken and time.monotonic() < self._broken[number][0]:
             raise self._broken[number][1]
-        # What was fetched was verified on its way.
-        verify = self.verify and self.remote is None and number not in self._verified
+        verify = self._verify and number not in self._verified
 
         def opened(path: Path) -> Shard:
             return Shard(

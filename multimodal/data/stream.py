@@ -8,6 +8,7 @@ only when its end is reached, and what came before it has been delivered.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import random
@@ -18,15 +19,17 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from multimodal import distributed
+from multimodal.core.settings import flattened
 from multimodal.data.assemble import Sample, check_transforms, collate, load_from
 from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.data.decode import Limits
 from multimodal.data.draw import Draw
 from multimodal.data.errors import TooManyBadSamples
 from multimodal.data.manifest import Field, Manifest, kind_of
-from multimodal.data.members import Members
+from multimodal.data.members import SampleDecoder
 from multimodal.data.paths import SAMPLES_PREFIX, resolve
-from multimodal.data.source import Source
+from multimodal.data.settings import LoaderSettings, OrderSettings, ReadSettings
+from multimodal.data.source import Source, SourceContext
 from multimodal.data.stream_shard import read_shard
 from multimodal.data.tally import Rejection, Tally, named
 from multimodal.data.transforms.base import Transform
@@ -43,7 +46,7 @@ PROMISES = (
 )
 
 
-class StreamSource(Members):
+class StreamSource:
     """Samples of a list of shards, in no order that could be told beforehand.
 
     Args:
@@ -85,9 +88,15 @@ class StreamSource(Members):
             members |= dict.fromkeys([listed] if isinstance(listed, str) else listed)
         fields = {name: Field(kind_of(name, kinds or {})) for name in (*members, "json")}
         about = Manifest(Path("stream"), "stream", "", fields, {})
-        super().__init__(about, "train", modalities, positive_key)
+        self.decoder = SampleDecoder(about, ["train"], modalities, positive_key)
         self.batch_size = batch_size
         self.weight = 1.0 if weight is None else weight
+
+    def within(self, context: SourceContext, name: str) -> StreamSource:
+        """The same samples, read as a run reads them."""
+        source = copy.copy(self)
+        source.decoder = self.decoder.within(name, context.limits, context.cache)
+        return source
 
 
 def _expanded(urls: Iterable[str]) -> list[str]:
@@ -105,51 +114,49 @@ class StreamDataModule(MultimodalDataModule):
         transforms: by modality.
         batch_size: samples per device and batch, for sources without their own.
         epoch_steps: batches of an epoch, on each device.
-        num_workers: processes that load, per device; None for what the machine has.
         seed: of the draws of shards and samples, and of every random choice about one.
         shuffle: samples that are held back, to be drawn from in any order, in each worker.
         val_sources: with manifests, to validate on; None for no validation.
         eval_batch_size: samples per device and batch in validation.
-        max_bad_fraction: of the samples that cannot be read; more stop the run.
-        max_bad_run: samples or shards in a row that cannot be read; more stop the run.
+        loading: workers, and how many bad samples are borne.
         limits: sizes that are decoded; None for those of ``Limits``.
+
+    The fields of ``loading`` are keywords of the constructor (`flattened`).
     """
 
+    @flattened(loading=LoaderSettings)
     def __init__(
         self,
         sources: Mapping[str, StreamSource],
         transforms: Mapping[str, Transform],
         batch_size: int,
         epoch_steps: int,
-        num_workers: int | None,
         seed: int,
         shuffle: int = 1000,
         val_sources: Mapping[str, Source] | None = None,
         eval_batch_size: int = 256,
-        max_bad_fraction: float = 0.01,
-        max_bad_run: int = 100,
         limits: Limits | None = None,
+        *,
+        loading: LoaderSettings,
     ) -> None:
+        reading = ReadSettings(limits=limits)
         super().__init__(
             {},
             transforms,
             batch_size,
-            num_workers,
             seed,
-            val_sources,
-            eval_batch_size,
-            max_bad_fraction=max_bad_fraction,
-            max_bad_run=max_bad_run,
-            limits=limits,
+            loading=loading,
+            order=OrderSettings(),
+            reading=reading,
+            val_sources=val_sources,
+            eval_batch_size=eval_batch_size,
         )
         if epoch_steps < 1 or shuffle < 1:
             raise ValueError(f"epoch_steps={epoch_steps} and shuffle={shuffle} must be at least 1")
-        self.streams = dict(sources)
+        context = SourceContext.of(reading)
+        self.streams = {name: each.within(context, name) for name, each in sources.items()}
         self.steps = epoch_steps
         self.shuffle = shuffle
-        for name, source in self.streams.items():
-            source.name = name
-            source.limits = limits or Limits()
 
     def train_dataloader(self) -> StreamLoader:  # type: ignore[override]
         """This rank's own batches."""
@@ -169,8 +176,8 @@ class StreamLoader:
     def __init__(self, data: StreamDataModule) -> None:
         log.warning(PROMISES)
         for name, source in data.streams.items():
-            check_transforms(name, source.modalities, data.transforms)
-        self.tally = Tally(data.max_bad_fraction, data.max_bad_run)
+            check_transforms(name, source.decoder.modalities, data.transforms)
+        self.tally = Tally(data.loading.max_bad_fraction, data.loading.max_bad_run)
         self._data = data
         self._epoch = 0
 
@@ -180,11 +187,7 @@ class StreamLoader:
     def __iter__(self) -> Iterator[Batch]:
         dataset = _Stream(self._data, self._epoch, distributed.rank())
         # Workers begin anew with each epoch: what they were reading is given up.
-        batches = iter(
-            make_loader(
-                dataset, None, self._data.num_workers, self._data.pin_memory, persistent=False
-            )
-        )
+        batches = iter(make_loader(dataset, None, self._data.loading, persistent=False))
         try:
             for batch, rejections in itertools.islice(batches, len(self)):
                 self.tally.add([*rejections, *[None] * len(batch)], replaced=False)
@@ -213,7 +216,7 @@ class _Stream(IterableDataset[tuple[Batch, list[Rejection]]]):
         self.batch_size = data.batch_size
         self.seed = data.seed
         self.shuffle = data.shuffle
-        self.max_bad_run = data.max_bad_run
+        self.max_bad_run = data.loading.max_bad_run
         self.epoch = epoch
         self.rank = rank
 
@@ -267,7 +270,7 @@ class _Stream(IterableDataset[tuple[Batch, list[Rejection]]]):
         source = self.sources[name]
         seed = stable_hash(self.seed, self.epoch, name, self.rank, worker)
         urls = ResampledShards(source.urls, deterministic=True, worker_seed=lambda: seed)
-        raw = (item for entry in urls for item in read_shard(source.name, entry["url"]))
+        raw = (item for entry in urls for item in read_shard(name, entry["url"]))
         shuffled = _shuffle(raw, self.shuffle, self.shuffle // 10 or 1, random.Random(seed))
         for number, item in enumerate(shuffled):
             if isinstance(item, Rejection):
@@ -275,4 +278,4 @@ class _Stream(IterableDataset[tuple[Batch, list[Rejection]]]):
                 continue
             index = stable_hash(item.shard, item.keys[0])
             draw = Draw(self.seed, self.epoch, f"{name}/{self.rank}/{worker}", index, number)
-            yield load_from(source, self.transforms, item, draw)
+            yield load_from(source.decoder, self.transforms, item, draw)

@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from multimodal.data.settings import LoaderSettings
+
 Item = TypeVar("Item")
 
 
@@ -32,28 +34,28 @@ class Steps(Sampler[int]):
 def make_loader(
     dataset: Dataset[Item],
     steps: Steps | None,
-    num_workers: int,
-    pin_memory: bool,
+    settings: LoaderSettings,
     persistent: bool,
-    prefetch: int = 2,
-    timeout_s: float | None = None,
 ) -> DataLoader[Item]:
     """Whole batches in the order of ``steps``; torch limits each worker to one thread.
 
     Without ``steps`` the dataset is an iterable one, and each worker's batches come in turns.
-    ``persistent`` workers live as long as the loader, others as long as an iteration. A worker
-    that brings nothing for ``timeout_s`` seconds is an error; None waits for ever.
+    ``persistent`` workers live as long as the loader, others as long as an iteration. On a machine
+    with a GPU batches are put into page-locked memory, for asynchronous copies.
     """
+    num_workers = settings.num_workers
+    if num_workers is None:
+        num_workers = workers_of_machine()
     return DataLoader(
         dataset,
         batch_size=None,
         sampler=steps,
         num_workers=num_workers,
         collate_fn=_as_it_is,
-        pin_memory=pin_memory,
-        prefetch_factor=prefetch if num_workers else None,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=settings.prefetch if num_workers else None,
         persistent_workers=persistent and num_workers > 0,
-        timeout=timeout_s or 0 if num_workers else 0,
+        timeout=settings.worker_timeout_s or 0 if num_workers else 0,
         worker_init_fn=_leave_signals_to_the_trainer,
         generator=torch.Generator(),  # otherwise each iteration would draw from the global one
     )

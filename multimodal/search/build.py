@@ -43,7 +43,7 @@ def build_table(
     Raises:
         ValueError: as `PartWriter`, or if no item can be read.
     """
-    size = embedder.batch_size
+    size = embedder.data.batch_size
     identity = repr((about, items.identity(), size, previews))
     writer = PartWriter(output, about, identity)
     count, left_out = -(-len(items) // size), 0

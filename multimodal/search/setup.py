@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
 from multimodal.embedding import Embedder
 from multimodal.models import EmbeddingKind, EmbeddingModel
@@ -33,7 +34,7 @@ def embedder_of(
         for name, node in run_cfg.data.transforms.items()
         if name in model.towers
     }
-    return Embedder(model.to(device).eval(), transforms, batch_size, kind=kind)
+    return Embedder(model.to(device).eval(), EvaluationData(transforms, batch_size), kind)
 
 
 def open_index(path: str, embedder: Embedder, approximate: bool) -> tuple[Table, Index]:

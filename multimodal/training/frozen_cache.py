@@ -92,7 +92,7 @@ class FrozenCache(pl.Callback):
                     continue
                 found = True
                 random = getattr(data.transforms[modality], "is_random", True)
-                if self.views is None and (random or source.is_random(modality)):
+                if self.views is None and (random or source.decoder.is_random(modality)):
                     what = (
                         f"its transform ({type(data.transforms[modality]).__name__}) augments it"
                         if random
@@ -120,8 +120,8 @@ class FrozenCache(pl.Callback):
             "format": _FORMAT,
             "tower": weights_hash(tower),
             "transform": _with_files(self.transforms.get(modality)),
-            "members": source.entry(modality),
-            "limits": repr(source.limits),
+            "members": source.decoder.entry(modality),
+            "limits": repr(source.decoder.limits),
             "shards": source.digest,
             "views": self.views,
             # the draws of the views are keyed by these two
@@ -187,7 +187,7 @@ def _fill(
         tower.to(device)
         steps = Steps(range(-(-len(todo) // _BLOCK)))
         blocks = _Views(source, data.transforms, modality, todo, views, data.seed)
-        loader = make_loader(blocks, steps, data.num_workers, False, persistent=False)
+        loader = make_loader(blocks, steps, data.loading, persistent=False)
         for number, (inputs, mask, good) in zip(steps, loader, strict=True):
             indices = todo[number * _BLOCK : (number + 1) * _BLOCK]
             embedded: Tensor | None = None
