@@ -33,6 +33,7 @@ from multimodal.data.draw import Draw
 from multimodal.data.jpeg import decode_jpeg
 from multimodal.data.loader import ScheduledLoader
 from multimodal.data.packing.write import ShardEntry, ShardWriter, write_manifest
+from multimodal.data.settings import LoaderSettings
 from multimodal.data.source import Source
 from multimodal.data.transforms import image
 from multimodal.data.transforms.geometry import Box, crop_and_resize
@@ -134,7 +135,8 @@ def ours(manifest: Path, workers: int, reduced: bool) -> ScheduledLoader:
     """This project's loader."""
     transform = ImageTransform(SIZE, MEAN, STD, SCALE, RATIO, reduced=reduced)
     sources = {"photos": source_of(manifest)}
-    return ScheduledLoader(sources, {"image": transform}, BATCH, 0, num_workers=workers)
+    loading = LoaderSettings(workers)
+    return ScheduledLoader(sources, {"image": transform}, BATCH, 0, loading=loading)
 
 
 class Crop:
