@@ -149,7 +149,7 @@ def test_bad_shards_and_samples_are_counted_and_too_many_stop(server):
     found = {n for batch in itertools.chain(numbers(loader), numbers(loader)) for n in batch}
     assert found <= {*range(10), *range(20, 30)} - {24}
     assert loader.tally.reasons["corrupt"] > 0
-    assert loader.tally.reasons["shard"] > 0
+    assert loader.tally.reasons["shard_cut"] > 0
     with pytest.raises(TooManyBadSamples, match=r"max_bad_fraction=0.*shard part-"):
         numbers(module(urls, max_bad_fraction=0.0).train_dataloader())
     for number in range(3):

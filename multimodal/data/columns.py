@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-COLUMNS = ("names", "samples", "bytes", "sha256", "starts")
+# Limits of one shard, far above what is made, so that a false number costs no memory.
+MAX_SAMPLES = 1 << 24
+MAX_BYTES = 1 << 44
+MAX_NAME = 1024  # bytes of UTF-8; a table gives every name the width of the longest
+_LEAST_SAMPLE = 512  # bytes: a tar's header
+
+_DTYPES = {"names": "S", "samples": "i8", "bytes": "i8", "sha256": "u1", "starts": "i8"}
+COLUMNS = tuple(_DTYPES)
+_CHECKED_AT_A_TIME = 1 << 16  # names
+# Names, joined by NULs, among them one that is empty, absolute or leads out of its folder.
+_OUTSIDE = re.compile(r"[:\\]|(?:^|\0)(?:/|\0|$)|(?:^|[/\0])\.\.(?:$|[/\0])")
 
 
 class MappedColumn(np.memmap):
@@ -26,8 +38,15 @@ class MappedColumn(np.memmap):
 
 
 def open_column(path: Path) -> MappedColumn:
-    """Maps an ``.npy`` file, whose content is read as it is looked at."""
-    column: MappedColumn = np.load(path, mmap_mode="r").view(MappedColumn)
+    """Maps an ``.npy`` file, whose content is read as it is looked at.
+
+    Raises:
+        ValueError: if it is not an array of numbers or bytes.
+    """
+    try:
+        column: MappedColumn = open_memmap(path, "r").view(MappedColumn)
+    except Exception as error:  # of a header, numpy raises whatever its tokenizer does
+        raise ValueError(f"{path} is not an array file that can be mapped: {error}") from error
     column.path = path
     return column
 
@@ -107,14 +126,32 @@ class ShardTable:
             if not path.is_file() or _entry(path) != columns.get(name):
                 raise ValueError(f"{path} is missing, or is not the one that the manifest names")
         table = cls(*(open_column(folder / f"{name}.npy") for name in COLUMNS))
-        shards = len(table)
-        lengths = {len(table.names), len(table.bytes), len(table.sha256), len(table.starts) - 1}
-        if shards < 1 or lengths != {shards} or table.sha256.shape != (shards, 32):
-            raise ValueError(f"the columns in {folder} are of different lengths, or empty")
-        counts = np.diff(table.starts)
-        if table.starts[0] or counts.min() < 1 or not np.array_equal(counts, table.samples):
-            raise ValueError(f"starts and samples in {folder} do not fit each other")
+        table._check(folder)
         return table
+
+    def _check(self, folder: Path) -> None:
+        """Refuses columns that contradict each other, or what a manifest's list may not hold."""
+        for name, kind in _DTYPES.items():
+            dtype = getattr(self, name).dtype
+            good = dtype.kind == kind if kind == "S" else dtype == np.dtype(kind)
+            if not good or getattr(self, name).ndim != 1 + (name == "sha256"):
+                raise ValueError(f"{folder / name}.npy holds {dtype} of {_shape(self, name)}")
+        shards = len(self.samples)
+        lengths = {len(self.names), len(self.bytes), len(self.sha256), len(self.starts) - 1}
+        if shards < 1 or lengths != {shards} or self.sha256.shape != (shards, 32):
+            raise ValueError(f"the columns in {folder} are of different lengths, or empty")
+        for name, most in (("samples", MAX_SAMPLES), ("bytes", MAX_BYTES)):
+            column = getattr(self, name)
+            if column.min() < 1 or column.max() > most:
+                raise ValueError(f"{folder / name}.npy holds numbers that are not in [1, {most:,}]")
+        if self.starts[0] or not np.array_equal(np.diff(self.starts), self.samples):
+            raise ValueError(f"starts and samples in {folder} do not fit each other")
+        if (self.samples * _LEAST_SAMPLE > self.bytes).any():
+            raise ValueError(f"samples and bytes in {folder} do not fit each other")
+        if self.names.dtype.itemsize > MAX_NAME:
+            raise ValueError(f"{folder}/names.npy: at most {MAX_NAME:,} bytes are possible")
+        for first in range(0, shards, _CHECKED_AT_A_TIME):
+            _check_names(self.names[first : first + _CHECKED_AT_A_TIME].tolist(), folder)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -149,7 +186,27 @@ class ShardTable:
 
 def is_inside(name: str) -> bool:
     """Whether a relative path stays in its folder, on any system."""
-    return not (name.startswith("/") or ".." in name.split("/") or set(name) & set(":\\\0"))
+    return "\0" not in name and not _OUTSIDE.search(name)
+
+
+def mismatch(samples: int, size: int) -> str:
+    """Why so many samples cannot be in a shard of ``size`` bytes; empty where they can."""
+    if samples * _LEAST_SAMPLE <= size:
+        return ""
+    return f"{samples:,} samples cannot be in {size:,} bytes: each takes {_LEAST_SAMPLE} or more"
+
+
+def _check_names(names: list[bytes], folder: Path) -> None:
+    try:
+        text = b"\0".join(names).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{folder}/names.npy: names are not UTF-8: {error}") from error
+    if _OUTSIDE.search(text) or text.count("\0") != len(names) - 1:
+        raise ValueError(f"{folder}/names.npy: a shard's name leads out of the manifest's folder")
+
+
+def _shape(table: ShardTable, name: str) -> str:
+    return str(list(getattr(table, name).shape))
 
 
 def _entry(path: Path) -> dict[str, Any]:

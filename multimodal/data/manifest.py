@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from multimodal.data.columns import ShardRow, ShardTable, is_inside
+from multimodal.core import strict_json
+from multimodal.data.columns import ShardRow, ShardTable
+from multimodal.data.manifest_faults import FORMAT, KINDS, check_manifest
 from multimodal.data.paths import resolve
 from multimodal.data.remote import is_remote, read_url
 
-FORMAT = "multimodal-manifest/1"
-TABLE_SUFFIX = ".table"  # of the folder beside a manifest that holds its shard table as files
-KINDS = ("image", "video", "depth", "audio", "imu", "array", "text", "json")
+__all__ = ["FORMAT", "KINDS", "TABLE_SUFFIX", "Field", "Manifest", "load_manifest"]
 
+TABLE_SUFFIX = ".table"  # of the folder beside a manifest that holds its shard table as files
 
 _BY_EXTENSION = {
     **dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif"), "image"),
@@ -55,7 +55,8 @@ class Manifest:
         fields: what each member holds.
         splits: the shards of each split.
         licences: where the parts come from and under which terms.
-        base: folder or URL that the shards' names are relative to; None for the manifest's own.
+        base: folder or URL that the shards' names are relative to; None for the manifest's own,
+            to which a relative folder is relative.
     """
 
     path: Path | str
@@ -68,14 +69,13 @@ class Manifest:
 
     @property
     def folder(self) -> str:
-        """What the shards' names are relative to: a local folder, or a URL."""
-        if self.base is not None:
+        """The folder or URL that the shards' names are relative to; no slash at a URL's end."""
+        if self.base is not None and is_remote(self.base):
             return self.base.rstrip("/")
-        return (
-            str(self.path).rpartition("/")[0]
-            if isinstance(self.path, str)
-            else str(self.path.parent)
-        )
+        if isinstance(self.path, Path):
+            return str(self.path.parent / (self.base or ""))
+        own = self.path.rpartition("/")[0]
+        return own if self.base is None else f"{own}/{self.base}"
 
     def split(self, *names: str) -> ShardTable:
         """The shards of a split, or of several, one after the other.
@@ -146,14 +146,8 @@ def load_manifest(path: str | Path) -> Manifest:
         ValueError: if it is not a manifest, listing every fault that was found.
     """
     file = str(path) if is_remote(str(path)) else resolve(path)
-    try:
-        content = json.loads(_content(path))
-    except ValueError as error:
-        raise ValueError(f"the manifest {path} is not JSON: {error}") from error
-    faults = _faults(content)
-    if faults:
-        shown = faults[:10] + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else [])
-        raise ValueError("\n  - ".join([f"the manifest {path} has faults:", *shown]))
+    content = strict_json.parse(_content(path), f"the manifest {path}")
+    check_manifest(content, f"the manifest {path}")
     return Manifest(
         path=file,
         name=content["name"],
@@ -181,9 +175,10 @@ def _tables(file: str | Path, shards: Any) -> dict[str, ShardTable]:
                 "copy both to a local folder, the shards may stay (see `base`)"
             )
         folder = file.with_suffix(TABLE_SUFFIX)
-        return {
-            split: ShardTable.mapped(folder / split, columns) for split, columns in shards.items()
-        }
+        try:
+            return {split: ShardTable.mapped(folder / split, c) for split, c in shards.items()}
+        except ValueError as error:
+            raise ValueError(f"the manifest {file}: {error}") from error
     by_split: dict[str, list[ShardRow]] = {}
     for shard in shards:
         row = ShardRow(shard["name"], shard["samples"], shard["bytes"], shard["sha256"])
@@ -197,83 +192,11 @@ def manifest_hash(path: str | Path) -> str:
 
 
 def _content(path: str | Path) -> bytes:
+    limit = strict_json.MAX_BYTES
     if is_remote(str(path)):
-        return read_url(str(path))
+        return read_url(str(path), limit + 1)
     file = resolve(path)
     if not file.is_file():
         raise FileNotFoundError(f"no manifest {path} (looked at {file})")
-    return file.read_bytes()
-
-
-def _faults(content: Any) -> list[str]:
-    if not isinstance(content, dict):
-        return [f"expected a JSON object, got {type(content).__name__}"]
-    if content.get("format") != FORMAT:
-        return [f"'format' must be {FORMAT!r}, got {content.get('format')!r}"]
-    faults = []
-    if not isinstance(content.get("name"), str) or not content["name"]:
-        faults.append("'name' must be a text")
-    if not isinstance(content.get("base", ""), str):
-        faults.append("'base' must be a folder or a URL")
-    fields, shards = content.get("fields"), content.get("shards")
-    if not isinstance(fields, dict) or not fields:
-        faults.append("'fields' must be an object with an entry for each member")
-    else:
-        faults += [fault for name, field in fields.items() for fault in _field_faults(name, field)]
-    if isinstance(shards, dict) and shards:
-        faults += [
-            f"'shards' of split {split!r} must name the files of its columns"
-            for split, columns in shards.items()
-            if not is_inside(split) or not isinstance(columns, dict)
-        ]
-    elif not isinstance(shards, list) or not shards:
-        faults.append("'shards' must be a list with at least one shard")
-    else:
-        faults += [
-            fault for place, shard in enumerate(shards) for fault in _shard_faults(place, shard)
-        ]
-        names = [shard.get("name") for shard in shards if isinstance(shard, dict)]
-        if len({str(name) for name in names}) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            faults.append(f"the shard {twice!r} is listed twice")
-    return faults
-
-
-def _field_faults(name: str, field: Any) -> list[str]:
-    if not isinstance(field, dict) or field.get("kind") not in KINDS:
-        return [f"field {name!r}: 'kind' must be one of {', '.join(KINDS)}"]
-    return [
-        f"field {name!r}: {key!r} must be a list of texts"
-        for key in ("splits", "keys")
-        if key in field and not _texts(field[key])
-    ]
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _shard_faults(place: int, shard: Any) -> list[str]:
-    if not isinstance(shard, dict):
-        return [f"shard {place}: expected an object, got {shard!r}"]
-    name = shard.get("name")
-    label = f"shard {place} ({name!r})"
-    faults = []
-    if not isinstance(name, str) or not name:
-        faults.append(f"{label}: 'name' must be a file name")
-    elif not is_inside(name):
-        faults.append(f"{label}: 'name' must be a path within the manifest's folder")
-    if not isinstance(shard.get("split"), str) or not shard["split"]:
-        faults.append(f"{label}: 'split' must be a text")
-    for key in ("samples", "bytes"):
-        value = shard.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            faults.append(f"{label}: {key!r} must be a whole number above 0, got {value!r}")
-    digest = shard.get("sha256")
-    if not isinstance(digest, str) or not _is_sha256(digest):
-        faults.append(f"{label}: 'sha256' must be 64 hexadecimal digits, got {digest!r}")
-    return faults
-
-
-def _is_sha256(text: str) -> bool:
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+    with file.open("rb") as opened:
+        return opened.read(limit + 1)

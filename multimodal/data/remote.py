@@ -40,15 +40,30 @@ def is_remote(path: str) -> bool:
     return bool(found) and scheme not in ("samples", "file")
 
 
-def read_url(url: str) -> bytes:
-    """The content of a small remote file.
+def unknown_scheme(url: str) -> str:
+    """The scheme of a URL that no file system is known for; empty if one is."""
+    from fsspec.registry import known_implementations, registry
+
+    scheme = url.partition("://")[0]
+    return "" if scheme in known_implementations or scheme in registry else scheme
+
+
+def read_url(url: str, limit: int) -> bytes:
+    """The first ``limit`` bytes of a remote file.
 
     Raises:
         FileNotFoundError: if it is not there.
         ValueError: if nothing can open such a URL.
+        OSError: if it cannot be read.
     """
     filesystem, path = _filesystem(url)
-    content: bytes = filesystem.cat_file(path)
+    try:
+        with filesystem.open(path, "rb") as file:
+            content: bytes = file.read(limit)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{url} is not there") from error
+    except Exception as error:  # every file system has errors of its own
+        raise OSError(f"{url} cannot be read: {type(error).__name__}: {error}") from error
     return content
 
 
