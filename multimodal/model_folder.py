@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from multimodal.core import strict_json
 
 PREPROCESSOR = "preprocessor_config.json"
 # Files of a tokenizer, by the libraries that write them.
@@ -48,7 +49,7 @@ def file_of(name: str, file: str) -> Path | None:
 def content_of(name: str, file: str) -> dict[str, Any]:
     """The JSON object in a file of a model; empty where there is none."""
     path = file_of(name, file)
-    content = {} if path is None else json.loads(path.read_text())
+    content = {} if path is None else strict_json.read(path)
     return content if isinstance(content, dict) else {}
 
 

@@ -1,4 +1,4 @@
-"""``data=stream``: webdataset's streaming of resampled shards, for shard lists without a manifest.
+"""``data=stream``: streaming of resampled shards, for shard lists without a manifest.
 
 What it gives up against a manifest: shards are drawn with replacement, so that an epoch is a number
 of batches and no promise that each sample comes once; a run cannot be resumed at its place, only

@@ -8,7 +8,6 @@ head was trained with them.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from multimodal.core import strict_json
+from multimodal.core.strict_json import excerpt, is_text
 from multimodal.encoders.huggingface import HuggingFaceEncoder
 from multimodal.models import EmbeddingModel, Tower
 from multimodal.pretrained.keys import WeightsError
@@ -90,20 +91,7 @@ def load_adapters(tower: Tower, folder: Path) -> dict[str, Any]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise WeightsError(f"{folder} holds no {name}: not a folder of adapters")
-    given = json.loads((folder / CONFIG).read_text())
-    for key, values in PLAIN.items():
-        if key in given and given[key] not in values:
-            raise WeightsError(f"{folder / CONFIG}: {key}={given[key]!r} is not built here")
-    if not isinstance(given["target_modules"], list):
-        raise WeightsError(f"{folder / CONFIG}: target_modules must be a list of names")
-    block: dict[str, Any] = {
-        "rank": given["r"],
-        "alpha": float(given["lora_alpha"]),
-        "dropout": float(given["lora_dropout"]),
-        "targets": sorted({name.rsplit(".", 1)[-1] for name in given["target_modules"]}),
-        "dora": bool(given.get("use_dora", False)),
-        "head": (folder / HEAD).is_file(),
-    }
+    block = {**_settings(folder / CONFIG), "head": (folder / HEAD).is_file()}
     LoRA(**block)(tower)
     module = backbone(tower)
     own = {_theirs(name): name for name in module.state_dict() if is_adapter(name)}
@@ -126,6 +114,35 @@ def load_adapters(tower: Tower, folder: Path) -> dict[str, Any]:
         except RuntimeError as error:
             raise WeightsError(f"{folder / HEAD}: {error}") from error
     return {"_target_": "multimodal.tuning.LoRA", **block}
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What the file says of the adapters; nobody vouches for it."""
+    try:
+        given = strict_json.read(path)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    if not isinstance(given, dict):
+        raise WeightsError(f"{path} holds no JSON object")
+    for key, values in PLAIN.items():
+        if key in given and given[key] not in values:
+            raise WeightsError(f"{path}: {key}={excerpt(given[key])} is not built here")
+    targets = given.get("target_modules")
+    if not isinstance(targets, list) or not targets or not all(map(is_text, targets)):
+        raise WeightsError(f"{path}: target_modules must be a list of names")
+    for key, least, most in (("r", 1, 1 << 16), ("lora_alpha", 0, 1e6), ("lora_dropout", 0, 1)):
+        value = given.get(key)
+        good = isinstance(value, int if key == "r" else int | float) and least <= value <= most
+        if not good or isinstance(value, bool):
+            expected = f"a number from {least} to {most:,}"
+            raise WeightsError(f"{path}: {key} must be {expected}, got {excerpt(value)}")
+    return {
+        "rank": given["r"],
+        "alpha": float(given["lora_alpha"]),
+        "dropout": float(given["lora_dropout"]),
+        "targets": sorted({name.rsplit(".", 1)[-1] for name in targets}),
+        "dora": given.get("use_dora", False) is True,
+    }
 
 
 # Of checkpoints

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from multimodal.core import strict_json
+from multimodal.core.strict_json import is_text
 from multimodal.pretrained.keys import WeightsError
 
 WEIGHTS = (  # in a folder, the first of these
@@ -49,9 +50,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 def _sharded(folder: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    names = json.loads((folder / INDEX).read_text())["weight_map"].values()
-    for name in sorted(set(names)):
-        if Path(name).name != name:
+    content = _object(folder / INDEX).get("weight_map")
+    if not isinstance(content, dict) or not all(map(is_text, content.values())):
+        raise WeightsError(f"{folder / INDEX}: 'weight_map' must give the file of each tensor")
+    for name in sorted(set(content.values())):
+        if not name or "\0" in name or Path(name).name != name:
             raise WeightsError(f"{folder / INDEX} names a file outside of its folder: {name}")
         state |= load_file(folder / name)
     return state
@@ -112,10 +115,14 @@ def read_config(path: str | Path | None, weights: str | Path) -> dict[str, Any] 
     file = Path(path).expanduser()
     if not file.is_file():
         raise WeightsError(f"no configuration {file}")
+    return _object(file)
+
+
+def _object(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = strict_json.read(file)
     except ValueError as error:
-        raise WeightsError(f"{file} is no JSON: {error}") from error
+        raise WeightsError(str(error)) from error
     if not isinstance(content, dict):
         raise WeightsError(f"{file} holds no JSON object")
     return content

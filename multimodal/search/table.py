@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from multimodal.core import strict_json
+from multimodal.core.errors import UserError
+from multimodal.core.strict_json import excerpt, is_text
+
 Vectors = NDArray[np.float32]
+# Media types of previews, which a page is sent as they are.
+PREVIEWS = ("", "image/webp", "image/svg+xml", "audio/flac", "text/plain")
 
 COLUMNS = ("key", "modality", "name", "preview_type", "preview")
 _NOTE = b"multimodal"  # of the Parquet file's metadata
+
+
+class TableError(UserError, ValueError):
+    """A file is not there, or is not a table of embeddings."""
 
 
 class Row(NamedTuple):
@@ -178,24 +188,35 @@ def read_table(path: Path) -> Table:
     """A whole table.
 
     Raises:
-        ValueError: if it is no table of embeddings.
-        FileNotFoundError: if it is not there.
+        TableError: if it is not there, or is not a table of embeddings.
+        MissingExtraError: if what reads it is not installed.
     """
     if not path.exists():
-        raise FileNotFoundError(f"there is no table {path}: make one by scripts/embed.py")
-    if path.suffix == ".npy":
-        vectors = np.load(path, allow_pickle=False)
-        with path.with_suffix(".keys.csv").open(newline="") as file:
-            rows = [Row(line["key"], line["modality"], line["name"]) for line in _lines(file)]
-        about = json.loads(path.with_suffix(".about.json").read_text())
-        if vectors.ndim != 2 or len(vectors) != len(rows):
-            raise ValueError(f"{path} holds {list(vectors.shape)} numbers for {len(rows)} keys")
-        return Table(vectors, rows, about)
-    return _read_parquet(path)
+        raise TableError(f"there is no table {path}: make one by scripts/embed.py")
+    try:
+        table = _read_npy(path) if path.suffix == ".npy" else _read_parquet(path)
+    except UserError:
+        raise
+    except Exception as error:  # of damaged files, the readers raise all sorts of errors
+        detail = f"{type(error).__name__}: {error}"
+        raise TableError(f"{path} cannot be read as a table of embeddings: {detail}") from error
+    for number, row in enumerate(table.rows):
+        good = all(is_text(cell) for cell in row[:4]) and isinstance(row.preview, bytes)
+        if not good or row.preview_type not in PREVIEWS:
+            raise TableError(f"{path}, row {number}: {excerpt(list(row[:4]))} is not a table's row")
+    return table
 
 
-def _lines(file: Any) -> Iterator[dict[str, str]]:
-    return iter(csv.DictReader(file))
+def _read_npy(path: Path) -> Table:
+    vectors = np.lib.format.open_memmap(path, "r")
+    if vectors.ndim != 2 or vectors.dtype.kind != "f":
+        raise TableError(f"{path} holds {vectors.dtype} of {list(vectors.shape)}, not rows")
+    with path.with_suffix(".keys.csv").open(newline="") as file:
+        rows = [Row(line["key"], line["modality"], line["name"]) for line in csv.DictReader(file)]
+    about = strict_json.read(path.with_suffix(".about.json"))
+    if len(vectors) != len(rows) or not isinstance(about, dict):
+        raise TableError(f"{path} holds {list(vectors.shape)} numbers for {len(rows)} keys")
+    return Table(np.array(vectors, np.float32), rows, about)
 
 
 def _read_parquet(path: Path) -> Table:
@@ -203,7 +224,7 @@ def _read_parquet(path: Path) -> Table:
     table = pa.parquet.read_table(path)
     missing = [name for name in (*COLUMNS, "embedding") if name not in table.column_names]
     if missing:
-        raise ValueError(f"{path} is no table of embeddings: it lacks {', '.join(missing)}")
+        raise TableError(f"{path} is no table of embeddings: it lacks {', '.join(missing)}")
     column = table.column("embedding").combine_chunks()
     chunks = column.chunks if hasattr(column, "chunks") else [column]
     dim = column.type.list_size
@@ -212,6 +233,8 @@ def _read_parquet(path: Path) -> Table:
         or [np.zeros((0, dim), np.float32)]
     )
     columns = [table.column(name).to_pylist() for name in COLUMNS]
-    about = json.loads((table.schema.metadata or {}).get(_NOTE, b"{}"))
+    about = strict_json.parse((table.schema.metadata or {}).get(_NOTE, b"{}"), "its note")
+    if not isinstance(about, dict) or column.null_count or len(vectors) != table.num_rows:
+        raise TableError(f"{path} is no table of embeddings: it has gaps")
     rows = [Row(*cells) for cells in zip(*columns, strict=True)]
     return Table(vectors.astype(np.float32), rows, about)

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
+from multimodal.core import strict_json
 from multimodal.distributed import all_gather_object, rank
 from multimodal.training import checkpoint_io
 from multimodal.training.checkpoint_io import CheckpointError
@@ -283,7 +284,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _hashes(folder: Path) -> dict[str, str]:
     try:
-        hashes = json.loads((folder / HASHES).read_text())
+        hashes = strict_json.read(folder / HASHES)
         if {REST, METADATA} <= hashes.keys() and all(Path(name).name == name for name in hashes):
             return dict(hashes)
     except (OSError, ValueError, AttributeError) as error:

@@ -157,7 +157,7 @@ def _look(job: tuple[Path, str]) -> _Looked:
 def _keys(data: bytes) -> Any:
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):  # verify tells it
         return None
 
 

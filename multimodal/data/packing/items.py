@@ -62,7 +62,7 @@ class Item:
             return found, dict(self.metadata)
         try:
             metadata = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadSample("corrupt", f"'json' is not JSON: {error}") from error
         if not isinstance(metadata, dict):
             raise BadSample("metadata", f"expected a JSON object, got {type(metadata).__name__}")
@@ -182,7 +182,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 if line.strip():
                     try:
                         row = json.loads(line)
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:
                         raise ValueError(f"{path}, line {number}: {error}") from error
                     if not isinstance(row, dict):
                         raise ValueError(f"{path}, line {number}: expected an object")
