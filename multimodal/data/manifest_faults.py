@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from multimodal.core.strict_json import excerpt, is_text
-from multimodal.data.columns import MAX_BYTES, MAX_NAME, MAX_SAMPLES, is_inside, mismatch
+from multimodal.data.columns import MAX_BYTES, MAX_NAME, MAX_SAMPLES, is_inside
 from multimodal.data.remote import is_remote, unknown_scheme
 
 FORMAT = "multimodal-manifest/1"
@@ -144,17 +144,13 @@ def _shard_faults(place: int, shard: Any) -> Iterator[str]:
         yield f"{label}: 'name' has {len(name.encode()):,} bytes, at most {MAX_NAME:,} are possible"
     if not is_text(shard.get("split")) or not shard["split"]:
         yield f"{label}: 'split' must be a text"
-    numbers_are_good = True
     for key, most in (("samples", MAX_SAMPLES), ("bytes", MAX_BYTES)):
         value = shard.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            numbers_are_good = False
             yield (
                 f"{label}: {key!r} must be a whole number above 0 and at most {most:,}, "
                 f"got {excerpt(value)}"
             )
-    if numbers_are_good and (reason := mismatch(shard["samples"], shard["bytes"])):
-        yield f"{label}: {reason}"
     digest = shard.get("sha256")
     if not isinstance(digest, str) or not _is_sha256(digest):
         yield f"{label}: 'sha256' must be 64 hexadecimal digits, got {excerpt(digest)}"
