@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
 from multimodal import distributed
+from multimodal.config.instantiating import instantiate
 from multimodal.data.decode import Signal
 from multimodal.data.settings import EvaluationData, LoaderSettings
 from multimodal.data.source import Source

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from multimodal.config.instantiating import instantiate
 from multimodal.data.evaluation import EvaluationLoader
 from multimodal.data.manifest import load_manifest
 from multimodal.data.settings import EvaluationData, LoaderSettings

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import check
+from multimodal.config.instantiating import constructor_errors
 from multimodal.evaluate import evaluate_quietly, evaluate_run
 from multimodal.evaluation.results import Results
 from multimodal.trained_pairs import temperatures, trained_pairs
@@ -62,6 +63,8 @@ def train(cfg: DictConfig) -> Results | None:
         OmegaConf.update(cfg, "anchor.pairs", pairs, force_add=True)
     resumed = resume(cfg, folder, portable_yaml(cfg), origin)
     trainer = build_trainer(cfg, folder, origin, resumed)
+    with constructor_errors(cfg.data):
+        data.check_batches(trainer.world_size)
     if cfg.evaluation is not None and cfg.evaluation.get("every"):
         trainer.callbacks.append(in_training(cfg))  # type: ignore[attr-defined]
     path = None if resumed is None else str(resumed.path)

@@ -13,6 +13,7 @@ from multimodal.config import (
     rules_evaluation,
     rules_fusion,
     rules_pretrained,
+    rules_ranges,
     rules_tuning,
     targets,
 )
@@ -50,6 +51,7 @@ RULES = (
     rules_fusion.optional_modalities,
     rules_fusion.one_pass,
     rules_fusion.captions_see_no_later_words,
+    rules_ranges.numbers_in_range,
     targets.unbound,       # imports what the configuration names, hence last
 )  # fmt: skip
 

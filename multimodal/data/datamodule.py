@@ -81,17 +81,32 @@ class MultimodalDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> ScheduledLoader | RepeatedBatch:
         """This rank's slices of the scheduled batches; made anew, at the first batch."""
-        loader = ScheduledLoader(
+        loader = self._loader(distributed.rank(), distributed.world_size())
+        return RepeatedBatch(loader) if self.overfit else loader
+
+    def check_batches(self, world_size: int) -> None:
+        """Refuses, before any rank is started, batches that the sources cannot fill.
+
+        Args:
+            world_size: of the run.
+
+        Raises:
+            ValueError: saying what to set.
+        """
+        self._loader(0, world_size)
+        self.val_dataloader()
+
+    def _loader(self, rank: int, world_size: int) -> ScheduledLoader:
+        return ScheduledLoader(
             self.sources,
             self.transforms,
             self.batch_size,
             self.seed,
-            distributed.rank(),
-            distributed.world_size(),
+            rank,
+            world_size,
             self.loading,
             self.order,
         )
-        return RepeatedBatch(loader) if self.overfit else loader
 
     def teardown(self, stage: str) -> None:
         """Ends the processes that load: what comes after training may want their memory."""

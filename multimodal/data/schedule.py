@@ -236,16 +236,16 @@ def _check(sources: Mapping[str, SourceSize], block_shards: int) -> None:
         )
     for name, source in sources.items():
         if source.repeat <= 0:
-            raise ValueError(f"source {name!r}: repeat must be above 0, got {source.repeat}")
+            raise ValueError(f"sources.{name}.repeat must be above 0, got {source.repeat}")
         if source.weight is not None and source.weight <= 0:
-            raise ValueError(f"source {name!r}: weight must be above 0, got {source.weight}")
+            raise ValueError(f"sources.{name}.weight must be above 0, got {source.weight}")
         if source.weight is not None and source.repeat != 1:
             raise ValueError(
                 f"source {name!r} has weight={source.weight} and repeat={source.repeat}: sources "
                 "are mixed by weights or by size x repeat, never both"
             )
         if source.batch_size < 1:
-            raise ValueError(f"source {name!r}: batch size must be at least 1")
+            raise ValueError(f"sources.{name}.batch_size must be at least 1")
         if source.num_samples < source.batch_size:
             raise ValueError(
                 f"source {name!r} has {source.num_samples} samples, fewer than its global batch of "

@@ -158,6 +158,15 @@ class StreamDataModule(MultimodalDataModule):
         self.steps = epoch_steps
         self.shuffle = shuffle
 
+    def check_batches(self, world_size: int) -> None:
+        """Refuses sources whose modalities have no transform; how long they are nobody knows.
+
+        Raises:
+            ValueError: naming the modality.
+        """
+        for name, source in self.streams.items():
+            check_transforms(name, source.decoder.modalities, self.transforms)
+
     def train_dataloader(self) -> StreamLoader:  # type: ignore[override]
         """This rank's own batches."""
         return StreamLoader(self)
@@ -175,8 +184,7 @@ class StreamLoader:
 
     def __init__(self, data: StreamDataModule) -> None:
         log.warning(PROMISES)
-        for name, source in data.streams.items():
-            check_transforms(name, source.decoder.modalities, data.transforms)
+        data.check_batches(distributed.world_size())
         self.tally = Tally(data.loading.max_bad_fraction, data.loading.max_bad_run)
         self._data = data
         self._epoch = 0

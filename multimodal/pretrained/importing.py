@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 
+from multimodal.config.instantiating import instantiate
 from multimodal.layers.positions import resize_positions
 from multimodal.models import EmbeddingModel, Tower
 from multimodal.pretrained import huggingface, imagebind, open_clip, siglip

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from multimodal.config.instantiating import instantiate
 from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
 from multimodal.embedding import Embedder

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import defaults_bound, refuse_foreign_targets
+from multimodal.config.instantiating import constructor_errors, instantiate
 from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.data.manifest import manifest_hash
 from multimodal.fusion_model import FusionModel
@@ -53,7 +53,8 @@ def build_objective_of(cfg: DictConfig) -> ContrastiveObjective:
     """The pairs of ``cfg.pairs``, each with its own or the experiment's loss and negatives."""
     pairs = instantiate(cfg.pairs, _convert_="all")
     parts = {name: instantiate(cfg[name]) for name in ("loss", "negatives", "candidates")}
-    return build_objective(pairs, embed_dim=cfg.embed_dim, **parts)
+    with constructor_errors(cfg.pairs):
+        return build_objective(pairs, embed_dim=cfg.embed_dim, **parts)
 
 
 def build_module(cfg: DictConfig) -> ContrastiveModule | FusionModule:
@@ -65,15 +66,19 @@ def build_module(cfg: DictConfig) -> ContrastiveModule | FusionModule:
         "weight_decay": cfg.optimizer.get("weight_decay", 0.0),
         "seed": cfg.seed,
     }
+    module: ContrastiveModule | FusionModule
     if isinstance(model, FusionModel):
         objective = build_objective_of(cfg) if cfg.pairs else None
-        return FusionModule(model=model, objective=objective, **shared)
-    return ContrastiveModule(
-        model=model,
-        objective=build_objective_of(cfg),
-        micro_batch_size=cfg.micro_batch_size,
-        **shared,
-    )
+        module = FusionModule(model=model, objective=objective, **shared)
+    else:
+        objective = build_objective_of(cfg)
+        with constructor_errors(cfg):
+            module = ContrastiveModule(
+                model=model, objective=objective, micro_batch_size=cfg.micro_batch_size, **shared
+            )
+    with constructor_errors(cfg):
+        module.make_optimizer()  # refuses here, not on every rank
+    return module
 
 
 def build_data(cfg: DictConfig) -> MultimodalDataModule:
@@ -119,7 +124,8 @@ def build_trainer(
         transforms = OmegaConf.to_container(cfg.data.transforms, resolve=True)
         assert isinstance(transforms, dict)
         kept = {str(name): transform for name, transform in transforms.items()}
-        callbacks.append(FrozenCache(**cfg.cache_frozen, transforms=kept))
+        with constructor_errors(cfg.cache_frozen):
+            callbacks.append(FrozenCache(**cfg.cache_frozen, transforms=kept))
     logger = instantiate(cfg.logger) if cfg.logger else False
     if isinstance(logger, dict | DictConfig):
         logger = [item for item in logger.values() if item is not None]

@@ -74,13 +74,21 @@ class TrainingModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, and its schedule by optimizer step."""
+        optimizer, schedule = self.make_optimizer()
+        self.optimizer_made(optimizer)
+        if schedule is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def make_optimizer(self) -> tuple[Optimizer, LRScheduler | None]:
+        """A new optimizer and its schedule; made before the run as well, to see if they can be."""
         optimizer = self._make_optimizer(parameter_groups(self, self._weight_decay))
         scale_rates(optimizer)
-        self.optimizer_made(optimizer)
-        if self._make_scheduler is None:
-            return optimizer
-        schedule = {"scheduler": self._make_scheduler(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        schedule = None if self._make_scheduler is None else self._make_scheduler(optimizer)
+        return optimizer, schedule
 
     def configure_gradient_clipping(
         self,

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from multimodal.config import ConfigError, Fault
+from multimodal.config.instantiating import instantiate
 from multimodal.data.tokenizers import BPETokenizer, TextTokenizer, fingerprint
 from multimodal.models import EmbeddingModel
 from multimodal.training.checkpoint_io import CheckpointError

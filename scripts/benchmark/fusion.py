@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from fusion_results import DROPOUT, METHODS, SHARES, picture, tables
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
 from multimodal.config import config_dir
+from multimodal.config.instantiating import instantiate
 from multimodal.data.assemble import Sample, load
 from multimodal.data.draw import Draw
 from multimodal.data.source import Source

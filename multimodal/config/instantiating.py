@@ -1,0 +1,118 @@
+"""Hydra's `instantiate`, whose errors name the key, as the faults that `check` finds do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import hydra.utils
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from multimodal.config.blame import fault_of
+from multimodal.config.faults import ConfigError, Fault
+from multimodal.config.tree import join
+
+
+def instantiate(node: Any, where: str | None = None, **more: Any) -> Any:
+    """The objects that ``node`` describes; what they refuse is a fault of the configuration.
+
+    Args:
+        node: a block of a configuration, or the like of it in plain dicts and lists.
+        where: its dotted path; None: as the configuration that it belongs to says.
+        more: passed to Hydra.
+
+    Returns:
+        As Hydra does. What is partial raises the same errors when it is called.
+
+    Raises:
+        ConfigError: naming the key, whatever the constructor raised.
+    """
+    with constructor_errors(node, where, more):
+        made = hydra.utils.instantiate(node, **more)
+    if isinstance(node, Mapping | DictConfig) and node.get("_partial_"):
+        return _Partial(made, node, where)
+    return made
+
+
+class _Partial:
+    """A partial object, whose errors name the key as well."""
+
+    def __init__(self, made: Callable[..., Any], node: Any, where: str | None) -> None:
+        self._made, self._node, self._where = made, node, where
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with constructor_errors(self._node, self._where):
+            return self._made(*args, **kwargs)
+
+
+@contextmanager
+def constructor_errors(
+    node: Any, where: str | None = None, more: Mapping[str, Any] | None = None
+) -> Iterator[None]:
+    """Within, objects are made of ``node``: any error becomes a `ConfigError` that names the key.
+
+    Args:
+        node: a block of a configuration, or the like of it in plain dicts and lists.
+        where: its dotted path; None: as the configuration that it belongs to says.
+        more: blocks that are passed beside it, by parameter.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except InstantiationException as error:
+        raise ConfigError([_of_hydra(error, node, where, more or {})]) from error
+    except OmegaConfBaseException as error:
+        key = str(error.full_key or _key_of(node, where))
+        raise ConfigError([Fault(key, str(error.msg or error).splitlines()[0])]) from error
+    except Exception as error:
+        raise ConfigError([fault_of(error, _key_of(node, where), _plain(node))]) from error
+
+
+def _of_hydra(
+    error: InstantiationException, node: Any, where: str | None, more: Mapping[str, Any]
+) -> Fault:
+    """Of the innermost constructor: `full_key` is relative to ``node`` where that is plain."""
+    innermost: BaseException = error
+    while isinstance(innermost.__cause__, InstantiationException):
+        innermost = innermost.__cause__
+    full_key = str(innermost).partition("\nfull_key: ")[2].partition("\n")[0]
+    inner = full_key.removeprefix(_key_of(node, None)).removeprefix(".")
+    first, _, rest = inner.partition(".")
+    start = _key_of(node, where)
+    if first in more:  # it stands elsewhere
+        node, start, inner = more[first], _key_of(more[first], None) or join(start, first), rest
+    elif not inner:
+        node = {**_plain(node), **{name: _plain(block) for name, block in more.items()}}
+    key = f"{start}{inner}" if inner.startswith("[") else join(start, inner) if inner else start
+    return fault_of(innermost.__cause__ or innermost, key, _plain(_select(node, inner)))
+
+
+def _key_of(node: Any, where: str | None) -> str:
+    if where is None and isinstance(node, DictConfig | ListConfig):
+        return str(node._get_full_key(None))
+    return where or ""
+
+
+def _select(node: Any, key: str) -> Any:
+    """The block at ``key`` of ``node``; None where there is none."""
+    try:
+        config = node if isinstance(node, DictConfig | ListConfig) else OmegaConf.create(node)
+        return OmegaConf.select(config, key) if key else node
+    except (OmegaConfBaseException, ValueError):
+        return None
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    """The block as plain values, as far as they can be resolved."""
+    if isinstance(node, DictConfig | ListConfig):
+        try:
+            node = OmegaConf.to_container(node, resolve=True)
+        except OmegaConfBaseException:
+            node = OmegaConf.to_container(node, resolve=False)
+    if isinstance(node, list):
+        return {f"[{index}]": value for index, value in enumerate(node)}
+    return dict(node) if isinstance(node, Mapping) else {}
