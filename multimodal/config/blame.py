@@ -75,7 +75,10 @@ def _named(error: BaseException, message: str, where: str, leaves: Mapping[str, 
     plain = {path: value for path, value in leaves.items() if not isinstance(value, Mapping)}
     for found in (
         _written_out(message, where, leaves),
-        [path for path in plain if f"{_name(path)}={plain[path]}" in message],
+        sorted(
+            (path for path in plain if f"{_name(path)}={plain[path]}" in message),
+            key=lambda path: message.index(f"{_name(path)}="),
+        ),
         _mentioned(message, plain, r"(?<!\w)`?{}`?="),
         _mentioned(message, plain, r"^[`'\"]?{}\b"),
         _texts(message, plain, quoted=True),
@@ -103,10 +106,8 @@ def _written_out(message: str, where: str, leaves: Mapping[str, Any]) -> list[st
 
 def _mentioned(message: str, leaves: Mapping[str, Any], pattern: str) -> list[str]:
     """Leaves whose name is in the message in this form, the first that it mentions first."""
-    found = []
-    for path in leaves:
-        if match := re.search(pattern.format(re.escape(_name(path))), message):
-            found.append((match.start(), path.count("."), path))
+    matches = {path: re.search(pattern.format(re.escape(_name(path))), message) for path in leaves}
+    found = [(match.start(), path.count("."), path) for path, match in matches.items() if match]
     return [path for *_, path in sorted(found)]
 
 

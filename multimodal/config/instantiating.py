@@ -79,16 +79,19 @@ def _of_hydra(
     innermost: BaseException = error
     while isinstance(innermost.__cause__, InstantiationException):
         innermost = innermost.__cause__
+    cause = innermost.__cause__ or innermost
     full_key = str(innermost).partition("\nfull_key: ")[2].partition("\n")[0]
     inner = full_key.removeprefix(_key_of(node, None)).removeprefix(".")
-    first, _, rest = inner.partition(".")
     start = _key_of(node, where)
-    if first in more:  # it stands elsewhere
-        node, start, inner = more[first], _key_of(more[first], None) or join(start, first), rest
-    elif not inner:
-        node = {**_plain(node), **{name: _plain(block) for name, block in more.items()}}
+    beside = {name: block for name, block in more.items() if isinstance(block, DictConfig)}
+    block = {**_plain(node), **{name: _plain(part) for name, part in beside.items()}}
     key = f"{start}{inner}" if inner.startswith("[") else join(start, inner) if inner else start
-    return fault_of(innermost.__cause__ or innermost, key, _plain(_select(node, inner)))
+    fault = fault_of(cause, key, _plain(_select(block, inner)) if inner else block)
+    for name, part in beside.items():  # it stands elsewhere
+        if f"{fault.where}.".startswith(f"{join(start, name)}."):
+            found = fault.where.removeprefix(join(start, name))
+            return Fault(f"{_key_of(part, None) or name}{found}", fault.problem)
+    return fault
 
 
 def _key_of(node: Any, where: str | None) -> str:

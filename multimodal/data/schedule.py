@@ -249,8 +249,8 @@ def _check(sources: Mapping[str, SourceSize], block_shards: int) -> None:
         if source.num_samples < source.batch_size:
             raise ValueError(
                 f"source {name!r} has {source.num_samples} samples, fewer than its global batch of "
-                f"{source.batch_size}: lower data.batch_size, or the source's own batch_size "
-                "(both count per device)"
+                f"{source.batch_size}: lower data.batch_size, or "
+                f"data.sources.{name}.batch_size where it is set (both count per device)"
             )
 
 
