@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from multimodal.data.decode import Signal
 from multimodal.data.source import Decoded, Source
+from multimodal.evaluation.evaluators.base import name_of
+from multimodal.evaluation.evaluators.retrieval import RetrievalResult
 from multimodal.evaluation.report.charts import curves
 from multimodal.evaluation.report.media import draw
 from multimodal.evaluation.report.page import Gallery, Page, make_gallery, render
@@ -98,7 +100,7 @@ def command() -> str:
 def galleries(results: Results, sets: Mapping[str, EvaluationSet]) -> list[Gallery]:
     """The examples of every retrieval, drawn from the sets' decoded samples."""
     drawn = []
-    for result in results.retrievals:
+    for result in results.of(RetrievalResult):
         source = sets[result.set].source
         if result.examples and source is not None:
 
@@ -125,9 +127,3 @@ def _draw(modality: str, value: Any) -> Markup:
     if isinstance(value, Signal):
         return draw(modality, value.samples, value.rate)
     return draw(modality, value)
-
-
-def name_of(metadata: Mapping[str, Any]) -> str | None:
-    """What a sample is called, from its JSON."""
-    found = (metadata.get(key) for key in ("name", "label"))
-    return next((name for name in found if isinstance(name, str)), None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,9 @@ import torch
 from data_helpers import audio_bytes, image_bytes, json_bytes, npy_bytes, write_source
 from gloo import run_ranks
 from loader_helpers import evaluate_sets, evaluation_loader
+from markupsafe import Markup
 from omegaconf import OmegaConf
+from rich.console import Console
 from torch import nn
 from torch.nn import functional
 
@@ -25,7 +29,12 @@ from multimodal.data.transforms.audio import AudioTransform
 from multimodal.data.transforms.image import ImageTransform
 from multimodal.data.transforms.text import TextTransform
 from multimodal.evaluate import evaluate_run
+from multimodal.evaluation.evaluators.base import Line, Outcome
+from multimodal.evaluation.evaluators.retrieval import RetrievalResult
+from multimodal.evaluation.evaluators.space import EmbeddingMap
+from multimodal.evaluation.evaluators.zero_shot import ZeroShotResult
 from multimodal.evaluation.report.page import links
+from multimodal.evaluation.report.sections import Section, sections_of
 from multimodal.evaluation.sets import (
     ComposedQuery,
     EvaluationSet,
@@ -226,7 +235,9 @@ def test_all_captions_of_a_picture_are_asked_for_and_right(tmp_path, transforms,
     assert found["r@1"] == pytest.approx((3 + 4 / 5) / 4)
     # And the first picture's other text is as far from it as those of all others.
     assert found["map"] < 1
-    by_text = next(r for r in results.retrievals if (r.query, r.gallery) == ("text", "image"))
+    by_text = next(
+        r for r in results.of(RetrievalResult) if (r.query, r.gallery) == ("text", "image")
+    )
     shown = {example.query for example in by_text.examples}
     assert shown == {0, 4, 1, 2, 6, 10, 14, 3, 7}  # places, and four times the caption's number
     [gallery] = [
@@ -277,7 +288,7 @@ def test_what_cannot_be_evaluated_is_listed(model, manifest, transforms):
         "zero-shot parity": "the model has no tower for text",
     }
     assert metrics["thermal"] == {"missing": {"samples": "no sample source: no such pictures"}}
-    assert results.retrievals == results.zero_shots == []
+    assert results.of(RetrievalResult) == results.of(ZeroShotResult) == []
     alone = evaluate_sets(
         model, {"toy": EvaluationSet(source(manifest, "sonar"))}, transforms, TRAINED
     )
@@ -292,7 +303,7 @@ def test_a_bad_sample_is_listed_and_shifts_no_example(model, tmp_path, transform
     entry = EvaluationSet(source(manifest, "image", "sonar"), gallery=COUNT)
     results = evaluate_sets(model, {"toy": entry}, transforms, TRAINED)
     assert results.metrics()["toy"]["missing"] == {"1 of 8 samples": "cannot be read: see the log"}
-    forward = next(r for r in results.retrievals if r.query == "image")
+    forward = next(r for r in results.of(RetrievalResult) if r.query == "image")
     assert [example.query for example in forward.examples] == [0, 1, 3, 4, 5, 6, 7]
     for example in forward.examples[:5]:
         index, similarity, right = example.neighbours[0]
@@ -305,7 +316,7 @@ def test_a_bad_sample_is_listed_and_shifts_no_example(model, tmp_path, transform
 
 def test_each_pair_has_one_matrix_and_its_examples(model, manifest, transforms):
     entry = EvaluationSet(source(manifest, "image", "sonar"), gallery=3)
-    forward, back = evaluate_sets(model, {"toy": entry}, transforms, TRAINED).retrievals
+    forward, back = evaluate_sets(model, {"toy": entry}, transforms, TRAINED).of(RetrievalResult)
     assert back.matrix is None
     expected = torch.eye(COUNT)
     expected[6:, 6:] = 1  # the last two embed alike
@@ -395,7 +406,7 @@ def test_several_labels_of_a_sample(model, tmp_path, transforms):
     # The model takes the first two names for each other; the first thing is tagged with both.
     assert 0 < row["chance"]["map"] < row["map"] < 1
     assert row["top@1"] == 7 / 8
-    assert results.zero_shots[0].scores.confusion is None
+    assert results.of(ZeroShotResult)[0].scores.confusion is None
 
 
 def test_a_probe_learns_from_its_own_source(model, manifest, transforms, tmp_path):
@@ -425,7 +436,7 @@ def test_diagnostics_and_map_of_a_set(model, manifest, transforms):
     shares = [1 / (6 + 2**0.5)] * 6 + [2**0.5 / (6 + 2**0.5)]  # the last two embed alike
     entropy = -sum(share * math.log(share) for share in shares)
     assert found["image"]["effective_rank"] == pytest.approx(math.exp(entropy))
-    [laid_out] = results.maps
+    [laid_out] = results.of(EmbeddingMap)
     assert laid_out.points.shape == (10, 2)
     assert laid_out.modalities == ["image"] * 5 + ["sonar"] * 5
     assert sorted(laid_out.labels[:5]) == laid_out.labels[:5]
@@ -545,3 +556,58 @@ def test_the_script_finds_what_the_run_found(tmp_path):
     trained = run("train", "+experiment=clip", "debug=fast")
     [checkpoint] = (tmp_path / "train" / "checkpoints").glob("*.ckpt")
     assert run("evaluate", f"checkpoint='{checkpoint}'") == trained
+
+
+@dataclass(frozen=True)
+class HubnessResult(Outcome):
+    set: str
+    modality: str
+    share: float
+
+    @property
+    def key(self):
+        return f"hubness_{self.modality}"
+
+    @property
+    def group(self):
+        return "Hubs"
+
+    def row(self):
+        return {"share": self.share}
+
+    def lines(self):
+        return [Line(f"  {self.modality}", f"{100 * self.share:.1f}")]
+
+    @classmethod
+    def section(cls, outcomes):
+        return Section("hubs", "Hubs", Markup("<p>{}</p>").format(len(outcomes)))
+
+
+@dataclass
+class Hubness:
+    """The share of samples that are nobody's nearest neighbour."""
+
+    modality: str
+
+    def evaluate(self, context):
+        vectors = context.samples.embeddings[self.modality]
+        nearest = (vectors @ vectors.T).fill_diagonal_(-2).argmax(dim=1)
+        share = 1 - len(nearest.unique()) / len(nearest)
+        yield HubnessResult(context.samples.name, self.modality, share)
+
+
+def test_an_evaluator_of_ones_own_is_one_class_and_one_block(model, manifest, transforms):
+    block = {
+        "source": source(manifest, "image", "text"),
+        "retrieval": None,
+        "evaluators": {"hubs": Hubness("image")},
+    }
+    results = evaluate_sets(model, {"toy": EvaluationSet.from_blocks(block)}, transforms, TRAINED)
+    share = results.metrics()["toy"]["hubness_image"]["share"]
+    assert 0 < share < 1
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(results.table())
+    printed = console.export_text()
+    assert "Hubs" in printed
+    assert f"{100 * share:.1f}" in printed
+    assert [part.anchor for part in sections_of(results)] == ["hubs", "space"]

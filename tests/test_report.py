@@ -21,22 +21,17 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from multimodal.evaluation.diagnostics import PairDiagnostics, SpaceDiagnostics
+from multimodal.evaluation.evaluators.base import Missing
+from multimodal.evaluation.evaluators.probe import ProbeResult
+from multimodal.evaluation.evaluators.retrieval import Example, RetrievalResult
+from multimodal.evaluation.evaluators.space import Diagnostics, EmbeddingMap
+from multimodal.evaluation.evaluators.zero_shot import ZeroShotResult
 from multimodal.evaluation.probe import Accuracy, FewShot, Probe
 from multimodal.evaluation.report.charts import curves, line_chart, number, ticks
 from multimodal.evaluation.report.media import draw
 from multimodal.evaluation.report.page import Page, links, make_gallery, render
 from multimodal.evaluation.report.sections import Section, sections_of
-from multimodal.evaluation.results import (
-    Diagnostics,
-    EmbeddingMap,
-    Example,
-    Missing,
-    ProbeResult,
-    Results,
-    RetrievalResult,
-    SetInfo,
-    ZeroShotResult,
-)
+from multimodal.evaluation.results import Results, SetInfo
 from multimodal.evaluation.retrieval import nearest, retrieval, retrieval_by_scalar
 from multimodal.evaluation.zero_shot import zero_shot
 
@@ -110,7 +105,7 @@ def results() -> Results:
             )
             for q in (0, 5, 11)
         ]
-        found.retrievals.append(
+        found.outcomes.append(
             RetrievalResult(
                 name,
                 a,
@@ -130,7 +125,7 @@ def results() -> Results:
     ):
         labels = torch.arange(16) % (len(classes) - 1)
         scores = zero_shot(vectors[modality], vectors["text"][: len(classes)], labels)
-        found.zero_shots.append(
+        found.outcomes.append(
             ZeroShotResult(
                 name,
                 modality,
@@ -150,14 +145,14 @@ def with_more(found: Results) -> Results:
     kinds = ["image"] * 16 + ["text"] * 16
     points = torch.rand(32, 2, generator=torch.Generator().manual_seed(0))
     classes = [name.split()[1] for name in NAMES] * 2
-    found.maps.append(EmbeddingMap("furniture", points, kinds, classes, NAMES * 2))
+    found.outcomes.append(EmbeddingMap("furniture", points, kinds, classes, NAMES * 2))
     accuracy = Accuracy(0.75, 0.7, 0.1)
     shots = [FewShot(1, 0.3, 0.05, 3), FewShot(4, 0.5, 0.02, 3)]
     probed = Probe(accuracy, accuracy, 5, shots, classes=4, train=40, test=16, chance=0.25)
-    found.probes.append(ProbeResult("furniture", "image", "kind", probed))
+    found.outcomes.append(ProbeResult("furniture", "image", "kind", probed))
     spaces = {name: SpaceDiagnostics(-2.5, 11.25) for name in ("image", "text")}
     pair = {("image", "text"): PairDiagnostics(0.4321, 0.25, 0.07)}
-    found.diagnostics.append(Diagnostics("furniture", spaces, pair))
+    found.outcomes.append(Diagnostics("furniture", spaces, pair))
     return found
 
 
@@ -209,7 +204,7 @@ def page() -> str:
     ]
     galleries = [
         make_gallery(r, lambda m, i: draw(m, *sample(m, i)), lambda i: NAMES[i])
-        for r in found.retrievals
+        for r in found.of(RetrievalResult)
     ]
     return render(
         Page(
@@ -418,7 +413,8 @@ def test_many_classes_become_a_picture(page):
     found = results()
     scores = zero_shot(torch.eye(20), torch.eye(20), labels)
     names = [f"class {i}" for i in range(20)]
-    found.zero_shots = [ZeroShotResult("furniture", "depth", "name", False, scores, names, ["{}"])]
+    found.outcomes = [each for each in found.outcomes if not isinstance(each, ZeroShotResult)]
+    found.add(ZeroShotResult("furniture", "depth", "name", False, scores, names, ["{}"]))
     made = render(Page("many", "", "", [], found))
     assert '<table class="confusion">' not in made
     matrix = re.search(r'<img class="matrix" src="([^"]+)" alt="confusion', made)

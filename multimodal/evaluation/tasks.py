@@ -9,11 +9,13 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from multimodal.evaluation.evaluators.base import Outcome
 from multimodal.evaluation.prediction import Scores
+from multimodal.evaluation.report.sections import Section
 
 
 @dataclass(slots=True)
-class TaskResult:
+class TaskResult(Outcome):
     """One task on one held-out set.
 
     Attributes:
@@ -35,6 +37,11 @@ class TaskResult:
     attention: dict[str, float] = field(default_factory=dict)
 
     @property
+    def key(self) -> str:
+        """The task's name."""
+        return self.task
+
+    @property
     def metric(self) -> str:
         """The metric to look at first."""
         return next(iter(self.scores.values))
@@ -54,7 +61,7 @@ class TaskResult:
             row["attention"] = self.attention
         return row
 
-    def flat(self) -> dict[str, float]:
+    def curves(self) -> dict[str, float]:
         """``METRIC``, ``own/MODALITY/METRIC`` and so on, ``attention/MODALITY`` -> value."""
         figures = dict(self.scores.values)
         for name in ("own", "alone", "without"):
@@ -62,6 +69,13 @@ class TaskResult:
             for modality, scores in parts.items():
                 figures |= {f"{name}/{modality}/{k}": v for k, v in scores.values.items()}
         return figures | {f"attention/{name}": share for name, share in self.attention.items()}
+
+    @classmethod
+    def section(cls, outcomes: Sequence[TaskResult]) -> Section:
+        """Tables of all tasks' metrics, and of each modality's relevance."""
+        from multimodal.evaluation.report.tasks import INTRO, tasks_body
+
+        return Section("tasks", "Tasks", tasks_body(outcomes), INTRO, place=0)
 
 
 def tasks_table(results: Sequence[TaskResult]) -> Table:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from multimodal.evaluation.report.charts import COLOURS
-from multimodal.evaluation.results import EmbeddingMap
+
+if TYPE_CHECKING:
+    from multimodal.evaluation.evaluators.space import EmbeddingMap
 
 MAX_LEGEND = 16
 _SIZE, _MARGIN = 420, 10

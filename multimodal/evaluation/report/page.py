@@ -9,6 +9,8 @@ import jinja2
 from markupsafe import Markup
 from torch import Tensor
 
+from multimodal.evaluation.evaluators.retrieval import RetrievalResult
+from multimodal.evaluation.evaluators.zero_shot import ZeroShotResult
 from multimodal.evaluation.report.charts import (
     COLOURS,
     Chart,
@@ -18,7 +20,7 @@ from multimodal.evaluation.report.charts import (
     pair_diagram,
 )
 from multimodal.evaluation.report.sections import Section
-from multimodal.evaluation.results import Results, RetrievalResult, ZeroShotResult
+from multimodal.evaluation.results import Results
 
 MAX_CLASSES_WITH_NUMBERS = 16
 
@@ -107,7 +109,7 @@ def make_gallery(
 def links(results: Results) -> list[Link]:
     """One edge per pair of modalities: its mean lift over chance, over sets and directions."""
     found: dict[tuple[str, str], list[tuple[float, bool]]] = {}
-    for result in results.retrievals:
+    for result in results.of(RetrievalResult):
         if result.composed:
             continue
         lift = _lift(result.scores.recall[1], result.scores.chance_recall[1])
@@ -129,7 +131,8 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=_percent, number=number, lift=_lift_label)
-    retrievals, zero_shots = page.results.retrievals, page.results.zero_shots
+    retrievals = page.results.of(RetrievalResult)
+    zero_shots = page.results.of(ZeroShotResult)
     return environment.get_template("page.html").render(
         page=page,
         diagram=pair_diagram(links(page.results)),
@@ -155,9 +158,10 @@ def _by_set(
     results: Results, trained: bool
 ) -> list[tuple[str, list[RetrievalResult], list[ZeroShotResult]]]:
     rows = []
+    every = results.of(RetrievalResult), results.of(ZeroShotResult)
     for name in results.sets:
-        retrievals = [r for r in results.retrievals if (r.set, r.trained) == (name, trained)]
-        zero_shots = [z for z in results.zero_shots if (z.set, z.trained) == (name, trained)]
+        retrievals = [r for r in every[0] if (r.set, r.trained) == (name, trained)]
+        zero_shots = [z for z in every[1] if (z.set, z.trained) == (name, trained)]
         if retrievals or zero_shots:
             rows.append((name, retrievals, zero_shots))
     return rows

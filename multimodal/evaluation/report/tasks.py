@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from multimodal.evaluation.prediction import Scores
 from multimodal.evaluation.report.tables import table
-from multimodal.evaluation.tasks import TaskResult
+
+if TYPE_CHECKING:
+    from multimodal.evaluation.tasks import TaskResult
 
 INTRO = (
     "Relevance of the modalities, over the whole set: the metric by a modality's own head, by the "

@@ -1,0 +1,190 @@
+"""Classification by prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multimodal.evaluation.evaluators.base import (
+    EMERGENT,
+    TRAINED,
+    Embedded,
+    EvaluationContext,
+    Line,
+    Missing,
+    Outcome,
+    labels_of,
+    percent,
+)
+from multimodal.evaluation.zero_shot import ZeroShot, class_embeddings, zero_shot
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroShotResult(Outcome):
+    """One classification by prompts in one set.
+
+    Attributes:
+        set: name of the evaluation set.
+        modality: what was classified.
+        label: metadata key of the classes.
+        trained: whether the modality was trained together with text.
+        scores: the model's.
+        classes: names, in the order of the confusion matrix.
+        prompts: the templates.
+    """
+
+    set: str
+    modality: str
+    label: str
+    trained: bool
+    scores: ZeroShot
+    classes: list[str]
+    prompts: list[str]
+
+    @property
+    def key(self) -> str:
+        """``zero_shot_depth_category``."""
+        return f"zero_shot_{self.modality}_{self.label}"
+
+    @property
+    def group(self) -> str:
+        """Trained or emergent."""
+        return TRAINED if self.trained else EMERGENT
+
+    def row(self) -> dict[str, Any]:
+        """Accuracies, chance and counts."""
+        scores = self.scores
+        return {
+            "top@1": scores.top1,
+            "top@5": scores.top5,
+            "mean_per_class": scores.mean_per_class,
+            "map": scores.mean_average_precision,
+            "chance": {
+                "top@1": scores.chance_top1,
+                "top@5": scores.chance_top5,
+                "map": scores.chance_mean_average_precision,
+            },
+            "majority": scores.majority,
+            "samples": scores.samples,
+            "classes": scores.classes,
+            "trained": self.trained,
+        }
+
+    def lines(self) -> list[Line]:
+        """One line."""
+        scores = self.scores
+        figures = percent(scores.top1), percent(scores.top5), "", percent(scores.chance_top1)
+        name = f"  {self.modality} → {self.label}, zero-shot"
+        return [Line(name, *figures, str(scores.classes))]
+
+
+@dataclass
+class ZeroShotTask:
+    """Classification by prompts: the class whose texts embed nearest is the answer.
+
+    Args:
+        modality: what is classified.
+        label: the metadata key that holds a sample's class, a string, or a list of them.
+        prompts: templates with one ``{}`` where the class's name goes; the embeddings of a class's
+            prompts are averaged.
+        classes: the classes to choose from, or a table from class to its several names; null
+            takes the labels that occur in the set.
+
+    Raises:
+        ValueError: on no template, or one without exactly one ``{}``.
+    """
+
+    modality: str
+    label: str
+    prompts: Sequence[str] = ("{}",)
+    classes: Sequence[str] | Mapping[str, Sequence[str]] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompts or any(prompt.count("{}") != 1 for prompt in self.prompts):
+            raise ValueError(
+                "prompts must be templates with one {} for the class's name; "
+                f"got {list(self.prompts)}"
+            )
+
+    def evaluate(self, context: EvaluationContext) -> Iterator[Outcome | Missing]:
+        """One result, or that there is no tower for text."""
+        if context.embedder.missing(["text"]):
+            yield context.missing(f"zero-shot {self.label}", "the model has no tower for text")
+            return
+        if not context.has(self.modality):
+            return
+        labels = [labels_of(sample, self.label) for sample in context.metadata]
+        present = [name for names in labels for name in names]
+        prompts = {
+            name: context.embedder.values("text", self.texts(aliases))
+            for name, aliases in self.names(present).items()
+        }
+        trained = context.is_trained(self.modality, "text")
+        yield score_zero_shot(context.samples, self, labels, prompts, trained)
+
+    def names(self, present: Sequence[str]) -> dict[str, list[str]]:
+        """Class -> its names, for the labels ``present`` in the set.
+
+        Raises:
+            ValueError: if a label is not one of the configured classes.
+        """
+        if self.classes is None:
+            return {label: [label] for label in sorted(set(present))}
+        if isinstance(self.classes, Mapping):
+            table = {name: list(names) for name, names in self.classes.items()}
+        else:
+            table = {name: [name] for name in self.classes}
+        strays = sorted(set(present) - table.keys())
+        if strays:
+            raise ValueError(
+                f"the labels {strays} under '{self.label}' are none of the classes {sorted(table)}"
+            )
+        return table
+
+    def texts(self, names: Sequence[str]) -> list[str]:
+        """The prompts of one class: every template with every name."""
+        return [prompt.format(name) for name in names for prompt in self.prompts]
+
+
+def score_zero_shot(
+    embedded: Embedded,
+    task: ZeroShotTask,
+    labels: Sequence[Sequence[str]],
+    prompt_embeddings: Mapping[str, Tensor],
+    trained: bool,
+) -> ZeroShotResult:
+    """Classification of ``task.modality`` by prompts.
+
+    Under a process group every rank has to call; each scores its share.
+
+    Args:
+        embedded: the set.
+        task: what is asked.
+        labels: of N samples, one class name each, or several.
+        prompt_embeddings: class -> ``[P, D]``, embeddings of its prompts.
+        trained: whether the modality was trained together with text.
+
+    Raises:
+        ValueError: on NaN.
+    """
+    classes = list(prompt_embeddings)
+    places = {name: place for place, name in enumerate(classes)}
+    if all(len(names) == 1 for names in labels):
+        targets = torch.tensor([places[name] for [name] in labels])
+    else:
+        targets = torch.zeros(len(labels), len(classes), dtype=torch.bool)
+        for row, names in zip(targets, labels, strict=True):
+            row[[places[name] for name in names]] = True
+    scores = zero_shot(
+        embedded.embeddings[task.modality],
+        class_embeddings(list(prompt_embeddings.values())),
+        targets,
+        shared=True,
+    )
+    return ZeroShotResult(
+        embedded.name, task.modality, task.label, trained, scores, classes, list(task.prompts)
+    )
