@@ -21,6 +21,7 @@ def import_weights(cfg: DictConfig) -> None:
             files.read_config(cfg.config, cfg.input),
             cfg.source,
             allow=OmegaConf.to_object(cfg.allow),
+            prefix=cfg.prefix,
             image_size=cfg.image_size,
             num_frames=cfg.num_frames,
             tubelet=cfg.tubelet,

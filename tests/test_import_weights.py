@@ -107,9 +107,15 @@ def test_a_torchscript_archive_is_refused_with_the_way_out(tmp_path):
 
 
 def test_state_dicts_are_found_inside_what_trainers_write(tmp_path):
-    weights = {"module.a": torch.arange(3.0)}
-    torch.save({"epoch": 1, "state_dict": weights}, tmp_path / "epoch.pt")
-    assert torch.equal(files.read_state(tmp_path / "epoch.pt")["a"], weights["module.a"])
+    weights = {"a": torch.arange(3.0)}
+    for nested in (
+        {"epoch": 1, "state_dict": weights},
+        {"epoch": 1, "optimizer": {"state": {}}, "model_state_dict": weights},
+        {"model": {"state_dict": weights}},
+        {"model": {"name": "x"}, "net": weights},
+    ):
+        torch.save(nested, tmp_path / "epoch.pt")
+        assert torch.equal(files.read_state(tmp_path / "epoch.pt")["a"], weights["a"])
     torch.save({"a": torch.zeros(1), "epoch": 3}, tmp_path / "mixed.pt")
     with pytest.raises(WeightsError, match="no state dict"):
         files.read_state(tmp_path / "mixed.pt")
@@ -118,6 +124,94 @@ def test_state_dicts_are_found_inside_what_trainers_write(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match=r"holds none of model\.safetensors"):
         files.read_state(tmp_path / "empty")
+
+
+WRAPPED = [
+    "_orig_mod.module.{}", "module._orig_mod.{}", "model.{}", "model._orig_mod.module.model.{}",
+    "net.model.module.{}", "_orig_mod.{}", "module.module.{}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_what_wrappers_put_before_the_names_is_taken_off(wrapped):
+    described, expected, state = siglip()
+    given = {wrapped.format(name): tensor for name, tensor in state.items()}
+    model = import_weights(given, described["cfg"]).model
+    image = clip_inputs(described, cut=False)["image"]
+    with torch.no_grad():
+        assert (model.embed("image", image) - expected["image"]).abs().max() < 1e-5
+
+
+def test_compiled_and_wrapped_parts_of_a_model_are_taken_too():
+    described, _, state = siglip()
+    given = {
+        name.replace("visual.", "visual._orig_mod.").replace("text.", "text.module."): tensor
+        for name, tensor in state.items()
+    }
+    assert import_weights(given, described["cfg"]).diff.allowed == []
+
+
+def test_most_names_decide_and_what_is_not_the_model_is_listed_with_the_way_out():
+    described, _, state = siglip()
+    given = {f"model.{name}": tensor for name, tensor in state.items()}
+    given["loss.centre"] = torch.zeros(3)
+    with pytest.raises(WeightsError, match=r"loss\.centre \[3\]\n.*allow="):
+        import_weights(given, described["cfg"])
+    assert import_weights(given, described["cfg"], allow=["loss.*"]).diff.allowed
+
+
+def test_one_of_two_models_is_named_by_its_prefix():
+    described, _, state = siglip()
+    given = {f"student.{name}": tensor for name, tensor in state.items()}
+    given |= {f"teacher.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
+    with pytest.raises(WeightsError, match=r"prefix=\.\.\., of student\., teacher\."):
+        import_weights(given, described["cfg"])
+    for prefix in ("student", "student."):
+        imported = import_weights(given, described["cfg"], prefix=prefix)
+        assert imported.logit_scale == pytest.approx(10)
+        left = f"prefix={prefix}: {len(state)} tensors without it are left out"
+        assert imported.notes == [left]
+    with pytest.raises(WeightsError, match=r"prefix=studnet: .*did you mean 'student\.'"):
+        import_weights(given, described["cfg"], prefix="studnet")
+
+
+def test_a_part_behind_a_prefix_of_its_own_is_named_in_the_hint():
+    described, _, state = siglip()
+    given = {n if "visual" in n else f"tower.{n}": tensor for n, tensor in state.items()}
+    with pytest.raises(WeightsError, match=r"give prefix=tower\."):
+        import_weights(given, described["cfg"])
+
+
+def test_two_tensors_of_one_name_are_not_mixed():
+    described, _, state = siglip()
+    given = {**state, **{f"module.{name}": tensor for name, tensor in state.items()}}
+    with pytest.raises(WeightsError, match=r"are both .* give prefix="):
+        import_weights(given, described["cfg"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_named_and_counted(value):
+    described, _, state = siglip()
+    name = next(name for name in sorted(state) if name.startswith("visual.trunk.blocks"))
+    state[name] = state[name].clone()
+    state[name].view(-1)[:2] = value
+    shape, count = list(state[name].shape), state[name].numel()
+    with pytest.raises(WeightsError) as error:
+        import_weights(state, described["cfg"])
+    assert f"{name} {shape}: 2 of {count} numbers are NaN or inf" in str(error.value)
+
+
+def test_a_scale_that_is_not_finite_is_named():
+    described, _, state = siglip()
+    state["logit_scale"] = torch.tensor(float("nan"))
+    with pytest.raises(WeightsError, match=r"logit_scale \[\]: 1 of 1 numbers"):
+        import_weights(state, described["cfg"])
+
+
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(WeightsError, match=r"x\.safetensors cannot be read as safetensors"):
+        files.read_state(tmp_path / "x.safetensors")
 
 
 def test_sharded_safetensors_are_joined_and_stay_in_their_folder(tmp_path):

@@ -11,16 +11,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from multimodal.core import strict_json
 from multimodal.core.strict_json import excerpt, is_text
 from multimodal.encoders.huggingface import HuggingFaceEncoder
 from multimodal.models import EmbeddingModel, Tower
-from multimodal.pretrained.keys import WeightsError
+from multimodal.pretrained.files import read_safetensors
+from multimodal.pretrained.keys import WeightsError, require_finite, same_bits
 from multimodal.training import checkpoint_io
 from multimodal.training.build import load_model, portable_yaml
 from multimodal.tuning import LoRA, has_adapters, is_adapter, merge_adapters
@@ -95,7 +95,8 @@ def load_adapters(tower: Tower, folder: Path) -> dict[str, Any]:
     LoRA(**block)(tower)
     module = backbone(tower)
     own = {_theirs(name): name for name in module.state_dict() if is_adapter(name)}
-    state = load_file(folder / WEIGHTS)
+    state = read_safetensors(folder / WEIGHTS)
+    require_finite(state, state, str(folder / WEIGHTS))
     faults = [f"only there: {name}" for name in sorted(state.keys() - own.keys())]
     faults += [f"only here: {name}" for name in sorted(own.keys() - state.keys())]
     here = module.state_dict()
@@ -109,8 +110,10 @@ def load_adapters(tower: Tower, folder: Path) -> dict[str, Any]:
     module.load_state_dict({own[name]: tensor for name, tensor in state.items()}, strict=False)
     if block["head"]:
         assert isinstance(tower.head, nn.Module)
+        head = read_safetensors(folder / HEAD)
+        require_finite(head, head, str(folder / HEAD))
         try:
-            tower.head.load_state_dict(load_file(folder / HEAD))
+            tower.head.load_state_dict(head)
         except RuntimeError as error:
             raise WeightsError(f"{folder / HEAD}: {error}") from error
     return {"_target_": "multimodal.tuning.LoRA", **block}
@@ -215,7 +218,7 @@ def rewrite(
         {**kept, "state_dict": state, "config": portable_yaml(cfg)}, output
     )
     again = load_model(output, allowed_packages)[0].state_dict()
-    if not all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items()):
+    if not all(same_bits(again[name], tensor) for name, tensor in model.state_dict().items()):
         raise WeightsError(f"{output}: what is read back is not what was written")
     return model, done
 

@@ -16,7 +16,7 @@ from torch import nn
 from multimodal.config import config_dir
 from multimodal.models import EmbeddingModel, Tower
 from multimodal.pretrained.importing import Imported
-from multimodal.pretrained.keys import WeightsError
+from multimodal.pretrained.keys import WeightsError, same_bits
 from multimodal.training import checkpoint_io
 from multimodal.training.build import load_model, portable_yaml
 
@@ -79,7 +79,7 @@ def save(imported: Imported, path: str | Path, name: str = "imported") -> None:
     # Its tokenizer may not be here, and is not what is compared.
     again = load_model(path, transforms=OmegaConf.create({}))[0].state_dict()
     for key, tensor in imported.model.state_dict().items():
-        if not torch.equal(again[key], tensor):
+        if not same_bits(again[key], tensor):
             raise WeightsError(f"{path}: {key} is not what was written")
 
 

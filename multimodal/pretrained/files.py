@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,7 +24,11 @@ WEIGHTS = (  # in a folder, the first of these
 )
 INDEX = "model.safetensors.index.json"
 CONFIGS = ("open_clip_config.json", "config.json")
-PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before every name
+# Where trainers put the weights, the most usual first.
+NESTED = (
+    "state_dict", "model_state_dict", "model_state", "model", "module", "ema_state_dict", "ema",
+    "net", "weights", "params", "student", "teacher",
+)  # fmt: skip
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -44,8 +50,19 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         target = found[0]
     if not target.is_file():
         raise WeightsError(f"no file or folder {target}")
-    state = load_file(target) if target.suffix == ".safetensors" else _load(target)
-    return {_bare(name): tensor for name, tensor in state.items()}
+    return read_safetensors(target) if target.suffix == ".safetensors" else _load(target)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file.
+
+    Raises:
+        WeightsError: if it cannot be read, or is of another format.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
 
 
 def _sharded(folder: Path) -> dict[str, Tensor]:
@@ -56,7 +73,7 @@ def _sharded(folder: Path) -> dict[str, Tensor]:
     for name in sorted(set(content.values())):
         if not name or "\0" in name or Path(name).name != name:
             raise WeightsError(f"{folder / INDEX} names a file outside of its folder: {name}")
-        state |= load_file(folder / name)
+        state |= read_safetensors(folder / name)
     return state
 
 
@@ -76,19 +93,29 @@ def _load(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read with weights_only=True (damaged, or it holds more than "
             f"tensors and plain containers): {error}"
         ) from error
-    for key in ("state_dict", "model", "module"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = {n: t for n, t in content.items() if isinstance(t, Tensor)} if content else {}
-    if not isinstance(content, dict) or not tensors or len(tensors) < len(content):
-        raise WeightsError(f"{path} is no state dict: a dict of tensors, by name, was expected")
+    tensors = _nested(content)
+    if tensors is None:
+        raise WeightsError(
+            f"{path} is no state dict: a dict of tensors, by name, was expected, or one under "
+            f"{', '.join(NESTED)}; it holds {_shown(content)}"
+        )
     return tensors
 
 
-def _bare(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
+def _nested(content: Any, depth: int = 4) -> dict[str, Tensor] | None:
+    """The state dict in ``content``: that itself, or what it holds under one of `NESTED`."""
+    if not isinstance(content, Mapping) or not content or depth == 0:
+        return None
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return {str(name): tensor for name, tensor in content.items()}
+    found = (_nested(content[key], depth - 1) for key in NESTED if key in content)
+    return next((tensors for tensors in found if tensors is not None), None)
+
+
+def _shown(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    return f"the keys {', '.join(map(str, list(content)[:8]))}" if content else "nothing"
 
 
 def read_config(path: str | Path | None, weights: str | Path) -> dict[str, Any] | None:

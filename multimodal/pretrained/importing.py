@@ -18,8 +18,14 @@ from torch import Tensor
 from multimodal.config.instantiating import instantiate
 from multimodal.layers.positions import resize_positions
 from multimodal.models import EmbeddingModel, Tower
-from multimodal.pretrained import huggingface, imagebind, open_clip, siglip
-from multimodal.pretrained.keys import Diff, WeightsError, is_allowed, translate
+from multimodal.pretrained import huggingface, imagebind, names, open_clip, siglip
+from multimodal.pretrained.keys import (
+    Diff,
+    WeightsError,
+    is_allowed,
+    require_finite,
+    translate,
+)
 from multimodal.pretrained.plan import Plan, TowerPlan, as_video, with_image_size
 
 log = logging.getLogger(__name__)
@@ -58,6 +64,7 @@ def import_weights(
     source: WeightSource | None = None,
     *,
     allow: Sequence[str] = (),
+    prefix: str | None = None,
     image_size: int | None = None,
     num_frames: int | None = None,
     tubelet: int = 2,
@@ -71,21 +78,28 @@ def import_weights(
             say it themselves, and ImageBind's released size is meant.
         source: whose weights these are; None: told from the names.
         allow: names, or patterns with ``*``, of tensors that may be left over on either side.
+        prefix: what stands before the names of the model's tensors; those without it are left
+            out. None: what DDP, torch.compile, Lightning and the like have put before most names
+            is taken off.
         image_size: another picture size; positions are resized (bicubic).
         num_frames: make the image tower one for clips of so many frames as well.
         tubelet: frames per patch then.
 
     Raises:
         WeightsError: if a tensor of ours stays empty, one of theirs is not used, or two differ in
-            shape, and ``allow`` does not name it; or for a model that our towers cannot be.
+            shape, and ``allow`` does not name it; if one that is used is not finite; or for a model
+            that our towers cannot be.
     """
     cfg, preprocessing = _unwrapped(cfg)
+    every, state = len(state), names.bare(state, prefix, recognised)
     source = source or recognise(state, cfg)
     if source not in get_args(WeightSource):
         known = ", ".join(get_args(WeightSource))
         raise WeightsError(f"source={source!r}: expected one of {known}")
     plan = describe(source, cfg, state)
     notes = _adapt(plan, image_size, num_frames, tubelet)
+    if left := every - len(state):
+        notes.append(f"prefix={prefix}: {left} tensors without it are left out")
     config = _model_config(plan)
     model = instantiate(config)
     assert isinstance(model, EmbeddingModel)
@@ -93,7 +107,7 @@ def import_weights(
     for note in notes:
         log.info("%s", note)
     if diff:
-        raise WeightsError(f"the weights do not fit ({source}):\n{diff}")
+        raise WeightsError(f"the weights do not fit ({source}):\n{diff}\n{_hint(diff)}")
     transforms: dict[str, dict[str, Any]] = {
         name: tower.transform for name, tower in plan.own_towers().items() if tower.transform
     }
@@ -117,26 +131,42 @@ def _number(state: Mapping[str, Tensor], name: str | None) -> float | None:
     return float(state[name]) if name is not None and name in state else None
 
 
+def _hint(diff: Diff) -> str:
+    wanted = [name for entry in diff.missing for name in entry.partition(" <- ")[2].split(" + ")]
+    theirs = [entry.partition(" [")[0] for entry in diff.unexpected]
+    if found := names.prefix_hint([name for name in wanted if name], theirs):
+        return f"Some of ours are there behind '{found}': give prefix={found}"
+    return "What may be left over, on either side, is named by allow=[NAME, PATTERN.*]"
+
+
+MARKS: dict[WeightSource, str] = {
+    "imagebind": "modality_trunks.",
+    "huggingface": "vision_model.",
+    "siglip": "visual.trunk.",
+    "open_clip": "visual.transformer.",
+}
+
+
+def recognised(state: Mapping[str, Tensor]) -> bool:
+    """Whether some of the names are those of a source."""
+    return any(name.startswith(tuple(MARKS.values())) for name in state)
+
+
 def recognise(state: Mapping[str, Tensor], cfg: Mapping[str, Any] | None) -> WeightSource:
     """Whose weights these are, by their names.
 
     Raises:
         WeightsError: if they are nobody's that is known here.
     """
-    marks: dict[WeightSource, str] = {
-        "imagebind": "modality_trunks.",
-        "huggingface": "vision_model.",
-        "siglip": "visual.trunk.",
-        "open_clip": "visual.transformer.",
-    }
-    for source, mark in marks.items():
+    for source, mark in MARKS.items():
         if any(name.startswith(mark) for name in state):
             if source == "open_clip" and cfg is None:
                 return "openai"
             return source
     raise WeightsError(
         "these weights are none of OpenAI CLIP, OpenCLIP, SigLIP, ImageBind, or CLIP and SigLIP of "
-        f"transformers; their names begin with {', '.join(sorted(state)[:4])}"
+        f"transformers; their names are {', '.join(sorted(state)[:4])} and so on. If the model's "
+        f"own are behind a prefix, give it: prefix=..., of {', '.join(names.beginnings(state)[:8])}"
     )
 
 
@@ -194,7 +224,8 @@ def _fill(
     notes: list[str],
 ) -> Diff:
     diff = Diff()
-    used = {name for name in (plan.scale, plan.bias) if name in state}
+    used = {name for name in (plan.scale, plan.bias) if name is not None and name in state}
+    require_finite(state, used, "the pair")
     if plan.scale is not None and plan.scale not in state:
         _tell(diff, diff.missing, f"the pair's logit scale <- {plan.scale}", [plan.scale], allow)
     for name, tower_plan in plan.own_towers().items():
@@ -202,9 +233,9 @@ def _fill(
         own = tower.state_dict()
         filled, taken, absent = translate(own, tower_plan.key_map, state, f"towers.{name}")
         used |= taken
-        for key, names in absent:
-            wanted = f" <- {' + '.join(names)}" if names else ""
-            _tell(diff, diff.missing, f"{key}{wanted}", [key, *names], allow)
+        for key, parts in absent:
+            wanted = f" <- {' + '.join(parts)}" if parts else ""
+            _tell(diff, diff.missing, f"{key}{wanted}", [key, *parts], allow)
         _resize(name, tower, tower_plan, filled, notes)
         for key in [key for key, tensor in filled.items() if tensor.shape != own[key].shape]:
             theirs = tower_plan.key_map[key].names
@@ -212,6 +243,7 @@ def _fill(
             entry = f"towers.{name}.{key} {list(own[key].shape)} <- {shapes}"
             _tell(diff, diff.mis_shaped, entry, [f"towers.{name}.{key}", *theirs], allow)
             del filled[key]
+        require_finite(state, taken, f"towers.{name}")
         tower.load_state_dict({**own, **filled})
     for name in sorted(set(state) - used - set(plan.ignored)):
         _tell(diff, diff.unexpected, f"{name} {list(state[name].shape)}", [name], allow)
@@ -219,9 +251,9 @@ def _fill(
 
 
 def _tell(
-    diff: Diff, entries: list[str], entry: str, names: Sequence[str], allow: Sequence[str]
+    diff: Diff, entries: list[str], entry: str, of: Sequence[str], allow: Sequence[str]
 ) -> None:
-    allowed = any(is_allowed(name, allow) for name in names)
+    allowed = any(is_allowed(name, allow) for name in of)
     (diff.allowed if allowed else entries).append(entry)
 
 

@@ -132,6 +132,38 @@ def translate(
     return filled, used, absent
 
 
+def require_finite(state: Mapping[str, Tensor], names: Iterable[str], where: str) -> None:
+    """Refuses weights that are no numbers.
+
+    Args:
+        state: the tensors.
+        names: of those that are used.
+        where: they come from.
+
+    Raises:
+        WeightsError: naming every tensor with NaN or infinite numbers, and how many it has.
+    """
+    faults = []
+    for name in sorted(names):
+        tensor = state[name]
+        count = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+        if count:
+            shape = list(tensor.shape)
+            faults.append(f"  {name} {shape}: {count} of {tensor.numel()} numbers are NaN or inf")
+    if faults:
+        more = [f"  ... and {len(faults) - 20} more"] if len(faults) > 20 else []
+        told = f"{where}: weights that are not finite, as a training that diverged leaves them:"
+        raise WeightsError("\n".join([told, *faults[:20], *more]))
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal bit by bit; NaN equals itself."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    one, other = (t.detach().cpu().contiguous().flatten().view(torch.uint8) for t in (a, b))
+    return torch.equal(one, other)
+
+
 def is_allowed(name: str, patterns: Iterable[str]) -> bool:
     """Whether a name is one of, or matches one of, those that may be left over."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
