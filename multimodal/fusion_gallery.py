@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor, nn
 
+from multimodal.core.files import write_bytes
 from multimodal.data.evaluation import EvaluationLoader
 from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
@@ -102,9 +104,11 @@ def _save(examples: Sequence[drawing.Example], folder: Path) -> None:
     for number, example in enumerate(examples):
         for place, each in enumerate(example.attended):
             if each.picture is not None:
-                folder.mkdir(parents=True, exist_ok=True)
                 query = re.sub(r"\W+", "", each.query) or "word"
-                each.picture.save(folder / f"{number}_{place:02d}_{query}_{each.modality}.png")
+                picture = io.BytesIO()
+                each.picture.save(picture, "PNG")
+                name = f"{number}_{place:02d}_{query}_{each.modality}.png"
+                write_bytes(folder / name, picture.getvalue())
 
 
 def _captions(

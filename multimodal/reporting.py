@@ -16,6 +16,7 @@ from typing import Any
 from markupsafe import Markup
 from omegaconf import DictConfig, OmegaConf
 
+from multimodal.core.files import write_text
 from multimodal.data.decode import Signal
 from multimodal.data.source import Decoded, Source
 from multimodal.evaluation.evaluators.base import name_of
@@ -68,11 +69,9 @@ def write(
         config=redacted(OmegaConf.to_yaml(cfg, resolve=True), secrets),
     )
     report = folder / "report.html"
-    report.write_text(render(page), encoding="utf-8")
+    write_text(report, render(page))
     # Last, and in one step: who finds it finds a finished run.
-    written = folder / ".metrics.json.tmp"
-    written.write_text(json.dumps(results.metrics(), indent=2) + "\n")
-    written.replace(folder / "metrics.json")
+    write_text(folder / "metrics.json", json.dumps(results.metrics(), indent=2) + "\n")
     return report
 
 

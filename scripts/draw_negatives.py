@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
 import matplotlib
 import torch
 from torch import Tensor
 
+from multimodal.core.files import write_bytes
 from multimodal.data.evaluation import EvaluationLoader
 from multimodal.data.settings import EvaluationData
 from multimodal.objectives.contract import Context, Negatives
@@ -91,7 +93,9 @@ def draw(similarities: Tensor, names: list[str], path: Path) -> None:
         weights = strategy(similarities, positives, ~positives, ids, ids, context).exp()
         rows, columns = ((weights > 0) & ~positives).nonzero(as_tuple=True)
         panel.scatter(columns, rows, s=22 * weights[rows, columns], color="tab:red", linewidths=0)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:], dpi=100, metadata={"Software": None})
+    write_bytes(path, picture.getvalue())
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from multimodal.core.errors import UserError
+from multimodal.core.files import write_text
 from multimodal.data.packing.index import Fault, index, split_in_name, verify
 from multimodal.data.packing.items import Item, Refusal, items_of
 from multimodal.data.packing.pack import Packed, Plan, pack
@@ -33,7 +35,7 @@ def main(words: Sequence[str] | None = None) -> int:
     command = commands.get(words[0]) if words else None
     try:
         return command(words[1:]) if command else _pack(words)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (UserError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"make_shards: {error}", file=sys.stderr)
         return 1
 
@@ -139,7 +141,7 @@ def _pack_judged(found: Iterator[Item | Refusal], plan: Plan, args: argparse.Nam
         packed = pack(kept(), args.output, plan, args.workers, progress)
     packed.report["pair_similarity"] = histogram(similarities.values())
     text = json.dumps(packed.report, ensure_ascii=False, indent=2, default=str)
-    (args.output / "report.json").write_text(text + "\n", encoding="utf-8")
+    write_text(args.output / "report.json", text + "\n")
     shutil.rmtree(everything)
     return packed
 

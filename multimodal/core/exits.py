@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from multimodal.core.errors import UserError
+from multimodal.core.files import unwritable
 
 FULL = "HYDRA_FULL_ERROR"  # Hydra's own variable: 1 shows every traceback
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def message_of(error: BaseException) -> str | None:
     """The message to print in place of a traceback; None for a fault of ours."""
     if isinstance(error, UserError):
-        return str(error)
+        return _without_traceback(str(error), type(error).__name__)
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        folder = Path(os.fsdecode(error.filename) if error.filename else ".").absolute()
+        return unwritable(folder, error)
     # The system names the path and the reason: missing, a folder, not permitted, a full disk.
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
@@ -31,6 +39,13 @@ def report(error: BaseException) -> int:
     else:
         print(message, file=sys.stderr)
     return error.exit_status if isinstance(error, UserError) else 1
+
+
+def _without_traceback(message: str, kind: str) -> str:
+    """What an error said in the process that loads data, of which torch makes a longer text."""
+    if not message.startswith("Caught ") or "Original Traceback" not in message:
+        return message
+    return re.split(rf"\n(?:\w+\.)*{kind}: ", message)[-1].strip()
 
 
 @contextmanager

@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
+
+from multimodal.core.files import NewFile
 
 # Limits of one shard, far above what is made, so that a false number costs no memory.
 MAX_SAMPLES = 1 << 22
@@ -107,9 +109,9 @@ class ShardTable:
 
     def save(self, folder: Path) -> dict[str, dict[str, Any]]:
         """Writes a file for each column, and returns what a manifest says of them."""
-        folder.mkdir(parents=True, exist_ok=True)
         for name in COLUMNS:
-            np.save(folder / f"{name}.npy", getattr(self, name))
+            with NewFile(folder / f"{name}.npy") as file:
+                np.save(cast("IO[bytes]", file), np.asarray(getattr(self, name)))
         return {name: _entry(folder / f"{name}.npy") for name in COLUMNS}
 
     @classmethod

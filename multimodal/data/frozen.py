@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from multimodal.core.files import written_beside
 from multimodal.data.errors import DecodeError
 
 TODO, DONE, BAD = 0, 1, 2
@@ -41,16 +42,15 @@ class FrozenEmbeddings:
     @classmethod
     def create(cls, folder: Path, samples: int, views: int, embed_dim: int) -> None:
         """Makes an empty table, unless there is one already."""
-        folder.mkdir(parents=True, exist_ok=True)
         # The status comes last: where it is, the rest is.
         for name, shape, dtype in (
             ("embeddings", (samples, views, embed_dim), np.float32),
             ("status", (samples,), np.uint8),
         ):
             if not (folder / "status.npy").exists():
-                temporary = folder / f".{name}.{os.getpid()}.npy"
-                np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
-                os.replace(temporary, folder / f"{name}.npy")
+                with written_beside(folder / f"{name}.npy") as temporary:
+                    np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
+                    _reserve(temporary)
 
     def __len__(self) -> int:
         return len(self._status)
@@ -90,3 +90,9 @@ class FrozenEmbeddings:
         if self._status[index] != DONE:
             raise DecodeError("not_embedded", "was bad when the frozen towers' cache was made")
         return torch.from_numpy(self._values[index, view].copy())
+
+
+def _reserve(path: Path) -> None:
+    """Takes the disk's space for a file: a map that runs out of it would kill the process."""
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -6,6 +6,7 @@ it asks for; nothing is ever run by a shell.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -16,11 +17,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from multimodal.core.files import WriteError, refusal_of, unwritable, write_errors
 from multimodal.data.errors import ShardError
 
 DEFAULT_FOLDER = "~/.cache/multimodal/shards"
 _ATTEMPTS = 3
 _PAUSE = 0.5  # seconds before the second attempt, twice as long before the third
+# What only the own disk refuses; a right to read may be missing far away.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_WHOLE = "The shards that were fetched are whole"
+_ADVICE = "Free some space, lower data.remote_cache_gb, or give another data.remote_cache_folder"
 _FETCHERS = 4  # shards that a process fetches at a time
 
 T = TypeVar("T")
@@ -98,7 +104,8 @@ class ShardCache:
         """
         path = self._path(shard)
         while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with write_errors(self.folder, _WHOLE):
+                self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked("evict", fcntl.LOCK_SH):
                 if path.exists():
                     os.utime(path)  # it was used just now
@@ -128,7 +135,10 @@ class ShardCache:
     @contextmanager
     def _locked(self, name: str, how: int) -> Iterator[None]:
         """Holds a lock that all processes of the node see; it ends with its process."""
-        with (self.folder / f".{name}.lock").open("a") as file:
+        path = self.folder / f".{name}.lock"
+        with write_errors(path, _WHOLE):
+            file = path.open("a")
+        with file:
             fcntl.flock(file, how)
             yield
 
@@ -175,7 +185,7 @@ class ShardCache:
                 if path.suffix == ".tar" or self._is_stale(path):
                     path.unlink(missing_ok=True)
                     spent -= status.st_size
-            with part.open("wb") as file:
+            with write_errors(part, _WHOLE), part.open("wb") as file:
                 file.truncate(shard.size)
 
     def _is_stale(self, part: Path) -> bool:
@@ -197,6 +207,9 @@ def _download(shard: RemoteShard, part: Path) -> None:
     except ValueError as error:
         raise ShardError(shard.url, 0, str(error), "shard_missing") from error
     except Exception as error:  # every file system has errors of its own
+        if (refusal := refusal_of(error)) is not None and refusal.errno in _OF_THE_DISK:
+            part.unlink(missing_ok=True)
+            raise WriteError(unwritable(part, refusal, _WHOLE, _ADVICE)) from error
         detail = f"cannot be fetched: {type(error).__name__}: {error}"
         raise ShardError(shard.url, 0, detail, "shard_unreachable") from error
     size, digest = part.stat().st_size, hashlib.sha256()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +10,7 @@ from typing import Protocol
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 
+from multimodal.core.files import write_text
 from multimodal.data.draw import Draw
 from multimodal.data.errors import BadSample
 from multimodal.data.paths import resolve
@@ -126,10 +125,7 @@ class CorpusTokenizer(BPETokenizer):
                 raise ValueError(f"no source has {modality!r} to train a tokenizer on")
             texts = (text for source in read for text in _texts(source, modality, passes))
             trained = train_bpe(texts, vocab_size, min_frequency)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as written:
-                written.write(trained.to_str(pretty=True))
-            os.replace(written.name, file)  # whole, and the same from every rank
+            write_text(file, trained.to_str(pretty=True))  # whole, and the same from every rank
         super().__init__(str(file))
         if self.vocab_size > vocab_size:
             raise ValueError(f"{file} has {self.vocab_size} entries, over vocab_size={vocab_size}")

@@ -8,6 +8,8 @@ head was trained with them.
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from multimodal.core import strict_json
+from multimodal.core.files import write_bytes, write_errors, written_beside
 from multimodal.core.strict_json import excerpt, is_text
 from multimodal.encoders.huggingface import HuggingFaceEncoder
 from multimodal.models import EmbeddingModel, Tower
@@ -68,13 +71,23 @@ def save_adapters(tower: Tower, tuning: LoRA, folder: Path) -> int:
     """
     state = adapters_of(tower)
     targets = sorted({name.removeprefix(_PEFT).split(".lora_")[0] for name in state})
-    folder.mkdir(parents=True, exist_ok=True)
-    tuning.peft_config(targets).save_pretrained(str(folder))
-    save_file({name: t.contiguous() for name, t in state.items()}, folder / WEIGHTS)
+    _save(state, folder / WEIGHTS)
     if tuning.head:
         assert isinstance(tower.head, nn.Module)
-        save_file({n: t.contiguous() for n, t in tower.head.state_dict().items()}, folder / HEAD)
+        _save(tower.head.state_dict(), folder / HEAD)
+    # Last: a folder without it holds no adapters.
+    with (
+        write_errors(folder / CONFIG),
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+    ):
+        tuning.peft_config(targets).save_pretrained(scratch)
+        write_bytes(folder / CONFIG, Path(scratch, CONFIG).read_bytes())
     return len(state)
+
+
+def _save(state: Mapping[str, Tensor], path: Path) -> None:
+    with written_beside(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
 
 
 def load_adapters(tower: Tower, folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import multimodal
+from multimodal.core.files import write_text
 
 
 def code_version() -> dict[str, Any]:
@@ -48,9 +49,7 @@ def write_run_json(folder: Path, description: dict[str, Any]) -> None:
     """Adds a start to `run.json` in ``folder``: a list, so that every resume is in it."""
     path = folder / "run.json"
     starts = json.loads(path.read_text()) if path.exists() else []
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps([*starts, description], indent=1) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps([*starts, description], indent=1) + "\n")
 
 
 def is_first_rank() -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from multimodal.core.files import write_text
+
 REDACTED = "<redacted>"
 
 _NAMES = r"(?:api_?key|key|secret|token|password|passwd|passphrase|credentials?)"
@@ -92,4 +94,4 @@ def redact_files(paths: Iterable[Path], secrets: Iterable[str]) -> None:
     for path in paths:
         text = path.read_text()
         if (clean := redacted(text, secrets)) != text:
-            path.write_text(clean)
+            write_text(path, clean)

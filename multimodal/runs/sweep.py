@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from multimodal.core.errors import UserError
+from multimodal.core.files import write_text
 from multimodal.runs.secrets import redact_files, redact_records, redacted, secrets_in
 
 FINISHED = "finished.json"  # in a job's folder: its overrides and its value
@@ -46,9 +47,8 @@ def finished(folder: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
 
 def mark_finished(folder: Path, overrides: Sequence[str], value: float | None) -> None:
     """Notes that the job in ``folder`` need not be run again."""
-    temporary = folder / f"{FINISHED}.tmp"
-    temporary.write_text(json.dumps({"overrides": list(overrides), "value": value}) + "\n")
-    os.replace(temporary, folder / FINISHED)
+    content = json.dumps({"overrides": list(overrides), "value": value})
+    write_text(folder / FINISHED, content + "\n")
 
 
 def results_of(folder: Path) -> dict[str, float]:
@@ -177,12 +177,11 @@ def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes ``rows`` as CSV, atomically; what a job lacks is left empty."""
-    temporary = path.with_suffix(".csv.tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, _columns(rows), restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, _columns(rows), restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def show_table(rows: Sequence[dict[str, Any]], metric: str | None) -> None:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multimodal.core import strict_json
 from multimodal.core.errors import UserError
+from multimodal.core.files import NewFile, write_text
 from multimodal.core.strict_json import excerpt, is_text
 
 Vectors = NDArray[np.float32]
@@ -28,6 +29,7 @@ Vectors = NDArray[np.float32]
 PREVIEWS = ("", "image/webp", "image/svg+xml", "audio/flac", "text/plain")
 
 COLUMNS = ("key", "modality", "name", "preview_type", "preview")
+_PARTS = "The parts that are done are whole: the same command goes on with them"
 _NOTE = b"multimodal"  # of the Parquet file's metadata
 
 
@@ -90,7 +92,7 @@ class PartWriter:
                 f"{self.folder} holds parts of another checkpoint, input or settings: repeat that "
                 "command to finish them, or remove the folder"
             )
-        _atomically(plan, lambda path: path.write_text(digest))
+        write_text(plan, digest, _PARTS)
 
     def done(self, number: int) -> bool:
         """Whether a part is there."""
@@ -98,7 +100,8 @@ class PartWriter:
 
     def write(self, number: int, vectors: Vectors, rows: Sequence[Row]) -> None:
         """One part, whole or not at all."""
-        _atomically(self._part(number), lambda path: _write_part(path, vectors, rows))
+        with NewFile(self._part(number), _PARTS) as file:
+            _write_part(file, vectors, rows)
 
     def finish(self, count: int) -> int:
         """Puts ``count`` parts together, removes them, and returns the number of rows."""
@@ -112,12 +115,6 @@ class PartWriter:
         return self.folder / f"{number:08d}.parquet"
 
 
-def _atomically(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def _arrow() -> Any:
     try:
         import pyarrow
@@ -129,7 +126,7 @@ def _arrow() -> Any:
     return pyarrow
 
 
-def _write_part(path: Path, vectors: Vectors, rows: Sequence[Row]) -> None:
+def _write_part(file: NewFile, vectors: Vectors, rows: Sequence[Row]) -> None:
     pa = _arrow()
     dim = vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
@@ -141,24 +138,21 @@ def _write_part(path: Path, vectors: Vectors, rows: Sequence[Row]) -> None:
             "embedding": pa.FixedSizeListArray.from_arrays(flat, dim),
         }
     )
-    pa.parquet.write_table(table, path)
+    pa.parquet.write_table(table, pa.PythonFile(file, mode="w"))
 
 
 def _join_parquet(parts: Sequence[Path], output: Path, about: dict[str, Any]) -> int:
     pa = _arrow()
     total = 0
-
-    def write(path: Path) -> None:
-        nonlocal total
-        first = pa.parquet.read_schema(parts[0])
-        schema = first.with_metadata({_NOTE: json.dumps(about).encode()})
-        with pa.parquet.ParquetWriter(path, schema) as writer:
-            for part in parts:
-                table = pa.parquet.read_table(part).replace_schema_metadata(schema.metadata)
-                writer.write_table(table)
-                total += table.num_rows
-
-    _atomically(output, write)
+    schema = pa.parquet.read_schema(parts[0]).with_metadata({_NOTE: json.dumps(about).encode()})
+    with (
+        NewFile(output, _PARTS) as file,
+        pa.parquet.ParquetWriter(pa.PythonFile(file, mode="w"), schema) as writer,
+    ):
+        for part in parts:
+            table = pa.parquet.read_table(part).replace_schema_metadata(schema.metadata)
+            writer.write_table(table)
+            total += table.num_rows
     return total
 
 
@@ -166,21 +160,14 @@ def _join_npy(parts: Sequence[Path], output: Path, about: dict[str, Any]) -> int
     """Rows of numbers, and ``NAME.keys.csv`` beside them; the previews are left out."""
     tables = [_read_parquet(part) for part in parts]
     rows = [row for table in tables for row in table.rows]
-    keys = output.with_suffix(".keys.csv")
-
-    def write_keys(path: Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS[:3])
-            writer.writerows((row.key, row.modality, row.name) for row in rows)
-
-    def write_vectors(path: Path) -> None:
-        with path.open("wb") as file:
-            np.save(file, np.concatenate([table.vectors for table in tables]))
-
-    _atomically(keys, write_keys)
-    _atomically(output.with_suffix(".about.json"), lambda p: p.write_text(json.dumps(about)))
-    _atomically(output, write_vectors)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS[:3])
+    writer.writerows((row.key, row.modality, row.name) for row in rows)
+    write_text(output.with_suffix(".keys.csv"), text.getvalue(), _PARTS)
+    write_text(output.with_suffix(".about.json"), json.dumps(about), _PARTS)
+    with NewFile(output, _PARTS) as file:
+        np.save(cast("IO[bytes]", file), np.concatenate([table.vectors for table in tables]))
     return len(rows)
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -16,42 +15,15 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from multimodal.core.errors import UserError
+from multimodal.core.files import TEMPORARY, NewFile, WriteError
 
 STEP_NAME = re.compile(r"^step=(\d+)\.ckpt$")
-TEMPORARY = ".tmp"  # the end of names that are not checkpoints yet
 _MARK = b"\nsha256:"  # then 64 hexadecimal digits; after the archive, where zip readers do not look
 _FOOTER = len(_MARK) + 64
 
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing, damaged, not to be written, or of something else."""
-
-
-class _HashingWriter:
-    """A file that keeps the hash of what was written, and the reason why a write failed."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.digest = hashlib.sha256()
-        self.written = 0
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            count = self._file.write(data)
-        except OSError as error:  # torch's writer would tell of its own error only
-            self.error = error
-            raise
-        self.digest.update(data)
-        self.written += len(data)
-        return count
-
-    def flush(self) -> None:
-        try:
-            self._file.flush()
-        except OSError as error:
-            self.error = error
-            raise
 
 
 def write_atomically(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -64,50 +36,17 @@ def write_atomically(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]
         CheckpointError: if the file system refuses it (full, read-only); names path and space.
     """
     target = Path(path)
-    writer: _HashingWriter | None = None
+    digest = hashlib.sha256()
+    whole = "The checkpoints that were there are untouched"
+    advice = "Free some space, or lower callbacks.checkpoint.keep_last"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=target.parent, prefix=f".{target.name}.", suffix=TEMPORARY, delete=False
-        ) as file:
-            try:
-                writer = _HashingWriter(file.file)
-                torch.save(dict(checkpoint), cast("IO[bytes]", writer))
-                file.write(_MARK + writer.digest.hexdigest().encode())
-                file.flush()
-                os.fsync(file.fileno())
-                if target.is_dir():  # a sharded one of the same step
-                    remove(target)
-                os.replace(file.name, target)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        sync_folder(target.parent)
-    except Exception as error:
-        reason = error if isinstance(error, OSError) else writer.error if writer else None
-        if reason is None:
-            raise
-        raise CheckpointError(_unwritable(target, reason, writer)) from error
-
-
-def _unwritable(target: Path, reason: OSError, writer: _HashingWriter | None) -> str:
-    folder = next((p for p in (target.parent, *target.parent.parents) if p.is_dir()), Path("/"))
-    free = shutil.disk_usage(folder).free / 1e6
-    done = writer.written / 1e6 if writer else 0.0
-    return (
-        f"cannot save {target}: {reason.strerror or reason}. {done:.1f} MB of it were written; "
-        f"{free:.1f} MB are free in {folder} now that they are gone again. The checkpoints that "
-        "were there are untouched. Free some space, or lower callbacks.checkpoint.keep_last"
-    )
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in ``folder`` survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with NewFile(target, whole, advice, digest) as file:
+            torch.save(dict(checkpoint), cast("IO[bytes]", file))
+            file.write(_MARK + digest.hexdigest().encode())
+            if target.is_dir():  # a sharded one of the same step
+                remove(target)
+    except WriteError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

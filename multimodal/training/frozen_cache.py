@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from multimodal.core.files import write_text
 from multimodal.data.assemble import Sample, load
 from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.data.draw import Draw
@@ -132,7 +133,7 @@ class FrozenCache(pl.Callback):
         folder = self.folder / f"{source.name}-{modality}-{key}"
         if trainer.is_global_zero:
             FrozenEmbeddings.create(folder, len(source), self.views or 1, model.embed_dim)
-            (folder / "key.json").write_text(text + "\n")
+            write_text(folder / "key.json", text + "\n")
         trainer.strategy.barrier("frozen cache made")
         if not (folder / "status.npy").exists():
             raise FileNotFoundError(

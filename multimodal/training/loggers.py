@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
-import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -14,6 +12,8 @@ from typing import Any
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
+
+from multimodal.core.files import append_line, free_megabytes, reason, write_text
 
 
 class CSVLogger(Logger):
@@ -65,12 +65,11 @@ class CSVLogger(Logger):
             return list(reader.fieldnames or []), rows
 
     def _rewrite(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
-        temporary = self.path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, text.getvalue())
         self._columns = columns
 
     @rank_zero_only
@@ -85,8 +84,9 @@ class CSVLogger(Logger):
         except OSError as error:
             if not self._waiting:
                 print(
-                    f"WARNING: cannot write {self.path}: {error.strerror or error}. Training goes "
-                    "on; the rows are written when that is possible again",
+                    f"WARNING: cannot write {self.path}: {reason(error)}. "
+                    f"{free_megabytes(self.path.parent):.1f} MB are free there. Training goes on; "
+                    "the rows are written when that is possible again",
                     file=sys.stderr,
                 )
             self._waiting.append(row)
@@ -114,12 +114,7 @@ class CSVLogger(Logger):
     def _append(self, columns: list[str], row: dict[str, Any]) -> None:
         text = io.StringIO(newline="")
         csv.DictWriter(text, columns, restval="").writerow(row)
-        line = text.getvalue().encode()
-        with self.path.open("ab", buffering=0) as file:
-            size = file.tell()
-            if file.write(line) != len(line):  # a full disk takes a part
-                file.truncate(size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append_line(self.path, text.getvalue().encode())
 
     @rank_zero_only
     def rewind(self, step: int) -> None:

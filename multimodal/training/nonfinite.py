@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from multimodal.core.errors import UserError
+from multimodal.core.files import WriteError, write_text
 from multimodal.distributed import all_gather_object, all_reduce_sum
 from multimodal.training.optim import total_norm
 
@@ -116,7 +117,10 @@ class SkipNonFinite(pl.Callback):
         path = self.folder / "nonfinite.json"
         if trainer.is_global_zero:
             report = {"step": trainer.global_step, "in_a_row": self.in_a_row, "ranks": ranks}
-            path.write_text(json.dumps(report, indent=1) + "\n")
+            try:
+                write_text(path, json.dumps(report, indent=1) + "\n")
+            except WriteError as error:  # the reason for the end is the other one
+                print(f"WARNING: {error}", file=sys.stderr)
         raise NonFiniteError(
             f"{self.in_a_row} steps in a row, up to step {trainer.global_step}, had a loss or a "
             f"gradient that is not finite. None of them was applied. The samples and losses of the "

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from multimodal.core import strict_json
+from multimodal.core.files import TEMPORARY, free_megabytes, sync_folder, write_text
 from multimodal.distributed import all_gather_object, rank
 from multimodal.training import checkpoint_io
 from multimodal.training.checkpoint_io import CheckpointError
@@ -97,7 +97,7 @@ def write(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         CheckpointError: on all ranks, if any of them could not write its part.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}{checkpoint_io.TEMPORARY}")
+    temporary = target.with_name(f".{target.name}{TEMPORARY}")
     tensors, rest = flatten(checkpoint)
 
     def begin() -> None:
@@ -122,11 +122,7 @@ def write(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     def finish() -> None:
         if rank() == 0:
             hashes = {name: value for each in own_hashes for name, value in each.items()}
-            with (temporary / HASHES).open("w") as file:
-                json.dump(hashes, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            checkpoint_io.sync_folder(temporary)
+            write_text(temporary / HASHES, json.dumps(hashes, indent=1))
             put_in_place(temporary, target)
 
     try:
@@ -151,7 +147,7 @@ def _together(part: Callable[[], Any], target: Path) -> list[Any]:
     gathered = all_gather_object((result, problem))
     problems = [problem for _, problem in gathered if problem is not None]
     if problems:
-        free = shutil.disk_usage(target.parent).free / 1e6 if target.parent.is_dir() else 0.0
+        free = free_megabytes(target.parent)
         raise CheckpointError(
             f"cannot save {target}: {problems[0]}. {free:.1f} MB are free there. The checkpoints "
             "that were there are untouched"
@@ -166,11 +162,11 @@ def _last(error: BaseException) -> str:
 
 def put_in_place(temporary: Path, target: Path) -> None:
     """Renames; what had that name is removed after it is replaced."""
-    aside = target.with_name(f".{target.name}.old{checkpoint_io.TEMPORARY}")
+    aside = target.with_name(f".{target.name}.old{TEMPORARY}")
     if target.exists():
         os.replace(target, aside)
     os.replace(temporary, target)
-    checkpoint_io.sync_folder(target.parent)
+    sync_folder(target.parent)
     if aside.exists():
         checkpoint_io.remove(aside)
 

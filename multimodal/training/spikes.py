@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from multimodal.core.files import append_line, unwritable
 from multimodal.distributed import all_gather_object, all_reduce_sum, world_size
 from multimodal.training.nonfinite import describe_batch
 
@@ -83,8 +84,11 @@ class LossSpikes(pl.Callback):
         ranks = all_gather_object(describe_batch(pl_module, outputs, batch))
         if trainer.is_global_zero:
             spike = {"step": trainer.global_step, "loss": value, "mean": mean}
-            with self.path.open("a") as file:
-                file.write(json.dumps({**spike, "deviation": deviation, "ranks": ranks}) + "\n")
+            line = json.dumps({**spike, "deviation": deviation, "ranks": ranks}) + "\n"
+            try:
+                append_line(self.path, line.encode())
+            except OSError as error:  # training goes on
+                print(f"WARNING: {unwritable(self.path, error)}", file=sys.stderr)
             print(
                 f"WARNING: step {trainer.global_step}: the loss {value:.4g} is "
                 f"{(value - mean) / max(deviation, 1e-12):.1f} deviations above its average "

@@ -16,6 +16,8 @@ from pytorch_lightning import loggers
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from multimodal.core.files import write_text
+
 NOTE = "wandb.json"  # in ``save_dir``: the id, the last step and what was logged of it
 
 
@@ -187,10 +189,8 @@ class WandbLogger(loggers.WandbLogger):
         self._lost = True
 
     def _write_note(self) -> None:
-        temporary = self._note.with_suffix(".tmp")
         content = {"id": self.run_id, "step": self._step, "logged": sorted(self._of_step)}
-        temporary.write_text(json.dumps(content) + "\n")
-        os.replace(temporary, self._note)
+        write_text(self._note, json.dumps(content) + "\n")
 
 
 def wandb_state(of: Iterable[Logger]) -> dict[str, dict[str, Any]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 from pathlib import Path
 from typing import Any
+
+from multimodal.core.files import write_bytes
 
 DROPOUT = 0.3  # of modalities, in the runs with it
 METHODS = ("mean", "concat", "cross_attention", "bottleneck")
@@ -86,4 +89,6 @@ def picture(done: list[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, %")
     axes[0].legend(title="solid: with modality dropout", fontsize=8, title_fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], metadata={"Date": None})
+    write_bytes(path, drawn.getvalue())

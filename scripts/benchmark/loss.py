@@ -9,6 +9,7 @@ rival take turns, and medians are compared. "Out of memory" is a result.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import resource
@@ -19,6 +20,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from multimodal.core.files import write_bytes
 
 LOSSES = ("info_nce", "siglip", "hardest", "top_16")
 METHODS = ("ours", "full")
@@ -199,7 +202,9 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
     axes[1, 0].set_ylabel("processor time, s")
     axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:], metadata={"Date": None})
+    write_bytes(path, picture.getvalue())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from multimodal.core.files import remove_leftovers, write_bytes, write_errors
 from multimodal.data.decode import Limits, decode
 from multimodal.data.errors import BadSample
 from multimodal.data.manifest import kind_of
@@ -18,10 +19,10 @@ from multimodal.data.packing.items import Item, Refusal
 from multimodal.data.packing.parallel import in_parallel
 from multimodal.data.packing.quality import Quality
 from multimodal.data.packing.write import (
+    PACKED,
     ShardEntry,
     ShardWriter,
     json_keys,
-    write_atomically,
     write_manifest,
 )
 from multimodal.hashing import stable_hash
@@ -137,8 +138,9 @@ def pack(
     Raises:
         ValueError: if nothing can be packed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _DONE).mkdir(exist_ok=True)
+    with write_errors(folder):
+        (folder / _DONE).mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder, f"{plan.name}-")
     items, refused = _sorted_out(found, plan)
     jobs = _jobs(items, plan)
     work = functools.partial(_pack_one, folder=folder, plan=plan)
@@ -153,9 +155,8 @@ def pack(
     licences = [{"what": "all", "licence": plan.licence}] if plan.licence else []
     write_manifest(path, plan.name, plan.description, entries, plan.kinds, plan.origin, licences)
     report = _report(entries, refused, quality)
-    write_atomically(folder / "report.json", _json(report, indent=2))
-    lines = b"".join(_json(refusal._asdict()) for refusal in refused)
-    write_atomically(folder / "refused.jsonl", lines)
+    write_bytes(folder / "report.json", _json(report, indent=2))
+    write_bytes(folder / "refused.jsonl", b"".join(_json(each._asdict()) for each in refused))
     _remove_others(folder, entries)
     return Packed(path, report)
 
@@ -252,7 +253,7 @@ def _pack_one(job: _Job, folder: Path, plan: Plan) -> _Done:
     finally:
         writer.discard()
     outcome = _Done(entry, refused, quality)
-    write_atomically(record, _json({"fingerprint": fingerprint, **_as_plain(outcome)}))
+    write_bytes(record, _json({"fingerprint": fingerprint, **_as_plain(outcome)}), PACKED)
     return outcome
 
 

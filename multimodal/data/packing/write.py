@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
+from multimodal.core.files import NewFile, write_text
 from multimodal.data.columns import ShardRow, ShardTable
 from multimodal.data.manifest import FORMAT, TABLE_SUFFIX, kind_of
 
+PACKED = "The shards that are done are whole: the same command goes on with them"
 MOST_LISTED = 10_000  # shards in a manifest itself
 
 
@@ -41,19 +42,6 @@ class Extent(NamedTuple):
     sha256: str
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file as a whole, or as it was before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 class ShardWriter:
     """One tar, sample after sample; it takes its name when it is whole.
 
@@ -64,10 +52,10 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._file = self._temporary.open("w+b")
-        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
+        self._digest = hashlib.sha256()
+        self._file = NewFile(path, PACKED, hashed=self._digest)
+        fileobj = cast("IO[bytes]", self._file)
+        self._tar = tarfile.TarFile(fileobj=fileobj, mode="w", format=tarfile.PAX_FORMAT)
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Appends one sample, its members in the order of their names."""
@@ -79,21 +67,12 @@ class ShardWriter:
     def close(self) -> Extent:
         """Finishes the shard and puts it in its place."""
         self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        size = self._file.seek(0, 2)
-        self._file.seek(0)
-        digest = hashlib.sha256()
-        while block := self._file.read(1 << 20):
-            digest.update(block)
-        self._file.close()
-        os.replace(self._temporary, self._path)
-        return Extent(size, digest.hexdigest())
+        self._file.commit()
+        return Extent(self._file.written, self._digest.hexdigest())
 
     def discard(self) -> None:
-        """Leaves no trace of it."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        """Leaves no trace of it, unless it is finished."""
+        self._file.discard()
 
 
 def json_keys(documents: Iterable[Any]) -> list[str]:
@@ -174,5 +153,5 @@ def write_manifest(
         else _saved(shards, path.with_suffix(TABLE_SUFFIX)),
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, text.encode())
+    write_text(path, text, PACKED)
     return manifest
