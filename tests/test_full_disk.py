@@ -155,7 +155,7 @@ def tokenizer(folder, number):
 
 
 def report(folder, number):
-    results = Results(sets={}, retrievals=[])
+    results = Results()
     cfg = OmegaConf.create({"name": f"run {number}"})
     reporting.write(results, {}, folder, cfg, [])
 
