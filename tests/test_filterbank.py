@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from multimodal.data.transforms.filterbank import FilterBank, mel_filters, resample
+from multimodal.data.transforms.filterbank import (
+    FilterBank,
+    FilterBankSettings,
+    mel_filters,
+    resample,
+)
 
 
 def reference(signal, rate, bins, low, high, window_ms=25.0, hop_ms=10.0):
@@ -47,7 +52,7 @@ def test_energies_are_kaldis(rate, bins, low, high):
     random = np.random.default_rng(0)
     time = np.arange(rate // 20) / rate
     signal = np.sin(2 * np.pi * 440 * time) * 0.3 + 0.1 + 0.05 * random.standard_normal(len(time))
-    bank = FilterBank(rate, bins, low, None if high == rate / 2 else high)
+    bank = FilterBank(FilterBankSettings(rate, bins, low, None if high == rate / 2 else high))
     found = bank(torch.from_numpy(signal.astype(np.float32)))
     expected = reference(signal.astype(np.float32), rate, bins, low, high)
     assert found.shape == expected.shape == (bank.num_frames(len(signal)), bins)
@@ -55,7 +60,7 @@ def test_energies_are_kaldis(rate, bins, low, high):
 
 
 def test_silence_is_at_the_floor_and_batches_are_independent():
-    bank = FilterBank(num_mel_bins=80)
+    bank = FilterBank(FilterBankSettings(num_mel_bins=80))
     waves = torch.randn(3, 4000)
     waves[1] = 0.7  # a constant is silence: its mean is removed
     together = bank(waves)
@@ -77,9 +82,9 @@ def test_filters_cover_the_band_evenly():
 
 def test_impossible_bands_are_refused():
     with pytest.raises(ValueError, match="low_hz < high_hz <= 4000"):
-        FilterBank(8000, 23, 20, 8000)
+        FilterBank(FilterBankSettings(8000, 23, 20, 8000))
     with pytest.raises(ValueError, match="too short"):
-        FilterBank(1000, 23, 20, 400, window_ms=1.0)
+        FilterBank(FilterBankSettings(1000, 23, 20, 400, window_ms=1.0))
 
 
 @pytest.mark.parametrize(

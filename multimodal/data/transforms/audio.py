@@ -4,19 +4,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from multimodal.core.settings import flattened
 from multimodal.data.decode import Signal
 from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
 from multimodal.data.transforms.base import Stacked, require_finite, standardisation
-from multimodal.data.transforms.filterbank import FilterBank, resample
+from multimodal.data.transforms.filterbank import FilterBank, FilterBankSettings, resample
 
 _SLOWEST, _FASTEST = 1000, 192_000  # sampling rates that are accepted, in Hz
+
+
+@dataclass(frozen=True)
+class SoundChanges:
+    """Random changes of a sound, and masks on its spectrogram.
+
+    Args:
+        time_shift: most that a sound is moved from the middle, in seconds.
+        gain_db: loudness changes by up to this much in both directions.
+        speeds: playback speeds of which one is drawn, pitch included (Ko et al. 2015: 0.9, 1, 1.1).
+        frequency_mask: widest band of filters that is set to the mean (SpecAugment, Park et al.
+            2019).
+        time_mask: longest run of frames that is set to the mean.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    time_shift: float = 0.0
+    gain_db: float = 0.0
+    speeds: Sequence[float] = (1.0,)
+    frequency_mask: int = 0
+    time_mask: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.speeds or not all(0.5 <= speed <= 2 for speed in self.speeds):
+            raise ValueError(f"speeds must be between 0.5 and 2, got {list(self.speeds)}")
+        for name in ("time_shift", "gain_db", "frequency_mask", "time_mask"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    @property
+    def any(self) -> bool:
+        """Whether draws change anything."""
+        masks = self.frequency_mask or self.time_mask
+        return bool(self.time_shift or self.gain_db or tuple(self.speeds) != (1.0,) or masks)
 
 
 class AudioTransform(Stacked):
@@ -26,45 +64,33 @@ class AudioTransform(Stacked):
     of silence; in training both are shifted in time.
 
     Args:
-        sample_rate: in Hz; sounds of another rate are resampled.
         num_frames: frames of the result; at 10 ms a frame, 198 are two seconds.
-        num_mel_bins: filters of the filter bank.
-        low_hz: where the first filter begins.
-        high_hz: where the last filter ends; None for half the sample rate.
-        window_ms: length of an analysis window.
-        hop_ms: distance between windows.
         mean: of the log energies.
         std: of the log energies.
-        time_shift: most that a sound is moved from the middle, in seconds.
-        gain_db: loudness changes by up to this much in both directions.
-        speeds: playback speeds of which one is drawn, pitch included (Ko et al. 2015: 0.9, 1, 1.1).
-        frequency_mask: widest band of filters that is set to the mean (SpecAugment, Park et al.
-            2019).
-        time_mask: longest run of frames that is set to the mean.
         padded_frames: frames of the result, those beyond ``num_frames`` filled with log energies
             of 0 (ImageBind: 198 and 204); None: ``num_frames``.
         num_clips: windows of a sound, evenly spread from its beginning to its end, outside of
             training; in training one, anywhere. 1 for the middle.
+        bank: windows and filters.
+        changes: random changes in training.
+
+    The fields of the last two are keywords of the constructor (`flattened`).
+
+    Raises:
+        ValueError: if a value is out of its range.
     """
 
+    @flattened(bank=FilterBankSettings, changes=SoundChanges)
     def __init__(
         self,
-        sample_rate: int = 16000,
         num_frames: int = 198,
-        num_mel_bins: int = 128,
-        low_hz: float = 20.0,
-        high_hz: float | None = None,
-        window_ms: float = 25.0,
-        hop_ms: float = 10.0,
         mean: float = 0.0,
         std: float = 1.0,
-        time_shift: float = 0.0,
-        gain_db: float = 0.0,
-        speeds: Sequence[float] = (1.0,),
-        frequency_mask: int = 0,
-        time_mask: int = 0,
         padded_frames: int | None = None,
         num_clips: int = 1,
+        *,
+        bank: FilterBankSettings,
+        changes: SoundChanges,
     ) -> None:
         padded = num_frames if padded_frames is None else padded_frames
         if padded < num_frames or num_clips < 1:
@@ -74,35 +100,25 @@ class AudioTransform(Stacked):
             )
         if num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, got {num_frames}")
-        if not 0 <= frequency_mask < num_mel_bins or not 0 <= time_mask < num_frames:
+        if changes.frequency_mask >= bank.num_mel_bins or changes.time_mask >= num_frames:
             raise ValueError(
-                f"frequency_mask={frequency_mask} and time_mask={time_mask} must leave something "
-                f"of {num_mel_bins} filters and {num_frames} frames"
+                f"frequency_mask={changes.frequency_mask} and time_mask={changes.time_mask} must "
+                f"leave something of {bank.num_mel_bins} filters and {num_frames} frames"
             )
-        if not speeds or not all(0.5 <= speed <= 2 for speed in speeds):
-            raise ValueError(f"speeds must be between 0.5 and 2, got {list(speeds)}")
-        if time_shift < 0 or gain_db < 0:
-            raise ValueError(f"time_shift={time_shift} and gain_db={gain_db} must not be negative")
         standardisation([mean], [std])
-        self.sample_rate = sample_rate
-        self.filter_bank = FilterBank(sample_rate, num_mel_bins, low_hz, high_hz, window_ms, hop_ms)
-        self.num_samples = self.filter_bank.window + (num_frames - 1) * self.filter_bank.hop
+        self.sample_rate = bank.sample_rate
+        self.filter_bank = FilterBank(bank)
+        self.num_samples = bank.window + (num_frames - 1) * bank.hop
         self.padding = padded - num_frames
         self.num_clips = num_clips
         self.mean = mean
         self.std = std
-        self.time_shift = time_shift
-        self.gain_db = gain_db
-        self.speeds = tuple(speeds)
-        self.frequency_mask = frequency_mask
-        self.time_mask = time_mask
+        self.changes = changes
 
     @property
     def is_random(self) -> bool:
         """Whether draws change the result."""
-        masks = self.frequency_mask or self.time_mask
-        moved = self.time_shift or self.num_clips > 1
-        return bool(moved or self.gain_db or self.speeds != (1.0,) or masks)
+        return self.changes.any or self.num_clips > 1
 
     def __call__(self, value: Any, draw: Draw | None) -> Tensor:
         """One spectrogram.
@@ -140,8 +156,8 @@ class AudioTransform(Stacked):
         log_mel = torch.nn.functional.pad(log_mel, (0, 0, 0, self.padding))
         log_mel = log_mel.sub_(self.mean).div_(self.std)
         if random is not None:
-            _mask(log_mel, self.time_mask, random)
-            _mask(log_mel.T, self.frequency_mask, random)
+            _mask(log_mel, self.changes.time_mask, random)
+            _mask(log_mel.T, self.changes.frequency_mask, random)
         return log_mel.T.contiguous()[None]
 
     def _window(
@@ -150,9 +166,9 @@ class AudioTransform(Stacked):
         """``[num_samples]`` of the sound at our rate, silent where it does not reach."""
         rate, shift, gain = round(value.rate), 0.0, 1.0
         if random is not None:
-            rate = round(rate * self.speeds[int(random.integers(len(self.speeds)))])
-            shift = float(random.uniform(-1, 1)) * self.time_shift
-            gain = 10 ** (float(random.uniform(-1, 1)) * self.gain_db / 20)
+            rate = round(rate * self.changes.speeds[int(random.integers(len(self.changes.speeds)))])
+            shift = float(random.uniform(-1, 1)) * self.changes.time_shift
+            gain = 10 ** (float(random.uniform(-1, 1)) * self.changes.gain_db / 20)
         # The cut comes before the resampling, which then has no more to do than needed.
         wanted = math.ceil(self.num_samples * rate / self.sample_rate)
         spare = value.samples.shape[1] - wanted

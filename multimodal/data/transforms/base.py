@@ -65,6 +65,13 @@ def standardisation(
     return np.array(mean, np.float32), np.array(std, np.float32)
 
 
+def require_shares(**values: float) -> None:
+    """Raises ValueError for the first of ``values`` that is not in [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {value}")
+
+
 def require_finite(values: NDArray[Any]) -> None:
     """Refuses NaN and infinity.
 

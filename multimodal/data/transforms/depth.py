@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from multimodal.core.settings import flattened
 from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
-from multimodal.data.transforms.base import Stacked, require_finite, standardisation
+from multimodal.data.transforms.base import Stacked, require_finite, require_shares, standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 
 _OUTPUTS = ("disparity", "depth", "log_depth", "relative", "stereo")
@@ -44,17 +44,18 @@ class DepthTransform(Stacked):
         output: the representation.
         mean: of the result, over measured pixels.
         std: of the result, over measured pixels.
-        scale: range of the random crop's share of the area; [1, 1] for the central square.
-        ratio: range of the random crop's width / height.
-        flip: probability of mirroring left and right.
         distance: x of a factor drawn from [1 - x, 1 + x] that all depths are multiplied by.
         dropout: up to this share of the pixels, drawn for each sample, lose their measurement.
         erasing: probability of a rectangle without measurements.
         baseline_m: distance of the two cameras, for ``stereo``: 0.075 m for Kinect, 0.095 for
             RealSense and Xtion.
         focal: focal length, for ``stereo``: in pixels, or as a share of the picture's width.
+        geometry: crop and mirroring.
+
+    The fields of ``geometry`` are keywords of the constructor (`flattened`).
     """
 
+    @flattened(geometry=Geometry)
     def __init__(
         self,
         size: int,
@@ -64,14 +65,13 @@ class DepthTransform(Stacked):
         output: str = "disparity",
         mean: float = 0.0,
         std: float = 1.0,
-        scale: Sequence[float] = (1.0, 1.0),
-        ratio: Sequence[float] = (0.75, 1.3333),
-        flip: float = 0.0,
         distance: float = 0.0,
         dropout: float = 0.0,
         erasing: float = 0.0,
         baseline_m: float | None = None,
         focal: float | None = None,
+        *,
+        geometry: Geometry,
     ) -> None:
         if output not in _OUTPUTS:
             raise ValueError(f"output must be one of {', '.join(_OUTPUTS)}, got {output!r}")
@@ -80,9 +80,7 @@ class DepthTransform(Stacked):
                 "0 < min_depth_m < max_depth_m and unit_m > 0 are needed, got "
                 f"{min_depth_m}, {max_depth_m} and {unit_m}"
             )
-        for name, value in (("distance", distance), ("dropout", dropout), ("erasing", erasing)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {value}")
+        require_shares(distance=distance, dropout=dropout, erasing=erasing)
         if (output == "stereo") != (baseline_m is not None and focal is not None):
             raise ValueError(
                 f"output={output!r} with baseline_m={baseline_m} and focal={focal}: stereo needs "
@@ -96,7 +94,7 @@ class DepthTransform(Stacked):
         self.output = output
         self.mean = mean
         self.std = std
-        self.geometry = Geometry(scale, ratio, flip)
+        self.geometry = geometry
         self.distance = distance
         self.dropout = dropout
         self.erasing = erasing

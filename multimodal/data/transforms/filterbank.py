@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -15,6 +16,55 @@ _OUTPUTS_AT_ONCE = 64
 _ROLLOFF = 0.99  # cut-off of the resampling filter, as a share of the lower Nyquist frequency
 
 
+@dataclass(frozen=True)
+class FilterBankSettings:
+    """Windows and filters of a spectrogram.
+
+    Args:
+        sample_rate: of the waveforms, in Hz; sounds of another rate are resampled.
+        num_mel_bins: number of filters.
+        low_hz: where the first filter begins.
+        high_hz: where the last filter ends; None for half the sample rate.
+        window_ms: length of a window.
+        hop_ms: distance between the starts of windows.
+
+    Raises:
+        ValueError: if the frequencies do not rise from 0 to half the sample rate, or the windows
+            are shorter than a sample.
+    """
+
+    sample_rate: int = 16000
+    num_mel_bins: int = 128
+    low_hz: float = 20.0
+    high_hz: float | None = None
+    window_ms: float = 25.0
+    hop_ms: float = 10.0
+
+    def __post_init__(self) -> None:
+        nyquist, low_hz, high_hz = self.sample_rate / 2, self.low_hz, self.highest_hz
+        if not 0 <= low_hz < high_hz <= nyquist:
+            raise ValueError(
+                f"0 <= low_hz < high_hz <= {nyquist:g} is needed, got {low_hz:g} and {high_hz:g}"
+            )
+        if self.window < 2 or self.hop < 1:
+            raise ValueError(f"window_ms={self.window_ms} and hop_ms={self.hop_ms} are too short")
+
+    @property
+    def highest_hz(self) -> float:
+        """Where the last filter ends."""
+        return self.sample_rate / 2 if self.high_hz is None else self.high_hz
+
+    @property
+    def window(self) -> int:
+        """Samples in a window."""
+        return round(self.sample_rate * self.window_ms / 1000)
+
+    @property
+    def hop(self) -> int:
+        """Samples from one window to the next."""
+        return round(self.sample_rate * self.hop_ms / 1000)
+
+
 class FilterBank:
     """Kaldi's ``compute-fbank-feats`` with Hanning windows and without dither.
 
@@ -24,44 +74,24 @@ class FilterBank:
     (``snip-edges``).
 
     Args:
-        sample_rate: of the waveforms, in Hz.
-        num_mel_bins: number of filters.
-        low_hz: where the first filter begins.
-        high_hz: where the last filter ends; None for half the sample rate.
-        window_ms: length of a window.
-        hop_ms: distance between the starts of windows.
+        settings: windows and filters.
 
     Attributes:
         window: samples in a window.
         hop: samples from one window to the next.
-
-    Raises:
-        ValueError: if the frequencies do not rise from 0 to half the sample rate, or the windows
-            are shorter than a sample.
     """
 
-    def __init__(
-        self,
-        sample_rate: int = 16000,
-        num_mel_bins: int = 128,
-        low_hz: float = 20.0,
-        high_hz: float | None = None,
-        window_ms: float = 25.0,
-        hop_ms: float = 10.0,
-    ) -> None:
-        nyquist = sample_rate / 2
-        high_hz = nyquist if high_hz is None else high_hz
-        if not 0 <= low_hz < high_hz <= nyquist:
-            raise ValueError(
-                f"0 <= low_hz < high_hz <= {nyquist:g} is needed, got {low_hz:g} and {high_hz:g}"
-            )
-        self.window = round(sample_rate * window_ms / 1000)
-        self.hop = round(sample_rate * hop_ms / 1000)
-        if self.window < 2 or self.hop < 1:
-            raise ValueError(f"window_ms={window_ms} and hop_ms={hop_ms} are too short")
+    def __init__(self, settings: FilterBankSettings) -> None:
+        self.window, self.hop = settings.window, settings.hop
         self._fft_size = 1 << (self.window - 1).bit_length()
         self._taper = torch.hann_window(self.window, periodic=False)
-        self._filters = mel_filters(sample_rate, self._fft_size, num_mel_bins, low_hz, high_hz)
+        self._filters = mel_filters(
+            settings.sample_rate,
+            self._fft_size,
+            settings.num_mel_bins,
+            settings.low_hz,
+            settings.highest_hz,
+        )
 
     def num_frames(self, samples: int) -> int:
         """Whole windows in a waveform of that many samples."""

@@ -28,6 +28,7 @@ class Box:
     flip: bool = False
 
 
+@dataclass(frozen=True)
 class Geometry:
     """Random resized crop (Szegedy et al. 2015, section 6) and horizontal flip.
 
@@ -45,21 +46,21 @@ class Geometry:
         ValueError: if a range or the probability is none.
     """
 
-    def __init__(self, scale: Sequence[float], ratio: Sequence[float], flip: float) -> None:
+    scale: Sequence[float] = (1.0, 1.0)
+    ratio: Sequence[float] = (0.75, 1.3333)
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        scale, ratio, flip = self.scale, self.ratio, self.flip
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 16:
             raise ValueError(f"scale must be two rising numbers in (0, 16], got {list(scale)}")
         if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(f"ratio must be two rising numbers above 0, got {list(ratio)}")
         if not 0 <= flip <= 1:
             raise ValueError(f"flip must be a probability, got {flip}")
-        self.scale = (float(scale[0]), float(scale[1]))
-        self.ratio = (float(ratio[0]), float(ratio[1]))
-        self.flip = float(flip)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Geometry) and vars(self) == vars(other)
-
-    __hash__ = None  # type: ignore[assignment]
+        object.__setattr__(self, "scale", (float(scale[0]), float(scale[1])))
+        object.__setattr__(self, "ratio", (float(ratio[0]), float(ratio[1])))
+        object.__setattr__(self, "flip", float(flip))
 
     def __repr__(self) -> str:
         return f"scale={list(self.scale)} ratio={list(self.ratio)} flip={self.flip}"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from multimodal.core.settings import flattened
 from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
-from multimodal.data.transforms.base import Stacked, require_finite, standardisation
+from multimodal.data.transforms.base import Stacked, require_finite, require_shares, standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 
 
@@ -24,12 +24,13 @@ class ThermalTransform(Stacked):
         maximum: raw value that becomes 1; anything hotter counts as this.
         mean: of values in [0, 1].
         std: of values in [0, 1].
-        scale: range of the random crop's share of the area; [1, 1] for the central square.
-        ratio: range of the random crop's width / height.
-        flip: probability of mirroring left and right.
         erasing: probability of a rectangle set to the mean.
+        geometry: crop and mirroring.
+
+    The fields of ``geometry`` are keywords of the constructor (`flattened`).
     """
 
+    @flattened(geometry=Geometry)
     def __init__(
         self,
         size: int,
@@ -37,22 +38,20 @@ class ThermalTransform(Stacked):
         maximum: float = 65535.0,
         mean: float = 0.0,
         std: float = 1.0,
-        scale: Sequence[float] = (1.0, 1.0),
-        ratio: Sequence[float] = (0.75, 1.3333),
-        flip: float = 0.0,
         erasing: float = 0.0,
+        *,
+        geometry: Geometry,
     ) -> None:
         if not minimum < maximum:
             raise ValueError(f"minimum must be under maximum, got {minimum} and {maximum}")
-        if not 0 <= erasing <= 1:
-            raise ValueError(f"erasing must be between 0 and 1, got {erasing}")
+        require_shares(erasing=erasing)
         standardisation([mean], [std])
         self.size = size
         self.minimum = minimum
         self.maximum = maximum
         self.mean = mean
         self.std = std
-        self.geometry = Geometry(scale, ratio, flip)
+        self.geometry = geometry
         self.erasing = erasing
 
     @property

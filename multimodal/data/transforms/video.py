@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from multimodal.core.settings import flattened
 from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
 from multimodal.data.transforms.base import Stacked, standardisation
@@ -33,12 +34,13 @@ class VideoTransform(Stacked):
         clips: of each video, outside of training; several are embedded one by one and averaged.
         crops: of each of these clips: squares, evenly spread along the longer side (ImageBind: 3);
             1 for the middle.
-        scale: range of the random crop's share of the area; [1, 1] for the central square.
-        ratio: range of the random crop's width / height.
-        flip: probability of mirroring left and right.
         interpolation: ``bicubic`` or ``bilinear``.
+        geometry: crop and mirroring.
+
+    The fields of ``geometry`` are keywords of the constructor (`flattened`).
     """
 
+    @flattened(geometry=Geometry)
     def __init__(
         self,
         size: int,
@@ -48,10 +50,9 @@ class VideoTransform(Stacked):
         std: Sequence[float],
         clips: int = 1,
         crops: int = 1,
-        scale: Sequence[float] = (1.0, 1.0),
-        ratio: Sequence[float] = (0.75, 1.3333),
-        flip: float = 0.0,
         interpolation: str = "bicubic",
+        *,
+        geometry: Geometry,
     ) -> None:
         if min(num_frames, clips, crops) < 1:
             raise ValueError(
@@ -69,7 +70,7 @@ class VideoTransform(Stacked):
         self.clip_seconds = clip_seconds
         self.clips = clips
         self.crops = crops
-        self.geometry = Geometry(scale, ratio, flip)
+        self.geometry = geometry
         self.interpolation = interpolation
         self._factor = torch.from_numpy(1 / (255 * deviations)).view(3, 1, 1, 1)
         self._offset = torch.from_numpy(-means / deviations).view(3, 1, 1, 1)
