@@ -126,15 +126,8 @@ class ContrastiveObjective(nn.Module):
                 # the mean over ranks of W x (sum over own anchors) / N is the mean over all N
                 value = value * world_size() / num_samples
                 total = total + pair.weight * value
-                seen = similarity_metrics(
-                    view.side(pair.anchor),
-                    view.side(pair.other),
-                    view.batch,
-                    view.own,
-                    pair.keys_are_positives,
-                )
                 share = world_size() * len(local.batch) / num_samples
-                metrics |= {f"{metric}/{name}": share * mean for metric, mean in seen.items()}
+                metrics |= _similarities(name, pair, view, share)
                 metrics[f"loss/{name}"] = value.detach()
                 metrics[f"logit_scale/{name}"] = scale.detach()
                 metrics[f"without_negatives/{name}"] = world_size() * without
@@ -212,6 +205,14 @@ def build_objective(
 def _modalities(pairs: Iterable[Pair]) -> list[str]:
     """The pairs' modalities, in an order that every rank has."""
     return sorted({name for pair in pairs for name in (pair.anchor, pair.other)})
+
+
+def _similarities(name: str, pair: Pair, view: View, share: float) -> dict[str, Tensor]:
+    """What a pair's similarities are like, as this rank's share of the mean over all ranks."""
+    means = similarity_metrics(
+        view.side(pair.anchor), view.side(pair.other), view.batch, view.own, pair.keys_are_positives
+    )
+    return {f"{metric}/{name}": share * mean for metric, mean in means.items()}
 
 
 def _check_enough(name: str, pair: Pair, everyone: View) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,31 @@ from multimodal.data.transforms.base import Stacked, require_finite, require_sha
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 
 _OUTPUTS = ("disparity", "depth", "log_depth", "relative", "stereo")
+
+
+@dataclass(frozen=True)
+class DepthRange:
+    """Unit and limits of raw depth maps.
+
+    Args:
+        unit_m: metres per raw value: 0.001 for maps in millimetres.
+        min_depth_m: anything nearer counts as being there.
+        max_depth_m: anything farther counts as being there.
+
+    Raises:
+        ValueError: if they do not rise from above 0.
+    """
+
+    unit_m: float = 0.001
+    min_depth_m: float = 0.1
+    max_depth_m: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_depth_m < self.max_depth_m < math.inf or self.unit_m <= 0:
+            raise ValueError(
+                "0 < min_depth_m < max_depth_m and unit_m > 0 are needed, got "
+                f"{self.min_depth_m}, {self.max_depth_m} and {self.unit_m}"
+            )
 
 
 class DepthTransform(Stacked):
@@ -38,9 +64,6 @@ class DepthTransform(Stacked):
 
     Args:
         size: side of the square result, in pixels.
-        unit_m: metres per raw value: 0.001 for maps in millimetres.
-        min_depth_m: anything nearer counts as being there.
-        max_depth_m: anything farther counts as being there.
         output: the representation.
         mean: of the result, over measured pixels.
         std: of the result, over measured pixels.
@@ -51,17 +74,15 @@ class DepthTransform(Stacked):
             RealSense and Xtion.
         focal: focal length, for ``stereo``: in pixels, or as a share of the picture's width.
         geometry: crop and mirroring.
+        distances: unit and limits of the raw map.
 
-    The fields of ``geometry`` are keywords of the constructor (`flattened`).
+    The fields of the last two are keywords of the constructor (`flattened`).
     """
 
-    @flattened(geometry=Geometry)
+    @flattened(geometry=Geometry, distances=DepthRange)
     def __init__(
         self,
         size: int,
-        unit_m: float = 0.001,
-        min_depth_m: float = 0.1,
-        max_depth_m: float = 10.0,
         output: str = "disparity",
         mean: float = 0.0,
         std: float = 1.0,
@@ -72,14 +93,10 @@ class DepthTransform(Stacked):
         focal: float | None = None,
         *,
         geometry: Geometry,
+        distances: DepthRange,
     ) -> None:
         if output not in _OUTPUTS:
             raise ValueError(f"output must be one of {', '.join(_OUTPUTS)}, got {output!r}")
-        if not 0 < min_depth_m < max_depth_m < math.inf or unit_m <= 0:
-            raise ValueError(
-                "0 < min_depth_m < max_depth_m and unit_m > 0 are needed, got "
-                f"{min_depth_m}, {max_depth_m} and {unit_m}"
-            )
         require_shares(distance=distance, dropout=dropout, erasing=erasing)
         if (output == "stereo") != (baseline_m is not None and focal is not None):
             raise ValueError(
@@ -89,8 +106,8 @@ class DepthTransform(Stacked):
         self.stereo = (baseline_m or 0.0) * (focal or 0.0)
         standardisation([mean], [std])
         self.size = size
-        self.unit_m = unit_m
-        self.range_m = (min_depth_m, max_depth_m)
+        self.unit_m = distances.unit_m
+        self.range_m = (distances.min_depth_m, distances.max_depth_m)
         self.output = output
         self.mean = mean
         self.std = std
