@@ -11,7 +11,7 @@ from multimodal.config.tree import join, nodes
 Tree = dict[str, Any]
 
 COUNTS = frozenset({
-    "accumulate_grad_batches", "batch_size", "block_shards", "channels", "context_length",
+    "accumulate_grad_batches", "batch_size", "block_shards", "context_length",
     "embed_dim", "epoch_steps", "eval_batch_size", "image_size", "in_channels", "in_features",
     "micro_batch_size", "num_frames", "num_heads", "num_mel_bins", "num_nodes", "patch_size",
     "prefetch", "sample_rate", "size", "stride", "vocab_size", "width",
