@@ -1,19 +1,28 @@
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from abandoned_loaders import KINDS
 from data_helpers import number_samples, write_source
+from torch.utils.data import Dataset
 
 from multimodal.data import workers
 from multimodal.data.datamodule import MultimodalDataModule
+from multimodal.data.settings import LoaderSettings
 from multimodal.data.source import Source
 from multimodal.data.transforms.array import ArrayTransform
+from multimodal.data.workers import Steps, end_iteration, end_workers, make_loader
 
 
 @pytest.mark.parametrize(
@@ -27,46 +36,80 @@ def test_workers_are_the_cores_less_those_that_train(monkeypatch, cores, devices
     assert workers.workers_of_machine() == expected
 
 
-# A run that fails in the middle of an epoch: somebody still holds the iterator.
-ABANDONED = """
-import multiprocessing
-from torch.utils.data import Dataset
-from multimodal.data.settings import LoaderSettings
-from multimodal.data.workers import Steps, end_workers, make_loader
+def ends_of_processes(folder, repeats, *kinds):
+    """What is left of processes that end while loaders of these kinds are in mid-iteration."""
+    program = Path(__file__).with_name("abandoned_loaders.py")
+    done = subprocess.run(
+        [sys.executable, program, folder, str(repeats), *kinds],
+        capture_output=True, text=True, timeout=120 + 90 * repeats, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    ends = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(ends) == repeats
+    return ends
+
+
+def test_a_process_ends_silently_with_its_workers(tmp_path):
+    for end in ends_of_processes(tmp_path, 2, *KINDS):
+        assert (end["status"], end["stderr"], end["left"]) == (0, "", [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_processes_end_in_time_with_their_workers(tmp_path, kind):
+    (control,) = ends_of_processes(tmp_path, 1)  # the end of Python itself takes its time
+    for end in ends_of_processes(tmp_path, 40, kind):
+        assert (end["status"], end["stderr"], end["left"]) == (0, "", [])
+        assert end["seconds"] < 5 + 3 * control["seconds"]
+
 
 class Numbers(Dataset):
+    """The number of the step; a slow one is never ready."""
+
+    def __init__(self, slow=-1):
+        self.slow = slow
+
     def __getitem__(self, step):
+        if step == self.slow:
+            time.sleep(1000)
         return step
 
-loader = make_loader(Numbers(), Steps(range(100)), LoaderSettings(2), persistent=True)
-iterator = iter(loader)
-assert [next(iterator), next(iterator)] == [0, 1]  # of one worker and the other
-children = multiprocessing.active_children()
-assert len(children) == 2
-for child in children:
-    child.terminate()  # as a machine that signals the whole group
-    child.join(0.5)
-    assert child.is_alive()
-if {close}:
-    end_workers(loader)
-    assert not multiprocessing.active_children()
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_that_hang_are_ended_at_once(monkeypatch, persistent):
+    def no_request(*_):
+        raise AssertionError("waits for a worker that does not answer")
+
+    loader = make_loader(Numbers(slow=3), Steps(range(9)), LoaderSettings(2), persistent)
     iterator = iter(loader)
-print(*(child.pid for child in multiprocessing.active_children()))
-multiprocessing.iterator = iterator  # outlives every other module
-"""
+    assert [next(iterator), next(iterator)] == [0, 1]
+    monkeypatch.setattr(type(iterator), "_mark_worker_as_unavailable", no_request)
+    if persistent:
+        end_workers(loader)
+    else:
+        del iterator
+    assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("close", [False, True])
-def test_a_process_ends_with_its_workers(close):
-    done = subprocess.run(
-        [sys.executable, "-c", ABANDONED.format(close=close)],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    pids = [int(pid) for pid in done.stdout.split()]
-    assert len(pids) == 2, done.stderr
-    for pid in pids:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+def test_a_dead_worker_is_an_error_of_the_next_batch_and_of_nothing_else():
+    iterator = iter(make_loader(Numbers(), Steps(range(99)), LoaderSettings(2), persistent=True))
+    assert next(iterator) == 0
+    dead = multiprocessing.active_children()[0]
+    os.kill(dead.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+    sum(range(1000))  # in which torch would raise
+    with pytest.raises(RuntimeError, match="killed by signal: Killed"):
+        next(iterator)
+    end_iteration(iterator)
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_while_a_batch_is_awaited_interrupts_it():
+    iterator = iter(make_loader(Numbers(slow=0), Steps(range(9)), LoaderSettings(1), False))
+    (worker,) = multiprocessing.active_children()
+    threading.Timer(0.5, worker.kill).start()
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        next(iterator)
 
 
 def test_no_worker_outlives_training(tmp_path):

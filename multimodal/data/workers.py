@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from multimodal.data.settings import LoaderSettings
+from multimodal.data.worker_processes import WorkerIterator, WorkerLoader
 
 Item = TypeVar("Item")
 
@@ -46,7 +45,7 @@ def make_loader(
     num_workers = settings.num_workers
     if num_workers is None:
         num_workers = workers_of_machine()
-    return DataLoader(
+    return WorkerLoader(
         dataset,
         batch_size=None,
         sampler=steps,
@@ -63,19 +62,15 @@ def make_loader(
 
 def end_workers(loader: DataLoader[Item]) -> None:
     """Ends the persistent workers of a loader; another iteration starts new ones."""
-    if loader._iterator is not None:
+    if isinstance(loader._iterator, WorkerIterator):
         end_iteration(loader._iterator)
     loader._iterator = None
 
 
 def end_iteration(iterator: Iterator[Item]) -> None:
-    """Ends the workers of one iteration of a loader, whatever they wait for."""
-    workers = getattr(iterator, "_workers", ())  # torch offers no other way
-    if workers:
-        iterator._shutdown_workers()  # type: ignore[attr-defined]  # waits five seconds for each
-    for worker in workers:
-        if worker.is_alive():
-            worker.kill()
+    """Ends the workers of one iteration of a loader, whatever they are waiting for."""
+    if isinstance(iterator, WorkerIterator):
+        iterator._shutdown_workers()
 
 
 def workers_of_machine() -> int:
@@ -107,17 +102,6 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     # Machines signal whole process groups; the training still needs its workers to finish a step.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _kill_the_rest() -> None:
-    # At its exit Python sends SIGTERM to the processes that it has started, which ours ignore, and
-    # then waits for them for ever: when training has failed, some are still there.
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
-atexit.register(_kill_the_rest)
 
 
 def _as_it_is(item: Item) -> Item:

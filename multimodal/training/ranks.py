@@ -12,6 +12,8 @@ import time
 import pytorch_lightning as pl
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from multimodal.data.worker_processes import kill_workers
+
 
 class RankWatch:
     """Ends the run, and says why, when one of these processes dies; leaves none of them behind.
@@ -43,6 +45,7 @@ class RankWatch:
                 if status and not self._done.wait(5.0):  # this rank may fail of it by itself
                     _tell(rank, process.pid, status)
                     self.kill()
+                    kill_workers()
                     os._exit(1)
 
     def release(self) -> None:

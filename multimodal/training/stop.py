@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 
+from multimodal.data.worker_processes import kill_workers
 from multimodal.training.checkpoints import Checkpoint
 from multimodal.training.ranks import RankWatch
 from multimodal.training.signals import SignalWatch, exit_code
@@ -55,7 +56,7 @@ class StopOnSignal(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Takes over the signals before any worker is started."""
         if self._watch is None:
-            self._watch = SignalWatch(self.grace_s, self._ranks.kill)
+            self._watch = SignalWatch(self.grace_s, self._kill)
         self._watch.start()
         self._ranks.start(trainer)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -116,6 +117,10 @@ class StopOnSignal(pl.Callback):
         if self._watch is not None:
             self._watch.stop()
             self._watch = None
+
+    def _kill(self) -> None:
+        self._ranks.kill()
+        kill_workers()
 
     def _told(self) -> bool:
         """Whether a signal has come, here or, by the store of the process group, to another."""

@@ -1,0 +1,102 @@
+"""The processes of a loader: their faults are seen while a batch is awaited, their end is sure."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterable
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from torch._C import _error_if_any_worker_fails, _remove_worker_pids, _set_worker_pids
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import (
+    _BaseDataLoaderIter,
+    _MultiProcessingDataLoaderIter,
+    _SingleProcessDataLoaderIter,
+)
+
+Item = TypeVar("Item")
+
+_PATIENCE_S = 2.0  # for a killed process, or a thread, to be gone
+
+
+class WorkerLoader(DataLoader[Item]):
+    """A ``DataLoader`` whose processes can neither outlive their use nor disturb what follows."""
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        if self.num_workers == 0:
+            return _SingleProcessDataLoaderIter(self)
+        self.check_worker_number_rationality()
+        return WorkerIterator(self)
+
+
+class WorkerIterator(_MultiProcessingDataLoaderIter):
+    """Torch's iterator with another end, and with errors only where they can be handled.
+
+    Torch's SIGCHLD handler raises in whatever Python runs when a worker dies: a clean-up loop, an
+    exit handler, the saving of a checkpoint. Here the handler knows the workers only while a batch
+    is awaited. Torch ends its workers by asking, waits five seconds for each, and then sends
+    SIGTERM, which ours ignore. Here they are killed: what they prepare is not wanted any more.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._owner = os.getpid()
+        super().__init__(loader)
+        self._hide_from_handler()
+
+    def _get_data(self) -> Any:
+        if not self._worker_pids_set:
+            _set_worker_pids(id(self), tuple(worker.pid or 0 for worker in self._workers))
+            self._worker_pids_set = True
+        try:
+            _error_if_any_worker_fails()  # one may have died since the last batch
+            return super()._get_data()  # type: ignore[no-untyped-call]
+        finally:
+            self._hide_from_handler()
+
+    def _hide_from_handler(self) -> None:
+        if self._worker_pids_set:
+            _remove_worker_pids(id(self))
+            self._worker_pids_set = False
+
+    def _shutdown_workers(self) -> None:
+        # Torch calls it when an iteration ends, when nobody holds the iterator any more, and at the
+        # exit of Python. In a forked process the iterator is a copy of another one's.
+        if sys.is_finalizing() or os.getpid() != self._owner or getattr(self, "_shutdown", True):
+            return
+        self._shutdown = True
+        self._hide_from_handler()
+        if hasattr(self, "_pin_memory_thread"):  # reads what a killed process may leave half-sent
+            self._pin_memory_thread_done_event.set()
+            self._worker_result_queue.put((None, None))
+            self._pin_memory_thread.join(_PATIENCE_S)
+        kill(self._workers)
+        for queue in (self._worker_result_queue, *self._index_queues):
+            queue.cancel_join_thread()
+            queue.close()
+
+
+def kill(processes: Iterable[BaseProcess]) -> None:
+    """Ends ``processes``: all are killed before any is waited for."""
+    processes = list(processes)
+    for process in processes:
+        process.kill()
+    end = time.monotonic() + _PATIENCE_S
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+
+
+def kill_workers() -> None:
+    """Ends the loading processes of all loaders; for the end of this process, from any thread."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+# At its exit Python sends SIGTERM to the processes that it has started, which ours ignore, and then
+# waits for them for ever.
+atexit.register(kill_workers)
