@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 
 from omegaconf import DictConfig
@@ -13,9 +12,8 @@ from multimodal.cli import run
 def serve(cfg: DictConfig) -> None:
     """Serves the page until it is interrupted."""
     try:
-        import uvicorn
-
         from multimodal.search.server import make_app
+        from multimodal.search.serving import Server, listen
     except ModuleNotFoundError as error:
         sys.exit(f'serve: {error}; the page needs pip install "multimodal[serve]"')
     from multimodal.search.setup import embedder_of, open_index
@@ -30,11 +28,10 @@ def serve(cfg: DictConfig) -> None:
     app = make_app(
         embedder, table, index, cfg.title, cfg.allowed_hosts, cfg.max_upload_mb << 20, cfg.rate_hz
     )
-    listening = socket.create_server((cfg.host, cfg.port))
+    listening = listen(cfg.host, cfg.port)
     address, port = listening.getsockname()[:2]
     print(f"searching {len(table.rows)} rows at http://{address}:{port}", flush=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=5))
-    server.run(sockets=[listening])
+    Server(app).run(sockets=[listening])
 
 
 if __name__ == "__main__":
