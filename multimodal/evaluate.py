@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from multimodal import distributed
-from multimodal.config.instantiating import instantiate
+from multimodal.config import build, require_named
 from multimodal.data.settings import EvaluationData, LoaderSettings
 from multimodal.data.source import Source
 from multimodal.embedding import EmbeddedSource, Embedder
@@ -85,18 +85,27 @@ def evaluate_quietly(
 
 def evaluation_data(cfg: DictConfig) -> EvaluationData:
     """The transforms, batch size and workers of a run's evaluation."""
-    transforms = instantiate(cfg.data.transforms, _convert_="all")
+    transforms = build(cfg, "data", "transforms", convert="all")
     loading = LoaderSettings(num_workers=cfg.data.num_workers)
     return EvaluationData(transforms, cfg.data.eval_batch_size, loading)
 
 
 def build_sets(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str, EvaluationSet]:
-    """The sets of ``cfg.evaluation``, or those of ``names``; those set to null are left out."""
-    return {
-        str(name): EvaluationSet.from_blocks(instantiate(node, _convert_="all"))
-        for name, node in cfg.evaluation.sets.items()
-        if node is not None and (names is None or name in names)
-    }
+    """The sets of ``cfg.evaluation``, or those of ``names``; those set to null are left out.
+
+    Raises:
+        ConfigError: if shards of theirs are at an address that only a file names.
+    """
+    sets = {}
+    for name, node in cfg.evaluation.sets.items():
+        if node is not None and (names is None or name in names):
+            blocks = build(cfg, "evaluation", "sets", str(name), convert="all")
+            sets[str(name)] = made = EvaluationSet.from_blocks(blocks)
+            probes = [source for task in made.probes for source in (task.train, task.validation)]
+            for source in (made.source, *probes):
+                if source is not None:  # its manifest may be here, and name shards elsewhere
+                    require_named(cfg, f"evaluation.sets.{name}", source.folder)
+    return sets
 
 
 def evaluate(

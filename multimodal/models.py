@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multimodal.tuning import Rates
+from multimodal.tuning import Rates, Tuning
 from multimodal.types import EncoderOutput
 
 EmbeddingKind = Literal["raw", "normalized", "scaled"]
@@ -47,7 +47,7 @@ class Tower(nn.Module):
         head: Callable[..., nn.Module] | None,
         frozen: bool = False,
         scale: float | None = None,
-        tuning: Callable[[nn.Module], None] | None = None,
+        tuning: Tuning | Callable[[nn.Module], None] | None = None,
         rates: Rates | None = None,
     ) -> None:
         super().__init__()

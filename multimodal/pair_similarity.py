@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from multimodal.config.instantiating import instantiate
+from multimodal.config import build
 from multimodal.data.evaluation import EvaluationLoader
 from multimodal.data.manifest import load_manifest
 from multimodal.data.settings import EvaluationData, LoaderSettings
@@ -44,7 +44,7 @@ def pair_similarities(
         raise ValueError(f"a pair has two modalities, given {', '.join(modalities)}")
     for name in modalities:
         model.tower(name)
-    transforms = instantiate(cfg.data.transforms, _convert_="all")
+    transforms = build(cfg, "data", "transforms", convert="all")
     data = EvaluationData(transforms, loading=LoaderSettings(max_bad_fraction=1.0))
     device = next(model.parameters()).device
     found: dict[str, list[float]] = {}

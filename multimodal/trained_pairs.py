@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from multimodal.config import require_named
 from multimodal.data.manifest import load_manifest
 
 TrainedPairs = Mapping[frozenset[str], frozenset[str] | None]
@@ -19,6 +20,9 @@ def trained_pairs(*configs: DictConfig | None) -> dict[frozenset[str], frozenset
     Returns:
         Pair -> names of the manifests it was trained on, None for whatever had both: a pair that
         is restricted to some sources never met in the others, and is emergent there.
+
+    Raises:
+        ConfigError: if such a manifest is at an address that only a file names.
     """
     pairs: dict[frozenset[str], frozenset[str] | None] = {}
     for cfg in configs:
@@ -32,9 +36,14 @@ def trained_pairs(*configs: DictConfig | None) -> dict[frozenset[str], frozenset
             if sources is None or before is None:
                 pairs[ends] = None
             else:
-                manifests = (cfg.data.sources[name].manifest for name in sources)
-                pairs[ends] = before | {load_manifest(manifest).name for manifest in manifests}
+                pairs[ends] = before | {_manifest_name(cfg, name) for name in sources}
     return pairs
+
+
+def _manifest_name(cfg: DictConfig, source: str) -> str:
+    manifest = cfg.data.sources[source].manifest
+    require_named(cfg, f"data.sources.{source}.manifest", str(manifest))
+    return load_manifest(manifest).name
 
 
 def temperatures(cfg: DictConfig, weights: Mapping[str, Tensor]) -> dict[frozenset[str], float]:

@@ -5,11 +5,20 @@ Each class here is called with a tower (``encoder`` and ``head``) and marks or a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+class Tuning(ABC):
+    """Base of what says which part of a tower learns, the user's own too."""
+
+    @abstractmethod
+    def __call__(self, tower: nn.Module) -> None:
+        """Marks or adds what is trained."""
 
 
 def layers_of(encoder: nn.Module) -> nn.ModuleList:
@@ -80,7 +89,7 @@ class Rates:
         self.layer_decay = layer_decay
 
 
-class LastLayers:
+class LastLayers(Tuning):
     """Trains the last layers of the encoder, what comes after them, and the head.
 
     Args:
@@ -111,7 +120,7 @@ class LastLayers:
                 parameter.requires_grad_(True)
 
 
-class NormsAndBiases:
+class NormsAndBiases(Tuning):
     """Trains the LayerNorms and biases of the encoder, and the head.
 
     Sources: Zaken et al. 2022, "BitFit"; Frankle et al. 2021, "Training BatchNorm and Only
@@ -130,7 +139,7 @@ class NormsAndBiases:
                 parameter.requires_grad_(True)
 
 
-class LoRA:
+class LoRA(Tuning):
     """Trains low-rank changes of the linear maps in the encoder's layers, and perhaps the head.
 
     At the start the changes are zero. Attention masks, norms and temperatures are the tower's own.

@@ -15,13 +15,15 @@ def embed(cfg: DictConfig) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from multimodal.config import named_by
     from multimodal.search.build import build_table
     from multimodal.search.setup import about_of, embedder_of, items_of
     from multimodal.training import checkpoint_io
     from multimodal.training.build import load_model
 
     try:
-        model, run_cfg = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights)
+        packages, named = cfg.allowed_packages, named_by(cfg)
+        model, run_cfg = load_model(cfg.checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device, cfg.batch_size, cfg.kind)
         items = items_of(cfg, run_cfg, embedder)
         digest = checkpoint_io.digest(cfg.checkpoint)

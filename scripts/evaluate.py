@@ -14,7 +14,8 @@ def evaluate(cfg: DictConfig) -> None:
     import torch  # not before the command line is known to be good
     from hydra.core.hydra_config import HydraConfig
 
-    from multimodal.config import ConfigError, Fault, check
+    from multimodal.config import ConfigError, Fault, check, for_use, named_by
+    from multimodal.config.schema import Stored
     from multimodal.distributed import ranks_of_torchrun
     from multimodal.evaluate import evaluate_run
     from multimodal.trained_pairs import temperatures, trained_pairs
@@ -23,16 +24,16 @@ def evaluate(cfg: DictConfig) -> None:
     from multimodal.training.ema import weights_of
 
     checkpoint = checkpoint_io.read(cfg.checkpoint)
-    run_cfg = config_of(checkpoint, cfg.checkpoint)
-    run_cfg.allowed_packages = cfg.allowed_packages
+    named = named_by(cfg)
+    run_cfg = for_use(config_of(checkpoint, cfg.checkpoint, cfg.allowed_packages, named))
     for group in ("evaluation", "data"):
         if cfg[group] is not None:
             run_cfg[group] = cfg[group]
     if run_cfg.evaluation is None:
         raise ConfigError([Fault("evaluation", "the run has no sets; choose evaluation=NAME")])
-    check(run_cfg)  # before anything that the checkpoint names is built
+    check(run_cfg, Stored)  # before anything that the checkpoint names is built
     transforms = run_cfg.data.transforms
-    model, _ = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights, transforms)
+    model, _ = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights, transforms, named)
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     warmth = temperatures(run_cfg, weights_of(checkpoint, cfg.checkpoint, cfg.weights))

@@ -15,6 +15,7 @@ def search(cfg: DictConfig) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from multimodal.config import named_by
     from multimodal.data.errors import BadSample
     from multimodal.search import query
     from multimodal.search.setup import embedder_of, open_index
@@ -22,7 +23,8 @@ def search(cfg: DictConfig) -> None:
 
     asked = OmegaConf.to_container(cfg.query) if not isinstance(cfg.query, str) else cfg.query
     try:
-        model, run_cfg = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights)
+        packages, named = cfg.allowed_packages, named_by(cfg)
+        model, run_cfg = load_model(cfg.checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device)
         table, index = open_index(cfg.index, embedder, cfg.approximate)
         terms = query.parse(asked, cfg.modality, cfg.rate_hz)

@@ -16,11 +16,13 @@ def serve(cfg: DictConfig) -> None:
         from multimodal.search.serving import Server, listen
     except ModuleNotFoundError as error:
         sys.exit(f'serve: {error}; the page needs pip install "multimodal[serve]"')
+    from multimodal.config import named_by
     from multimodal.search.setup import embedder_of, open_index
     from multimodal.training.build import load_model
 
     try:
-        model, run_cfg = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights)
+        packages, named = cfg.allowed_packages, named_by(cfg)
+        model, run_cfg = load_model(cfg.checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device)
         table, index = open_index(cfg.index, embedder, cfg.approximate)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:

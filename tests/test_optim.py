@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from multimodal.training.optim import constant, parameter_groups, warmup_cosine
+from multimodal.training.optim import Constant, WarmupCosine, parameter_groups
 
 
 class Model(nn.Module):
@@ -46,7 +46,7 @@ def rates(make, steps):
 
 
 def test_warmup_cosine_follows_its_formula():
-    seen = rates(lambda o: warmup_cosine(o, max_steps=20, warmup_fraction=0.2, min_ratio=0.1), 24)
+    seen = rates(lambda o: WarmupCosine(o, max_steps=20, warmup_fraction=0.2, min_ratio=0.1), 24)
     assert seen[:4] == pytest.approx([2.0 * (s + 1) / 5 for s in range(4)])
     for step in range(4, 20):
         cosine = 0.5 * (1 + math.cos(math.pi * (step - 4) / 16))
@@ -56,7 +56,7 @@ def test_warmup_cosine_follows_its_formula():
 
 
 def test_constant_rises_and_stays():
-    assert rates(lambda o: constant(o, warmup_steps=1), 4) == pytest.approx([1.0, 2.0, 2.0, 2.0])
+    assert rates(lambda o: Constant(o, warmup_steps=1), 4) == pytest.approx([1.0, 2.0, 2.0, 2.0])
 
 
 @pytest.mark.parametrize(
@@ -65,4 +65,4 @@ def test_constant_rises_and_stays():
 def test_settings_out_of_range_are_named(setting, value):
     settings = {"max_steps": 10, setting: value}
     with pytest.raises(ValueError, match=f"scheduler.{setting}={value}"):
-        rates(lambda o: warmup_cosine(o, **settings), 1)
+        rates(lambda o: WarmupCosine(o, **settings), 1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Any
 
 from omegaconf import DictConfig
 
 from multimodal.config import (
+    judging,
     rules,
     rules_cluster,
     rules_data,
@@ -17,14 +19,32 @@ from multimodal.config import (
     rules_tuning,
     targets,
 )
+from multimodal.config.addresses import unnamed_addresses
 from multimodal.config.choices import unfit_choices
-from multimodal.config.faults import ConfigError
+from multimodal.config.faults import ConfigError, Fault
+from multimodal.config.resolving import allowed_packages
 from multimodal.config.schema import Train
 from multimodal.config.tree import plain
 from multimodal.config.values import mismatches
 
+Tree = dict[str, Any]
+
+
+def foreign_targets(tree: Tree) -> Iterator[Fault]:
+    """Every `_target_` is a public name of an allowed package."""
+    return judging.foreign_targets(tree, allowed_packages(tree.get("allowed_packages")))
+
+
+def misplaced_targets(tree: Tree) -> Iterator[Fault]:
+    """Every `_target_` stands where its kind belongs; what is foreign has been told."""
+    packages = allowed_packages(tree.get("allowed_packages"))
+    if not any(judging.foreign_targets(tree, packages)):
+        yield from judging.misplaced(tree, packages, strict=False)
+
+
 RULES = (
-    targets.foreign_targets,
+    foreign_targets,
+    unnamed_addresses,
     rules.towers_of_pairs,
     rules.sources_of_pairs,
     rules.pairs_of_sources,
@@ -52,7 +72,8 @@ RULES = (
     rules_fusion.one_pass,
     rules_fusion.captions_see_no_later_words,
     rules_ranges.numbers_in_range,
-    targets.unbound,       # imports what the configuration names, hence last
+    misplaced_targets,     # these two import what the configuration names, hence last
+    targets.unbound,
 )  # fmt: skip
 
 
@@ -74,20 +95,3 @@ def check(cfg: DictConfig, schema: type = Train) -> None:
     faults += unfit_choices(tree, faults)
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)))
-
-
-def refuse_foreign_targets(cfg: DictConfig, packages: Sequence[str] = ()) -> None:
-    """Refuses a configuration that came with a file to build anything from other packages.
-
-    Unlike `check` it does not take the file's own word for what is allowed.
-
-    Args:
-        cfg: the configuration, of a checkpoint say.
-        packages: those that its reader allows besides ours.
-
-    Raises:
-        ConfigError: listing every `_target_` that is not allowed.
-    """
-    tree = {**plain(cfg)[0], "allowed_packages": list(packages)}
-    if faults := list(targets.foreign_targets(tree)):
-        raise ConfigError(faults)

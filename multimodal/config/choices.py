@@ -1,49 +1,64 @@
-"""Do loss, negatives and candidates of every pair go together? The objectives say, this asks."""
+"""Do loss, negatives and candidates of every pair go together? Their classes say, this asks."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hydra.utils import instantiate
-
 from multimodal.config.faults import Fault
-from multimodal.config.tree import UNKNOWN, block, nodes
+from multimodal.config.resolving import TargetError, allowed_packages, resolve
+from multimodal.config.tree import block
 
 CHOICES = ("loss", "negatives", "candidates")
 
 
 def unfit_choices(tree: dict[str, Any], faults: Sequence[Fault]) -> Iterator[Fault]:
-    """Builds the choices of every pair, which hold no data and no weights, and asks `compatible`.
+    """Asks `compatible` about the classes of every pair's choices; nothing is instantiated.
 
     Args:
         tree: the configuration.
-        faults: those found so far; a choice that has one is not built.
+        faults: those found so far; a pair whose choices have one is not asked about.
     """
+    packages = allowed_packages(tree.get("allowed_packages"))
     for name, pair in block(tree, "pairs").items():
         if not isinstance(pair, dict):
             continue
-        built = []
+        nodes, classes = [], []
         for choice in CHOICES:
             where = f"pairs.{name}.{choice}" if pair.get(choice) else choice
             node = pair.get(choice) or tree.get(choice)
-            if not _buildable(node) or any(fault.where.startswith(where) for fault in faults):
+            built = _class_of(node, packages)
+            if built is None or any(fault.where.startswith(where) for fault in faults):
                 break
-            try:
-                built.append(instantiate(node))
-            except Exception as error:
-                yield Fault(where, str(error.__cause__ or error).splitlines()[0])
-                break
+            nodes.append(node)
+            classes.append(built)
         else:
             contract = importlib.import_module("multimodal.objectives.contract")
-            if reason := contract.compatible(*built):
+            given = _gives(nodes[1], packages)
+            if reason := contract.compatible(*classes, gives=given):
                 yield Fault(f"pairs.{name}", str(reason))
 
 
-def _buildable(node: Any) -> bool:
-    return (
-        isinstance(node, dict)
-        and "_target_" in node
-        and not any(value is UNKNOWN for _, inner in nodes(node) for value in inner.values())
-    )
+def _class_of(node: Any, packages: tuple[str, ...]) -> type | None:
+    """The class that a block names; None where it names none, which has been told."""
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        return None
+    try:
+        found = resolve(node["_target_"], packages)
+    except TargetError:
+        return None
+    return found if inspect.isclass(found) else None
+
+
+def _gives(node: Any, packages: tuple[str, ...]) -> str | None:
+    """The log weights that a strategy gives; a wrapper gives what the one that it wraps does."""
+    built = _class_of(node, packages)
+    if built is None:
+        return None
+    given = inspect.getattr_static(built, "gives", None)
+    if isinstance(given, str):
+        return given
+    wrapped = (_gives(child, packages) for child in node.values())
+    return next((each for each in wrapped if each is not None), None)

@@ -77,3 +77,11 @@ class Train:
     allowed_packages: list[str]
     fusion: Target | None = None
     tasks: dict[str, Target | None] | None = None
+    allowed_addresses: list[str] | None = None
+
+
+@dataclass
+class Stored(Train):
+    """The root of a configuration that came with a file: its trainer is only a record."""
+
+    trainer: dict[str, Any]  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Everything that Hydra will build: may it be imported, and do its parameters fit its signature?
+"""Everything that Hydra will build: do its parameters fit its signature?
 
 A `_target_` in a YAML is the registry, so its signature is the schema. Two blind spots: keys that
 a class swallows by ``**kwargs`` (some third-party ones do; ours never), and values that only a
@@ -7,25 +7,17 @@ constructor can judge.
 
 from __future__ import annotations
 
-import functools
-import importlib
 import inspect
-import pkgutil
-import typing
-from collections.abc import Iterator, Sequence
-from types import ModuleType
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config.faults import Fault, did_you_mean
+from multimodal.config.judging import HYDRA_KEYS
+from multimodal.config.resolving import TargetError, allowed_packages, refused_name, resolve
 from multimodal.config.tree import join, nodes
-from multimodal.config.values import mismatches
-
-ALLOWED = ("multimodal", "torch.nn", "torch.optim", "pytorch_lightning")
-# Where classes that the allowed packages offer under their own names are really defined.
-_HOMES = {"pytorch_lightning": ("lightning_fabric",)}
-HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+from multimodal.config.values import hints_of, mismatches
 
 # Plain blocks that our own code turns into objects: the class is their schema. The parameters named
 # beside it may be null or left out, the root's are taken then.
@@ -36,74 +28,6 @@ BUILT_BY_US = {
 }
 # Groups of the root that the model is called with, beside what stands in its own block.
 GIVEN_TO_MODEL = ("fusion", "tasks")
-
-
-def allowed_packages(tree: dict[str, Any]) -> tuple[str, ...]:
-    """The packages that a `_target_` may come from: ours, and those the configuration names."""
-    own = tree.get("allowed_packages")
-    return (*ALLOWED, *(str(name) for name in own)) if isinstance(own, list) else ALLOWED
-
-
-def _inside(path: str, packages: Sequence[str]) -> bool:
-    return any(path == name or path.startswith(f"{name}.") for name in packages)
-
-
-def foreign_targets(tree: dict[str, Any]) -> Iterator[Fault]:
-    """Refuses, before importing anything, a `_target_` from outside the allowed packages."""
-    packages = allowed_packages(tree)
-    for where, node in nodes(tree):
-        target = node.get("_target_")
-        if "_target_" not in node or (isinstance(target, str) and _inside(target, packages)):
-            continue
-        yield Fault(
-            join(where, "_target_"),
-            f"given {target!r}, expected a class or function of {', '.join(packages)}; "
-            "add a package that you trust to allowed_packages",
-        )
-
-
-class TargetError(ValueError):
-    """A `_target_` that does not lead to an allowed class or function."""
-
-
-@functools.cache
-def resolve(target: str, packages: tuple[str, ...]) -> Any:
-    """The class or function at a dotted path.
-
-    Raises:
-        TargetError: if it is not there, or was only imported there from a foreign package.
-    """
-    if not _inside(target, packages):
-        raise TargetError(f"'{target}' is outside of {', '.join(packages)}")
-    module_name, found = "", None
-    for part in target.split("."):
-        path = f"{module_name}.{part}" if module_name else part
-        if found is not None and not isinstance(found, ModuleType):
-            found, module_name = _member(found, part, path), path
-            continue
-        try:
-            found, module_name = importlib.import_module(path), path
-        except Exception as error:  # a package of the user's own may fail in any way
-            if isinstance(error, ModuleNotFoundError) and error.name == path and found:
-                found, module_name = _member(found, part, path), path
-            else:
-                raise TargetError(f"'{path}' cannot be imported: {error}") from error
-    homes = [home for name in packages if _inside(target, [name]) for home in _HOMES.get(name, ())]
-    if isinstance(found, ModuleType) or not callable(found):
-        raise TargetError(f"'{target}' is no class or function")
-    if not _inside(str(getattr(found, "__module__", "")), [*packages, *homes]):
-        raise TargetError(f"'{target}' is only imported there, from '{found.__module__}'")
-    return found
-
-
-def _member(owner: Any, name: str, path: str) -> Any:
-    if hasattr(owner, name) and not name.startswith("_"):
-        return getattr(owner, name)
-    names = [n for n in dir(owner) if not n.startswith("_")]
-    if isinstance(owner, ModuleType) and hasattr(owner, "__path__"):
-        names += [module.name for module in pkgutil.iter_modules(owner.__path__)]
-    where = path.rpartition(".")[0]
-    raise TargetError(f"'{where}' has no '{name}'; {did_you_mean(name, names)}")
 
 
 class Block(NamedTuple):
@@ -137,9 +61,9 @@ def _matches(where: str, pattern: str) -> bool:
 
 def unbound(tree: dict[str, Any]) -> Iterator[Fault]:
     """Binds the keys of every block to the signature of what it builds."""
-    packages, told = allowed_packages(tree), set()
+    packages, told = allowed_packages(tree.get("allowed_packages")), set()
     for block in blocks(tree):
-        if not _inside(block.target, packages):
+        if refused_name(block.target, packages):
             continue
         try:
             built = resolve(block.target, packages)
@@ -162,7 +86,7 @@ def _against_signature(block: Block, built: Any) -> Iterator[Fault]:
     positional = node.get("_args_") or ()
     filled = set(list(named)[: len(positional)]) | node.keys()
     swallows = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    hints = _hints(built)
+    hints = hints_of(built)
     for key, value in node.items():
         if key in HYDRA_KEYS:
             continue
@@ -192,14 +116,6 @@ def _parameters(built: Any) -> dict[str, inspect.Parameter]:
         return {"kwargs": anything}
 
 
-def _hints(built: Any) -> dict[str, Any]:
-    try:
-        init = inspect.getattr_static(built, "__init__") if inspect.isclass(built) else built
-        return typing.get_type_hints(init)
-    except Exception:  # names under TYPE_CHECKING, say: then the constructor judges
-        return {}
-
-
 def defaults_bound(cfg: DictConfig) -> DictConfig:
     """A copy of ``cfg`` in which every block holds all parameters of what it builds.
 
@@ -208,7 +124,7 @@ def defaults_bound(cfg: DictConfig) -> DictConfig:
     """
     tree: Any = OmegaConf.to_container(cfg, resolve=False)
     bound: DictConfig = OmegaConf.create(tree)
-    packages = allowed_packages(tree)
+    packages = allowed_packages(tree.get("allowed_packages"))
     for where, node, target, _, given in blocks(tree):
         for name, parameter in _parameters(resolve(target, packages)).items():
             if name not in (*node, *given) and _is_plain(parameter.default):

@@ -79,10 +79,22 @@ def nodes(value: Any, where: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     if isinstance(value, dict):
         yield where, value
         for key, child in value.items():
-            yield from nodes(child, join(where, key))
+            yield from nodes(child, join(where, str(key)))
     elif isinstance(value, list):
         for index, child in enumerate(value):
             yield from nodes(child, f"{where}[{index}]")
+
+
+def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value in ``value`` that is not a dict or list, with its path."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from leaves(child, join(where, str(key)))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from leaves(child, f"{where}[{index}]")
+    else:
+        yield where, value
 
 
 def at(tree: Any, path: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import enum
+import inspect
 import os
 import types
 import typing
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from multimodal.config.faults import Fault, did_you_mean, nearest
 from multimodal.config.tree import UNKNOWN, join
+from multimodal.core.bounds import broken
 
 
 class Target:
@@ -29,12 +31,23 @@ _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 _OBJECTS_OF = ("multimodal", "torch", "pytorch_lightning")
 
 
+def hints_of(built: Any) -> dict[str, Any]:
+    """The annotations of what a class or function takes; empty where they cannot be known here."""
+    try:
+        if dataclasses.is_dataclass(built):  # each field's are names of the module that it is from
+            return typing.get_type_hints(built, include_extras=True)
+        init = inspect.getattr_static(built, "__init__") if inspect.isclass(built) else built
+        return typing.get_type_hints(init, include_extras=True)
+    except Exception:  # names under TYPE_CHECKING, say: then the constructor judges
+        return {}
+
+
 def mismatches(value: Any, annotation: Any, where: str) -> Iterator[Fault]:
     """The faults of ``value`` against ``annotation``, each at its own depth.
 
     Dataclasses are schemas of plain blocks: no unknown key, every key without a default there.
     """
-    choices = [choice for choice in _members(annotation) if choice is not type(None)]
+    choices = [choice for choice in alternatives(annotation) if choice is not type(None)]
     if len(choices) == 1:
         only, origin = choices[0], get_origin(choices[0]) or choices[0]
         if isinstance(value, dict) and "_target_" not in value:
@@ -49,7 +62,9 @@ def mismatches(value: Any, annotation: Any, where: str) -> Iterator[Fault]:
             for index, item in enumerate(value):
                 yield from mismatches(item, _items(only, len(value))[index], f"{where}[{index}]")
             return
-    if _fits(value, annotation) is False:
+    if bounds := broken(value, annotation):
+        yield Fault(where, f"given {value}, expected a number {bounds}")
+    elif _fits(value, annotation) is False:
         expected = f"{describe(annotation)}{_hint(value, annotation)}"
         yield Fault(where, f"given {_shown(value)}, expected {expected}")
 
@@ -67,12 +82,12 @@ def _against_schema(value: dict[str, Any], schema: type, where: str) -> Iterator
             yield Fault(where, f"lacks '{name}', expected {describe(hints[name])}")
 
 
-def _members(annotation: Any) -> list[Any]:
+def alternatives(annotation: Any) -> list[Any]:
     """The alternatives of a union; otherwise the annotation alone."""
     if get_origin(annotation) is Annotated:
-        return _members(get_args(annotation)[0])
+        return alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        return [member for part in get_args(annotation) for member in _members(part)]
+        return [member for part in get_args(annotation) for member in alternatives(part)]
     return [type(None) if annotation is None else annotation]
 
 
@@ -90,7 +105,7 @@ def _fits(value: Any, annotation: Any) -> bool | None:
     """True, False, or None where it cannot be told before the constructor runs."""
     if value is UNKNOWN:
         return None
-    members = _members(annotation)
+    members = alternatives(annotation)
     verdicts = [_fits_one(value, member) for member in members]
     if True in verdicts:
         return True
@@ -134,7 +149,7 @@ def _fits_one(value: Any, annotation: Any) -> bool | None:
 
 def describe(annotation: Any) -> str:
     """``annotation`` in words: "an integer or null"."""
-    return " or ".join(_describe_one(member) for member in _members(annotation))
+    return " or ".join(_describe_one(member) for member in alternatives(annotation))
 
 
 def _describe_one(annotation: Any) -> str:
@@ -167,10 +182,10 @@ def _shown(value: Any) -> str:
 
 
 def _hint(value: Any, annotation: Any) -> str:
-    if isinstance(value, float) and value.is_integer() and int in _members(annotation):
+    if isinstance(value, float) and value.is_integer() and int in alternatives(annotation):
         return f"; write {int(value)}"
     choices: list[str] = []
-    for member in _members(annotation):
+    for member in alternatives(annotation):
         if get_origin(member) is Literal:
             choices += [str(choice) for choice in get_args(member)]
         elif isinstance(member, type) and issubclass(member, enum.Enum):

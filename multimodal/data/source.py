@@ -167,6 +167,11 @@ class Source:
     def __len__(self) -> int:
         return self.table.num_samples
 
+    @property
+    def folder(self) -> str:
+        """Folder or URL of its shards."""
+        return str(self._folder)
+
     @cached_property
     def digest(self) -> str:
         """Equal for sources with the same shards in the same order."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Protocol, runtime_checkable
+
+from multimodal.core.bounds import AT_LEAST_1, SHARE, check_bounds
 
 
 @runtime_checkable
@@ -54,13 +56,10 @@ class Queue:
             keeps what the towers themselves gave.
     """
 
-    size: int = 4096
-    momentum: float | None = None
+    size: Annotated[int, AT_LEAST_1] = 4096
+    momentum: Annotated[float, SHARE] | None = None
 
     gathers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1, given {self.size}")
-        if self.momentum is not None and not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), or null, given {self.momentum}")
+        check_bounds(self)

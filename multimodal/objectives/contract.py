@@ -9,6 +9,7 @@ cut.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -223,16 +224,20 @@ def masked_mean(values: Tensor, where: Tensor) -> Tensor:
     return values.masked_fill(~where, 0).sum(dim=1) / where.sum(dim=1).clamp(min=1)
 
 
-def compatible(loss: Any, negatives: Any, candidates: Any = None) -> str | None:
+def compatible(
+    loss: Any, negatives: Any, candidates: Any = None, gives: str | None = None
+) -> str | None:
     """Why these choices do not go together; None if they do.
 
     Args:
         loss: a loss or its class.
         negatives: a strategy or its class.
         candidates: any candidates; all of them go with everything.
+        gives: what the strategy gives, where its class alone cannot say; None: as it says.
     """
-    gives = getattr(negatives, "gives", None)
-    if not isinstance(gives, str) or gives in loss.accepts:  # a wrapper's class does not know yet
+    gives = getattr(negatives, "gives", None) if gives is None else gives
+    accepts = getattr(loss, "accepts", None)
+    if not isinstance(gives, str) or not isinstance(accepts, Set) or gives in accepts:
         return None
     reasons = {
         "weights": "gives its negatives weights, and a margin is violated or not: there is nothing "

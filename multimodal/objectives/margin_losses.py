@@ -7,10 +7,12 @@ Where an anchor has several positives, the least similar one has to lead (batch 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from multimodal.core.bounds import AT_LEAST_0, check_bounds
 from multimodal.objectives.contract import Directions, SimilarityBlock, TwoWayLoss
 
 
@@ -25,12 +27,11 @@ class MarginLoss(TwoWayLoss):
         ValueError: if the margin is below 0.
     """
 
-    margin: float = 0.2
+    margin: Annotated[float, AT_LEAST_0] = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.margin >= 0:
-            raise ValueError(f"margin must be at least 0, given {self.margin}")
+        check_bounds(self)
 
     def violations(self, block: SimilarityBlock) -> Tensor:
         """By how much each negative comes too close ``[A, C]``; 0 where there is no negative."""

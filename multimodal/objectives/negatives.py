@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from multimodal.core.bounds import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Bounds, check_bounds
 from multimodal.hashing import stable_hash
 from multimodal.objectives.contract import Context, Negatives, Weighting
 from multimodal.objectives.mining import pair_hash, top
@@ -41,12 +42,12 @@ class Random:
         k: at least 1; all of them where there are no more.
     """
 
-    k: int = 64
+    k: Annotated[int, AT_LEAST_1] = 64
 
     gives: ClassVar[Weighting] = "drops"
 
     def __post_init__(self) -> None:
-        _check_count(self.k)
+        check_bounds(self)
 
     def __call__(
         self,
@@ -75,18 +76,15 @@ class Hard:
         skip: how many of the hardest to leave out first; an anchor with no more has none left.
     """
 
-    k: int | float = 16
-    skip: int = 0
+    k: Annotated[int, AT_LEAST_1] | Annotated[float, Bounds(above=0, below=1)] = 16
+    skip: Annotated[int, AT_LEAST_0] = 0
 
     gives: ClassVar[Weighting] = "drops"
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, int):
-            _check_count(self.k)
-        elif not 0 < self.k < 1:
+        if not isinstance(self.k, int) and not 0 < self.k < 1:
             raise ValueError(f"k must be a whole number or a share between 0 and 1, given {self.k}")
-        if self.skip < 0:
-            raise ValueError(f"skip must be at least 0, given {self.skip}")
+        check_bounds(self)
 
     def __call__(
         self,
@@ -122,13 +120,12 @@ class SemiHard:
         margin: above 0, in cosine.
     """
 
-    margin: float = 0.2
+    margin: Annotated[float, ABOVE_0] = 0.2
 
     gives: ClassVar[Weighting] = "drops"
 
     def __post_init__(self) -> None:
-        if not self.margin > 0:
-            raise ValueError(f"margin must be above 0, given {self.margin}")
+        check_bounds(self)
 
     def __call__(
         self,
@@ -164,15 +161,13 @@ class DistanceWeighted:
             gradients are noise, are no likelier.
     """
 
-    k: int = 16
-    cutoff: float = 0.5
+    k: Annotated[int, AT_LEAST_1] = 16
+    cutoff: Annotated[float, Bounds(above=0, below=math.sqrt(2))] = 0.5
 
     gives: ClassVar[Weighting] = "drops"
 
     def __post_init__(self) -> None:
-        _check_count(self.k)
-        if not 0 < self.cutoff < math.sqrt(2):
-            raise ValueError(f"cutoff must be in (0, sqrt(2)), given {self.cutoff}")
+        check_bounds(self)
 
     def __call__(
         self,
@@ -208,12 +203,11 @@ class Filtered:
         then: chooses among what is left.
     """
 
-    threshold: float
+    threshold: Annotated[float, Bounds(above=-1, most=1, noun="a cosine")]
     then: Negatives
 
     def __post_init__(self) -> None:
-        if not -1 < self.threshold <= 1:
-            raise ValueError(f"threshold must be a cosine in (-1, 1], given {self.threshold}")
+        check_bounds(self)
 
     @property
     def gives(self) -> Weighting:
@@ -235,11 +229,6 @@ class Filtered:
             similarities, positives, trusted, anchor_ids, candidate_ids, context
         )
         return log_weights.masked_fill(~trusted, -torch.inf)
-
-
-def _check_count(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"k must be at least 1, given {k}")
 
 
 def _keep(chosen: Tensor, like: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from multimodal.core.bounds import ABOVE_0, SHARE, check_bounds
 from multimodal.objectives.contract import (
     SimilarityBlock,
     TwoWayLoss,
@@ -39,11 +40,11 @@ class InfoNCE(SoftmaxLoss):
         directions: ``mean`` of the two directions as in CLIP, or their ``sum`` as in ImageBind.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, SHARE] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_smoothing(self.label_smoothing)
+        check_bounds(self)
 
     def per_anchor(self, block: SimilarityBlock) -> Tensor:
         """The loss of each anchor ``[A]``."""
@@ -102,11 +103,11 @@ class SupCon(SoftmaxLoss):
         directions: ``mean`` or ``sum`` of the two directions.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, SHARE] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_smoothing(self.label_smoothing)
+        check_bounds(self)
 
     def per_anchor(self, block: SimilarityBlock) -> Tensor:
         """The loss of each anchor ``[A]``."""
@@ -128,14 +129,12 @@ class SoftTarget(SoftmaxLoss):
         directions: ``mean`` or ``sum`` of the two directions.
     """
 
-    target_temperature: float = 0.1
-    label_smoothing: float = 0.0
+    target_temperature: Annotated[float, ABOVE_0] = 0.1
+    label_smoothing: Annotated[float, SHARE] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_smoothing(self.label_smoothing)
-        if not self.target_temperature > 0:
-            raise ValueError(f"target_temperature must be above 0, given {self.target_temperature}")
+        check_bounds(self)
 
     def per_anchor(self, block: SimilarityBlock) -> Tensor:
         """The loss of each anchor ``[A]``."""
@@ -152,9 +151,3 @@ def _cross_entropy(block: SimilarityBlock, target_A: Tensor, smoothing: float) -
     if smoothing:
         target_A = torch.lerp(target_A, masked_mean(logits_AC, takes_part), smoothing)
     return logsumexp(logits_AC, takes_part) - target_A
-
-
-def check_smoothing(smoothing: float) -> None:
-    """Raises ValueError outside of [0, 1)."""
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), given {smoothing}")

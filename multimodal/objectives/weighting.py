@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from multimodal.core.bounds import AT_LEAST_0, SHARE, check_bounds
 from multimodal.objectives.contract import Context, Weighting, logsumexp
 
 
@@ -22,12 +23,12 @@ class Reweighted:
         beta: at least 0; 0 is in_batch.
     """
 
-    beta: float = 0.5
+    beta: Annotated[float, AT_LEAST_0] = 0.5
 
     gives: ClassVar[Weighting] = "weights"
 
     def __post_init__(self) -> None:
-        _check_beta(self.beta)
+        check_bounds(self)
 
     def __call__(
         self,
@@ -55,15 +56,13 @@ class Debiased:
         beta: at least 0; above 0 harder negatives count more as well (Robinson et al. 2021, Eq. 4).
     """
 
-    tau_plus: float = 0.1
-    beta: float = 0.0
+    tau_plus: Annotated[float, SHARE] = 0.1
+    beta: Annotated[float, AT_LEAST_0] = 0.0
 
     gives: ClassVar[Weighting] = "estimate"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tau_plus < 1:
-            raise ValueError(f"tau_plus must be in [0, 1), given {self.tau_plus}")
-        _check_beta(self.beta)
+        check_bounds(self)
 
     def __call__(
         self,
@@ -98,8 +97,3 @@ def hardness_log_weights(logits_AC: Tensor, negatives: Tensor, beta: float) -> T
     count_A = negatives.sum(dim=1).clamp(min=1).to(logits_AC.dtype)
     mean_A = logsumexp(scaled_AC, negatives) - count_A.log()
     return scaled_AC - mean_A[:, None]
-
-
-def _check_beta(beta: float) -> None:
-    if not beta >= 0 or math.isinf(beta):
-        raise ValueError(f"beta must be at least 0, given {beta}")

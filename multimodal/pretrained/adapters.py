@@ -9,7 +9,7 @@ head was trained with them.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +164,18 @@ def _settings(path: Path) -> dict[str, Any]:
 # Of checkpoints
 
 
-def export(checkpoint: str, folder: Path, allowed_packages: tuple[str, ...] = ()) -> dict[str, int]:
+def export(
+    checkpoint: str,
+    folder: Path,
+    allowed_packages: Sequence[str] = (),
+    addresses: Sequence[str] = (),
+) -> dict[str, int]:
     """Writes the adapters of a run's towers, a folder each; tower -> number of tensors.
 
     Raises:
         WeightsError: if no tower has any.
     """
-    model, cfg = load_model(checkpoint, allowed_packages)
+    model, cfg = load_model(checkpoint, allowed_packages, addresses=addresses)
     found = {}
     for name, block in _tuned(cfg).items():
         arguments = {key: value for key, value in block.items() if key != "_target_"}
@@ -185,7 +190,8 @@ def rewrite(
     output: str,
     adapters: Path | None = None,
     merge: bool = False,
-    allowed_packages: tuple[str, ...] = (),
+    allowed_packages: Sequence[str] = (),
+    addresses: Sequence[str] = (),
 ) -> tuple[EmbeddingModel, dict[str, str]]:
     """A checkpoint of the same weights with adapters put on, or with all of them merged.
 
@@ -197,6 +203,7 @@ def rewrite(
         adapters: a folder of folders, one for each tower, put onto the weights; None: no more.
         merge: adds all adapters to the weights under them.
         allowed_packages: as in ``load_model``.
+        addresses: as in ``load_model``.
 
     Returns:
         the model, and what was done to each tower.
@@ -204,7 +211,7 @@ def rewrite(
     Raises:
         WeightsError: if there is nothing to put on or to merge, or it does not fit.
     """
-    model, cfg = load_model(checkpoint, allowed_packages)
+    model, cfg = load_model(checkpoint, allowed_packages, addresses=addresses)
     done: dict[str, str] = {}
     folders = sorted(f for f in adapters.iterdir() if f.is_dir()) if adapters else []
     for folder in folders:
@@ -230,7 +237,7 @@ def rewrite(
     checkpoint_io.write_atomically(
         {**kept, "state_dict": state, "config": portable_yaml(cfg)}, output
     )
-    again = load_model(output, allowed_packages)[0].state_dict()
+    again = load_model(output, allowed_packages, addresses=addresses)[0].state_dict()
     if not all(same_bits(again[name], tensor) for name, tensor in model.state_dict().items()):
         raise WeightsError(f"{output}: what is read back is not what was written")
     return model, done

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from multimodal.config.instantiating import instantiate
+from multimodal.config import build
 from multimodal.layers.positions import resize_positions
 from multimodal.models import EmbeddingModel, Tower
 from multimodal.pretrained import huggingface, imagebind, names, open_clip, siglip
@@ -101,7 +102,7 @@ def import_weights(
     if left := every - len(state):
         notes.append(f"prefix={prefix}: {left} tensors without it are left out")
     config = _model_config(plan)
-    model = instantiate(config)
+    model = build(OmegaConf.create({"model": config}), "model")
     assert isinstance(model, EmbeddingModel)
     diff = _fill(model, plan, state, allow, notes)
     for note in notes:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from multimodal.config.instantiating import instantiate
+from multimodal.config import build
 from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
 from multimodal.embedding import Embedder
@@ -30,8 +30,8 @@ def embedder_of(
     """The model of a run with the run's transforms, on ``device`` or a GPU where there is one."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     transforms = {
-        name: instantiate(node, _convert_="all")
-        for name, node in run_cfg.data.transforms.items()
+        str(name): build(run_cfg, "data", "transforms", str(name), convert="all")
+        for name in run_cfg.data.transforms
         if name in model.towers
     }
     return Embedder(model.to(device).eval(), EvaluationData(transforms, batch_size), kind)

@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from multimodal.config import named_by
 from multimodal.core.errors import UserError
 from multimodal.data.manifest import manifest_hash
 from multimodal.hashing import stable_hash
@@ -64,7 +65,7 @@ def kept_folder(cfg: DictConfig, anchor_cfg: DictConfig) -> Path:
     decisive["data"] = {k: v for k, v in settings["data"].items() if k != "num_workers"}
     sources = anchor_cfg.data.sources
     hashes = sorted(manifest_hash(sources[name].manifest) for name in sources)
-    hashes += sorted(fingerprints(tokenizers_of(anchor_cfg.data.transforms)).values())
+    hashes += sorted(fingerprints(tokenizers_of(anchor_cfg)).values())
     steps = anchor_cfg.trainer.get("max_steps")
     digest = stable_hash(repr(decisive), repr(hashes), repr(steps)) & (2**40 - 1)
     return Path(cfg.anchor.folder) / f"{cfg.anchor.experiment}-{digest:010x}"
@@ -159,7 +160,7 @@ def load_anchor(
         AnchorError: naming every tower, tensor and setting that does not fit.
     """
     checkpoint = checkpoint_io.read(path)
-    anchor_cfg = config_of(checkpoint, path)
+    anchor_cfg = config_of(checkpoint, path, list(cfg.get("allowed_packages") or ()), named_by(cfg))
     state = weights_of(checkpoint, path)
     faults: list[str] = []
     for tower in cfg.anchor.towers:

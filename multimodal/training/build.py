@@ -1,4 +1,4 @@
-"""From a checked configuration to objects: the only place that instantiates it."""
+"""From a checked configuration to the objects of a run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
-from multimodal.config import defaults_bound, refuse_foreign_targets
-from multimodal.config.instantiating import constructor_errors, instantiate
+from multimodal.config import build, defaults_bound, for_use, stored_config
+from multimodal.config.instantiating import constructor_errors
 from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.data.manifest import manifest_hash
 from multimodal.fusion_model import FusionModel
@@ -43,16 +43,15 @@ LATER = ("checkpoint", "stop")  # callbacks, in this order
 
 def build_model(cfg: DictConfig) -> EmbeddingModel:
     """The towers of ``cfg.model``, and the fusion and tasks of the root where there are any."""
-    parts = {name: cfg[name] for name in MODEL_PARTS if cfg.get(name) is not None}
-    model = instantiate(cfg.model, **parts)
+    model = build(cfg, "model", groups=MODEL_PARTS)
     assert isinstance(model, EmbeddingModel)
     return model
 
 
 def build_objective_of(cfg: DictConfig) -> ContrastiveObjective:
     """The pairs of ``cfg.pairs``, each with its own or the experiment's loss and negatives."""
-    pairs = instantiate(cfg.pairs, _convert_="all")
-    parts = {name: instantiate(cfg[name]) for name in ("loss", "negatives", "candidates")}
+    pairs = build(cfg, "pairs", convert="all")
+    parts = {name: build(cfg, name) for name in ("loss", "negatives", "candidates")}
     with constructor_errors(cfg.pairs):
         return build_objective(pairs, embed_dim=cfg.embed_dim, **parts)
 
@@ -61,8 +60,8 @@ def build_module(cfg: DictConfig) -> ContrastiveModule | FusionModule:
     """The module that trains the model: tasks on a fusion, or pairs alone."""
     model = build_model(cfg)
     shared: dict[str, Any] = {
-        "optimizer": instantiate(cfg.optimizer),
-        "scheduler": instantiate(cfg.scheduler) if cfg.scheduler else None,
+        "optimizer": build(cfg, "optimizer"),
+        "scheduler": build(cfg, "scheduler") if cfg.scheduler else None,
         "weight_decay": cfg.optimizer.get("weight_decay", 0.0),
         "seed": cfg.seed,
     }
@@ -83,7 +82,7 @@ def build_module(cfg: DictConfig) -> ContrastiveModule | FusionModule:
 
 def build_data(cfg: DictConfig) -> MultimodalDataModule:
     """The data module of ``cfg.data``."""
-    data = instantiate(cfg.data)
+    data = build(cfg, "data")
     assert isinstance(data, MultimodalDataModule)
     return data
 
@@ -107,8 +106,7 @@ def build_trainer(
         callbacks.append(AllowedChanges(resumed.changed))
     # What saves comes after all that a step changes, and what ends the run after that.
     for name in sorted(cfg.callbacks, key=lambda name: LATER.index(name) if name in LATER else -1):
-        node = cfg.callbacks[name]
-        if node is None:
+        if cfg.callbacks[name] is None:
             continue
         extra: dict[str, Any] = {}
         if name == "checkpoint":
@@ -119,21 +117,22 @@ def build_trainer(
             }
         if name in ("nonfinite", "spikes"):
             extra = {"folder": str(folder)}
-        callbacks.append(instantiate(node, _convert_="all", **extra))
+        callbacks.append(build(cfg, "callbacks", str(name), convert="all", **extra))
     if cfg.data.get("cache_frozen"):
         transforms = OmegaConf.to_container(cfg.data.transforms, resolve=True)
         assert isinstance(transforms, dict)
         kept = {str(name): transform for name, transform in transforms.items()}
         with constructor_errors(cfg.cache_frozen):
             callbacks.append(FrozenCache(**cfg.cache_frozen, transforms=kept))
-    logger = instantiate(cfg.logger) if cfg.logger else False
+    logger = build(cfg, "logger") if cfg.logger else False
     if isinstance(logger, dict | DictConfig):
         logger = [item for item in logger.values() if item is not None]
     for item in logger if isinstance(logger, list) else []:
         if isinstance(item, WandbLogger):
             _prepare_wandb(item, cfg, folder, resumed)
-    trainer = instantiate(
-        cfg.trainer,
+    trainer = build(
+        cfg,
+        "trainer",
         callbacks=callbacks,
         logger=logger,
         plugins=[checkpoint_io.AtomicCheckpointIO()],
@@ -186,6 +185,7 @@ def load_model(
     allowed_packages: Sequence[str] = (),
     weights: str | None = None,
     transforms: DictConfig | None = None,
+    addresses: Sequence[str] = (),
 ) -> tuple[EmbeddingModel, DictConfig]:
     """The trained towers of a checkpoint, in eval mode, and the configuration they come from.
 
@@ -196,16 +196,16 @@ def load_model(
         weights: ``average`` or ``raw``, see `uses_average`; None: as the run evaluates.
         transforms: the configuration of those that will feed it, checked by the caller; None:
             the checkpoint's own.
+        addresses: that the caller names; no other one in the checkpoint is opened.
 
     Raises:
         CheckpointError: if the file is missing or damaged, has no configuration in it, or not the
             weights that are asked for; or if a tokenizer is not the one it was trained with.
-        ConfigError: if its configuration names a class of another package, or a tokenizer gives
+        ConfigError: if its configuration names what may not stand there, or a tokenizer gives
             ids that the model does not know.
     """
     checkpoint = checkpoint_io.read(path)
-    cfg = config_of(checkpoint, path)
-    refuse_foreign_targets(cfg, allowed_packages)
+    cfg = for_use(config_of(checkpoint, path, allowed_packages, addresses))
     model = build_model(cfg)
     prefix = "model."
     state = {
@@ -219,20 +219,31 @@ def load_model(
         used = "the moving average of the weights is used (weights=raw: the weights themselves)"
         other = "the weights themselves are used (weights=average: their moving average)"
         print(f"{path}: {used if average else other}", file=sys.stderr)
-    tokenizers = tokenizers_of(cfg.data.transforms if transforms is None else transforms)
+    own = cfg if transforms is None else _with_transforms(cfg, transforms)
+    tokenizers = tokenizers_of(own)
     require_rows(model, tokenizers)
     require_same_tokenizers(checkpoint, fingerprints(tokenizers), path)
     return model.eval(), cfg
 
 
-def config_of(checkpoint: dict[str, Any], path: str | Path) -> DictConfig:
-    """The configuration inside a checkpoint.
+def _with_transforms(cfg: DictConfig, transforms: DictConfig) -> DictConfig:
+    changed = cfg.copy()
+    changed.data.transforms = OmegaConf.to_container(transforms, resolve=True)
+    return changed
+
+
+def config_of(
+    checkpoint: dict[str, Any],
+    path: str | Path,
+    allowed_packages: Sequence[str] = (),
+    addresses: Sequence[str] = (),
+) -> DictConfig:
+    """The configuration inside a checkpoint, judged (`stored_config`) and not yet used.
 
     Raises:
         CheckpointError: if it holds none.
+        ConfigError: if it names what may not stand there.
     """
     if "config" not in checkpoint:
         raise checkpoint_io.CheckpointError(f"{path} holds no configuration: not one of our runs")
-    cfg = OmegaConf.create(checkpoint["config"])
-    assert isinstance(cfg, DictConfig)
-    return cfg
+    return stored_config(checkpoint["config"], path, allowed_packages, addresses)

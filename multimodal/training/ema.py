@@ -10,10 +10,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from multimodal.config import stored_tree
+from multimodal.config.tree import at
 from multimodal.training.checkpoint_io import CheckpointError
 
 STATE = "ema"  # its key in a checkpoint: name of a trained parameter -> average
@@ -157,7 +158,7 @@ def uses_average(
             )
         return False
     if choice is None:
-        own = OmegaConf.select(OmegaConf.create(checkpoint["config"]), "callbacks.ema.evaluate")
+        own = at(stored_tree(checkpoint["config"], path), "callbacks.ema.evaluate")
         return own is not False
     return choice == "average"
 

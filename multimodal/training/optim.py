@@ -122,9 +122,7 @@ def clip_split(gradients: Sequence[Tensor], limit: float, algorithm: str | None)
         part.mul_(factor)
 
 
-def warmup_cosine(
-    optimizer: Optimizer, max_steps: int, warmup_fraction: float = 0.1, min_ratio: float = 0.0
-) -> LambdaLR:
+class WarmupCosine(LambdaLR):
     """Linear warm-up, then half a cosine down to ``min_ratio`` of the peak (arXiv:1608.03983).
 
     Args:
@@ -137,29 +135,43 @@ def warmup_cosine(
     Raises:
         ValueError: if a number is out of its range.
     """
-    if max_steps < 1:
-        raise ValueError(
-            f"scheduler.max_steps={max_steps}: the cosine must know its end; set "
-            "trainer.max_steps, or scheduler=constant"
-        )
-    if not 0 <= warmup_fraction < 1:
-        raise ValueError(f"scheduler.warmup_fraction={warmup_fraction} must be in [0, 1)")
-    if not 0 <= min_ratio <= 1:
-        raise ValueError(f"scheduler.min_ratio={min_ratio} must be in [0, 1]")
-    warmup = round(warmup_fraction * max_steps)
 
-    def ratio(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        progress = min(1.0, (step - warmup) / (max_steps - warmup))
-        return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_steps: int,
+        warmup_fraction: float = 0.1,
+        min_ratio: float = 0.0,
+    ) -> None:
+        if max_steps < 1:
+            raise ValueError(
+                f"scheduler.max_steps={max_steps}: the cosine must know its end; set "
+                "trainer.max_steps, or scheduler=constant"
+            )
+        if not 0 <= warmup_fraction < 1:
+            raise ValueError(f"scheduler.warmup_fraction={warmup_fraction} must be in [0, 1)")
+        if not 0 <= min_ratio <= 1:
+            raise ValueError(f"scheduler.min_ratio={min_ratio} must be in [0, 1]")
+        warmup = round(warmup_fraction * max_steps)
 
-    return LambdaLR(optimizer, ratio)
+        def ratio(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            progress = min(1.0, (step - warmup) / (max_steps - warmup))
+            return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+        super().__init__(optimizer, ratio)
 
 
-def constant(optimizer: Optimizer, warmup_steps: int = 0) -> LambdaLR:
+class Constant(LambdaLR):
     """The peak learning rate throughout, after a linear warm-up of ``warmup_steps``."""
-    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup_steps + 1)))
+
+    def __init__(self, optimizer: Optimizer, warmup_steps: int = 0) -> None:
+        super().__init__(optimizer, lambda step: min(1.0, (step + 1) / (warmup_steps + 1)))
+
+
+# As earlier versions called them.
+warmup_cosine, constant = WarmupCosine, Constant
 
 
 def was_applied(optimizer: Optimizer) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
+from multimodal.config import stored_config
 from multimodal.config.faults import did_you_mean
 from multimodal.training import checkpoint_io
 from multimodal.training.checkpoint_io import CheckpointError
@@ -18,9 +19,9 @@ from multimodal.training.vocabulary import require_same_tokenizers
 
 # These say where and how a run happens, how it is watched and when it ends; not what is learned.
 FREE = (
-    "name", "resume", "resume_allow", "logger", "evaluation", "debug", "allowed_packages", "anchor",
-    "callbacks", "trainer", "sweep_metric", "data.num_workers", "data.cache_mb", "data.val_sources",
-    "data.eval_batch_size", "data.max_bad_fraction", "data.worker_timeout_s",
+    "name", "resume", "resume_allow", "logger", "evaluation", "debug", "allowed_packages",
+    "allowed_addresses", "anchor", "callbacks", "trainer", "sweep_metric", "data.num_workers",
+    "data.cache_mb", "data.val_sources", "data.eval_batch_size", "data.max_bad_fraction", "data.worker_timeout_s",
     "data.max_bad_run", "data.verify_shards",
     # The loader compares global batches and the shards themselves, and says what to set.
     "data.batch_size", "data.sources.*.batch_size", "data.sources.*.manifest",
@@ -164,7 +165,8 @@ def resume(
         return None
     content = checkpoint_io.head(path)
     if "config" in content:
-        saved = OmegaConf.to_container(OmegaConf.create(content["config"]))
+        own = list(cfg.get("allowed_packages") or ())
+        saved = OmegaConf.to_container(stored_config(content["config"], path, own))
         present = OmegaConf.to_container(OmegaConf.create(run_config))
         changed = refuse_another_experiment(saved, present, list(cfg.resume_allow), path)
     else:

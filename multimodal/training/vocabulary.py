@@ -8,8 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from multimodal.config import ConfigError, Fault
-from multimodal.config.instantiating import instantiate
+from multimodal.config import ConfigError, Fault, build
 from multimodal.data.tokenizers import BPETokenizer, TextTokenizer, fingerprint
 from multimodal.models import EmbeddingModel
 from multimodal.training.checkpoint_io import CheckpointError
@@ -53,18 +52,21 @@ def require_rows(model: EmbeddingModel, tokenizers: Mapping[str, TextTokenizer])
         raise ConfigError(faults)
 
 
-def tokenizers_of(transforms: DictConfig) -> dict[str, TextTokenizer]:
-    """Builds the tokenizers alone of a configuration of transforms.
+def tokenizers_of(cfg: DictConfig) -> dict[str, TextTokenizer]:
+    """Builds the tokenizers alone of a configuration's transforms.
 
     One that is not there (a file, a package) is left out: whoever needs it will be told.
     """
     found: dict[str, TextTokenizer] = {}
-    for name, node in transforms.items():
+    for name, node in cfg.data.transforms.items():
         block = None if node is None else node.get("tokenizer")
         if block is None:
             continue
         try:
-            made = BPETokenizer(block) if isinstance(block, str) else instantiate(block)
+            if isinstance(block, str):
+                made = BPETokenizer(block)
+            else:
+                made = build(cfg, "data", "transforms", str(name), "tokenizer")
         except Exception as error:  # Hydra wraps what a constructor raises
             if isinstance(error.__cause__ or error, FileNotFoundError | ImportError):
                 continue

@@ -26,8 +26,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
 
-from multimodal.config import config_dir
-from multimodal.config.instantiating import instantiate
+from multimodal.config import build, config_dir
 from multimodal.data.assemble import Sample, load
 from multimodal.data.draw import Draw
 from multimodal.data.source import Source
@@ -67,16 +66,17 @@ def config(name: str, *words: str) -> DictConfig:
 
 def source(cfg: DictConfig, split: Any) -> Source:
     """The experiment's source with another split."""
-    node = next(iter(cfg.data.sources.values())).copy()
-    node.split = split
-    built = instantiate(node, _convert_="all")
+    name = next(iter(cfg.data.sources))
+    cfg = cfg.copy()
+    cfg.data.sources[name].split = split
+    built = build(cfg, "data", "sources", name, convert="all")
     assert isinstance(built, Source)
     return built
 
 
 def tensors(cfg: DictConfig, split: Any, draws: int) -> list[dict[str, Tensor]]:
     """All samples of a split, ``draws`` times augmented, or once as they are (0)."""
-    transforms = instantiate(cfg.data.transforms, _convert_="all")
+    transforms = build(cfg, "data", "transforms", convert="all")
     samples = source(cfg, split)
     versions = []
     for repeat in range(max(draws, 1)):
