@@ -10,7 +10,14 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
-from multimodal.config import build, defaults_bound, for_use, stored_config
+from multimodal.config import (
+    Fault,
+    StoredConfigError,
+    build,
+    defaults_bound,
+    for_use,
+    stored_config,
+)
 from multimodal.config.instantiating import constructor_errors
 from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.data.manifest import manifest_hash
@@ -206,6 +213,10 @@ def load_model(
     """
     checkpoint = checkpoint_io.read(path)
     cfg = for_use(config_of(checkpoint, path, allowed_packages, addresses))
+    for block in ("model", "data.transforms"):
+        if not isinstance(OmegaConf.select(cfg, block), DictConfig):
+            faults = [Fault(block, "is not a block of keys: nothing can be embedded with it")]
+            raise StoredConfigError(faults, str(path))
     model = build_model(cfg)
     prefix = "model."
     state = {

@@ -21,8 +21,8 @@ from multimodal.training.vocabulary import require_same_tokenizers
 FREE = (
     "name", "resume", "resume_allow", "logger", "evaluation", "debug", "allowed_packages",
     "allowed_addresses", "anchor", "callbacks", "trainer", "sweep_metric", "data.num_workers",
-    "data.cache_mb", "data.val_sources", "data.eval_batch_size", "data.max_bad_fraction", "data.worker_timeout_s",
-    "data.max_bad_run", "data.verify_shards",
+    "data.cache_mb", "data.val_sources", "data.eval_batch_size", "data.max_bad_fraction",
+    "data.worker_timeout_s", "data.max_bad_run", "data.verify_shards",
     # The loader compares global batches and the shards themselves, and says what to set.
     "data.batch_size", "data.sources.*.batch_size", "data.sources.*.manifest",
 )  # fmt: skip
