@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,19 @@ def tokenizers_of(cfg: DictConfig) -> dict[str, TextTokenizer]:
                 made = BPETokenizer(block)
             else:
                 made = build(cfg, "data", "transforms", str(name), "tokenizer")
-        except Exception as error:  # Hydra wraps what a constructor raises
-            if isinstance(error.__cause__ or error, FileNotFoundError | ImportError):
+        except Exception as error:
+            if any(isinstance(each, FileNotFoundError | ImportError) for each in _causes(error)):
                 continue
             raise
         found[str(name)] = made
     return found
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from: what a constructor raises is wrapped twice."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def other_tokenizers(
