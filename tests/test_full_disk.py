@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import pickle
 import re
@@ -381,12 +382,38 @@ def test_what_libraries_say_in_words_is_understood(tmp_path):
 
 
 def test_a_full_disk_that_nobody_expected_has_no_traceback(small_disk, capsys):
+
+    def library():  # as Hydra writes a configuration
+        with open(str(small_disk / "config.yaml"), "w", encoding="utf-8") as file:
+            file.write("x" * 90_000)
+
     ends = pytest.raises(SystemExit, match="1")
     with full(small_disk), ends, exits.errors_end_the_program():
-        (small_disk / "log").write_text("x" * 9000)
+        library()
     told = capsys.readouterr().err
     assert "Traceback" not in told
-    assert told.startswith("cannot save ")
+    assert told.startswith(f"cannot save {small_disk}/config.yaml: ")
+    assert "It may be there in part" in told
+
+
+def test_a_log_on_a_full_disk_is_one_warning_and_the_work_goes_on(small_disk, capsys):
+    logger = logging.Logger("of this test")
+    logger.addHandler(handler := logging.FileHandler(small_disk / "train.log"))
+    logger.warning("before")
+    with exits.errors_end_the_program():
+        with full(small_disk):
+            for _ in range(3):
+                logger.warning("x" * 9000)
+        with contextlib.suppress(OSError):
+            handler.close()
+    told = capsys.readouterr().err
+    assert told.startswith(f"WARNING: cannot save {small_disk}/train.log: ")
+    assert told.count("\n") == 1
+    assert (small_disk / "train.log").read_text().startswith("before\n")
+    with exits.errors_end_the_program():  # a mistake in a call is told as ever
+        logger.addHandler(logging.FileHandler(small_disk / "other.log"))
+        logger.warning("%d", "no number")
+    assert "Logging error" in capsys.readouterr().err
 
 
 def test_no_writer_writes_in_place():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import logging
 import os
 import re
 import sys
@@ -23,8 +25,10 @@ def message_of(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return _without_traceback(str(error), type(error).__name__)
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
-        folder = Path(os.fsdecode(error.filename) if error.filename else ".").absolute()
-        return unwritable(folder, error)
+        path = os.fsdecode(error.filename) if error.filename else _file_written(error)
+        if path is not None:
+            return unwritable(Path(path).absolute(), error, "It may be there in part")
+        return f"a file cannot be written: {error.strerror}"
     # The system names the path and the reason: missing, a folder, not permitted, a full disk.
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
@@ -41,6 +45,16 @@ def report(error: BaseException) -> int:
     return error.exit_status if isinstance(error, UserError) else 1
 
 
+def _file_written(error: OSError) -> str | None:
+    """The file that a library was writing: the system does not name it, the library holds it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        for value in frame.f_locals.values():
+            if isinstance(value, io.IOBase) and isinstance(getattr(value, "name", None), str):
+                return str(value.name)  # type: ignore[attr-defined]
+    return None
+
+
 def _without_traceback(message: str, kind: str) -> str:
     """What an error said in the process that loads data, of which torch makes a longer text."""
     if not message.startswith("Caught ") or "Original Traceback" not in message:
@@ -49,10 +63,32 @@ def _without_traceback(message: str, kind: str) -> str:
 
 
 @contextmanager
+def _log_files_warn_once() -> Iterator[None]:
+    """Within, a log file that cannot be written is one line, not a traceback for every record."""
+    usual, told = logging.Handler.handleError, set[str]()
+
+    def handle(self: logging.FileHandler, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            usual(self, record)
+        elif self.baseFilename not in told:
+            told.add(self.baseFilename)
+            whole = "The lines before are whole, the work goes on"
+            print(f"WARNING: {unwritable(self.baseFilename, error, whole)}", file=sys.stderr)
+
+    logging.FileHandler.handleError = handle  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        del logging.FileHandler.handleError
+
+
+@contextmanager
 def errors_end_the_program() -> Iterator[None]:
     """Within, an error is reported once and ends the program with its exit status."""
     try:
-        yield
+        with _log_files_warn_once():
+            yield
     except Exception as error:
         sys.stdout.flush()
         sys.exit(report(error))
