@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal.core import strict_json
+from multimodal.core.extras import module_of
 
 PREPROCESSOR = "preprocessor_config.json"
 # Files of a tokenizer, by the libraries that write them.
@@ -21,15 +22,9 @@ def library(user: str) -> Any:
     """The package ``transformers``, half of which has no types.
 
     Raises:
-        ImportError: if it is not installed; says that ``user`` needs it, and the extra.
+        MissingExtraError: if it is not installed; says that ``user`` needs it, and the extra.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            f"{user} needs transformers: pip install 'multimodal[huggingface]'"
-        ) from error
-    return transformers
+    return module_of("huggingface", "transformers", user)
 
 
 def file_of(name: str, file: str) -> Path | None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from multimodal.core.extras import module_of
+
 
 class Tuning(ABC):
     """Base of what says which part of a tower learns, the user's own too."""
@@ -184,12 +186,7 @@ class LoRA(Tuning):
 
     def __call__(self, tower: nn.Module) -> None:
         """Adds the adapters and freezes the rest."""
-        try:
-            import peft
-        except ImportError as error:
-            raise ImportError(
-                "tuning=lora and tuning=dora need peft: pip install 'multimodal[lora]'"
-            ) from error
+        peft = module_of("lora", "peft", "tuning=lora or tuning=dora")
         encoder: Any = tower.encoder
         encoder.requires_grad_(False)
         _head(tower).requires_grad_(self.head)

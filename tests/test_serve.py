@@ -21,9 +21,9 @@ from search_helpers import WORDS, make_embedder, write_things
 from multimodal.search.build import build_table
 from multimodal.search.index import Index
 from multimodal.search.items import FolderItems
-from multimodal.search.server import check_fit, make_app
+from multimodal.search.server import make_app
 from multimodal.search.serving import Server
-from multimodal.search.table import Table, read_table
+from multimodal.search.table import Table, check_fit, read_table
 
 MAX_BODY = 4 << 20
 

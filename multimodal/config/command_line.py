@@ -27,6 +27,8 @@ from multimodal.config.tree import keys
 VERSION_BASE = "1.3"
 _KEY = r"\+{0,2}[\w./@]+"
 _PLAIN = r"[^'\",()\[\]{}=]*"  # no list, choice, function, interpolation or quoted text
+_PLUGINS = ("hydra/sweeper", "hydra/launcher")
+_EXTRA = "Optuna, joblib and submitit come with pip install 'multimodal[sweep]'"
 _ADDED = "debug|sweep|launcher"  # groups that say how, on top of any experiment
 
 
@@ -199,6 +201,9 @@ def _unknown_options(composer: _Composer, override: Override) -> Iterator[Fault]
         elif not composer.repository.config_exists(f"{group}/{option}"):
             options = composer.options(group)
             close = nearest(option, options)
+            if group in _PLUGINS and not close:
+                yield Fault(str(override.input_line), f"'{group}' has no '{option}'; {_EXTRA}")
+                continue
             guess = f"did you mean {override.get_key_element()}={close[0]}? " if close else ""
             yield Fault(
                 str(override.input_line),
@@ -262,6 +267,8 @@ def _reason(composer: _Composer, error: Exception, choices: list[str]) -> str:
     first = first.rstrip(".:")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if group in _PLUGINS:
+            return f"{first}; {_EXTRA}"
         options = error.options or composer.options(group)
         return f"{first}; {did_you_mean(option, options)}"
     if error.__cause__ is not None:

@@ -19,6 +19,7 @@ from typing import Any
 from torch.utils.data import IterableDataset, get_worker_info
 
 from multimodal import distributed
+from multimodal.core.extras import module_of
 from multimodal.core.settings import flattened
 from multimodal.data.assemble import Sample, check_transforms, collate, load_from
 from multimodal.data.datamodule import MultimodalDataModule
@@ -100,7 +101,8 @@ class StreamSource:
 
 
 def _expanded(urls: Iterable[str]) -> list[str]:
-    from webdataset.shardlists import expand_urls  # heavy, and only for streams
+    # Heavy, and only for streams.
+    expand_urls = module_of("stream", "webdataset.shardlists", "data=stream").expand_urls
 
     found = [part for url in urls for part in expand_urls(url)]
     return [str(resolve(url)) if url.startswith(SAMPLES_PREFIX) else url for url in found]

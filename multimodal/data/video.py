@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from multimodal.core.extras import module_of
 from multimodal.data.errors import DecodeError
 
 # Extension -> demuxer. Only these are tried: others (playlists, say) would open further files.
@@ -116,10 +117,7 @@ def open_video(data: bytes, extension: str, max_pixels: int, max_seconds: float)
 
 
 def _open(data: bytes, container: str) -> Any:
-    try:
-        import av
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("videos need PyAV: pip install 'multimodal[video]'") from error
+    av = module_of("video", "av", "decoding a video")
     av.logging.set_level(av.logging.PANIC)  # its remarks on damaged files are told as reasons
     return av.open(io.BytesIO(data), mode="r", format=container)
 

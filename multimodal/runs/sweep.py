@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from multimodal.core.errors import UserError
+from multimodal.core.extras import module_of
 from multimodal.core.files import write_text
 from multimodal.runs.secrets import redact_files, redact_records, redacted, secrets_in
 
@@ -127,7 +128,7 @@ class SweepRecord(Callback):
 def _trials(storage: str, study_name: str) -> tuple[int, int]:
     """How many trials a study has, and how many of them are complete; ends those cut off."""
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells each of its plugins
-    import optuna
+    optuna = module_of("sweep", "optuna", "a search by Optuna")
 
     # Optuna 2 writes the version of its tables without a commit, which SQLAlchemy 2 drops: the
     # study could never be opened.

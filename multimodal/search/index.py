@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from multimodal.core.extras import module_of
 from multimodal.search.table import Vectors
 
 Kind = Literal["exact", "approximate"]
@@ -94,16 +95,11 @@ def build(vectors: Vectors, kind: Kind) -> Any:
         kind: ``exact`` (IndexFlatIP) or ``approximate`` (IndexHNSWFlat).
 
     Raises:
-        ModuleNotFoundError: without faiss, naming the extra.
+        MissingExtraError: without faiss, naming the extra.
     """
     # It tells which of its builds it loads, and each that is not there as a failure.
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
-    try:
-        import faiss
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'searching needs faiss: pip install "multimodal[search]"'
-        ) from error
+    faiss = module_of("search", "faiss", "searching a table")
     dim = vectors.shape[1]
     index: Any
     if kind == "exact":

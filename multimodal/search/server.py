@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Any
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -173,19 +172,3 @@ class _Search:
         if row.preview_type == "text/plain":
             shown["text"] = row.preview.decode("utf-8", "replace")
         return shown
-
-
-def check_fit(embedder: Embedder, table: Table) -> None:
-    """Refuses a table that another model made.
-
-    Raises:
-        ValueError: if the dimensions differ.
-    """
-    dim = table.vectors.shape[1]
-    if dim != embedder.model.embed_dim:
-        raise ValueError(
-            f"the table holds embeddings of {dim} dimensions, the checkpoint's model makes "
-            f"{embedder.model.embed_dim}: the table is of another model"
-        )
-    if not np.isfinite(table.vectors).all():
-        raise ValueError("the table holds NaN or infinity")

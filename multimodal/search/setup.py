@@ -16,8 +16,7 @@ from multimodal.embedding import Embedder
 from multimodal.models import EmbeddingKind, EmbeddingModel
 from multimodal.search.index import Index, Kind
 from multimodal.search.items import FolderItems, Items, SourceItems
-from multimodal.search.server import check_fit
-from multimodal.search.table import Table, read_table
+from multimodal.search.table import Table, check_fit, read_table
 
 
 def embedder_of(

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from multimodal.core import strict_json
 from multimodal.core.errors import UserError
+from multimodal.core.extras import module_of
 from multimodal.core.files import NewFile, write_text
 from multimodal.core.strict_json import excerpt, is_text
+from multimodal.embedding import Embedder
 
 Vectors = NDArray[np.float32]
 # Media types of previews, which a page is sent as they are.
@@ -116,14 +118,8 @@ class PartWriter:
 
 
 def _arrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'tables of embeddings need pyarrow: pip install "multimodal[search]"'
-        ) from error
-    return pyarrow
+    module_of("search", "pyarrow.parquet", "a table of embeddings")
+    return module_of("search", "pyarrow", "a table of embeddings")
 
 
 def _write_part(file: NewFile, vectors: Vectors, rows: Sequence[Row]) -> None:
@@ -225,3 +221,19 @@ def _read_parquet(path: Path) -> Table:
         raise TableError(f"{path} is no table of embeddings: it has gaps")
     rows = [Row(*cells) for cells in zip(*columns, strict=True)]
     return Table(vectors.astype(np.float32), rows, about)
+
+
+def check_fit(embedder: Embedder, table: Table) -> None:
+    """Refuses a table that another model made.
+
+    Raises:
+        TableError: if the dimensions differ, or it holds numbers that are not finite.
+    """
+    dim = table.vectors.shape[1]
+    if dim != embedder.model.embed_dim:
+        raise TableError(
+            f"the table holds embeddings of {dim} dimensions, the checkpoint's model makes "
+            f"{embedder.model.embed_dim}: the table is of another model"
+        )
+    if not np.isfinite(table.vectors).all():
+        raise TableError("the table holds NaN or infinity")

@@ -16,6 +16,7 @@ from pytorch_lightning import loggers
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from multimodal.core.extras import module_of
 from multimodal.core.files import write_text
 
 NOTE = "wandb.json"  # in ``save_dir``: the id, the last step and what was logged of it
@@ -58,6 +59,7 @@ class WandbLogger(loggers.WandbLogger):
         # The service holds rows back before they are in the file, and loses them where this process
         # is killed. It lives long enough to write those of the last half second.
         settings["x_transaction_log_flush_interval"] = 0.5
+        module_of("wandb", "wandb", "logger=wandb")
         super().__init__(
             name=name, save_dir=save_dir, project=project, offline=offline, id=id,
             entity=entity, settings=settings, config={},

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from multimodal.core.extras import module_of
 from multimodal.data.errors import BadSample
 from multimodal.data.manifest import suggest
 from multimodal.data.shards import Shard
@@ -167,12 +168,7 @@ def _table(
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     kind = path.suffix.lower()
     if kind == ".parquet":
-        try:
-            from pyarrow import parquet
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "Parquet tables need pyarrow: pip install 'multimodal[shards]'"
-            ) from error
+        parquet = module_of("shards", "pyarrow.parquet", "a Parquet table")
         for batch in parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
         return
