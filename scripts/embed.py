@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from multimodal.cli import run
+from multimodal.core.exits import refused
 
 
 def embed(cfg: DictConfig) -> None:
@@ -21,7 +21,7 @@ def embed(cfg: DictConfig) -> None:
     from multimodal.training import checkpoint_io
     from multimodal.training.build import load_model
 
-    try:
+    with refused("embed"):
         packages, named = cfg.allowed_packages, named_by(cfg)
         model, run_cfg = load_model(cfg.checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device, cfg.batch_size, cfg.kind)
@@ -36,8 +36,6 @@ def embed(cfg: DictConfig) -> None:
                 embedder, items, Path(cfg.output), about, cfg.previews,
                 lambda done: progress.advance(task, done),
             )  # fmt: skip
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        sys.exit(f"embed: {error}")
     note = f"; {left_out} items left out, see above" if left_out else ""
     print(f"{rows} embeddings of {model.embed_dim} numbers: {cfg.output}{note}")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
+
+from multimodal.core.exits import errors_end_the_program
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -15,12 +16,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     from multimodal.training import checkpoint_io
 
-    try:
-        checkpoint_io.write_atomically(checkpoint_io.read(words.folder), words.output)
-    except checkpoint_io.CheckpointError as error:
-        sys.exit(f"join_checkpoint: {error}")
+    checkpoint_io.write_atomically(checkpoint_io.read(words.folder), words.output)
     print(f"written: {words.output}")
 
 
 if __name__ == "__main__":
-    main()
+    with errors_end_the_program():
+        main()

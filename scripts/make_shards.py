@@ -8,6 +8,7 @@ make_shards.py verify FOLDER [options]         check hashes, counts, and that al
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from multimodal.core.errors import UserError
+from multimodal.core.exits import refused, report
 from multimodal.core.files import write_text
 from multimodal.data.packing.index import Fault, index, split_in_name, verify
 from multimodal.data.packing.items import Item, Refusal, items_of
@@ -34,10 +35,10 @@ def main(words: Sequence[str] | None = None) -> int:
     commands = {"index": _index, "verify": _verify}
     command = commands.get(words[0]) if words else None
     try:
-        return command(words[1:]) if command else _pack(words)
-    except (UserError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        print(f"make_shards: {error}", file=sys.stderr)
-        return 1
+        with refused("make_shards"):
+            return command(words[1:]) if command else _pack(words)
+    except Exception as error:
+        return report(error)
 
 
 def _parser(usage: str) -> argparse.ArgumentParser:
@@ -53,6 +54,13 @@ def _pairs(words: Sequence[str], option: str) -> dict[str, str]:
     if not all(pairs.values()):
         raise ValueError(f"{option} takes NAME=VALUE, given {' '.join(words)}")
     return pairs
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _pack(words: Sequence[str]) -> int:
@@ -84,9 +92,12 @@ def _pack(words: Sequence[str]) -> int:
         raise ValueError("--min-similarity needs --checkpoint and --pair")
     if args.input.resolve() == args.output.resolve():
         raise ValueError("the output folder must not be the input")
+    shares = _pairs(args.split, "--split")
+    if wrong := [f"{name}={share}" for name, share in shares.items() if not _is_number(share)]:
+        raise ValueError(f"--split takes NAME=SHARE, a number from 0 to 1, given {wrong[0]}")
     plan = Plan(
         name=args.name or args.output.name.replace(".", "-"),
-        splits={k: float(v) for k, v in _pairs(args.split, "--split").items()},
+        splits={name: float(share) for name, share in shares.items()},
         group=args.group_by,
         max_samples=args.max_samples,
         max_bytes=args.max_bytes,

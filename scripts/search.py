@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.cli import run
+from multimodal.core.exits import refused
 
 
 def search(cfg: DictConfig) -> None:
@@ -16,21 +16,18 @@ def search(cfg: DictConfig) -> None:
     from rich.table import Table
 
     from multimodal.config import named_by
-    from multimodal.data.errors import BadSample
     from multimodal.search import query
     from multimodal.search.setup import embedder_of, open_index
     from multimodal.training.build import load_model
 
     asked = OmegaConf.to_container(cfg.query) if not isinstance(cfg.query, str) else cfg.query
-    try:
+    with refused("search"):
         packages, named = cfg.allowed_packages, named_by(cfg)
         model, run_cfg = load_model(cfg.checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device)
         table, index = open_index(cfg.index, embedder, cfg.approximate)
         terms = query.parse(asked, cfg.modality, cfg.rate_hz)
         found = index.search(query.embed(embedder, terms), cfg.k)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError, BadSample) as error:
-        sys.exit(f"search: {error}")
     shown = Table(box=box.SIMPLE)
     for name in ("modality", "cosine", "name", "key"):
         shown.add_column(name, justify="right" if name == "cosine" else "left")

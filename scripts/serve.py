@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 
 from omegaconf import DictConfig
 
 from multimodal.cli import run
+from multimodal.core.exits import refused
+from multimodal.core.extras import extra_needed
 
 
 def serve(cfg: DictConfig) -> None:
     """Serves the page until it is interrupted."""
-    try:
+    with extra_needed("serve", "the search page"):
         from multimodal.search.server import make_app
         from multimodal.search.serving import Server, listen
-    except ModuleNotFoundError as error:
-        sys.exit(f'serve: {error}; the page needs pip install "multimodal[serve]"')
     from multimodal.config import named_by
     from multimodal.search.setup import embedder_of, open_index
     from multimodal.training.build import load_model
 
-    try:
+    with refused("serve"):
         packages, named = cfg.allowed_packages, named_by(cfg)
         model, run_cfg = load_model(cfg.checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device)
         table, index = open_index(cfg.index, embedder, cfg.approximate)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        sys.exit(f"serve: {error}")
     app = make_app(
         embedder, table, index, cfg.title, cfg.allowed_hosts, cfg.max_upload_mb << 20, cfg.rate_hz
     )

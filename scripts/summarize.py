@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from multimodal.core.errors import UserError
+from multimodal.core.exits import errors_end_the_program
+
 
 def rows_of(metrics: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     """(set, task) -> scores, for every task of a run."""
@@ -58,12 +61,26 @@ def main(folders: list[str]) -> None:
     """Prints the table of the runs in ``folders``."""
     if not folders:
         sys.exit(__doc__)
-    files = [Path(folder) / "metrics.json" for folder in folders]
-    missing = [str(file) for file in files if not file.exists()]
-    if missing:
-        sys.exit(f"no such file: {', '.join(missing)}; give folders of finished runs")
-    print(table([json.loads(file.read_text()) for file in files]))
+    print(table([metrics_of(Path(folder) / "metrics.json") for folder in folders]))
+
+
+def metrics_of(file: Path) -> dict[str, Any]:
+    """The results in ``file``.
+
+    Raises:
+        UserError: if it is missing, or holds something else.
+    """
+    if not file.is_file():
+        raise UserError(f"no such file: {file}; give folders of finished runs")
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not the metrics.json of a run: {error}") from error
+    if not isinstance(metrics, dict):
+        raise UserError(f"{file} is not the metrics.json of a run: it holds no JSON object")
+    return metrics
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with errors_end_the_program():
+        main(sys.argv[1:])

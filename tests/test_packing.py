@@ -333,3 +333,52 @@ def test_verify_decodes_every_sample(theirs, capsys):
     captured = capsys.readouterr()
     assert "key 'k5': corrupt" in captured.err
     assert "11 samples in order, 1 faults" in captured.out
+
+
+TABLES = {
+    "semicolons.csv": (b"photo;text\na.jpg;hello\n", "separated by ';', expected ','"),
+    "semicolons with commas.csv": (b"photo;text\na.jpg;hello, you\n", "separated by ';'"),
+    "tabs.csv": (b"photo\ttext\na.jpg\thello\n", r"separated by '\t', expected ','"),
+    "commas.tsv": (b"photo,text\na.jpg,hello\n", r"separated by ',', expected '\t'"),
+    "ragged.csv": (b"photo,text\na.jpg,hello, you\n", "line 2: more cells than the 2 columns"),
+    "binary.csv": (b"photo,text\n\xe1\xff,b\n", "not a text in UTF-8"),
+    "binary.parquet": (b"no parquet" * 9, "cannot be read as Parquet"),
+    "column.csv": (b"photos,text\na.jpg,hello\n", "no column 'photo'; did you mean 'photos'"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_that_cannot_be_read_is_refused_by_name(name, tmp_path, capsys):
+    content, problem = TABLES[name]
+    (tmp_path / name).write_bytes(content)
+    words = [str(tmp_path / name), str(tmp_path / "out"), "--files", "photo", "--texts", "text"]
+    assert make_shards.main(words) == 1
+    said = capsys.readouterr().err
+    assert name in said
+    assert problem in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("column", ["--files", "--texts"])
+def test_pictures_inside_a_table_are_refused_with_what_to_do(column, tmp_path, capsys):
+    pa = pytest.importorskip("pyarrow")
+    pictures = [{"bytes": b"abc", "path": "a.jpg"}]
+    pa.parquet.write_table(pa.table({"photo": pictures, "text": ["a"]}), tmp_path / "t.parquet")
+    assert make_shards.main([f"{tmp_path}/t.parquet", f"{tmp_path}/out", column, "photo"]) == 1
+    said = capsys.readouterr().err
+    assert "t.parquet: the column 'photo' holds files themselves (blocks with the keys" in said
+    assert "write each into a file" in said
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("text\na\n")
+    (tmp_path / "file").write_text("x")
+    words = [f"{tmp_path}/t.csv", f"{tmp_path}/file", "--texts", "text"]
+    assert make_shards.main(words) == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/file" in said
+    assert "Traceback" not in said
+    assert make_shards.main([*words[:1], f"{tmp_path}/out", "--split", "train=a"]) == 1
+    assert (
+        "--split takes NAME=SHARE, a number from 0 to 1, given train=a" in capsys.readouterr().err
+    )

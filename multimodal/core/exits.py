@@ -92,3 +92,18 @@ def errors_end_the_program() -> Iterator[None]:
     except Exception as error:
         sys.stdout.flush()
         sys.exit(report(error))
+
+
+@contextmanager
+def refused(program: str) -> Iterator[None]:
+    """Within, a `ValueError` is about what the user gave, and a missing file one that was named.
+
+    Args:
+        program: that refuses it, named in the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(f"{program}: {error}") from error

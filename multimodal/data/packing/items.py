@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from multimodal.core.extras import module_of
+from multimodal.core.strict_json import excerpt
 from multimodal.data.errors import BadSample
 from multimodal.data.manifest import suggest
 from multimodal.data.shards import Shard
@@ -156,35 +157,89 @@ def _table(
         metadata = {c: row[c] for c in kept if row.get(c) not in (None, "")}
         members: dict[str, Path | InShard] = {}
         size = 0
+        for column in kept:
+            _refuse_bytes(path, column, row.get(column))
         for column in files:
             if row.get(column) in (None, ""):
                 continue
+            if not isinstance(row[column], str):
+                _refuse_bytes(path, column, row[column])
+                raise ValueError(
+                    f"{path}: the column {column!r} was to hold paths, relative to the table; "
+                    f"sample {name} has {excerpt(row[column])}"
+                )
             file = path.parent / str(row[column])
             members[column + file.suffix.lower()] = file
             size += file.stat().st_size if file.is_file() else 0
         yield Item(name, members, metadata, size)
 
 
+def _refuse_bytes(path: Path, column: str, value: Any) -> None:
+    """What a table holds is read as paths and texts: files inside it are not taken."""
+    parts = value.values() if isinstance(value, dict) else [value]
+    if any(isinstance(part, bytes | bytearray) for part in parts):
+        shape = f"blocks with the keys {', '.join(map(str, value))}" if len(parts) > 1 else "bytes"
+        raise ValueError(
+            f"{path}: the column {column!r} holds files themselves ({shape}), which are not read "
+            "from a table: write each into a file, and its path into the column (--files)"
+        )
+
+
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     kind = path.suffix.lower()
     if kind == ".parquet":
-        parquet = module_of("shards", "pyarrow.parquet", "a Parquet table")
+        yield from _parquet(path)
+        return
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from _lines(path, file) if kind == ".jsonl" else _cells(path, file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text in UTF-8: {error}") from error
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    parquet = module_of("shards", "pyarrow.parquet", "a Parquet table")
+    arrow = module_of("shards", "pyarrow", "a Parquet table")
+    try:
         for batch in parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
-        return
-    with path.open(encoding="utf-8", newline="") as file:
-        if kind == ".jsonl":
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        row = json.loads(line)
-                    except (ValueError, RecursionError) as error:
-                        raise ValueError(f"{path}, line {number}: {error}") from error
-                    if not isinstance(row, dict):
-                        raise ValueError(f"{path}, line {number}: expected an object")
-                    yield row
-        else:
-            yield from csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",")
+    except arrow.ArrowException as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected an object")
+        yield row
+
+
+def _cells(path: Path, file: TextIO) -> Iterator[dict[str, Any]]:
+    comma = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.DictReader(file, delimiter=comma, strict=True)
+    try:
+        header = reader.fieldnames or []
+        others = [other for other in ";\t|," if len(header) == 1 and other in header[0]]
+        if others:
+            raise ValueError(
+                f"{path} is separated by {others[0]!r}, expected {comma!r} as in every "
+                f"{path.suffix}: save it so, or with tabs as .tsv"
+            )
+        for row in reader:
+            if None in row:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: more cells than the {len(header)} columns; "
+                    f"a cell with {comma!r} in it has to be in quotes"
+                )
+            yield row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def _read(where: Path | InShard) -> bytes:
