@@ -1,5 +1,6 @@
 """An error is for whoever reads it: a message for the user, a traceback for a fault of ours."""
 
+import logging
 import pickle
 
 import pytest
@@ -66,3 +67,12 @@ def test_the_traceback_of_any_error_on_request(monkeypatch, capsys):
         raise FAULT
     assert ended.value.code == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_job_inside_a_program_ends_it_once(capsys):
+    handler = logging.FileHandler.handleError
+    with pytest.raises(SystemExit) as ended, errors_end_the_program(), errors_end_the_program():
+        raise FAULT
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"{FAULT}\n"
+    assert logging.FileHandler.handleError is handler

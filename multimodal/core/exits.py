@@ -76,11 +76,12 @@ def _log_files_warn_once() -> Iterator[None]:
             whole = "The lines before are whole, the work goes on"
             print(f"WARNING: {unwritable(self.baseFilename, error, whole)}", file=sys.stderr)
 
+    before = logging.FileHandler.handleError  # another block may be around this one
     logging.FileHandler.handleError = handle  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        del logging.FileHandler.handleError
+        logging.FileHandler.handleError = before  # type: ignore[method-assign]
 
 
 @contextmanager
