@@ -287,3 +287,34 @@ def test_other_models_of_transformers_are_sent_to_the_encoder():
     state = {"vision_model.x": torch.zeros(1)}
     with pytest.raises(WeightsError, match="runs unchanged with encoder=huggingface"):
         import_weights(state, {"model_type": "align"})
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"trust_remote_code": True},
+        {"auto_map": {"AutoModel": "theirs--code.Model"}},
+        {"attn_implementation": "theirs/kernel"},
+        {"_attn_implementation": "theirs/kernel"},
+        {"text_config": {"auto_map": {}}},
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+        {"weights_only": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_setting_that_would_load_something_else_is_refused(setting, named, tmp_path):
+    name = str(tmp_path) if named else None
+    config = setting if named else {"model_type": "vit", **setting}
+    with pytest.raises(ValueError, match=r"config\.\w+"):
+        HuggingFaceEncoder(name=name, config=config)
+
+
+def test_code_in_a_models_folder_is_not_run(tmp_path):
+    ran = tmp_path / "ran"
+    (tmp_path / "theirs.py").write_text(f"open({str(ran)!r}, 'w')\nclass C: pass\n")
+    content = {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.C"}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="custom code"):
+        HuggingFaceEncoder(name=str(tmp_path))
+    assert not ran.exists()

@@ -12,9 +12,17 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from multimodal.config import ConfigError, config_dir
+from multimodal.config import ConfigError, config_dir, for_use, named_by, stored_config
+from multimodal.config.addresses import is_address, is_named
+from multimodal.data.paths import SAMPLES_FOLDER
+from multimodal.evaluate import build_sets
+from multimodal.search.setup import embedder_of
+from multimodal.trained_pairs import trained_pairs
 from multimodal.training import checkpoint_io
+from multimodal.training.anchor import load_anchor
 from multimodal.training.build import build_model, config_of, load_model
+from multimodal.training.ema import STATE, uses_average
+from multimodal.training.resume import resume
 
 ROOT = Path(__file__).parents[1]
 ENCODER = {"_target_": "multimodal.encoders.features.FeatureEncoder", "in_features": 4}
@@ -23,7 +31,7 @@ TOWER = {"_target_": "multimodal.models.Tower", "encoder": ENCODER, "head": HEAD
 SOURCE = {
     "_target_": "multimodal.data.source.Source",
     "manifest": "samples://emoji.json",
-    "modalities": {"image": {"member": "png"}},
+    "modalities": {"image": {"member": "noto.webp"}},
 }
 LOSSES = "multimodal.objectives"
 GOOD = {
@@ -312,3 +320,137 @@ def test_a_name_of_a_stored_configuration_is_not_a_path(name, block, tmp_path):
     checkpoint_io.write_atomically({**content, "config": yaml.safe_dump(tree)}, path)
     with pytest.raises(ConfigError, match="a name must not be a path"):
         load_model(path)
+
+
+@pytest.mark.parametrize("text", ["http://HOST/${oc.env:MY_SECRET}", "${oc.env:MY_SECRET}", "a ${"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "data.sources.s.manifest", "evaluation.sets.s.source.manifest", "name", "own.key",
+        "data.transforms.image._target_", "callbacks.ema.evaluate", "anchor.pairs",
+    ],
+)  # fmt: skip
+def test_an_interpolation_in_a_checkpoint_is_refused_unresolved(
+    place, text, listener, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MY_SECRET", "hunter2")
+    address, asked = listener
+    text = text.replace("http://HOST", address)
+    tree = json.loads(json.dumps(GOOD))
+    tree["evaluation"] = {"sets": {"s": {"source": {**SOURCE}}}}
+    tree["data"]["sources"] = {"s": {**SOURCE}}
+    put(tree, place, [[text]] if place.endswith("pairs") else text)
+    path = tmp_path / "theirs.ckpt"
+    state = {f"model.{n}": t for n, t in build_model(OmegaConf.create(GOOD)).state_dict().items()}
+    content = {"state_dict": state, "config": text_of(tree), "global_step": 1}
+    checkpoint_io.write_atomically(content, path)
+    with pytest.raises(ConfigError, match="holds an interpolation") as caught:
+        load_model(path)
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigError, match="holds an interpolation"):
+        script("evaluate")(command("evaluate", f"checkpoint={path}"))
+    with pytest.raises(ConfigError, match="holds an interpolation"):
+        uses_average({**content, "ema": {}, STATE: {}}, path)
+    assert asked == []
+
+
+def test_an_interpolation_in_a_key_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="its key holds an interpolation"):
+        load_model(written(tmp_path / "x.ckpt", "data.transforms.image.${oc.env:HOME}", 1))
+
+
+def with_sets(tmp_path, manifest):
+    """A checkpoint whose evaluation reads ``manifest``."""
+    sets = {"s": {"source": {**SOURCE, "manifest": manifest}, "retrieval": None}}
+    return written(tmp_path / "theirs.ckpt", "evaluation", {"sets": sets})
+
+
+def test_an_address_is_opened_only_if_the_caller_names_it(listener, tmp_path):
+    address, asked = listener
+    path = with_sets(tmp_path, f"{address}/folder/m.json")
+    load_model(path)  # which needs no manifest
+    for words in ([], [f"allowed_addresses=[{address}x]"], [f"allowed_addresses=[{address}/f]"]):
+        with pytest.raises(ConfigError, match=r"came with the file .*allowed_addresses="):
+            script("evaluate")(command("evaluate", f"checkpoint={path}", *words))
+    assert asked == []
+    cfg = command("evaluate", f"checkpoint={path}", f"allowed_addresses=['{address}/folder']")
+    stored = stored_config(checkpoint_io.read(path)["config"], path, (), named_by(cfg))
+    with pytest.raises(ConfigError, match=r"m\.json"):  # it is asked for, and not there
+        build_sets(for_use(stored))
+    assert asked == ["/folder/m.json"] * len(asked)
+    assert asked
+
+
+def test_shards_elsewhere_of_a_manifest_here_are_not_fetched(listener, tmp_path):
+    address, asked = listener
+    manifest = json.loads((SAMPLES_FOLDER / "emoji.json").read_text())
+    (tmp_path / "m.json").write_text(json.dumps({**manifest, "base": f"{address}/shards"}))
+    path = with_sets(tmp_path, str(tmp_path / "m.json"))
+    run_cfg = for_use(stored_config(checkpoint_io.read(path)["config"], path))
+    with pytest.raises(ConfigError, match="came with the file"):
+        build_sets(run_cfg)
+    assert asked == []
+
+
+def test_the_manifests_of_trained_pairs_are_not_fetched(listener):
+    address, asked = listener
+    tree = json.loads(json.dumps(GOOD))
+    tree["data"]["sources"] = {"s": {**SOURCE, "manifest": f"{address}/m.json"}}
+    tree["pairs"]["image_text"]["sources"] = ["s"]
+    with pytest.raises(ConfigError, match="came with the file"):
+        trained_pairs(stored_config(text_of(tree), "theirs.ckpt"))
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["pipe:touch ran", "s3://a/b", "file:///etc/passwd", "simplecache::http://a", " https://a"],
+)
+def test_what_is_an_address(address):
+    assert is_address(address)
+    assert not is_named(address, ["https://b"])
+
+
+def test_paths_and_sentences_are_none():
+    for text in ("samples://emoji.json", "/a/b.json", "b.json", "see https://a", "a photo of {}"):
+        assert not is_address(text)
+
+
+def test_a_stored_tokenizer_of_a_corpus_is_read_and_never_trained(tmp_path):
+    path = tmp_path / "made.json"
+    tokenizer = {
+        "_target_": "multimodal.data.tokenizers.CorpusTokenizer", "path": str(path),
+        "sources": {"s": SOURCE}, "vocab_size": 300,
+    }  # fmt: skip
+    transform = {
+        "_target_": "multimodal.data.transforms.text.TextTransform", "tokenizer": tokenizer,
+        "context_length": 8,
+    }  # fmt: skip
+    model, cfg = load_model(written(tmp_path / "x.ckpt", "data.transforms.text", transform))
+    with pytest.raises(ConfigError, match="no tokenizer file"):
+        embedder_of(model, cfg, "cpu")
+    assert not path.exists()
+
+
+def test_a_name_on_the_hub_is_looked_for_here_unless_the_caller_names_it():
+    block = {"_target_": "multimodal.data.huggingface_tokenizer.HuggingFaceTokenizer",
+             "name": "a/b", "offline": False}  # fmt: skip
+    tree = json.loads(json.dumps(GOOD))
+    tree["data"]["transforms"]["text"] = {
+        "_target_": "multimodal.data.transforms.text.TextTransform", "tokenizer": block,
+        "context_length": 8,
+    }  # fmt: skip
+    for named, offline in (([], True), (["hf://a"], False), (["hf://a/b"], False)):
+        cfg = for_use(stored_config(text_of(tree), "x.ckpt", (), named))
+        assert cfg.data.transforms.text.tokenizer.offline is offline
+
+
+def test_a_resume_and_an_anchor_are_judged_too(attacks, tmp_path):
+    blocks, idle = attacks
+    path = written(tmp_path / "theirs.ckpt", "optimizer", blocks["torch.load"])
+    own = OmegaConf.create({**GOOD, "resume": str(path), "anchor": {"towers": ["image"]}})
+    with pytest.raises(ConfigError, match="only imported there"):
+        resume(own, tmp_path, text_of(GOOD), {"tokenizers": {}})
+    with pytest.raises(ConfigError, match="only imported there"):
+        load_anchor(build_model(own), own, str(path), {})
+    assert idle()

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError
 
 from multimodal.config import addresses
 from multimodal.config.faults import Fault, StoredConfigError
@@ -36,6 +36,9 @@ NAMED = (
     "evaluation.sets", "callbacks", "logger",
 )  # fmt: skip
 _NAME = re.compile(r"[^\s/\\.\x00-\x1f][^/\\\x00-\x1f]*")
+_INTERPOLATION = (
+    "holds an interpolation, '${': what is stored is resolved, and nothing is read for it"
+)
 _MOST_CHARACTERS = 32 << 20
 
 
@@ -110,7 +113,9 @@ def _parsed(text: Any, path: str | Path) -> dict[str, Any]:
         if reason is None and _refers_to_itself(text):
             reason = "it has a YAML alias, which nothing that is stored has"
         tree: Any = OmegaConf.to_container(OmegaConf.create(text)) if reason is None else None
-    except (ValueError, yaml.YAMLError, OmegaConfBaseException, RecursionError) as error:
+    except GrammarParseError as error:
+        reason = f"it {_INTERPOLATION} ({error})"
+    except Exception as error:  # of a text that was made to upset the parser
         reason = (str(error) or type(error).__name__).splitlines()[0]
     if reason is None and not isinstance(tree, dict):
         reason = "it is not a block of keys"
@@ -128,16 +133,15 @@ def _refers_to_itself(text: str) -> bool:
 
 def _unresolved(tree: Any) -> Iterator[Fault]:
     """Interpolations: they would read the environment, or files, of whoever opens the file."""
-    problem = "holds an interpolation, '${': what is stored is resolved, and nothing is read for it"
     for where, node in nodes(tree):
         for key in node:
             if "${" in str(key):
-                yield Fault(join(where, str(key)), f"its key {problem}")
+                yield Fault(join(where, str(key)), f"its key {_INTERPOLATION}")
     for where, value in leaves(tree):
         if not (value is None or type(value) in (bool, int, float, str)):
             yield Fault(where, f"given a {type(value).__name__}, expected a plain value")
         elif isinstance(value, str) and "${" in value:
-            yield Fault(where, f"given {value[:200]!r}: it {problem}")
+            yield Fault(where, f"given {value[:200]!r}: it {_INTERPOLATION}")
 
 
 def _unfit_names(tree: Any) -> Iterator[Fault]:

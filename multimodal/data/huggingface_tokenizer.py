@@ -63,7 +63,11 @@ def _load(name: str, offline: bool) -> Any:
     try:
         here = Path(path).is_dir()
         auto = transformers.AutoTokenizer
-        return auto.from_pretrained(str(path) if here else name, local_files_only=here or offline)
+        return auto.from_pretrained(
+            str(path) if here else name,
+            local_files_only=here or offline,
+            trust_remote_code=False,
+        )
     except (OSError, ValueError) as error:
         hint = "; offline=false would ask the hub" if offline else ""
         reason = str(error).splitlines()[0]

@@ -30,6 +30,13 @@ PARTS: dict[str, tuple[str, ...]] = {
     "audio": ("audio_model",),
     "encoder": ("encoder",),
 }
+ATTENTION = "attn_implementation"
+# Keys of a configuration by which the library would import, fetch or load something else.
+OPTIONS = (
+    "trust_remote_code", "auto_map", "quantization_config", "name_or_path", "config", "state_dict",
+    "adapter_kwargs", "use_kernels", "kernel_config", "experts_implementation", "weights_only",
+    "local_files_only",
+)  # fmt: skip
 LAYERS = ("layers", "layer", "blocks", "h")  # what a list of equal layers may be called
 
 
@@ -172,6 +179,7 @@ class HuggingFaceEncoder(nn.Module):
 def _build(name: str | None, config: Mapping[str, Any] | None, offline: bool) -> Any:
     transformers = library("encoder=huggingface")
     given = dict(config or {})
+    _refuse_options(given)
     if name is None:
         kind = given.pop("model_type", None)
         if kind is None:
@@ -180,16 +188,33 @@ def _build(name: str | None, config: Mapping[str, Any] | None, offline: bool) ->
             made = transformers.AutoConfig.for_model(kind, **given)
         except (KeyError, ValueError) as error:
             raise ValueError(f"transformers has no model_type {kind!r}") from error
-        return transformers.AutoModel.from_config(made)
+        return transformers.AutoModel.from_config(made, trust_remote_code=False)
     local = Path(name).expanduser().is_dir()
     path = str(Path(name).expanduser()) if local else name
+    reading = {"local_files_only": local or offline, "trust_remote_code": False}
     try:
-        return transformers.AutoModel.from_pretrained(
-            path, local_files_only=local or offline, **given
-        )
+        known = transformers.AutoConfig.from_pretrained(path, **reading).to_dict()
+        if strays := sorted(given.keys() - known.keys() - {ATTENTION}):
+            raise ValueError(f"config.{strays[0]}: {name} has no such setting")
+        return transformers.AutoModel.from_pretrained(path, **reading, weights_only=True, **given)
     except OSError as error:
         hint = "; offline=false would ask the hub" if offline and not local else ""
         raise ValueError(f"no model {name}: {str(error).splitlines()[0]}{hint}") from error
+
+
+def _refuse_options(given: Mapping[str, Any]) -> None:
+    """Settings describe a model: none of them may choose code that runs, or files that are read.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for key, value in given.items():
+        if str(key).startswith("_") or key in OPTIONS:
+            raise ValueError(f"config.{key} is an option of the library, not a setting of a model")
+        if key == ATTENTION and not str(value).isidentifier():  # a name on the hub: its code
+            raise ValueError(f"config.{key}={value!r}: expected one that transformers itself has")
+        if isinstance(value, Mapping):
+            _refuse_options(value)
 
 
 def _part(model: Any, part: Part) -> Any:

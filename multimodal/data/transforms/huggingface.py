@@ -82,7 +82,7 @@ def _load(name: str, offline: bool) -> Any:
     path = str(Path(name).expanduser()) if here else name
     try:
         return transformers.AutoFeatureExtractor.from_pretrained(
-            path, local_files_only=here or offline
+            path, local_files_only=here or offline, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         hint = "" if here or not offline else "; offline=false would ask the hub"
