@@ -13,9 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from multimodal.config import arrange, compose_or_explain, config_dir
+from multimodal.config import arrange, check, compose_or_explain, config_dir
+from multimodal.config.compose_once import composed_once
 from multimodal.config.foreign_errors import foreign_errors_explained
 from multimodal.core.exits import errors_end_the_program
+from multimodal.core.lean_imports import import_lightning
 from multimodal.runs.job import run_job
 from multimodal.runs.start_time import share_start_time
 from multimodal.runs.threads import share_cores
@@ -27,7 +29,8 @@ def train() -> None:
 
 
 def _train(cfg: DictConfig) -> None:
-    from multimodal.train import train  # torch and all the rest
+    check(cfg)  # which imports what the configuration names, and no more
+    from multimodal.train import train
 
     train(cfg)
 
@@ -44,6 +47,7 @@ def run(config_name: str, job: Callable[[DictConfig], None]) -> None:
 
     # Defined here so that the entry point travels with it to the workers of a launcher.
     def one_job(cfg: DictConfig) -> float | None:
+        import_lightning()
         from multimodal.training.ddp_launch import exactly_this_job
 
         alone = HydraConfig.get().mode == RunMode.RUN
@@ -53,7 +57,7 @@ def run(config_name: str, job: Callable[[DictConfig], None]) -> None:
     # Hydra would cut the traceback, and print its advertisement in place of a message.
     hydra._internal.utils.run_and_report = lambda func: func()
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)
-    with _reported():
+    with _reported(), composed_once():
         compose_or_explain(sys.argv[1:], config_name)
         share_start_time(sys.argv[1:])
         main(one_job)()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -40,6 +44,15 @@ def ranks_of_torchrun() -> Iterator[int]:
         yield int(os.environ["LOCAL_RANK"])
     finally:
         dist.destroy_process_group()
+
+
+def is_split(tensor: Any) -> TypeGuard[DTensor]:
+    """Whether ``tensor`` is a DTensor, of which each rank has a part.
+
+    Asked without importing DTensor, which brings sympy: where it is not imported, there is none.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def gather_sizes(size: int, device: torch.device | str = "cpu") -> list[int]:

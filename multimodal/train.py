@@ -25,7 +25,6 @@ from multimodal.training.build import (
 )
 from multimodal.training.contrastive import ContrastiveModule
 from multimodal.training.evaluation import InTraining
-from multimodal.training.fsdp import together
 from multimodal.training.fusion import FusionModule
 from multimodal.training.lost_parts import explained
 from multimodal.training.resume import resume
@@ -90,7 +89,7 @@ def evaluated(
         return None
     model = module.model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     trained, warmth = trained_pairs(cfg), temperatures(cfg, module.state_dict())
-    with together(model):
+    with module.together():
         results = evaluate_run(model, cfg, folder, trained, warmth)
     log_report(trainer.loggers, folder / "report.html", results.flat())
     return results
@@ -102,7 +101,7 @@ def in_training(cfg: DictConfig) -> InTraining:
     def figures(module: pl.LightningModule) -> dict[str, float]:
         assert isinstance(module, ContrastiveModule | FusionModule)
         warmth = temperatures(cfg, module.state_dict())
-        with together(module):
+        with module.together():
             return evaluate_quietly(module.model, cfg, trained_pairs(cfg), warmth)
 
     return InTraining(figures, cfg.evaluation.every, cfg.evaluation.get("unit", "steps"))

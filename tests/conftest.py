@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from multimodal.core.lean_imports import import_lightning
+
+import_lightning()  # as the command line does
+
 SMALL = 2 << 20
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from experiment_helpers import OWN_CONFIGS, write_sensor_shards
 
 from multimodal.config import ConfigError, arrange, compose_or_explain
 
@@ -162,21 +163,39 @@ def test_debug_comes_after_the_experiment():
     ]
 
 
+# What takes long to import. Where a start needs none of it, none of it is imported.
+HEAVY = {
+    "torch", "pytorch_lightning", "torchmetrics.text", "torchmetrics.functional",
+    "torch._dynamo.convert_frame", "torch.onnx",
+    "torch.distributed.tensor", "torch.distributed.fsdp", "sympy", "transformers", "tokenizers",
+    "peft", "sklearn", "scipy", "matplotlib", "pandas", "pyarrow", "faiss", "wandb", "optuna",
+    "joblib", "submitit", "jinja2", "soundfile", "av", "aiohttp", "webdataset", "starlette",
+}  # fmt: skip
+
 # The program as a user runs it, with a last word on what it imported.
-PROGRAM = """
-import sys
+PROGRAM = f"""
+import os, sys
 from multimodal import cli
 sys.argv = ["train", *sys.argv[1:]]
+def heavy(*_):
+    print("heavy", sorted(set({sorted(HEAVY)}) & sys.modules.keys()), flush=True)
+if "STOP_AT_FIRST_STEP" in os.environ:
+    train = cli._train
+    def until_the_first_step(cfg):
+        from multimodal.training.module import TrainingModule
+        TrainingModule.on_train_batch_end = lambda *_: (heavy(), os._exit(0))
+        train(cfg)
+    cli._train = until_the_first_step
 try:
     cli.train()
 except SystemExit as stop:
     print("status", stop.code)
-print("heavy", sorted({"torch", "pytorch_lightning", "matplotlib"} & set(sys.modules)))
+heavy()
 """
 
 
-def run(*words: str, folder: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def run(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, *words],
         cwd=folder,
@@ -240,9 +259,65 @@ def test_faults_of_an_experiment_file_come_together_and_before_any_data(own):
         "data: {sources: {emoji: {manifest: not/there.json, modalities: {imgae: {member: a}}}}}\n"
     )
     done = run("--config-dir", str(own), "+experiment=mine", "hydra.run.dir=run", folder=own)
-    assert "status 2\n" in done.stdout, done.stderr
+    assert done.stdout.endswith("status 2\nheavy ['pytorch_lightning', 'tokenizers', 'torch']\n"), (
+        done.stderr
+    )
     assert "4 faults in the configuration" in done.stderr
     for answer in ("'seed'?", "'image_size'?", "'text'?", "'image'?"):
         assert f"did you mean {answer}" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(p.name for p in (own / "run").iterdir()) == [".hydra", "run.json", "train.log"]
+
+
+def test_a_training_imports_nothing_before_it_is_used(tmp_path):
+    """transformers, scikit-learn, matplotlib and TorchDynamo are not what a first step needs."""
+    write_sensor_shards(tmp_path / "shards", train=64)
+    words = ["--config-dir", str(OWN_CONFIGS), "+experiment=sensor", "hydra.run.dir=run"]
+    words += ["data.num_workers=0", "data.batch_size=32"]
+    shards = str(tmp_path / "shards")
+    done = run(*words, folder=tmp_path, STOP_AT_FIRST_STEP="1", SENSOR_SHARDS=shards)
+    assert done.stdout.endswith("heavy ['pytorch_lightning', 'tokenizers', 'torch']\n"), done
+
+
+def test_lightning_does_without_torchmetrics_until_it_is_used():
+    """Then both are as without us: metrics are recognised, and models compile."""
+    program = """
+import sys
+from multimodal.core.lean_imports import import_lightning
+import_lightning()
+import torch
+from pytorch_lightning.core import module as core
+from lightning_fabric.wrappers import OptimizedModule
+heavy = {"torchmetrics.text", "matplotlib", "scipy", "transformers", "sympy"}
+assert not heavy & sys.modules.keys()
+model = torch.nn.Linear(2, 1)
+assert not isinstance(model, (core.Metric, core.MetricCollection, OptimizedModule))
+
+def step():
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+optimizer = torch.optim.AdamW(model.parameters())
+step()
+assert "sympy" not in sys.modules
+
+import torchmetrics
+assert torchmetrics.utilities.plot.plot_single_or_multi_val
+from torchmetrics.text import BERTScore
+mean = torchmetrics.MeanMetric()
+assert isinstance(mean, core.Metric) and not isinstance(model, core.Metric)
+assert torchmetrics.Metric is torchmetrics.metric.Metric is core.Metric
+assert isinstance(torchmetrics.MetricCollection([mean]), core.MetricCollection)
+
+import torch._dynamo.config as config
+assert config is torch._dynamo.config is sys.modules["torch._dynamo.config"]
+compiled = torch.compile(model, backend="eager")
+assert isinstance(compiled, OptimizedModule) and compiled(torch.ones(1, 2)).shape == (1, 1)
+assert torch._dynamo.disable is torch._dynamo.decorators.disable
+step()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

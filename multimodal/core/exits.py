@@ -65,6 +65,9 @@ def _without_traceback(message: str, kind: str) -> str:
 @contextmanager
 def _log_files_warn_once() -> Iterator[None]:
     """Within, a log file that cannot be written is one line, not a traceback for every record."""
+    if "handleError" in vars(logging.FileHandler):  # a job within the command line
+        yield
+        return
     usual, told = logging.Handler.handleError, set[str]()
 
     def handle(self: logging.FileHandler, record: logging.LogRecord) -> None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import soundfile
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -148,6 +147,8 @@ def _image(data: bytes, limits: Limits, least: Least | None = None) -> NDArray[A
 
 
 def _audio(data: bytes, limits: Limits) -> Signal:
+    import soundfile  # and libsndfile, only where sounds are read
+
     with soundfile.SoundFile(io.BytesIO(data)) as sound:
         if sound.format not in _SOUNDS:
             raise DecodeError("unsupported", f"{sound.format} is none of {', '.join(_SOUNDS)}")

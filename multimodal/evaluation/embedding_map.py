@@ -6,8 +6,6 @@ import warnings
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 ITERATIONS = 500
@@ -29,6 +27,9 @@ def lay_out(embeddings: Tensor, seed: int = 0) -> Tensor:
     count = len(embeddings)
     if count < 3:
         raise ValueError(f"a map needs at least 3 embeddings; got {count}")
+    from sklearn.decomposition import PCA  # takes as long to import as torch
+    from sklearn.manifold import TSNE
+
     vectors = embeddings.double().numpy()
     start = PCA(2, svd_solver="full").fit_transform(vectors)
     spread = start.std(axis=0).max()

@@ -11,15 +11,13 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
-from sklearn.model_selection import train_test_split
-from sklearn.neighbors import KNeighborsClassifier
+
+if TYPE_CHECKING:  # and imported where it is used: scikit-learn takes as long as torch
+    from sklearn.linear_model import LogisticRegression
 
 SHOTS = (1, 2, 4, 8, 16)
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the L2 penalty, on embeddings of unit norm
@@ -140,6 +138,8 @@ def probe(
             f"a probe needs at least two classes, and those of the test samples among them; "
             f"training has {len(classes)}, without {strays or 'none'} of the test samples'"
         )
+    from sklearn.neighbors import KNeighborsClassifier
+
     random = np.random.default_rng(seed)
     fitted, judge = (train, validation) if validation else hold_out(train, seed)
     strength = choose_strength(fitted, judge)
@@ -167,6 +167,8 @@ def probe(
 
 def hold_out(samples: Samples, seed: int, share: float = 0.2) -> tuple[Samples, Samples]:
     """(the rest, ``share`` of the samples), with every class's share where it has two samples."""
+    from sklearn.model_selection import train_test_split
+
     counts = np.unique(samples.labels, return_counts=True)[1]
     enough = counts.min() >= 2 and round(share * len(samples)) >= len(counts)
     stay, out = train_test_split(
@@ -193,6 +195,9 @@ def choose_strength(train: Samples, validation: Samples) -> float:
 
 def fit_linear(train: Samples, strength: float) -> LogisticRegression:
     """Multinomial logistic regression with an L2 penalty of ``strength``."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=1 / strength, max_iter=300, tol=1e-4)
     with warnings.catch_warnings():
         # On separable samples a weak penalty goes on for ever; its accuracy does not.
@@ -222,6 +227,8 @@ def _few_shot(
 
 
 def _score(model: Any, test: Samples, strength: float | None = None) -> Accuracy:
+    from sklearn.metrics import balanced_accuracy_score
+
     said = model.predict(test.vectors)
     return Accuracy(
         float((said == test.labels).mean()),

@@ -64,11 +64,20 @@ def command_line() -> list[str]:
 
 
 def _packages() -> list[tuple[str, str]]:
-    return [
-        (name, distribution.version)
-        for distribution in metadata.distributions()
-        if (name := distribution.metadata["Name"])
-    ]
+    heads = (_head(distribution) for distribution in metadata.distributions())
+    return [(head["name"], head["version"]) for head in heads if {"name", "version"} <= head.keys()]
+
+
+def _head(distribution: metadata.Distribution) -> dict[str, str]:
+    """The first lines of its metadata, up to name and version: all of them take 0.1 s to parse."""
+    head: dict[str, str] = {}
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        head.setdefault(key.strip().lower(), value.strip())
+        if not line or {"name", "version"} <= head.keys():
+            break
+    return head
 
 
 def _version(name: str) -> str | None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from multimodal.distributed import all_gather_object, all_reduce_sum, rank, world_size
-from multimodal.training import fsdp
+from multimodal.distributed import all_gather_object, all_reduce_sum, is_split, rank, world_size
 from multimodal.training.optim import clip_split, clip_towers, parameter_groups, scale_rates
 from multimodal.types import Batch
 
@@ -50,24 +50,35 @@ class TrainingModule(pl.LightningModule):
         # Lightning does so after it has restored a checkpoint: float64 would come back as float32.
         self.trainer.precision_plugin.convert_module(self)
         strategy = self.trainer.strategy
-        if isinstance(strategy, fsdp.ShardedStrategy) and not self._split:
-            fsdp.shard(self.get_submodule("model"), strategy.device_mesh["data_parallel"])
+        if isinstance(strategy, ModelParallelStrategy) and not self._split:
+            self._fsdp.shard(self.get_submodule("model"), strategy.device_mesh["data_parallel"])
             self._split = True
+
+    @property
+    def _fsdp(self) -> Any:
+        from multimodal.training import fsdp  # and DTensor, and sympy with that: only where used
+
+        return fsdp
+
+    def together(self) -> AbstractContextManager[None]:
+        """Within, every rank has all weights; nothing happens where none is split."""
+        context: AbstractContextManager[None] = nullcontext()
+        return self._fsdp.together(self) if self._split else context
 
     def on_after_backward(self) -> None:
         """Does for the parameters that are not split what the strategy does for the others."""
         if self._split:
-            fsdp.average_whole_gradients(self)
+            self._fsdp.average_whole_gradients(self)
 
     def on_validation_start(self) -> None:
         """Ranks have different numbers of validation batches: each needs all weights."""
         if self._split:
-            fsdp.gather(self)
+            self._fsdp.gather(self)
 
     def on_validation_end(self) -> None:
         """Leaves every rank its own part of them again."""
         if self._split:
-            fsdp.scatter(self)
+            self._fsdp.scatter(self)
 
     def optimizer_made(self, optimizer: Optimizer) -> None:
         """Called with the optimizer when it is made; for hooks."""
@@ -99,7 +110,7 @@ class TrainingModule(pl.LightningModule):
         """The run's clipping, except for towers that have a norm of their own."""
         rest = clip_towers(self)
         gradients = [p.grad for p in rest if p.grad is not None]
-        if gradient_clip_val and any(isinstance(gradient, DTensor) for gradient in gradients):
+        if gradient_clip_val and any(is_split(gradient) for gradient in gradients):
             clip_split(gradients, gradient_clip_val, gradient_clip_algorithm)
         elif len(rest) == sum(p.grad is not None for p in self.parameters()):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

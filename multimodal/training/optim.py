@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from multimodal.distributed import is_split
 from multimodal.models import Tower, no_weight_decay
 from multimodal.tuning import Rates, depths
 
@@ -103,16 +103,16 @@ def clip_towers(module: nn.Module) -> list[Tensor]:
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The 2-norm of all ``gradients``; those that are split among ranks count as a whole."""
-    split = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
-    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    split = [gradient for gradient in gradients if is_split(gradient)]
+    whole = [gradient for gradient in gradients if not is_split(gradient)]
     norms = [nn.utils.get_total_norm(kind) for kind in (whole, split) if kind]
-    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    norms = [norm.full_tensor() if is_split(norm) else norm for norm in norms]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 def clip_split(gradients: Sequence[Tensor], limit: float, algorithm: str | None) -> None:
     """Clips gradients of which some are split among ranks: by their norm, or each ``value``."""
-    parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    parts = [g.to_local() if is_split(g) else g for g in gradients]
     if algorithm == "value":
         for part in parts:
             part.clamp_(-limit, limit)

@@ -12,9 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import soundfile
 from markupsafe import Markup
-from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -97,6 +95,8 @@ def image_uri(picture: Image.Image, lossless: bool = False) -> str:
 
 def colour_mapped(values: Array, name: str) -> Image.Image:
     """Values in [0, 1] in the colours of a matplotlib map; NaN is transparent."""
+    from matplotlib import colormaps  # slow to import
+
     rgba = colormaps[name](np.nan_to_num(values), bytes=True)
     rgba[..., 3] = np.where(np.isnan(values), 0, 255)
     return Image.fromarray(rgba)
@@ -150,6 +150,8 @@ def _ogg(wave: Array, rate: float) -> bytes:
 
 def _encoded(wave: Array, rate: float, container: str, codec: str) -> bytes:
     buffer = io.BytesIO()
+    import soundfile
+
     soundfile.write(buffer, wave, int(rate), format=container, subtype=codec)
     return buffer.getvalue()
 

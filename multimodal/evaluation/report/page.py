@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import jinja2
 from markupsafe import Markup
 from torch import Tensor
 
@@ -123,6 +122,8 @@ def links(results: Results) -> list[Link]:
 
 def render(page: Page) -> str:
     """The page as HTML."""
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("multimodal.evaluation.report", "."),
         autoescape=True,
