@@ -48,6 +48,7 @@ def completed(words, folder, shards, ranks):
 @pytest.mark.parametrize(
     ("ranks", "workers"),
     [
+        pytest.param(4, 0, marks=pytest.mark.slow),
         pytest.param(2, 2, marks=pytest.mark.slow),
         pytest.param(1, 2, marks=pytest.mark.slow),
         (1, 0),

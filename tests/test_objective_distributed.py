@@ -92,7 +92,7 @@ def test_two_ranks(tmp_path, queue):
 
 @pytest.mark.parametrize("queue", [False, True], ids=["all_ranks", "queue"])
 def test_four_ranks(tmp_path, queue):
-    cases = [((3, 3, 3, 3), "keys"), ((4, 0, 1, 2), "nothing")]
+    cases = [((3, 3, 3, 3), "keys"), ((4, 0, 1, 2), "nothing"), ((3, 0, 5, 2), "keys")]
     run_ranks(equals_one_process, 4, tmp_path, cases, queue)
 
 

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 from experiment_helpers import losses, train_here, weights, write_sensor_shards
+from pytorch_lightning.plugins.precision import MixedPrecision
+from pytorch_lightning.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 from multimodal.training import checkpoint_io
 from multimodal.training.checkpoint_io import CheckpointError
@@ -156,3 +158,30 @@ def test_a_run_cut_off_before_its_validation_begins_with_it(here):
     assert scores(here / "cut") == scores(here / "whole")
     assert sorted(scores(here / "whole")) == [4, 8]
     assert losses(here / "cut")[8] == losses(here / "whole")[8]
+
+
+def test_the_scale_of_float16_goes_on_to_the_bit(here, monkeypatch):
+    """The scaler grows every three steps, so a resumed run without its state would differ."""
+
+    def precision(connector):
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+        return MixedPrecision("16-mixed", "cpu", scaler)  # Lightning has none on a CPU
+
+    monkeypatch.setattr(_AcceleratorConnector, "_check_and_init_precision", precision)
+    words = [*SHORT, "scheduler=constant", "trainer.precision=16-mixed"]
+    words.append("callbacks.checkpoint.keep_last=9")
+    whole, resumed = here / "whole", here / "resumed"
+    train_here(whole, *words)
+    train_here(resumed, *words, "trainer.max_steps=4")
+    train_here(resumed, *words, "resume=auto")
+    states = {}
+    for folder in (whole, resumed):
+        for step in (4, 8):
+            content = checkpoint_io.read(folder / "checkpoints" / f"step={step:08d}.ckpt")
+            states[folder.name, step] = content["MixedPrecision"]
+    assert states["resumed", 4]["scale"] == 8.0
+    assert states["resumed", 4]["_growth_tracker"] == 1
+    assert states["whole", 8]["scale"] == 16.0
+    assert states["resumed", 8] == states["whole", 8]
+    first, second = weights(whole, 8), weights(resumed, 8)
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -34,6 +34,8 @@ class ShardedStrategy(ModelParallelStrategy):
     """
 
     def __init__(self, timeout_s: float = 1800.0) -> None:
+        if timeout_s <= 0:
+            raise ValueError(f"trainer.strategy.timeout_s={timeout_s} must be above 0")
         super().__init__(tensor_parallel_size=1, timeout=timedelta(seconds=timeout_s))
 
     def setup_environment(self) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
@@ -14,6 +15,7 @@ import torch.distributed as dist
 
 from multimodal.data.worker_processes import kill_workers
 from multimodal.training.checkpoints import Checkpoint
+from multimodal.training.heartbeat import Heartbeat
 from multimodal.training.ranks import RankWatch
 from multimodal.training.signals import SignalWatch, exit_code
 
@@ -49,6 +51,7 @@ class StopOnSignal(pl.Callback):
         self.requeue = requeue
         self._watch: SignalWatch | None = None
         self._ranks = RankWatch()
+        self._heartbeat: Heartbeat | None = None
         self._group: Any = None
         self._seen_step = -1
         self._agreed_in_validation = False
@@ -60,7 +63,10 @@ class StopOnSignal(pl.Callback):
         self._watch.start()
         self._ranks.start(trainer)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            self._group = dist.new_group(backend="gloo")
+            timeout = getattr(trainer.strategy, "_timeout", None) or timedelta(minutes=30)
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
+            if self._heartbeat is None:
+                self._heartbeat = self._listen(timeout.total_seconds())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the signals back from Lightning, whose handler would wait for other ranks."""
@@ -107,16 +113,42 @@ class StopOnSignal(pl.Callback):
         """After an error on this rank, none of those that it has started stays behind."""
         if isinstance(exception, Stopped):
             return  # a second signal, and the deadline, still count
+        if self._heartbeat is not None and (silent := self._heartbeat.silent()):
+            print(f"{silent} is silent: stopped, or on a machine that hangs", file=sys.stderr)
+            self._ranks.kill()
         self._ranks.end(patience_s=10.0)
+        self._give_back()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives the signals back."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None
         if self._watch is not None:
             self._watch.stop()
             self._watch = None
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the signals back."""
-        if self._watch is not None:
-            self._watch.stop()
-            self._watch = None
+    def _listen(self, timeout_s: float) -> Heartbeat:
+        watch = self._watch
+        assert watch is not None
+
+        def leave(status: int | None) -> None:
+            self._kill()
+            os._exit(exit_code(watch.received) if status is None else status)
+
+        heartbeat = Heartbeat(
+            dist.distributed_c10d._get_default_store(),
+            dist.get_rank(),
+            dist.get_world_size(),
+            timeout_s,
+            lambda: watch.received,
+            leave,
+        )
+        heartbeat.start()
+        return heartbeat
 
     def _kill(self) -> None:
         self._ranks.kill()
@@ -155,6 +187,8 @@ class StopOnSignal(pl.Callback):
         if number in (signal.SIGUSR1, signal.SIGUSR2) and self.requeue and trainer.is_global_zero:
             requeue_slurm_job()
         self._ranks.release()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         if self._group is not None:
             dist.barrier(group=self._group)
         raise Stopped(code)
