@@ -19,6 +19,7 @@ from multimodal.config.foreign_errors import foreign_errors_explained
 from multimodal.core.exits import errors_end_the_program
 from multimodal.core.lean_imports import import_lightning
 from multimodal.runs.job import run_job
+from multimodal.runs.quiet import quieten_libraries
 from multimodal.runs.start_time import share_start_time
 from multimodal.runs.threads import share_cores
 
@@ -48,6 +49,7 @@ def run(config_name: str, job: Callable[[DictConfig], None]) -> None:
     # Defined here so that the entry point travels with it to the workers of a launcher.
     def one_job(cfg: DictConfig) -> float | None:
         import_lightning()
+        quieten_libraries()
         from multimodal.training.ddp_launch import exactly_this_job
 
         alone = HydraConfig.get().mode == RunMode.RUN

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -14,6 +13,7 @@ from multimodal.config import check
 from multimodal.config.instantiating import constructor_errors
 from multimodal.evaluate import evaluate_quietly, evaluate_run
 from multimodal.evaluation.results import Results
+from multimodal.runs.quiet import quieten_libraries
 from multimodal.trained_pairs import temperatures, trained_pairs
 from multimodal.training.anchor import load_anchor, resolve_anchor
 from multimodal.training.build import (
@@ -31,14 +31,6 @@ from multimodal.training.resume import resume
 from multimodal.training.vocabulary import require_rows, tokenizers_in
 from multimodal.training.wandb_logger import finish, log_report
 
-# Lightning's remarks on itself, and advice that is wrong for our loaders.
-NOISE = (
-    ".*LeafSpec.*",
-    "Found .* in eval mode at the start of training.*",
-    "The number of training batches.*",
-    ".*does not have many workers.*",
-)
-
 
 def train(cfg: DictConfig) -> Results | None:
     """Trains the experiment that ``cfg`` describes and evaluates it on held-out data.
@@ -47,8 +39,7 @@ def train(cfg: DictConfig) -> Results | None:
         The results, on every rank; None where nothing is evaluated.
     """
     check(cfg)
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message)
+    quieten_libraries()
     folder = run_folder()
     anchor = resolve_anchor(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
