@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from multimodal import distributed
 from multimodal.config import build, require_named
+from multimodal.core.errors import UserError
 from multimodal.data.settings import EvaluationData, LoaderSettings
 from multimodal.data.source import Source
 from multimodal.embedding import EmbeddedSource, Embedder
@@ -30,6 +31,10 @@ from multimodal.fusion_model import FusionModel
 from multimodal.models import EmbeddingModel
 from multimodal.reporting import facts, write
 from multimodal.trained_pairs import Temperatures, TrainedPairs
+
+
+class EvaluationError(UserError, ValueError):
+    """A set that cannot be evaluated as it is configured, or embeddings that are not finite."""
 
 
 def evaluate_run(
@@ -145,7 +150,7 @@ def evaluate(
                 try:
                     run.one_set(name, entry, functools.partial(progress.advance, task))
                 except ValueError as error:
-                    raise ValueError(f"evaluation set '{name}': {error}") from error
+                    raise EvaluationError(f"evaluation set '{name}': {error}") from error
                 progress.remove_task(task)
     finally:
         for module, mode in modes.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -11,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import check
 from multimodal.config.instantiating import constructor_errors
+from multimodal.core.errors import UserError
 from multimodal.evaluate import evaluate_quietly, evaluate_run
 from multimodal.evaluation.results import Results
 from multimodal.runs.quiet import quieten_libraries
@@ -26,7 +26,7 @@ from multimodal.training.build import (
 from multimodal.training.contrastive import ContrastiveModule
 from multimodal.training.evaluation import InTraining
 from multimodal.training.fusion import FusionModule
-from multimodal.training.lost_parts import explained
+from multimodal.training.lost_parts import LostPartError, explained
 from multimodal.training.resume import resume
 from multimodal.training.vocabulary import require_rows, tokenizers_in
 from multimodal.training.wandb_logger import finish, log_report
@@ -64,8 +64,8 @@ def train(cfg: DictConfig) -> Results | None:
         results = evaluated(cfg, module, trainer, folder)
         finished = True
     except RuntimeError as error:
-        if reason := explained(error):
-            print(reason, file=sys.stderr)
+        if not isinstance(error, UserError) and (reason := explained(error)):
+            raise LostPartError(reason) from error
         raise
     finally:
         finish(trainer.loggers, failed=not finished)

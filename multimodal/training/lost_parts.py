@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from multimodal.core.errors import UserError
+
 # Torch's and gloo's words, and what they mean to who has started the run.
 _CAUSES = (
     (
@@ -22,6 +24,10 @@ _CAUSES = (
         "another rank has ended or cannot be reached: its own output says why",
     ),
 )
+
+
+class LostPartError(UserError, RuntimeError):
+    """A process that the run depends on has died or hangs; says what to do."""
 
 
 def explained(error: BaseException) -> str | None:
