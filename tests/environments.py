@@ -51,6 +51,13 @@ def installed(pyproject: dict, extras: Sequence[str]) -> dict[str, Distribution]
     return found
 
 
+def missing(pyproject: dict, extra: str) -> list[str]:
+    """What ``extra`` lists and is not installed."""
+    lines = pyproject["project"]["optional-dependencies"][extra]
+    names = {canonicalize_name(Requirement(line).name) for line in lines} - {"multimodal"}
+    return sorted(names - places().keys())
+
+
 @functools.cache
 def places() -> dict[str, tuple[Path, set[tuple[str, ...]]]]:
     """Distribution -> its folder, and what it has there, two levels deep."""

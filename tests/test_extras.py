@@ -25,13 +25,15 @@ PROMISED = {
     """,
     "lora": """
         from torch import nn
-        from multimodal.models import Tower
+        from multimodal.encoders.text import TextTransformer
+        from multimodal.layers.transformer import Transformer
         from multimodal.tuning import LoRA
-        encoder = nn.Sequential(nn.Linear(2, 2))
         tower = nn.Module()
-        tower.encoder, tower.head = encoder, nn.Linear(2, 2)
-        LoRA(rank=1, targets=["0"])(tower)
-        assert any("lora_A" in name for name in encoder.state_dict())
+        trunk = Transformer(width=8, num_layers=1, num_heads=2)
+        tower.encoder = TextTransformer(9, 4, trunk, pooling="mean")
+        tower.head = nn.Linear(8, 2)
+        LoRA(rank=1)(tower)
+        assert any("lora_A" in name for name in tower.encoder.state_dict())
     """,
     "samples": "import pandas, pyarrow, resvg_py",
     "search": """
@@ -150,6 +152,8 @@ HEAVY = {"huggingface", "lora", "samples", "stream", "wandb"}
     [pytest.param(e, marks=[pytest.mark.slow] if e in HEAVY else []) for e in EXTRAS],
 )
 def test_an_extra_alone_does_what_it_promises(extra, tmp_path):
+    if missing := environments.missing(PYPROJECT, extra):
+        pytest.skip(f"not installed here: {', '.join(missing)}")
     folder = environments.make(tmp_path / "site", PYPROJECT, [extra])
     scripts = {"search": WITH_SEARCH, "serve": (*WITH_SEARCH, *WITH_SERVE)}.get(extra, ())
     program = textwrap.dedent(PROMISED[extra])
@@ -203,6 +207,7 @@ def test_training_and_evaluation_need_no_extra(tmp_path):
     script = str(ROOT / "scripts" / "evaluate.py")
     ended = environments.run(folder, script, f"checkpoint={checkpoint}", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr[-3000:]
+    (tmp_path / "a.txt").write_text("a cat")
     for name in ("embed", "serve", "search"):
         words = [f"checkpoint={checkpoint}", "input=." if name == "embed" else "index=t.parquet"]
         words += ["output=t.parquet"] * (name == "embed") + ["query=x"] * (name == "search")
