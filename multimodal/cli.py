@@ -18,9 +18,11 @@ from multimodal.config.compose_once import composed_once
 from multimodal.config.foreign_errors import foreign_errors_explained
 from multimodal.core.exits import errors_end_the_program
 from multimodal.core.lean_imports import import_lightning
+from multimodal.runs.folder import refuse_taken_folder
 from multimodal.runs.job import run_job
 from multimodal.runs.quiet import quieten_libraries
 from multimodal.runs.start_time import share_start_time
+from multimodal.runs.sweep import sweep_recorded
 from multimodal.runs.threads import share_cores
 
 
@@ -60,9 +62,12 @@ def run(config_name: str, job: Callable[[DictConfig], None]) -> None:
     hydra._internal.utils.run_and_report = lambda func: func()
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)
     with _reported(), composed_once():
-        compose_or_explain(sys.argv[1:], config_name)
+        cfg = compose_or_explain(sys.argv[1:], config_name)
         share_start_time(sys.argv[1:])
-        main(one_job)()
+        if cfg is not None:
+            refuse_taken_folder(cfg)
+        with sweep_recorded():
+            main(one_job)()
 
 
 @contextmanager

@@ -212,8 +212,8 @@ class NoteWeights(pl.Callback):
 class Notify(pl.Callback):
     """Takes keys, as a user's own callback may, and is careless with them."""
 
-    def __init__(self, api_key: str, login: str) -> None:
-        self.keys = (api_key, login)
+    def __init__(self, api_key: str, login: str, password: str = "", url: str = "") -> None:
+        self.keys = (api_key, login, password, url)
 
     def on_train_start(self, trainer, pl_module):
-        logging.getLogger(__name__).warning("notifying with %s and %s", *self.keys)
+        logging.getLogger(__name__).warning("notifying with %s %s, password: %s, %s", *self.keys)

@@ -27,7 +27,7 @@ def check_jobs(folder, overrides):
     rows = table(folder)
     assert sorted(rows) == sorted(overrides)
     for job, (key, value) in overrides.items():
-        assert rows[job]["finished"] == "True"
+        assert rows[job]["status"] == "done"
         assert float(rows[job][key]) == value
         assert OmegaConf.select(OmegaConf.load(folder / job / ".hydra/config.yaml"), key) == value
         seen = losses(folder / job)

@@ -21,6 +21,7 @@ from hydra.version import setbase
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from yaml import YAMLError
 
+from multimodal.config.confinement import NAMES, leaves, wandering_names, wandering_option
 from multimodal.config.faults import ConfigError, Fault, did_you_mean, nearest
 from multimodal.config.tree import keys
 
@@ -67,8 +68,8 @@ def arrange(argv: Sequence[str]) -> list[str]:
     return arranged
 
 
-def compose_or_explain(argv: Sequence[str], config_name: str) -> None:
-    """Composes what the command line asks for, and throws it away.
+def compose_or_explain(argv: Sequence[str], config_name: str) -> DictConfig | None:
+    """Composes what the command line asks for, as a dry run.
 
     Hydra answers a misspelt key with the advice to append it by a plus; this names the nearest
     right one instead. ``--help`` and the like are left to Hydra, as is a ``--config-path``.
@@ -77,12 +78,16 @@ def compose_or_explain(argv: Sequence[str], config_name: str) -> None:
         argv: the command line after the program's name.
         config_name: of the root config, where ``--config-name`` names no other.
 
+    Returns:
+        The configuration of a single run, with its `hydra` block; None of a sweep, or where nothing
+        is run.
+
     Raises:
         ConfigError: naming every word that does not fit.
     """
     args = get_args_parser().parse_args(argv)
     if args.help or args.hydra_help or args.shell_completion or args.config_path:
-        return
+        return None
     try:
         overrides = OverridesParser.create().parse_overrides(args.overrides)
     except HydraException as error:
@@ -90,16 +95,19 @@ def compose_or_explain(argv: Sequence[str], config_name: str) -> None:
         reason = str(error).splitlines()[1:2] or [str(error)]
         raise ConfigError([Fault(word, f"is no override key=value: {reason[0]}")]) from None
     try:
-        _compose_or_explain(args, config_name, overrides)
+        cfg = _compose_or_explain(args, config_name, overrides)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{mark.name}, line {mark.line + 1}" if mark else "a configuration file"
         problem = getattr(error, "problem", None) or error
         raise ConfigError([Fault(where, f"is no YAML as it stands: {problem}")]) from None
+    single = not args.multirun and cfg.hydra.mode in (None, RunMode.RUN)
+    return cfg if single and args.cfg is None and args.info is None else None
 
 
-def _compose_or_explain(args: Namespace, config_name: str, overrides: list[Override]) -> None:
+def _compose_or_explain(args: Namespace, config_name: str, overrides: list[Override]) -> DictConfig:
     composer = _Composer(args.config_name or config_name, args.config_dir, args.overrides)
+    _refuse_wandering(composer, args, overrides)
     if unknown := [fault for o in overrides for fault in _unknown_options(composer, o)]:
         raise ConfigError(unknown)
     words = [word for override in overrides for word in composer.first_choice(override)]
@@ -107,7 +115,23 @@ def _compose_or_explain(args: Namespace, config_name: str, overrides: list[Overr
         cfg = composer.compose(words)
     except HydraException as error:
         raise ConfigError(_explain(composer, overrides, error)) from None
+    if wandering := list(wandering_names(cfg)):
+        raise ConfigError(wandering)
     if args.cfg is None and args.info is None and (faults := _missing(composer, cfg)):
+        raise ConfigError(faults)
+    return cfg
+
+
+def _refuse_wandering(composer: _Composer, args: Namespace, overrides: list[Override]) -> None:
+    """Refuses options and names that lead out of their folders, in every job of a sweep."""
+    name = args.config_name or ""
+    faults = list(wandering_option(f"--config-name {name}", "", [name]))
+    for override in overrides:
+        key, word = override.key_or_group, str(override.input_line)
+        if key in NAMES or leaves(key) or composer.repository.group_exists(key):
+            values = [] if override.is_delete() else composer.choices(override)
+            faults += wandering_option(word, key, values)
+    if faults:
         raise ConfigError(faults)
 
 

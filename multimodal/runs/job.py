@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from multimodal.runs import origin, sweep
+from multimodal.core.exits import report
+from multimodal.runs import lock, origin, records
+from multimodal.runs.folder import refuse_to_start_over
+from multimodal.runs.records import SweepError
 from multimodal.runs.secrets import RedactingFilter, redact_files, redacted, secrets_in
 
 
 def run_job(cfg: DictConfig, job: Callable[[DictConfig], None]) -> float | None:
     """Runs ``job`` unless its sweep has done so before; what the run leaves holds no secrets.
+
+    The run holds its folder meanwhile. A job of a sweep that was cut off goes on from its newest
+    checkpoint.
 
     Args:
         cfg: as Hydra composed it.
@@ -25,27 +33,89 @@ def run_job(cfg: DictConfig, job: Callable[[DictConfig], None]) -> float | None:
 
     Returns:
         The value of ``sweep_metric``; None where there is none.
+
+    Raises:
+        FolderInUseError: if another run is under way in the folder.
+        RunFolderError: if the folder holds another run.
+        SweepError: if a sweep's job failed; its error is reported already.
     """
     hydra: Any = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     words = [str(word) for word in hydra.overrides.task]
     secrets = protect(cfg, folder)
     words = [redacted(word, secrets) for word in words]
-    of_a_sweep = hydra.mode == RunMode.MULTIRUN
-    if of_a_sweep and (record := sweep.finished(folder, words)):
-        print(f"job {hydra.job.num} was finished before, in {folder}", file=sys.stderr)
-        value: float | None = record["value"]
-        return value
-    if origin.is_first_rank() and hydra.output_subdir is not None:  # null: leaves its output only
+    # A folder of its own; null: leaves its output only. The other ranks share the first one's.
+    owns = origin.is_first_rank() and hydra.output_subdir is not None
+    with lock.held(folder) if owns else nullcontext():
+        if hydra.mode == RunMode.MULTIRUN:
+            return _job_of_a_sweep(cfg, job, folder, words, secrets)
+        if owns:
+            refuse_to_start_over(cfg.get("resume", "auto"), folder)
+        return _run(cfg, job, folder, secrets)
+
+
+def _run(
+    cfg: DictConfig, job: Callable[[DictConfig], None], folder: Path, secrets: list[str]
+) -> float | None:
+    hydra: Any = HydraConfig.get()
+    if origin.is_first_rank() and hydra.output_subdir is not None:
         description = origin.describe([redacted(w, secrets) for w in origin.command_line()])
         origin.write_run_json(folder, description)
     job(cfg)
     if not origin.is_first_rank():
         return None
-    value = sweep.value_of(folder, cfg.get("sweep_metric"))
-    if of_a_sweep:
-        sweep.mark_finished(folder, words, value)
+    if secrets and hydra.output_subdir is not None:  # a report's title, a metric's name
+        redact_files(_text_files(folder), secrets)
+    return records.value_of(folder, cfg.get("sweep_metric"))
+
+
+def _text_files(folder: Path) -> list[Path]:
+    kinds = (".csv", ".html", ".json", ".jsonl", ".log")
+    return [path for path in folder.iterdir() if path.suffix in kinds]
+
+
+def _job_of_a_sweep(
+    cfg: DictConfig,
+    job: Callable[[DictConfig], None],
+    folder: Path,
+    words: list[str],
+    secrets: list[str],
+) -> float | None:
+    hydra: Any = HydraConfig.get()
+    if record := records.finished(folder, words):
+        print(f"job {hydra.job.num} was finished before, in {folder}", file=sys.stderr)
+        done: float | None = record["value"]
+        return done
+    first = origin.is_first_rank()
+    if not records.unfinished(folder, words):
+        refuse_to_start_over(cfg.get("resume", "auto"), folder)
+    elif cfg.get("resume", "auto") is None:
+        cfg.resume = "auto"
+    if first:
+        records.mark_begun(folder, words)
+    try:
+        value = _run(cfg, job, folder, secrets)
+    except BaseException as error:
+        reason = redacted(records.one_line(error), secrets)
+        if first:
+            records.mark_begun(folder, words, reason)
+        if _is_the_end(error):
+            raise
+        if isinstance(error, SystemExit):
+            print(f"job {hydra.job.num} ended by itself: {reason}", file=sys.stderr)
+        else:
+            report(error)
+        raise SweepError(reason) from None  # it can travel from any worker
+    if first:
+        records.mark_finished(folder, words, value)
     return value
+
+
+def _is_the_end(error: BaseException) -> bool:
+    """Whether the sweep was asked to end, and not only its job."""
+    if isinstance(error, SystemExit):  # 128 and the number of a signal
+        return isinstance(error.code, int) and error.code > 128
+    return not isinstance(error, Exception)
 
 
 def protect(cfg: DictConfig, folder: Path) -> list[str]:
@@ -58,7 +128,8 @@ def protect(cfg: DictConfig, folder: Path) -> list[str]:
     secrets = [secret for _, secret in found]
     if not secrets:
         return []
-    literal = dict(secrets_in(OmegaConf.to_container(cfg, resolve=False)))
+    raw = secrets_in(OmegaConf.to_container(cfg, resolve=False))
+    literal = [where for where, secret in raw if secret not in os.environ.values()]
     for where in dict.fromkeys(where for where, _ in found if where in literal):
         print(
             f"WARNING: {where} looks like a key or a password. It is not written down, but others "
@@ -76,4 +147,5 @@ def protect(cfg: DictConfig, folder: Path) -> list[str]:
 
 def secrets_of(cfg: DictConfig) -> list[tuple[str, str]]:
     """(dotted key, secret) of a configuration, with what its interpolations lead to."""
-    return list(dict.fromkeys(secrets_in(OmegaConf.to_container(cfg, resolve=True))))
+    trees = (OmegaConf.to_container(cfg, resolve=resolve) for resolve in (False, True))
+    return list(dict.fromkeys(item for tree in trees for item in secrets_in(tree)))

@@ -25,6 +25,7 @@ from multimodal.core.errors import UserError
 from multimodal.data.manifest import manifest_hash
 from multimodal.hashing import stable_hash
 from multimodal.models import EmbeddingModel
+from multimodal.runs import lock
 from multimodal.runs.origin import is_first_rank
 from multimodal.training import checkpoint_io
 from multimodal.training.build import config_of
@@ -104,7 +105,10 @@ def resolve_anchor(cfg: DictConfig) -> str | None:
         ]
     folder = kept_folder(cfg, compose("train", overrides))
     done = folder / "metrics.json"
-    if not done.exists() and is_first_rank():
+    other = lock.holder(folder)
+    if other is not None and is_first_rank():
+        print(f"anchor: another run trains it ({other}); waiting for {done}", file=sys.stderr)
+    elif not done.exists() and is_first_rank():
         _train(cfg.anchor.experiment, overrides, config_folders, folder)
     _wait_for(done)
     path = checkpoint_io.newest(folder / "checkpoints")

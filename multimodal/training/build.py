@@ -26,7 +26,7 @@ from multimodal.models import EmbeddingModel
 from multimodal.objectives.objective import ContrastiveObjective, build_objective
 from multimodal.runs.job import secrets_of
 from multimodal.runs.origin import code_version
-from multimodal.runs.secrets import redacted
+from multimodal.runs.secrets import redacted_tree
 from multimodal.training import checkpoint_io
 from multimodal.training.callbacks import StepAxis
 from multimodal.training.contrastive import ContrastiveModule
@@ -34,7 +34,8 @@ from multimodal.training.ema import STATE, uses_average, weights_of
 from multimodal.training.frozen_cache import FrozenCache
 from multimodal.training.fusion import FusionModule
 from multimodal.training.random_state import RandomState
-from multimodal.training.resume import AllowedChanges, Resumed
+from multimodal.training.resume import Resumed
+from multimodal.training.resumed_optimizer import AllowedChanges
 from multimodal.training.vocabulary import (
     fingerprints,
     require_rows,
@@ -109,7 +110,7 @@ def build_trainer(
         resumed: what the run goes on from.
     """
     callbacks: list[pl.Callback] = [RandomState(), StepAxis()]
-    if resumed is not None and resumed.changed:
+    if resumed is not None and resumed.changed and not resumed.path.is_dir():
         callbacks.append(AllowedChanges(resumed.changed))
     # What saves comes after all that a step changes, and what ends the run after that.
     for name in sorted(cfg.callbacks, key=lambda name: LATER.index(name) if name in LATER else -1):
@@ -159,6 +160,7 @@ def _prepare_wandb(
     content = OmegaConf.to_container(OmegaConf.create(portable_yaml(cfg)))
     assert isinstance(content, dict)
     logger.describe({str(key): value for key, value in content.items()})
+    logger.rename(OmegaConf.select(OmegaConf.create(content), "logger.wandb.name"))
     if resumed is not None:
         run_id = resumed.loggers.get("wandb", {}).get("id")
         logger.go_on(run_id, resumed.step, resumed.path.parents[1] / NOTE)
@@ -171,8 +173,10 @@ def portable_yaml(cfg: DictConfig) -> str:
 
     Keys and passwords are left out.
     """
+    bound = defaults_bound(cfg)
+    raw, tree = (OmegaConf.to_container(bound, resolve=resolve) for resolve in (False, True))
     secrets = [secret for _, secret in secrets_of(cfg)]
-    return redacted(str(OmegaConf.to_yaml(defaults_bound(cfg), resolve=True)), secrets)
+    return str(OmegaConf.to_yaml(OmegaConf.create(redacted_tree(tree, raw, secrets))))
 
 
 def origin_of(cfg: DictConfig, data: MultimodalDataModule) -> dict[str, Any]:

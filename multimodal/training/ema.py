@@ -49,9 +49,9 @@ class WeightAverage(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begins with the weights as they are, unless a checkpoint has brought an average."""
         trained = _trained(pl_module)
-        if not self.average:
-            self.average = {n: p.detach().float().clone() for n, p in trained}
-        self.average = {name: self.average[name].to(pl_module.device) for name, _ in trained}
+        begun = {n: p.detach().float().clone() for n, p in trained if n not in self.average}
+        known = {**self.average, **begun}  # of a tower that was frozen, its weights
+        self.average = {name: known[name].to(pl_module.device) for name, _ in trained}
         _tell("validation and evaluation use", self.evaluate)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

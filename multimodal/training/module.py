@@ -15,7 +15,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from multimodal.distributed import all_gather_object, all_reduce_sum, is_split, rank, world_size
-from multimodal.training.optim import clip_split, clip_towers, parameter_groups, scale_rates
+from multimodal.training.optim import (
+    clip_split,
+    clip_towers,
+    names_of_groups,
+    parameter_groups,
+    scale_rates,
+)
+from multimodal.training.resume import refuse_other_weights
 from multimodal.types import Batch
 
 
@@ -43,6 +50,7 @@ class TrainingModule(pl.LightningModule):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._logged_step = 0
+        self._rate = 0.0
         self.host_metrics: dict[str, float] = {}  # by callbacks, logged with the step's own
 
     def configure_model(self) -> None:
@@ -101,6 +109,15 @@ class TrainingModule(pl.LightningModule):
         schedule = None if self._make_scheduler is None else self._make_scheduler(optimizer)
         return optimizer, schedule
 
+    def make_schedule(self, optimizer: Optimizer) -> LRScheduler:
+        """The run's schedule from its beginning; only where it has one."""
+        assert self._make_scheduler is not None
+        return self._make_scheduler(optimizer)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Notes the rate of this step: once it is taken, the schedule has set the next one's."""
+        self._rate = float(optimizer.param_groups[0]["lr"])
+
     def configure_gradient_clipping(
         self,
         optimizer: Optimizer,
@@ -142,7 +159,7 @@ class TrainingModule(pl.LightningModule):
             self._logged_step = step
             means = self.interval_means()
             means.update(self.host_metrics)
-            means["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+            means["train/lr"] = self._rate
             for logger in self.trainer.loggers:
                 logger.log_metrics(means, step=step)
             self.trainer.callback_metrics.update(
@@ -153,9 +170,12 @@ class TrainingModule(pl.LightningModule):
         """Adds every rank's sums of what is not logged yet; every rank has to call it."""
         own = {name: value.detach().cpu() for name, value in self._sums.items()}
         checkpoint["unlogged"] = {"counts": dict(self._counts), "sums": all_gather_object(own)}
+        for optimizer in self.trainer.optimizers[:1]:
+            checkpoint["optimizer_names"] = names_of_groups(optimizer, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on with them; at another world size every rank takes their mean over the ranks."""
+        refuse_other_weights(checkpoint.get("state_dict"), self)
         saved = checkpoint.get("unlogged", {"counts": {}, "sums": [{}]})
         ranks = saved["sums"]
         if len(ranks) == world_size():

@@ -76,6 +76,12 @@ def own_rates(module: nn.Module) -> dict[str, tuple[Rates, float]]:
     return found
 
 
+def names_of_groups(optimizer: Optimizer, module: nn.Module) -> list[list[str]]:
+    """The names in ``module`` of the parameters of each of the optimizer's groups."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+
+
 def scale_rates(optimizer: Optimizer) -> None:
     """Multiplies every group's learning rate by its ``lr_scale``; schedules start from there."""
     for group in optimizer.param_groups:

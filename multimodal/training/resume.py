@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from multimodal.config import stored_config
 from multimodal.config.faults import did_you_mean
@@ -128,6 +128,27 @@ def check_origin(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
         print(f"note: the checkpoint was made by the code {then}; this is {now}", file=sys.stderr)
 
 
+def check_length(cfg: DictConfig, step: int, path: str | Path) -> None:
+    """Says where nothing is left to train, and refuses where less is asked for than was trained.
+
+    Raises:
+        CheckpointError: if the checkpoint is beyond ``trainer.max_steps``.
+    """
+    asked = cfg.trainer.get("max_steps", -1)
+    if asked is None or asked < 0 or step < asked:
+        return
+    longer = f"to train longer set trainer.max_steps above {step}"
+    if step == asked:
+        print(f"step {step} of trainer.max_steps={asked} is reached already: nothing is left to "
+              f"train, only the evaluation is run; {longer}", file=sys.stderr)  # fmt: skip
+        return
+    raise CheckpointError(
+        f"{path} has reached step {step}, and trainer.max_steps={asked} asks for fewer; {longer}, "
+        "give resume=PATH of an earlier checkpoint, or evaluate this one: "
+        f"python scripts/evaluate.py checkpoint='{path}'"
+    )
+
+
 @dataclass(frozen=True)
 class Resumed:
     """What a run goes on from.
@@ -174,50 +195,38 @@ def resume(
     require_same_tokenizers(content, origin["tokenizers"], path)
     check_origin(content.get("origin", {}), origin)
     print(f"resuming from {path} (step {content['global_step']})", file=sys.stderr)
+    check_length(cfg, content["global_step"], path)
     return Resumed(path, content["global_step"], content.get("loggers", {}), changed)
 
 
-class AllowedChanges(pl.Callback):
-    """Puts optimizer settings that were let through in the place of the checkpoint's.
-
-    A restored optimizer brings its old settings along; without this, ``optimizer.lr`` in
-    ``resume.allow`` would change nothing.
+def refuse_other_weights(saved: Mapping[str, Any] | None, module: nn.Module) -> None:
+    """Refuses weights that are not of the module's layers.
 
     Args:
-        changed: dotted key -> present value.
+        saved: the state dict in a checkpoint; None where it holds none.
+        module: of this run.
+
+    Raises:
+        CheckpointError: naming some that differ.
     """
-
-    def __init__(self, changed: Mapping[str, Any]) -> None:
-        self.settings = {
-            key.removeprefix("optimizer."): value
-            for key, value in changed.items()
-            if key.startswith("optimizer.")
-        }
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Sets them, once everything is restored."""
-        for name, value in self.settings.items():
-            for optimizer in trainer.optimizers:
-                for group in optimizer.param_groups:
-                    if name == "weight_decay" and group["weight_decay"] == 0.0:
-                        continue  # those that never decay
-                    group["initial_lr" if name == "lr" else name] = value
-            for config in trainer.lr_scheduler_configs if name == "lr" else []:
-                scheduler: Any = config.scheduler
-                scheduler.base_lrs = [value] * len(scheduler.base_lrs)
-                for group, factor in zip(
-                    scheduler.optimizer.param_groups, _factors(scheduler), strict=True
-                ):
-                    group["lr"] = value * factor
-                scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
-            if name == "lr" and not trainer.lr_scheduler_configs:
-                for optimizer in trainer.optimizers:
-                    for group in optimizer.param_groups:
-                        group["lr"] = value
+    if not saved:
+        return
+    here = module.state_dict()
+    other = [
+        name
+        for name in sorted(saved.keys() | here.keys())
+        if name not in saved
+        or name not in here
+        or getattr(saved[name], "shape", None) != getattr(here[name], "shape", None)
+    ]
+    if other:
+        raise CheckpointError(
+            f"{len(other)} weights of the checkpoint are not those of this model "
+            f"({listed(other)}): a run goes on with the layers it began with; keep the towers, "
+            "heads and adapters as they were, or begin a new run"
+        )
 
 
-def _factors(scheduler: Any) -> list[float]:
-    lambdas = getattr(scheduler, "lr_lambdas", None)
-    if lambdas is None:
-        return [1.0] * len(scheduler.optimizer.param_groups)
-    return [factor(scheduler.last_epoch) for factor in lambdas]
+def listed(names: list[str]) -> str:
+    """The first of ``names``, for a message."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -83,6 +83,10 @@ class WandbLogger(loggers.WandbLogger):
         """Sets the run's configuration, which must hold no secrets; before anything is logged."""
         self._wandb_init["config"] = dict(config)
 
+    def rename(self, name: str | None) -> None:
+        """Sets the run's name, which must hold no secrets; before anything is logged."""
+        self._name = self._wandb_init["name"] = name
+
     def go_on(self, run_id: str | None, step: int, note: Path) -> None:
         """Goes on with an earlier run.
 

@@ -1,0 +1,52 @@
+"""Options stay in the folders of configurations, names in the folders they name."""
+
+import pytest
+
+from multimodal.config import ConfigError, compose_or_explain
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+experiment=../../x"],
+        ["+experiment=/etc/x"],
+        ["+experiment='../../x'"],
+        ["+experiment=clip,../x", "-m"],
+        ["+experiment=clip", "loss=../optimizer/adamw"],
+        ["+experiment=clip", "loss=[info_nce,../../x]"],
+        ["+experiment=clip", "tower@model.towers.image=../../x"],
+        ["+experiment=clip", "+../x@y=z"],
+        ["+experiment=clip", "name=../../x"],
+        ["+experiment=clip", "name=/tmp/x"],
+        ["+experiment=clip", "name=a/../../x"],
+        ["+experiment=clip", "name=a,../x", "-m"],
+        ["+experiment=clip", "name='..\\\\x'"],
+        ["+experiment=clip", "hydra.job.name=../../x"],
+        ["+experiment=clip", "hydra.output_subdir=../x"],
+        ["+experiment=clip", "hydra.sweep.subdir=../x", "-m"],
+        ["+experiment=imagebind", "anchor.experiment=../../x"],
+        ["+experiment=clip", "hydra.job.name=${name}", "name=${oc.env:ELSEWHERE}"],
+        ["--config-name", "../x"],
+        ["--config-name=/etc/x"],
+    ],
+)
+def test_what_leads_out_is_refused_by_the_first_gate(words, monkeypatch):
+    monkeypatch.setenv("ELSEWHERE", "../..")
+    with pytest.raises(ConfigError, match="configuration") as caught:
+        compose_or_explain(words, "train")
+    assert any(part in str(caught.value) for part in ("leads out", "is no override", "not a valid"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+experiment=clip", "hydra.run.dir=../elsewhere"],
+        ["+experiment=clip", "hydra.run.dir=/tmp/elsewhere", "name=team/clip"],
+        ["+experiment=clip", "name=v1..2", "resume=../x/checkpoints/step=1.ckpt"],
+        ["+experiment=clip", "hydra.sweep.dir=/tmp/elsewhere", "-m"],
+    ],
+)
+def test_what_is_given_on_purpose_is_not(words):
+    from multimodal.config import arrange
+
+    compose_or_explain(arrange(words), "train")
