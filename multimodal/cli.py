@@ -35,7 +35,7 @@ def _train(cfg: DictConfig) -> None:
     check(cfg)  # which imports what the configuration names, and no more
     from multimodal.train import train
 
-    train(cfg)
+    train(cfg, checked=True)
 
 
 def run(config_name: str, job: Callable[[DictConfig], None]) -> None:

@@ -32,13 +32,18 @@ from multimodal.training.vocabulary import require_rows, tokenizers_in
 from multimodal.training.wandb_logger import finish, log_report
 
 
-def train(cfg: DictConfig) -> Results | None:
+def train(cfg: DictConfig, checked: bool = False) -> Results | None:
     """Trains the experiment that ``cfg`` describes and evaluates it on held-out data.
+
+    Args:
+        cfg: the configuration.
+        checked: the caller has called `check`.
 
     Returns:
         The results, on every rank; None where nothing is evaluated.
     """
-    check(cfg)
+    if not checked:
+        check(cfg)
     quieten_libraries()
     folder = run_folder()
     anchor = resolve_anchor(cfg)
@@ -51,8 +56,9 @@ def train(cfg: DictConfig) -> Results | None:
         anchor_cfg = load_anchor(module.model, cfg, anchor, origin["tokenizers"])
         pairs = [sorted(ends) for ends in trained_pairs(anchor_cfg)]
         OmegaConf.update(cfg, "anchor.pairs", pairs, force_add=True)
-    resumed = resume(cfg, folder, portable_yaml(cfg), origin)
-    trainer = build_trainer(cfg, folder, origin, resumed)
+    run_config = portable_yaml(cfg)
+    resumed = resume(cfg, folder, run_config, origin)
+    trainer = build_trainer(cfg, folder, run_config, origin, resumed)
     with constructor_errors(cfg.data):
         data.check_batches(trainer.world_size)
     if cfg.evaluation is not None and cfg.evaluation.get("every"):

@@ -31,7 +31,7 @@ def build(cfg, words, folder):
     if part not in ("data", "trainer", "callbacks"):
         build_module(cfg)
         return
-    trainer = build_trainer(cfg, folder)
+    trainer = build_trainer(cfg, folder, "")
     if part == "data":
         with constructor_errors(cfg.data):
             build_data(cfg).check_batches(trainer.world_size)

@@ -98,6 +98,7 @@ def build_data(cfg: DictConfig) -> MultimodalDataModule:
 def build_trainer(
     cfg: DictConfig,
     folder: Path,
+    run_config: str,
     origin: dict[str, Any] | None = None,
     resumed: Resumed | None = None,
 ) -> pl.Trainer:
@@ -106,6 +107,7 @@ def build_trainer(
     Args:
         cfg: the configuration.
         folder: the run's.
+        run_config: the configuration as text, for its checkpoints and loggers (`portable_yaml`).
         origin: of the run (`origin_of`), for its checkpoints.
         resumed: what the run goes on from.
     """
@@ -120,7 +122,7 @@ def build_trainer(
         if name == "checkpoint":
             extra = {
                 "folder": str(folder / "checkpoints"),
-                "run_config": portable_yaml(cfg),
+                "run_config": run_config,
                 "origin": origin,
             }
         if name in ("nonfinite", "spikes"):
@@ -137,7 +139,7 @@ def build_trainer(
         logger = [item for item in logger.values() if item is not None]
     for item in logger if isinstance(logger, list) else []:
         if isinstance(item, WandbLogger):
-            _prepare_wandb(item, cfg, folder, resumed)
+            _prepare_wandb(item, cfg, run_config, folder, resumed)
     trainer = build(
         cfg,
         "trainer",
@@ -155,9 +157,9 @@ def build_trainer(
 
 
 def _prepare_wandb(
-    logger: WandbLogger, cfg: DictConfig, folder: Path, resumed: Resumed | None
+    logger: WandbLogger, cfg: DictConfig, run_config: str, folder: Path, resumed: Resumed | None
 ) -> None:
-    content = OmegaConf.to_container(OmegaConf.create(portable_yaml(cfg)))
+    content = OmegaConf.to_container(OmegaConf.create(run_config))
     assert isinstance(content, dict)
     logger.describe({str(key): value for key, value in content.items()})
     logger.rename(OmegaConf.select(OmegaConf.create(content), "logger.wandb.name"))
