@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import os
+import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -12,11 +15,12 @@ import pytest
 import torch
 import wandb
 from experiment_helpers import ROOT, losses, run_training, train_here, write_sensor_shards
+from fault_callbacks import wandb_service
 from rank_helpers import callback
 from wandb_files import offline_runs
 
 from multimodal.training import checkpoint_io
-from multimodal.training.wandb_logger import WandbLogger
+from multimodal.training.wandb_logger import WandbLogger, _end_service, bounded
 
 SHORT = ("callbacks.checkpoint.every_n_train_steps=4", "~evaluation", "scheduler=constant")
 
@@ -107,6 +111,60 @@ def test_a_service_that_dies_ends_the_logging_only(shards, tmp_path):
     assert sorted(losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
+# It is waited for in the middle of the training, or at the end only.
+@pytest.mark.parametrize(("row_bytes", "seconds"), [(2**22, 10), (0, 20)])
+def test_a_service_that_is_stopped_does_not_hold_the_training(row_bytes, seconds, shards, tmp_path):
+    stop = callback("StopService", row_bytes=row_bytes)
+    words = ["+experiment=sensor", *SHORT, "logger=wandb", "logger.wandb.offline=true"]
+    words += ["trainer.max_steps=6", "logger.wandb.timeout_s=10", stop]
+    words += ["allowed_packages=[fault_callbacks]", f"hydra.run.dir={tmp_path}"]
+    own = {"WANDB_MODE": "offline", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = run_training(words, shards, timeout=240, **own)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (service,) = re.findall(r"^stopped (\d+)$", done.stderr, re.MULTILINE)
+    assert not Path(f"/proc/{service}").exists()
+    told = f"Weights and Biases has failed (its service has not answered for {seconds} s)"
+    assert done.stderr.count("WARNING: Weights and Biases") == done.stderr.count(told) == 1
+    assert "Traceback" not in done.stderr
+    assert sorted(losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_a_service_that_is_stopped_holds_neither_a_start_nor_the_next_run(
+    here, monkeypatch, capsys
+):
+    monkeypatch.setattr("multimodal.training.wandb_logger.START_S", 1.0)
+    first = WandbLogger("p", offline=True, save_dir=str(here / "first"), timeout_s=0.5)
+    wandb.setup()
+    os.kill(wandb_service(), signal.SIGSTOP)
+    for step in (1, 2):
+        first.log_metrics({"a": 1.0}, step)
+    first.finish(failed=False)
+    told = capsys.readouterr().err
+    assert told.count("WARNING: Weights and Biases") == 1
+    assert "has failed (its service has not answered for 2 s)" in told
+    with pytest.raises(LookupError):
+        wandb_service()
+
+    second = WandbLogger("p", offline=True, save_dir=str(here / "second"))
+    second.log_metrics({"a": 1.0}, 1)
+    second.finish(failed=False)
+    assert "WARNING: Weights and Biases" not in capsys.readouterr().err
+    (run,) = offline_runs(here / "second")
+    assert [row["trainer/global_step"] for row in run.rows] == [1]
+
+
+@pytest.mark.slow
+def test_the_end_of_a_service_that_is_stopped_is_waited_for_in_bounded_time(here):
+    wandb.setup()
+    os.kill(wandb_service(), signal.SIGSTOP)
+    with pytest.raises(TimeoutError, match=r"has not answered for 0\.5 s"), bounded(0.5):
+        _end_service()
+    with pytest.raises(LookupError):
+        wandb_service()
+
+
 @pytest.mark.slow  # as above
 def test_the_report_and_its_figures_are_in_the_run(here):
     words = ["logger=wandb", "logger.wandb.offline=true", f"logger.wandb.save_dir={here}"]
@@ -185,6 +243,63 @@ def test_an_error_while_logging_ends_the_logging_only(tmp_path, capsys):
     assert [row["trainer/global_step"] for row in run.rows] == [1]
     told = capsys.readouterr().err
     assert told.count("Weights and Biases has failed (the service is gone)") == 1
+
+
+class PipedRun(Run):
+    """A run that writes to a process through a pipe, as the library does through a socket."""
+
+    def __init__(self):
+        super().__init__()
+        self.service = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+    def log(self, row):
+        self.service.stdin.write(b"x" * 2**20)  # blocks: a pipe holds 64 KiB
+        self.service.stdin.flush()
+        self.rows.append(row)
+
+    def finish(self, exit_code):
+        self.service.wait()
+
+
+@pytest.fixture
+def piped(monkeypatch):
+    run = PipedRun()
+    monkeypatch.setattr("multimodal.training.wandb_logger._service", lambda: run.service)
+    yield run
+    run.service.kill()
+    with contextlib.suppress(BrokenPipeError):
+        run.service.stdin.close()
+    run.service.wait()
+
+
+@pytest.mark.parametrize("while_logging", [True, False])
+def test_a_stopped_process_is_waited_for_in_bounded_time(while_logging, piped, tmp_path, capsys):
+    logger = made(tmp_path, piped)
+    logger.log_metrics({"a": 1.0}, 1)
+    logger._timeout_s = 0.5
+    piped.service.send_signal(signal.SIGSTOP)
+    if while_logging:
+        for step in (2, 3):
+            logger.log_metrics({"a": 1.0}, step)
+    logger.finish(failed=False)
+    assert [row["trainer/global_step"] for row in piped.rows] == [1]
+    assert piped.service.returncode == -signal.SIGKILL
+    told = capsys.readouterr().err
+    limit = 0.5 if while_logging else 1
+    assert told.count(f"its service has not answered for {limit:g} s") == 1
+    assert told.count("WARNING") == 1
+
+
+def test_a_process_that_was_stopped_for_a_while_gets_every_row(piped, tmp_path, capsys):
+    logger = made(tmp_path, piped)
+    piped.service.send_signal(signal.SIGSTOP)
+    resume = threading.Timer(0.3, piped.service.send_signal, [signal.SIGCONT])
+    resume.start()
+    for step in (1, 2):
+        logger.log_metrics({"a": 1.0}, step)
+    resume.join()
+    assert [row["trainer/global_step"] for row in piped.rows] == [1, 2]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.fixture

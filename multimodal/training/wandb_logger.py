@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from multimodal.core.extras import module_of
 from multimodal.core.files import write_text
 
 NOTE = "wandb.json"  # in ``save_dir``: the id, the last step and what was logged of it
+START_S = 30.0  # in which the library waits for its service to start, before it calls a server
 
 
 class WandbLogger(loggers.WandbLogger):
@@ -27,7 +32,8 @@ class WandbLogger(loggers.WandbLogger):
 
     Where the server cannot be reached, or there is no key, a warning is given and the run is
     written to ``save_dir``, from where `wandb sync` uploads it later. An error while logging ends
-    the logging, not the training.
+    the logging, not the training. So does a service (the library's own process) that does not
+    answer, because it hangs or is stopped: training waits `timeout_s` for it, and ends it.
 
     A run that goes on (`go_on`) has the same id, and no step is logged twice: those between its
     checkpoint and its end, which it computes once more, are there already.
@@ -40,7 +46,7 @@ class WandbLogger(loggers.WandbLogger):
         offline: needs neither network nor key.
         save_dir: holds the folder `wandb` and `wandb.json`.
         timeout_s: seconds to wait for the server at the beginning, and at the end for what is not
-            uploaded yet.
+            uploaded yet; and for the library's service whenever something is logged.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class WandbLogger(loggers.WandbLogger):
         self._step = -1
         self._of_step: set[str] = set()
         self._lost = False
+        self._timeout_s = timeout_s
         self._be(id or secrets.token_hex(4))
 
     def _be(self, run_id: str) -> None:
@@ -115,8 +122,13 @@ class WandbLogger(loggers.WandbLogger):
             # same id may be in use, and its end could not be waited for.
             os.environ.pop("WANDB_SERVICE", None)
             try:
-                return super().experiment
+                # Login and start have a limit each; past both, it is the service that hangs.
+                with bounded(2 * self._timeout_s + START_S):
+                    return super().experiment
             except Exception as error:  # of many kinds: no network, no key, no answer
+                # The service goes on to hold a run whose start has failed, and would refuse its id.
+                with suppress(Exception), bounded(self._timeout_s):
+                    _end_service()
                 if self._offline:
                     self._lose(error)
                     return _DummyExperiment()
@@ -128,8 +140,6 @@ class WandbLogger(loggers.WandbLogger):
                 )
                 self._offline = True
                 self._wandb_init["mode"] = "offline"
-                # The service goes on to hold a run whose start has failed, and would refuse its id.
-                self._dare(_end_service)
                 return self.experiment
         return self._experiment
 
@@ -144,10 +154,18 @@ class WandbLogger(loggers.WandbLogger):
             if not metrics:
                 return
             self._step, self._of_step = step, known | set(metrics)
-        log = super().log_metrics
-        self._dare(lambda: log(metrics, step))
+        if not isinstance(self.experiment, _DummyExperiment):  # started here, with its own limit
+            log = super().log_metrics
+            self._dare(lambda: log(metrics, step))
         if step is not None:
             self._write_note()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Adds to the run's configuration."""
+        if not isinstance(self.experiment, _DummyExperiment):
+            log = super().log_hyperparams
+            self._dare(lambda: log(params))
 
     @rank_zero_only
     def report(self, path: Path, figures: Mapping[str, float]) -> None:
@@ -174,14 +192,16 @@ class WandbLogger(loggers.WandbLogger):
         """
         if self._experiment is not None:
             run: Any = self._experiment
-            self._dare(lambda: run.finish(exit_code=int(failed)))
+            # The library itself waits `timeout_s` for the server.
+            self._dare(lambda: run.finish(exit_code=int(failed)), 2 * self._timeout_s)
             self._dare(_end_service)  # `finish` returns before the service has written the file
             self._experiment = None
             self._lost = True
 
-    def _dare(self, call: Callable[[], Any]) -> None:
+    def _dare(self, call: Callable[[], Any], limit: float | None = None) -> None:
         try:
-            call()
+            with bounded(limit or self._timeout_s):
+                call()
         except Exception as error:  # the library's, and of the process that it talks to
             self._lose(error)
 
@@ -217,6 +237,52 @@ def finish(of: Iterable[Logger], failed: bool) -> None:
     for logger in of:
         if isinstance(logger, WandbLogger):
             logger.finish(failed)
+
+
+@contextmanager
+def bounded(seconds: float) -> Iterator[None]:
+    """Ends the library's service if the block, which waits for it, takes longer.
+
+    The library waits without a limit for a service that does not read. It gets an error at once if
+    that process ends, and SIGKILL ends also one that is stopped.
+
+    Raises:
+        TimeoutError: If the block has taken longer.
+    """
+    ended, expired = threading.Event(), threading.Event()
+    service = _service()  # the library forgets it before it waits for its end
+
+    def watch() -> None:
+        # In ticks: a training that is suspended itself resumes with time left for the service.
+        if not any(ended.wait(seconds / 20) for _ in range(20)):
+            expired.set()
+            if process := service or _service():  # which the block may have started
+                process.kill()
+                process.wait()
+
+    threading.Thread(target=watch, name="wandb-watch", daemon=True).start()
+    message = f"its service has not answered for {seconds:g} s"
+    try:
+        yield
+    except Exception as error:
+        if expired.is_set():
+            raise TimeoutError(message) from error
+        raise
+    finally:
+        ended.set()
+    if expired.is_set():
+        raise TimeoutError(message)
+
+
+def _service() -> subprocess.Popen[bytes] | None:
+    from wandb.sdk import wandb_setup
+
+    library: Any = wandb_setup._singleton  # its accessor waits for a start that hangs
+    connection = None if library is None else library._connection
+    if connection is None or connection._proc is None:
+        return None
+    process: subprocess.Popen[bytes] = connection._proc._process
+    return process
 
 
 def _end_service() -> None:
