@@ -69,7 +69,7 @@ def test_a_folder_becomes_one_file(tmp_path, capsys):
     assert capsys.readouterr().out == f"written: {file}\n"
     assert file.is_file()
     assert checkpoint_io.read(file)["state_dict"]["a.weight"].sum() == 12
-    with pytest.raises(SystemExit, match="join_checkpoint: no checkpoint at"):
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
         join_checkpoint.main([str(tmp_path / "absent"), str(file)])
 
 

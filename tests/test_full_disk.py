@@ -31,8 +31,9 @@ from multimodal.data.source import Source
 from multimodal.data.tokenizers import CorpusTokenizer
 from multimodal.evaluation.results import Results
 from multimodal.runs.origin import write_run_json
+from multimodal.runs.records import mark_finished
 from multimodal.runs.secrets import redact_files
-from multimodal.runs.sweep import mark_finished, write_table
+from multimodal.runs.sweep_table import write_table
 from multimodal.search.table import PartWriter, Row
 from multimodal.training import checkpoint_io
 

@@ -172,7 +172,7 @@ def test_the_source_is_told_by_the_names():
     assert recognise({"modality_trunks.audio.blocks.0.norm_1.bias": torch.zeros(1)}, None) == (
         "imagebind"
     )
-    with pytest.raises(WeightsError, match=r"names begin with layer1\.weight"):
+    with pytest.raises(WeightsError, match=r"their names are layer1\.weight and so on"):
         recognise({"layer1.weight": torch.zeros(1)}, None)
 
 

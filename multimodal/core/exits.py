@@ -79,12 +79,11 @@ def _log_files_warn_once() -> Iterator[None]:
             whole = "The lines before are whole, the work goes on"
             print(f"WARNING: {unwritable(self.baseFilename, error, whole)}", file=sys.stderr)
 
-    before = logging.FileHandler.handleError  # another block may be around this one
     logging.FileHandler.handleError = handle  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        logging.FileHandler.handleError = before  # type: ignore[method-assign]
+        del logging.FileHandler.handleError  # its base has the usual one
 
 
 @contextmanager
