@@ -16,6 +16,12 @@ import_lightning()  # as the command line does
 SMALL = 2 << 20
 
 
+def pytest_xdist_auto_num_workers(config):
+    """For ``-n auto``: half as many again as cores, for many tests wait for processes to end."""
+    cores = os.cpu_count() or 1
+    return cores + cores // 2
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder that takes no large file: a file system of its own with 2 MB.

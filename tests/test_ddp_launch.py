@@ -83,7 +83,8 @@ def told(folder: Path, rank: int) -> dict:
 
 def test_every_job_of_a_sweep_has_its_ranks_in_its_one_folder(tmp_path):
     launch(tmp_path, "-m", "value=1,2", "text='a, b=c'")
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["0", "1", "multirun.yaml"]
+    there = sorted(p.name for p in (tmp_path / "runs").iterdir())
+    assert there == ["0", "1", "multirun.yaml", "sweep.csv"]
     for job in (0, 1):
         for rank in (0, 1):
             report = told(tmp_path / "runs" / str(job), rank)
