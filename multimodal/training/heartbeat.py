@@ -8,10 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 _EVERY_S = 1.0
+_FIRST_S = 0.05  # until all have been heard of: who stops early is to be named too
 _ANSWER_S = 5.0  # for the store to answer
 _GRACE_S = 10.0  # for the main thread to end by itself
 
@@ -60,6 +62,8 @@ class Heartbeat:
         """Begins; the others may begin later."""
         now = time.monotonic()
         self._heard = dict.fromkeys(self._others, (b"", now))
+        with suppress(RuntimeError):  # the thread tries again
+            self._beat()
         self._thread.start()
 
     def stop(self) -> None:
@@ -77,11 +81,10 @@ class Heartbeat:
         return f"rank {rank} ({beat.partition(' ')[2]})" if beat else f"rank {rank}"
 
     def _run(self) -> None:
-        who = f"process {os.getpid()} on {socket.gethostname()}"
-        while not self._done.wait(_EVERY_S):
+        while not self._done.wait(self._interval()):
             self._count += 1
             try:
-                self._store.set(_key(self._rank), f"{self._count} {who}")
+                self._beat()
                 beats = self._listen()
             except RuntimeError:  # the store does not answer
                 if self._rank == 0:  # that says nothing about the others
@@ -93,6 +96,13 @@ class Heartbeat:
                     self._heard[rank] = (beat, now)
                     self._warned.discard(rank)
             self._judge(now)
+
+    def _interval(self) -> float:
+        return _EVERY_S if all(beat for beat, _ in self._heard.values()) else _FIRST_S
+
+    def _beat(self) -> None:
+        who = f"process {os.getpid()} on {socket.gethostname()}"
+        self._store.set(_key(self._rank), f"{self._count} {who}")
 
     def _listen(self) -> dict[int, bytes]:
         begun = [
