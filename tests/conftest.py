@@ -14,19 +14,6 @@ from multimodal.core.lean_imports import import_lightning
 import_lightning()  # as the command line does
 
 SMALL = 2 << 20
-# Files whose tests start processes and wait for them: last, they would keep one core busy alone.
-LONGEST = (
-    "exact_resume", "grid", "objective_distributed", "training", "cli", "lost_parts", "stop",
-    "microbatch", "extras", "workers", "sweep_failures", "silent_ranks", "training_queue",
-    "packing", "anchor", "samples", "distributed", "nonfinite", "remote", "secrets", "evaluate",
-    "ddp_launch", "resume", "kinds", "sweep", "torchrun", "evaluate_fusion",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items):
-    """The longest files first (with ``--no-loadscope-reorder``, which keeps this order)."""
-    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 def pytest_xdist_auto_num_workers(config):
