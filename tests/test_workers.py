@@ -25,6 +25,13 @@ from multimodal.data.transforms.array import ArrayTransform
 from multimodal.data.workers import Steps, end_iteration, end_workers, make_loader
 
 
+@pytest.fixture(autouse=True)
+def _no_workers_of_other_tests():
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+
+
 @pytest.mark.parametrize(
     ("cores", "devices", "local", "expected"),
     [(1, 0, "1", 0), (8, 0, "1", 7), (8, 2, "1", 3), (8, 0, "4", 1), (2, 4, "4", 0)],
