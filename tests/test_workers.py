@@ -109,12 +109,17 @@ def test_a_dead_worker_is_an_error_of_the_next_batch_and_of_nothing_else():
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_that_dies_while_a_batch_is_awaited_interrupts_it():
+@pytest.mark.parametrize("handler", [True, False])
+def test_a_worker_that_dies_while_a_batch_is_awaited_interrupts_it(handler):
     iterator = iter(make_loader(Numbers(slow=0), Steps(range(9)), LoaderSettings(1), False))
+    before = signal.getsignal(signal.SIGCHLD)
+    if not handler:  # as Lightning leaves it behind a training
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     (worker,) = multiprocessing.active_children()
     threading.Timer(0.5, worker.kill).start()
     with pytest.raises(RuntimeError, match="exited unexpectedly"):
         next(iterator)
+    signal.signal(signal.SIGCHLD, before)
 
 
 def test_no_worker_outlives_training(tmp_path):

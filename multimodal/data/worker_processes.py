@@ -21,6 +21,7 @@ from torch.utils.data.dataloader import (
 
 Item = TypeVar("Item")
 
+_CHECK_S = 1.0  # between looks at whether the workers live
 _PATIENCE_S = 2.0  # for a killed process, or a thread, to be gone
 
 
@@ -57,6 +58,16 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
             return super()._get_data()  # type: ignore[no-untyped-call]
         finally:
             self._hide_from_handler()
+
+    def _try_get_data(self, timeout: float = _CHECK_S) -> tuple[bool, Any]:
+        # Lightning puts back the signal handlers of before a fit, and torch sets its own only once:
+        # after a first training the handler may be gone. So dead workers are looked for as well.
+        end = time.monotonic() + timeout
+        while True:
+            left = end - time.monotonic()
+            ready, data = super()._try_get_data(min(_CHECK_S, max(0.0, left)))  # type: ignore[no-untyped-call]
+            if ready or left <= _CHECK_S:
+                return ready, data
 
     def _hide_from_handler(self) -> None:
         if self._worker_pids_set:
