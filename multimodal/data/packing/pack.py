@@ -18,13 +18,7 @@ from multimodal.data.manifest import kind_of
 from multimodal.data.packing.items import Item, Refusal
 from multimodal.data.packing.parallel import in_parallel
 from multimodal.data.packing.quality import Quality
-from multimodal.data.packing.write import (
-    PACKED,
-    ShardEntry,
-    ShardWriter,
-    json_keys,
-    write_manifest,
-)
+from multimodal.data.packing.write import PACKED, ShardEntry, ShardWriter, json_keys, write_manifest
 from multimodal.hashing import stable_hash
 
 _DONE = ".make_shards"  # folder of what was finished, for a run that goes on
