@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from multimodal.core.files import write_bytes
-from multimodal.data.evaluation import EvaluationLoader
+from multimodal.data.loading.evaluation_loader import EvaluationLoader
 from multimodal.data.settings import EvaluationData
-from multimodal.objectives.contract import Context, Negatives
-from multimodal.objectives.negatives import (
+from multimodal.inference.checkpoint.load import load_model
+from multimodal.objectives.interfaces import Context, Negatives
+from multimodal.objectives.negatives.reweighting import Debiased, Reweighted
+from multimodal.objectives.negatives.selection import (
     DistanceWeighted,
     Filtered,
     Hard,
@@ -23,8 +25,7 @@ from multimodal.objectives.negatives import (
     Random,
     SemiHard,
 )
-from multimodal.objectives.weighting import Debiased, Reweighted
-from multimodal.training.build import build_data, load_model
+from multimodal.training.build import build_data
 
 SCALE = 1 / 0.07
 STRATEGIES: dict[str, Negatives] = {

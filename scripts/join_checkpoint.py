@@ -1,25 +1,6 @@
 """One file of a sharded checkpoint: python scripts/join_checkpoint.py FOLDER OUTPUT."""
 
-from __future__ import annotations
-
-import argparse
-
-from multimodal.core.exits import errors_end_the_program
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Reads the folder, verifies its hashes, and writes all of it into one file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", help="a checkpoint of trainer=fsdp")
-    parser.add_argument("output", help="the file to write, .ckpt by convention")
-    words = parser.parse_args(arguments)
-
-    from multimodal.training import checkpoint_io
-
-    checkpoint_io.write_atomically(checkpoint_io.read(words.folder), words.output)
-    print(f"written: {words.output}")
-
+from multimodal.cli.join_checkpoint import command
 
 if __name__ == "__main__":
-    with errors_end_the_program():
-        main()
+    command()

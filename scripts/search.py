@@ -1,41 +1,6 @@
 """Searches a table: python scripts/search.py checkpoint=PATH index=PATH query=WORDS."""
 
-from __future__ import annotations
-
-from omegaconf import DictConfig, OmegaConf
-
-from multimodal.cli import run
-from multimodal.core.exits import refused
-
-
-def search(cfg: DictConfig) -> None:
-    """Prints the rows of ``cfg.index`` that are nearest to ``cfg.query``."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from multimodal.config import named_by
-    from multimodal.search import query
-    from multimodal.search.setup import embedder_of, open_index
-    from multimodal.training.build import load_model
-
-    asked = OmegaConf.to_container(cfg.query) if not isinstance(cfg.query, str) else cfg.query
-    with refused("search"):
-        packages, named = cfg.allowed_packages, named_by(cfg)
-        model, run_cfg = load_model(cfg.checkpoint, packages, cfg.weights, addresses=named)
-        embedder = embedder_of(model, run_cfg, cfg.device)
-        table, index = open_index(cfg.index, embedder, cfg.approximate)
-        terms = query.parse(asked, cfg.modality, cfg.rate_hz)
-        found = index.search(query.embed(embedder, terms), cfg.k)
-    shown = Table(box=box.SIMPLE)
-    for name in ("modality", "cosine", "name", "key"):
-        shown.add_column(name, justify="right" if name == "cosine" else "left")
-    for modality, nearest in found.items():
-        for row, score in nearest:
-            shown.add_row(modality, f"{score:.3f}", table.rows[row].name, table.rows[row].key)
-        shown.add_section()
-    Console().print(shown)
-
+from multimodal.cli.search import command
 
 if __name__ == "__main__":
-    run("search", search)
+    command()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from multimodal.core.lean_imports import import_lightning
+from multimodal.core.process.lean_imports import import_lightning
 
 import_lightning()  # as the command line does
 

@@ -1,15 +1,24 @@
-"""Finding, composing and checking configurations; nothing here imports torch.
+"""What may stand in a configuration, and who checks it; nothing here imports torch.
 
-`compose_or_explain` answers for the command line, `check` for what was composed.
+`compose_or_explain` answers for the command line, `check` for what was composed, and `build`
+makes objects of it.
 """
 
-from multimodal.config.addresses import named_by, require_named
-from multimodal.config.building import build
-from multimodal.config.checking import check
-from multimodal.config.command_line import arrange, compose_or_explain, config_dir
-from multimodal.config.faults import ConfigError, Fault, StoredConfigError
-from multimodal.config.stored import for_use, stored_config, stored_tree
-from multimodal.config.targets import defaults_bound
+from typing import TYPE_CHECKING
+
+from multimodal.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from multimodal.config.building import build
+    from multimodal.config.checking import check
+    from multimodal.config.composing.command_line import arrange, compose_or_explain, config_dir
+    from multimodal.config.portable import defaults_bound, portable_yaml
+    from multimodal.config.problems import StoredConfigError
+    from multimodal.config.stored import for_use, stored_config, stored_tree
+    from multimodal.config.targets.addresses import named_by, require_named
+    from multimodal.core.errors import ConfigError, Fault
+else:
+    __getattr__, __dir__ = lazy(__name__)
 
 __all__ = [
     "ConfigError",
@@ -23,6 +32,7 @@ __all__ = [
     "defaults_bound",
     "for_use",
     "named_by",
+    "portable_yaml",
     "require_named",
     "stored_config",
     "stored_tree",

@@ -9,9 +9,9 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from multimodal.config.faults import Fault, nearest
+from multimodal.config.problems import Fault, nearest
 from multimodal.config.tree import join
-from multimodal.core.exits import message_of
+from multimodal.core.process.exits import message_of
 
 # Their messages speak for themselves; of other kinds the name is part of the message.
 _SPEAKING = (ValueError, TypeError, ImportError, OSError, RuntimeError)

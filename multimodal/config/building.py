@@ -7,11 +7,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from multimodal.config import addresses
-from multimodal.config.faults import ConfigError, Fault
 from multimodal.config.instantiating import instantiate
-from multimodal.config.judging import foreign_targets, misplaced
-from multimodal.config.resolving import allowed_packages
+from multimodal.config.problems import ConfigError, Fault
+from multimodal.config.targets import addresses
+from multimodal.config.targets.judging import foreign_targets, misplaced
+from multimodal.config.targets.resolving import allowed_packages
 from multimodal.config.tree import plain
 
 

@@ -7,25 +7,25 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from multimodal.config import (
-    judging,
-    rules,
-    rules_cluster,
-    rules_data,
-    rules_evaluation,
-    rules_fusion,
-    rules_pretrained,
-    rules_ranges,
-    rules_tuning,
-    targets,
-)
-from multimodal.config.addresses import unnamed_addresses
+from multimodal.config.annotations import mismatches
 from multimodal.config.choices import unfit_choices
-from multimodal.config.faults import ConfigError, Fault
-from multimodal.config.resolving import allowed_packages
+from multimodal.config.problems import ConfigError, Fault
+from multimodal.config.rules import (
+    data,
+    distributed,
+    evaluation,
+    fusion,
+    pairs,
+    pretrained,
+    ranges,
+    tuning,
+)
 from multimodal.config.schema import Train
+from multimodal.config.targets import judging, signatures
+from multimodal.config.targets.addresses import unnamed_addresses
+from multimodal.config.targets.renamed import with_new_names
+from multimodal.config.targets.resolving import allowed_packages
 from multimodal.config.tree import plain
-from multimodal.config.values import mismatches
 
 Tree = dict[str, Any]
 
@@ -45,35 +45,35 @@ def misplaced_targets(tree: Tree) -> Iterator[Fault]:
 RULES = (
     foreign_targets,
     unnamed_addresses,
-    rules.towers_of_pairs,
-    rules.sources_of_pairs,
-    rules.pairs_of_sources,
-    rules.modalities_of_sources,
-    rules.transforms_of_sources,
-    rules.shared_towers,
-    rules.one_embed_dim,
-    rules.something_to_learn,
-    rules.choices_of_pairs,
-    rules.weight_or_repeat,
-    rules.towers_of_anchor,
-    rules_tuning.frozen_or_tuned,
-    rules_tuning.frozen_towers_are_aligned,
-    rules.modalities_of_evaluation,
-    rules_evaluation.modalities_of_tasks,
-    rules_evaluation.sets_in_training,
-    rules_data.frozen_towers_to_cache,
-    rules_cluster.what_can_be_split,
-    rules_pretrained.inputs_of_models,
-    rules_pretrained.tokenizers_of_models,
-    rules_fusion.tasks_or_pairs,
-    rules_fusion.targets_of_tasks,
-    rules_fusion.fused_modalities,
-    rules_fusion.optional_modalities,
-    rules_fusion.one_pass,
-    rules_fusion.captions_see_no_later_words,
-    rules_ranges.numbers_in_range,
+    pairs.towers_of_pairs,
+    pairs.sources_of_pairs,
+    pairs.pairs_of_sources,
+    pairs.modalities_of_sources,
+    pairs.transforms_of_sources,
+    pairs.shared_towers,
+    pairs.one_embed_dim,
+    pairs.something_to_learn,
+    pairs.choices_of_pairs,
+    pairs.weight_or_repeat,
+    pairs.towers_of_anchor,
+    tuning.frozen_or_tuned,
+    tuning.frozen_towers_are_aligned,
+    pairs.modalities_of_evaluation,
+    evaluation.modalities_of_tasks,
+    evaluation.sets_in_training,
+    data.frozen_towers_to_cache,
+    distributed.what_can_be_split,
+    pretrained.inputs_of_models,
+    pretrained.tokenizers_of_models,
+    fusion.tasks_or_pairs,
+    fusion.targets_of_tasks,
+    fusion.fused_modalities,
+    fusion.optional_modalities,
+    fusion.one_pass,
+    fusion.captions_see_no_later_words,
+    ranges.numbers_in_range,
     misplaced_targets,     # these two import what the configuration names, hence last
-    targets.unbound,
+    signatures.unbound,
 )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def check(cfg: DictConfig, schema: type = Train) -> None:
         ConfigError: listing every fault, each with what was given, what was expected and the
             nearest right name.
     """
-    tree, faults = plain(cfg)
+    tree, faults = plain(with_new_names(cfg))
     faults += mismatches(tree, schema, "")
     for rule in RULES:
         faults += rule(tree)

@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from multimodal.config.faults import Fault
-from multimodal.config.resolving import TargetError, allowed_packages, resolve
+from multimodal.config.problems import Fault
+from multimodal.config.targets.resolving import TargetError, allowed_packages, resolve
 from multimodal.config.tree import block
 
 CHOICES = ("loss", "negatives", "candidates")
@@ -35,7 +35,7 @@ def unfit_choices(tree: dict[str, Any], faults: Sequence[Fault]) -> Iterator[Fau
             nodes.append(node)
             classes.append(built)
         else:
-            contract = importlib.import_module("multimodal.objectives.contract")
+            contract = importlib.import_module("multimodal.objectives.interfaces")
             given = _gives(nodes[1], packages)
             if reason := contract.compatible(*classes, gives=given):
                 yield Fault(f"pairs.{name}", str(reason))

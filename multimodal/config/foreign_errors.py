@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from hydra.errors import CompactHydraException
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
-from multimodal.config.faults import ConfigError, Fault
+from multimodal.config.problems import ConfigError, Fault
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from multimodal.config.blame import fault_of
-from multimodal.config.faults import ConfigError, Fault
+from multimodal.config.problems import ConfigError, Fault
+from multimodal.config.targets.renamed import with_new_names
 from multimodal.config.tree import join
 
 
@@ -31,7 +32,7 @@ def instantiate(node: Any, where: str | None = None, **more: Any) -> Any:
         ConfigError: naming the key, whatever the constructor raised.
     """
     with constructor_errors(node, where, more):
-        made = hydra.utils.instantiate(node, **more)
+        made = hydra.utils.instantiate(with_new_names(node), **more)
     if isinstance(node, Mapping | DictConfig) and node.get("_partial_"):
         return _Partial(made, node, where)
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from multimodal.config.values import Target
+from multimodal.config.annotations import Target
 
 
 @dataclass
@@ -29,7 +29,7 @@ class CacheFrozen:
 
 @dataclass
 class Evaluation:
-    """The held-out sets; the entries are `multimodal.evaluation.sets.EvaluationSet`."""
+    """The held-out sets; the entries are `multimodal.evaluation.EvaluationSet`."""
 
     sets: dict[str, Any]
     every: int | None = None

@@ -16,20 +16,16 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError
 
-from multimodal.config import addresses
-from multimodal.config.faults import Fault, StoredConfigError
-from multimodal.config.judging import foreign_targets, misplaced
-from multimodal.config.resolving import allowed_packages
+from multimodal.config.problems import Fault, StoredConfigError
+from multimodal.config.targets import addresses
+from multimodal.config.targets.judging import foreign_targets, misplaced
+from multimodal.config.targets.renamed import with_new_names
+from multimodal.config.targets.resolving import allowed_packages
 from multimodal.config.tree import block, join, leaves, nodes
 
-# Targets of earlier versions -> what they are called now.
-RENAMED = {
-    "multimodal.training.optim.warmup_cosine": "multimodal.training.optim.WarmupCosine",
-    "multimodal.training.optim.constant": "multimodal.training.optim.Constant",
-}
 _TRAINER = "pytorch_lightning.Trainer"
-_CORPUS = "multimodal.data.tokenizers.CorpusTokenizer"
-_BPE = "multimodal.data.tokenizers.BPETokenizer"
+_CORPUS = "multimodal.data.CorpusTokenizer"
+_BPE = "multimodal.data.BPETokenizer"
 # Blocks whose keys are names, of which folders and files are called.
 NAMED = (
     "model.towers", "tasks", "pairs", "data.sources", "data.val_sources", "data.transforms",
@@ -60,9 +56,6 @@ def stored_config(
     trainer = block(tree, "trainer")
     if trainer.get("_target_") == _TRAINER:  # a record of how it was trained: nobody builds it
         del trainer["_target_"]
-    for _, node in nodes(tree):
-        if isinstance(target := node.get("_target_"), str):
-            node["_target_"] = RENAMED.get(target, target)
     tree["allowed_packages"], tree[addresses.KEY] = list(packages), list(named)
     allowed = allowed_packages(list(packages))
     faults = list(foreign_targets(tree, allowed))
@@ -99,7 +92,7 @@ def stored_tree(text: Any, path: str | Path) -> dict[str, Any]:
     Raises:
         StoredConfigError: if it cannot be read, or holds what must not be resolved.
     """
-    tree = _parsed(text, path)
+    tree = with_new_names(_parsed(text, path))
     if faults := [*_unresolved(tree), *_unfit_names(tree)]:
         raise StoredConfigError(faults, str(path))
     return tree

@@ -8,7 +8,7 @@ from typing import Any, Final
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from multimodal.config.faults import Fault, did_you_mean
+from multimodal.config.problems import Fault, did_you_mean
 
 
 class _Unknown:

@@ -1,1 +1,13 @@
-"""What every other part of the package may rely on; it imports none of them."""
+"""Small things that all rooms need."""
+
+from typing import TYPE_CHECKING
+
+from multimodal.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from multimodal.core.batch import Batch, EncoderOutput
+    from multimodal.core.errors import UserError
+else:
+    __getattr__, __dir__ = lazy(__name__)
+
+__all__ = ["Batch", "EncoderOutput", "UserError"]

@@ -1,9 +1,10 @@
-"""The nearest right name of one that is wrong."""
+"""The nearest right name for a misspelt one."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 1) -> list[str]:
@@ -19,3 +20,10 @@ def did_you_mean(name: str, candidates: Iterable[str], prefix: str = "") -> str:
     if found := nearest(name, known):
         return f"did you mean '{prefix}{found[0]}'?"
     return f"known: {', '.join(known)}" if known else "there is none"
+
+
+def suggest(given: str, names: Iterable[str]) -> str:
+    """The end of an error message: the nearest name, or all that there are."""
+    names = sorted(names)
+    near = get_close_matches(given, names, 1)
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"

@@ -1,0 +1,74 @@
+"""Where a batch comes from: shards, decoding, transforms, loaders."""
+
+from typing import TYPE_CHECKING
+
+from multimodal.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from multimodal.data.datamodule import MultimodalDataModule
+    from multimodal.data.decoding.decode import Limits, Signal
+    from multimodal.data.errors import (
+        BadSample,
+        DecodeError,
+        OtherBatches,
+        ShardError,
+        TooManyBadSamples,
+    )
+    from multimodal.data.sample_rng import Draw
+    from multimodal.data.shards.manifest import Manifest, load_manifest
+    from multimodal.data.source import Source
+    from multimodal.data.streaming.datamodule import StreamDataModule
+    from multimodal.data.streaming.source import StreamSource
+    from multimodal.data.tokenizers.bpe import BPETokenizer, TextTokenizer
+    from multimodal.data.tokenizers.clip import CLIPTokenizer
+    from multimodal.data.tokenizers.corpus import CorpusTokenizer
+    from multimodal.data.tokenizers.huggingface import HuggingFaceTokenizer
+    from multimodal.data.transforms.array import ArrayTransform
+    from multimodal.data.transforms.audio import AudioTransform
+    from multimodal.data.transforms.base import Stacked, Transform
+    from multimodal.data.transforms.depth import DepthTransform
+    from multimodal.data.transforms.huggingface import HuggingFaceSound
+    from multimodal.data.transforms.image import ImageTransform
+    from multimodal.data.transforms.imu import IMUTransform
+    from multimodal.data.transforms.target import LabelSetTransform, LabelTransform, NumberTransform
+    from multimodal.data.transforms.text import TextTransform
+    from multimodal.data.transforms.thermal import ThermalTransform
+    from multimodal.data.transforms.video import VideoTransform
+else:
+    __getattr__, __dir__ = lazy(__name__)
+
+__all__ = [
+    "ArrayTransform",
+    "AudioTransform",
+    "BPETokenizer",
+    "BadSample",
+    "CLIPTokenizer",
+    "CorpusTokenizer",
+    "DecodeError",
+    "DepthTransform",
+    "Draw",
+    "HuggingFaceSound",
+    "HuggingFaceTokenizer",
+    "IMUTransform",
+    "ImageTransform",
+    "LabelSetTransform",
+    "LabelTransform",
+    "Limits",
+    "Manifest",
+    "MultimodalDataModule",
+    "NumberTransform",
+    "OtherBatches",
+    "ShardError",
+    "Signal",
+    "Source",
+    "Stacked",
+    "StreamDataModule",
+    "StreamSource",
+    "TextTokenizer",
+    "TextTransform",
+    "ThermalTransform",
+    "TooManyBadSamples",
+    "Transform",
+    "VideoTransform",
+    "load_manifest",
+]

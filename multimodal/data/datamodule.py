@@ -7,15 +7,14 @@ from collections.abc import Mapping
 import pytorch_lightning as pl
 import torch
 
-from multimodal import distributed
+from multimodal.core import distributed
+from multimodal.core.batch import Batch
 from multimodal.core.settings import flattened
-from multimodal.data.evaluation import EvaluationLoader
-from multimodal.data.loader import ScheduledLoader
-from multimodal.data.overfit import RepeatedBatch
+from multimodal.data.loading.evaluation_loader import EvaluationLoader
+from multimodal.data.loading.loader import RepeatedBatch, ScheduledLoader
 from multimodal.data.settings import EvaluationData, LoaderSettings, OrderSettings, ReadSettings
 from multimodal.data.source import Source, SourceContext
 from multimodal.data.transforms.base import Transform
-from multimodal.types import Batch
 
 
 class MultimodalDataModule(pl.LightningDataModule):

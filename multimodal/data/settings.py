@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from multimodal.data.decode import Limits
-from multimodal.data.remote import DEFAULT_FOLDER
+from multimodal.data.decoding.decode import Limits
+from multimodal.data.shards.remote import DEFAULT_FOLDER
 from multimodal.data.transforms.base import Transform
 
 

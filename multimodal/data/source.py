@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from multimodal.data.decode import Least, Limits
-from multimodal.data.draw import Draw
+from multimodal.data.decoding.decode import Least, Limits
 from multimodal.data.errors import BadSample, ShardError
-from multimodal.data.frozen import FrozenEmbeddings
+from multimodal.data.loading.frozen_embeddings import FrozenEmbeddings
 from multimodal.data.lru import LRU
-from multimodal.data.manifest import load_manifest
-from multimodal.data.members import Decoded, SampleDecoder, decoded_cache
-from multimodal.data.remote import DEFAULT_FOLDER, RemoteShard, ShardCache, is_remote
+from multimodal.data.sample_decoder import Decoded, SampleDecoder, decoded_cache
+from multimodal.data.sample_rng import Draw
 from multimodal.data.settings import ReadSettings
-from multimodal.data.shards import Shard
+from multimodal.data.shards.manifest import load_manifest
+from multimodal.data.shards.remote import DEFAULT_FOLDER, RemoteShard, ShardCache, is_remote
+from multimodal.data.shards.tar import Shard
 
 __all__ = ["Decoded", "Place", "RawSample", "Source", "SourceContext"]
 

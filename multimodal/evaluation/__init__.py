@@ -1,0 +1,28 @@
+"""How good a model is, and what the report says of it."""
+
+from typing import TYPE_CHECKING
+
+from multimodal.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from multimodal.evaluation.evaluators.probe import ProbeTask
+    from multimodal.evaluation.evaluators.retrieval import ComposedQuery
+    from multimodal.evaluation.evaluators.space import MapTask
+    from multimodal.evaluation.evaluators.zero_shot import ZeroShotTask
+    from multimodal.evaluation.results import Results
+    from multimodal.evaluation.run import build_sets, evaluate, evaluate_run
+    from multimodal.evaluation.sets import EvaluationSet
+else:
+    __getattr__, __dir__ = lazy(__name__)
+
+__all__ = [
+    "ComposedQuery",
+    "EvaluationSet",
+    "MapTask",
+    "ProbeTask",
+    "Results",
+    "ZeroShotTask",
+    "build_sets",
+    "evaluate",
+    "evaluate_run",
+]

@@ -20,7 +20,7 @@ class EvaluationSet:
     """One held-out set.
 
     Args:
-        source: the samples (``multimodal.data.source.Source``); null for a modality that has
+        source: the samples (``multimodal.data.Source``); null for a modality that has
             none, which is then listed as missing instead of being forgotten.
         description: what is held out, in a few words, for the tables.
         retrieval: ``all`` ordered pairs of the source's modalities, or a list of

@@ -1,0 +1,67 @@
+"""What is minimised: losses, their negatives and candidates, pair by pair."""
+
+from typing import TYPE_CHECKING
+
+from multimodal.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from multimodal.objectives.candidates import AllRanks, Candidates, Local, Queue
+    from multimodal.objectives.interfaces import (
+        Context,
+        Loss,
+        Negatives,
+        SimilarityBlock,
+        TwoWayLoss,
+    )
+    from multimodal.objectives.losses.margin import Hinge, Triplet
+    from multimodal.objectives.losses.sigmoid import SigLIP
+    from multimodal.objectives.losses.softmax import DCL, InfoNCE, SoftTarget, SupCon
+    from multimodal.objectives.negatives.reweighting import Debiased, Reweighted
+    from multimodal.objectives.negatives.selection import (
+        DistanceWeighted,
+        Filtered,
+        Hard,
+        InBatch,
+        Random,
+        SemiHard,
+    )
+    from multimodal.objectives.objective import (
+        ContrastiveObjective,
+        ObjectiveOutput,
+        build_objective,
+    )
+    from multimodal.objectives.pair import LogitScale, Pair
+else:
+    __getattr__, __dir__ = lazy(__name__)
+
+__all__ = [
+    "DCL",
+    "AllRanks",
+    "Candidates",
+    "Context",
+    "ContrastiveObjective",
+    "Debiased",
+    "DistanceWeighted",
+    "Filtered",
+    "Hard",
+    "Hinge",
+    "InBatch",
+    "InfoNCE",
+    "Local",
+    "LogitScale",
+    "Loss",
+    "Negatives",
+    "ObjectiveOutput",
+    "Pair",
+    "Queue",
+    "Random",
+    "Reweighted",
+    "SemiHard",
+    "SigLIP",
+    "SimilarityBlock",
+    "SoftTarget",
+    "SupCon",
+    "Triplet",
+    "TwoWayLoss",
+    "build_objective",
+]

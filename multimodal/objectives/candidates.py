@@ -1,11 +1,15 @@
-"""Where an anchor's candidates come from."""
+"""Where an anchor's candidates come from, and the queue that keeps past ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Protocol, runtime_checkable
 
+import torch
+from torch import Tensor, nn
+
 from multimodal.core.bounds import AT_LEAST_1, SHARE, check_bounds
+from multimodal.objectives.matches import Identity
 
 
 @runtime_checkable
@@ -63,3 +67,45 @@ class Queue:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+
+
+class EmbeddingQueue(nn.Module):
+    """The last ``size`` embeddings of one modality, oldest overwritten first.
+
+    All state is in buffers, so a checkpoint restores it. Every rank enqueues the same gathered
+    rows, so the ranks agree and nothing has to be broadcast. Without host synchronisation.
+
+    Args:
+        size: rows kept.
+        embed_dim: D.
+    """
+
+    embeddings: Tensor
+    sample_ids: Tensor
+    positive_keys: Tensor
+    filled: Tensor
+    position: Tensor
+
+    def __init__(self, size: int, embed_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("embeddings", torch.zeros(size, embed_dim))
+        self.register_buffer("sample_ids", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("positive_keys", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("filled", torch.zeros(size, dtype=torch.bool))
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+
+    def content(self) -> tuple[Tensor, Identity]:
+        """All slots, ``[size, D]`` and whose they are; the empty ones are marked."""
+        return self.embeddings, Identity(self.sample_ids, self.positive_keys, self.filled)
+
+    @torch.no_grad()
+    def enqueue(self, embeddings: Tensor, batch: Identity) -> None:
+        """Appends rows ``[N, D]``, the last ``size`` of them where there are more."""
+        size = len(self.filled)
+        embeddings, batch = embeddings[-size:], batch[slice(-size, None)]
+        slots = (self.position + torch.arange(len(batch), device=self.position.device)) % size
+        self.embeddings[slots] = embeddings.to(self.embeddings.dtype)
+        self.sample_ids[slots] = batch.sample_ids
+        self.positive_keys[slots] = batch.positive_keys
+        self.filled[slots] = True
+        self.position.copy_((self.position + len(batch)) % size)

@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from multimodal.distributed import world_size
+from multimodal.core.distributed import world_size
 from multimodal.objectives.candidates import Candidates
-from multimodal.objectives.contract import Context, Loss, Negatives
-from multimodal.objectives.metrics import similarity_metrics
+from multimodal.objectives.gathered_batch import View, all_ranks, this_rank
+from multimodal.objectives.interfaces import Context, Loss, Negatives
 from multimodal.objectives.pair import Pair
-from multimodal.objectives.view import View, all_ranks, this_rank
+from multimodal.objectives.pair_metrics import similarity_metrics
 
 
 @dataclass(slots=True)

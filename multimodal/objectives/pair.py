@@ -10,16 +10,13 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from multimodal.objectives.blocks import block_sum
-from multimodal.objectives.candidates import Candidates
-from multimodal.objectives.chunked import chunked_direction
-from multimodal.objectives.contract import Context, Loss, Negatives, compatible
-from multimodal.objectives.fused import fused_sum, fuses
-from multimodal.objectives.identity import Identity
-from multimodal.objectives.layout import lay_out
-from multimodal.objectives.mined import mined_directions, mines
-from multimodal.objectives.queue import EmbeddingQueue
-from multimodal.objectives.view import View
+from multimodal.objectives.candidates import Candidates, EmbeddingQueue
+from multimodal.objectives.gathered_batch import View
+from multimodal.objectives.interfaces import Context, Loss, Negatives, compatible
+from multimodal.objectives.kernels.blockwise import block_sum, chunked_direction
+from multimodal.objectives.kernels.fused import fused_sum, fuses
+from multimodal.objectives.kernels.hardest import mined_directions, mines
+from multimodal.objectives.matches import Identity, lay_out
 
 
 @dataclass(frozen=True)

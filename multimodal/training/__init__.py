@@ -1,1 +1,45 @@
-"""Training: Lightning modules, optimization, checkpoints, callbacks."""
+"""What happens around a step: modules, callbacks, strategies, loggers, resuming."""
+
+from typing import TYPE_CHECKING
+
+from multimodal.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from multimodal.training.build import build_data, build_module, build_trainer
+    from multimodal.training.callbacks.checkpoint import Checkpoint
+    from multimodal.training.callbacks.data_wait import DataWait
+    from multimodal.training.callbacks.ema import WeightAverage
+    from multimodal.training.callbacks.loss_spikes import LossSpikes
+    from multimodal.training.callbacks.nonfinite import SkipNonFinite
+    from multimodal.training.callbacks.progress import ProgressBar
+    from multimodal.training.callbacks.stop import StopOnSignal
+    from multimodal.training.loggers.csv import CSVLogger
+    from multimodal.training.loggers.wandb import WandbLogger
+    from multimodal.training.modules.contrastive import ContrastiveModule
+    from multimodal.training.modules.fusion import FusionModule
+    from multimodal.training.optim import Constant, WarmupCosine
+    from multimodal.training.strategies.ddp import ReplicatedStrategy
+    from multimodal.training.strategies.fsdp import ShardedStrategy
+else:
+    __getattr__, __dir__ = lazy(__name__)
+
+__all__ = [
+    "CSVLogger",
+    "Checkpoint",
+    "Constant",
+    "ContrastiveModule",
+    "DataWait",
+    "FusionModule",
+    "LossSpikes",
+    "ProgressBar",
+    "ReplicatedStrategy",
+    "ShardedStrategy",
+    "SkipNonFinite",
+    "StopOnSignal",
+    "WandbLogger",
+    "WarmupCosine",
+    "WeightAverage",
+    "build_data",
+    "build_module",
+    "build_trainer",
+]

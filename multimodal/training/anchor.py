@@ -22,16 +22,20 @@ from torch import Tensor, nn
 
 from multimodal.config import named_by
 from multimodal.core.errors import UserError
-from multimodal.data.manifest import manifest_hash
-from multimodal.hashing import stable_hash
-from multimodal.models import EmbeddingModel
-from multimodal.runs import lock
-from multimodal.runs.origin import is_first_rank
-from multimodal.training import checkpoint_io
-from multimodal.training.build import config_of
-from multimodal.training.ema import weights_of
-from multimodal.training.vocabulary import fingerprints, other_tokenizers, tokenizers_of
-from multimodal.tuning import has_adapters, load_plain, plain_state
+from multimodal.core.hashing import stable_hash
+from multimodal.core.process import lock
+from multimodal.core.process.provenance import is_first_rank
+from multimodal.data.shards.manifest import manifest_hash
+from multimodal.inference.checkpoint import store
+from multimodal.inference.checkpoint.load import config_of
+from multimodal.inference.checkpoint.tokenizer_check import (
+    fingerprints,
+    other_tokenizers,
+    tokenizers_of,
+)
+from multimodal.inference.checkpoint.weights import weights_of
+from multimodal.models.towers import EmbeddingModel
+from multimodal.models.tuning import has_adapters, load_plain, plain_state
 
 # What decides the anchor's weights; loggers, folders and the like do not.
 DECISIVE = (
@@ -91,7 +95,7 @@ def resolve_anchor(cfg: DictConfig) -> str | None:
             "of your own runs"
         )
     if cfg.anchor.checkpoint is not None:
-        checkpoint_io.read(cfg.anchor.checkpoint)
+        store.read(cfg.anchor.checkpoint)
         return str(cfg.anchor.checkpoint)
     overrides = [f"+experiment={cfg.anchor.experiment}", f"seed={cfg.seed}"]
     config_folders: list[str] = []
@@ -111,7 +115,7 @@ def resolve_anchor(cfg: DictConfig) -> str | None:
     elif not done.exists() and is_first_rank():
         _train(cfg.anchor.experiment, overrides, config_folders, folder)
     _wait_for(done)
-    path = checkpoint_io.newest(folder / "checkpoints")
+    path = store.newest(folder / "checkpoints")
     if path is None:
         raise AnchorError(f"the anchor's folder {folder} holds no checkpoint; remove it and retry")
     print(f"anchor: {path}", file=sys.stderr)
@@ -163,7 +167,7 @@ def load_anchor(
     Raises:
         AnchorError: naming every tower, tensor and setting that does not fit.
     """
-    checkpoint = checkpoint_io.read(path)
+    checkpoint = store.read(path)
     anchor_cfg = config_of(checkpoint, path, list(cfg.get("allowed_packages") or ()), named_by(cfg))
     state = weights_of(checkpoint, path)
     faults: list[str] = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +9,30 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import (
-    Fault,
-    StoredConfigError,
     build,
-    defaults_bound,
-    for_use,
-    stored_config,
 )
 from multimodal.config.instantiating import constructor_errors
+from multimodal.core.process.provenance import code_version
 from multimodal.data.datamodule import MultimodalDataModule
-from multimodal.data.manifest import manifest_hash
-from multimodal.fusion_model import FusionModel
-from multimodal.models import EmbeddingModel
-from multimodal.objectives.objective import ContrastiveObjective, build_objective
-from multimodal.runs.job import secrets_of
-from multimodal.runs.origin import code_version
-from multimodal.runs.secrets import redacted_tree
-from multimodal.training import checkpoint_io
-from multimodal.training.callbacks import StepAxis
-from multimodal.training.contrastive import ContrastiveModule
-from multimodal.training.ema import STATE, uses_average, weights_of
-from multimodal.training.frozen_cache import FrozenCache
-from multimodal.training.fusion import FusionModule
-from multimodal.training.random_state import RandomState
-from multimodal.training.resume import Resumed
-from multimodal.training.resumed_optimizer import AllowedChanges
-from multimodal.training.vocabulary import (
+from multimodal.data.shards.manifest import manifest_hash
+from multimodal.inference.checkpoint.load import build_model
+from multimodal.inference.checkpoint.tokenizer_check import (
     fingerprints,
-    require_rows,
-    require_same_tokenizers,
     tokenizers_in,
-    tokenizers_of,
 )
-from multimodal.training.wandb_logger import NOTE, WandbLogger
+from multimodal.models.fusion_model import FusionModel
+from multimodal.objectives.objective import ContrastiveObjective, build_objective
+from multimodal.training import checkpoint_plugin
+from multimodal.training.callbacks.frozen_cache import FrozenCache
+from multimodal.training.callbacks.optimizer_overrides import AllowedChanges
+from multimodal.training.callbacks.progress import StepAxis
+from multimodal.training.callbacks.rng_state import RandomState
+from multimodal.training.loggers.wandb import NOTE, WandbLogger
+from multimodal.training.modules.contrastive import ContrastiveModule
+from multimodal.training.modules.fusion import FusionModule
+from multimodal.training.resume import Resumed
 
-MODEL_PARTS = ("fusion", "tasks")  # groups of the root that the model is called with
 LATER = ("checkpoint", "stop")  # callbacks, in this order
-
-
-def build_model(cfg: DictConfig) -> EmbeddingModel:
-    """The towers of ``cfg.model``, and the fusion and tasks of the root where there are any."""
-    model = build(cfg, "model", groups=MODEL_PARTS)
-    assert isinstance(model, EmbeddingModel)
-    return model
 
 
 def build_objective_of(cfg: DictConfig) -> ContrastiveObjective:
@@ -145,7 +124,7 @@ def build_trainer(
         "trainer",
         callbacks=callbacks,
         logger=logger,
-        plugins=[checkpoint_io.AtomicCheckpointIO()],
+        plugins=[checkpoint_plugin.AtomicCheckpointIO()],
         default_root_dir=str(folder),
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -170,17 +149,6 @@ def _prepare_wandb(
         logger.go_on(None, -1, folder / NOTE)
 
 
-def portable_yaml(cfg: DictConfig) -> str:
-    """The configuration as YAML, interpolations resolved and every default of a class bound in.
-
-    Keys and passwords are left out.
-    """
-    bound = defaults_bound(cfg)
-    raw, tree = (OmegaConf.to_container(bound, resolve=resolve) for resolve in (False, True))
-    secrets = [secret for _, secret in secrets_of(cfg)]
-    return str(OmegaConf.to_yaml(OmegaConf.create(redacted_tree(tree, raw, secrets))))
-
-
 def origin_of(cfg: DictConfig, data: MultimodalDataModule) -> dict[str, Any]:
     """Where a run comes from: the code's version, hashes of the manifests and the tokenizers."""
     sources = cfg.data.sources
@@ -191,76 +159,3 @@ def origin_of(cfg: DictConfig, data: MultimodalDataModule) -> dict[str, Any]:
     }
     tokenizers = fingerprints(tokenizers_in(data.transforms))
     return {"code": code_version(), "manifests": manifests, "tokenizers": tokenizers}
-
-
-def load_model(
-    path: str | Path,
-    allowed_packages: Sequence[str] = (),
-    weights: str | None = None,
-    transforms: DictConfig | None = None,
-    addresses: Sequence[str] = (),
-) -> tuple[EmbeddingModel, DictConfig]:
-    """The trained towers of a checkpoint, in eval mode, and the configuration they come from.
-
-    Args:
-        path: of the checkpoint.
-        allowed_packages: of the caller's own, that the checkpoint's towers may come from; what
-            the checkpoint itself says of it does not count.
-        weights: ``average`` or ``raw``, see `uses_average`; None: as the run evaluates.
-        transforms: the configuration of those that will feed it, checked by the caller; None:
-            the checkpoint's own.
-        addresses: that the caller names; no other one in the checkpoint is opened.
-
-    Raises:
-        CheckpointError: if the file is missing or damaged, has no configuration in it, or not the
-            weights that are asked for; or if a tokenizer is not the one it was trained with.
-        ConfigError: if its configuration names what may not stand there, or a tokenizer gives
-            ids that the model does not know.
-    """
-    checkpoint = checkpoint_io.read(path)
-    cfg = for_use(config_of(checkpoint, path, allowed_packages, addresses))
-    for block in ("model", "data.transforms"):
-        if not isinstance(OmegaConf.select(cfg, block), DictConfig):
-            faults = [Fault(block, "is not a block of keys: nothing can be embedded with it")]
-            raise StoredConfigError(faults, str(path))
-    model = build_model(cfg)
-    prefix = "model."
-    state = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in weights_of(checkpoint, path, weights).items()
-        if name.startswith(prefix)
-    }
-    model.load_state_dict(state)
-    if STATE in checkpoint:
-        average = uses_average(checkpoint, path, weights)
-        used = "the moving average of the weights is used (weights=raw: the weights themselves)"
-        other = "the weights themselves are used (weights=average: their moving average)"
-        print(f"{path}: {used if average else other}", file=sys.stderr)
-    own = cfg if transforms is None else _with_transforms(cfg, transforms)
-    tokenizers = tokenizers_of(own)
-    require_rows(model, tokenizers)
-    require_same_tokenizers(checkpoint, fingerprints(tokenizers), path)
-    return model.eval(), cfg
-
-
-def _with_transforms(cfg: DictConfig, transforms: DictConfig) -> DictConfig:
-    changed = cfg.copy()
-    changed.data.transforms = OmegaConf.to_container(transforms, resolve=True)
-    return changed
-
-
-def config_of(
-    checkpoint: dict[str, Any],
-    path: str | Path,
-    allowed_packages: Sequence[str] = (),
-    addresses: Sequence[str] = (),
-) -> DictConfig:
-    """The configuration inside a checkpoint, judged (`stored_config`) and not yet used.
-
-    Raises:
-        CheckpointError: if it holds none.
-        ConfigError: if it names what may not stand there.
-    """
-    if "config" not in checkpoint:
-        raise checkpoint_io.CheckpointError(f"{path} holds no configuration: not one of our runs")
-    return stored_config(checkpoint["config"], path, allowed_packages, addresses)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from multimodal.distributed import is_split
-from multimodal.models import Tower, no_weight_decay
-from multimodal.tuning import Rates, depths
+from multimodal.core.distributed import is_split
+from multimodal.models.tower_optim import Rates, depths
+from multimodal.models.towers import Tower, no_weight_decay
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

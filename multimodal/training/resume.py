@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from multimodal.config import stored_config
-from multimodal.config.faults import did_you_mean
-from multimodal.training import checkpoint_io
-from multimodal.training.checkpoint_io import CheckpointError
-from multimodal.training.vocabulary import require_same_tokenizers
+from multimodal.config.problems import did_you_mean
+from multimodal.inference.checkpoint import store
+from multimodal.inference.checkpoint.file import CheckpointError
+from multimodal.inference.checkpoint.tokenizer_check import require_same_tokenizers
 
 # These say where and how a run happens, how it is watched and when it ends; not what is learned.
 FREE = (
@@ -42,7 +42,7 @@ def find(resume: str | None, folder: Path) -> Path | None:
     """
     if resume is None:
         return None
-    return checkpoint_io.newest(folder / "checkpoints") if resume == "auto" else Path(resume)
+    return store.newest(folder / "checkpoints") if resume == "auto" else Path(resume)
 
 
 def flat(tree: Any, where: str = "") -> dict[str, Any]:
@@ -184,7 +184,7 @@ def resume(
     path = find(cfg.resume, folder)
     if path is None:
         return None
-    content = checkpoint_io.head(path)
+    content = store.head(path)
     if "config" in content:
         own = list(cfg.get("allowed_packages") or ())
         saved = OmegaConf.to_container(stored_config(content["config"], path, own))

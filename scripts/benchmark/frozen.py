@@ -25,7 +25,7 @@ from hydra import compose, initialize_config_dir
 
 from multimodal.config import config_dir
 from multimodal.data.datamodule import MultimodalDataModule
-from multimodal.models import EmbeddingModel
+from multimodal.models.towers import EmbeddingModel
 from multimodal.training.build import build_data, build_module, build_trainer
 
 COMMON = (

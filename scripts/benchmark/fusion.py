@@ -27,14 +27,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from multimodal.config import build, config_dir
-from multimodal.data.assemble import Sample, load
-from multimodal.data.draw import Draw
+from multimodal.core.batch import Batch
+from multimodal.core.hashing import generator, stable_hash
+from multimodal.core.tensor_hashing import pair_hash
+from multimodal.data.loading.collate import Sample, load
+from multimodal.data.sample_rng import Draw
 from multimodal.data.source import Source
-from multimodal.hashing import generator, stable_hash
-from multimodal.objectives.mining import pair_hash
 from multimodal.training.build import build_module
-from multimodal.training.fusion import FusionModule
-from multimodal.types import Batch
+from multimodal.training.modules.fusion import FusionModule
 
 EPOCHS = {"digits": 40, "watch": 12}
 RATE = 2e-3  # the peak of a one-cycle schedule

@@ -29,10 +29,10 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from multimodal.data.draw import Draw
-from multimodal.data.jpeg import decode_jpeg
-from multimodal.data.loader import ScheduledLoader
+from multimodal.data.decoding.jpeg import decode_jpeg
+from multimodal.data.loading.loader import ScheduledLoader
 from multimodal.data.packing.write import ShardEntry, ShardWriter, write_manifest
+from multimodal.data.sample_rng import Draw
 from multimodal.data.settings import LoaderSettings
 from multimodal.data.source import Source
 from multimodal.data.transforms import image

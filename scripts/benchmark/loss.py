@@ -134,11 +134,11 @@ def ours(loss: str) -> Callable[..., Any]:
     import torch
 
     from multimodal.objectives.candidates import AllRanks
-    from multimodal.objectives.margin_losses import Hinge
-    from multimodal.objectives.negatives import Hard, InBatch
+    from multimodal.objectives.losses.margin import Hinge
+    from multimodal.objectives.losses.sigmoid import SigLIP
+    from multimodal.objectives.losses.softmax import InfoNCE
+    from multimodal.objectives.negatives.selection import Hard, InBatch
     from multimodal.objectives.objective import build_objective
-    from multimodal.objectives.sigmoid_loss import SigLIP
-    from multimodal.objectives.softmax_losses import InfoNCE
 
     choices = {
         "info_nce": (InfoNCE(), InBatch()),

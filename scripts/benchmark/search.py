@@ -19,8 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from multimodal.evaluation.retrieval import retrieval
-from multimodal.search.index import Index
+from multimodal.evaluation.metrics.retrieval import retrieval
+from multimodal.inference.search.index import Index
 
 CLUSTERS, SPREAD, NOISE = 2000, 0.8, 2.0  # of noise whose norm is 1 times these
 

@@ -23,10 +23,10 @@ TRAINING = ["+experiment=clip", "debug=fast", "data.num_workers=0", "data.batch_
 LEFT = "import torch, left at once"
 FIRST_STEP = """
 import os, sys
-from multimodal import cli
+from multimodal.cli import main as cli
 train = cli._train
 def until_the_first_step(cfg):
-    from multimodal.training.module import TrainingModule
+    from multimodal.training.modules.base import TrainingModule
     TrainingModule.on_train_batch_end = lambda *_: os._exit(0)
     train(cfg)
 cli._train = until_the_first_step

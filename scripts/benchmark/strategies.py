@@ -29,9 +29,9 @@ from omegaconf import DictConfig
 
 from multimodal.config import check, config_dir
 from multimodal.data.datamodule import MultimodalDataModule
-from multimodal.evaluation.retrieval import retrieval
+from multimodal.evaluation.metrics.retrieval import retrieval
 from multimodal.training.build import build_data, build_module, build_trainer
-from multimodal.training.contrastive import ContrastiveModule
+from multimodal.training.modules.contrastive import ContrastiveModule
 
 LOSSES = ("info_nce", "dcl", "sup_con", "soft_target", "siglip", "triplet", "hinge")
 CHOOSE = ("random", "hard", "semi_hard", "distance_weighted", "filtered")

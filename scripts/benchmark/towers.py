@@ -19,11 +19,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from multimodal.encoders.text import TextTransformer
-from multimodal.encoders.vision import VisionTransformer
-from multimodal.layers.stems import PatchStem
-from multimodal.layers.transformer import Transformer
-from multimodal.pretrained.checkpoint import count
+from multimodal.inference.imported import count
+from multimodal.models.encoders.text import TextTransformer
+from multimodal.models.encoders.vision import VisionTransformer
+from multimodal.models.layers.stems import PatchStem
+from multimodal.models.layers.transformer import Transformer
 
 
 def towers(num_layers: int) -> dict[str, tuple[nn.Module, nn.Module]]:

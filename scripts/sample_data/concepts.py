@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from multimodal.hashing import stable_hash
+from multimodal.core.hashing import stable_hash
 
 from .fetch import EMOJIBASE, FLUENT, FLUENT_HC, NOTO, OPENMOJI, TWEMOJI, read_npm_json
 from .images import draw_icon

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from multimodal.data.tokenizers import train_bpe
+from multimodal.data.tokenizers.bpe import train_bpe
 
 from . import digits, emoji, exercise, furniture, motion, sounds, speech, watch
 from .concepts import load_concepts

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from multimodal.hashing import generator
+from multimodal.core.hashing import generator
 
 from .audio import PEAK, RATE, opus, read_mono, trim
 from .fetch import MNIST, fetch

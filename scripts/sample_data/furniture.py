@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from multimodal.hashing import stable_hash
+from multimodal.core.hashing import stable_hash
 
 from .fetch import FURNITURE, unpack_deb
 from .images import SIZE, compact_webp

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from multimodal.hashing import stable_hash
+from multimodal.core.hashing import stable_hash
 
 from .concepts import SEEN_STYLES, Concept
 from .emoji import STYLE_LICENCES

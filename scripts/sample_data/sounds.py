@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from multimodal.hashing import stable_hash
+from multimodal.core.hashing import stable_hash
 
 from .audio import RATE, opus, read_mono, trim
 from .concepts import SEEN_STYLES, Concept

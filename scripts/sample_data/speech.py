@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from multimodal.hashing import stable_hash
+from multimodal.core.hashing import stable_hash
 
 from .audio import RATE, opus, read_mono, trim
 from .concepts import SEEN_STYLES, Concept

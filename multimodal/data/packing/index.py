@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from multimodal.data.decode import Limits, decode
+from multimodal.data.decoding.decode import Limits, decode
 from multimodal.data.errors import BadSample
-from multimodal.data.manifest import load_manifest
 from multimodal.data.packing.parallel import in_parallel
 from multimodal.data.packing.write import ShardEntry, json_keys, write_manifest
-from multimodal.data.remote import is_remote
-from multimodal.data.shards import Shard
+from multimodal.data.shards.manifest import load_manifest
+from multimodal.data.shards.remote import is_remote
+from multimodal.data.shards.tar import Shard
 
 _SPLITS = {"test": "test", **dict.fromkeys(("val", "valid", "validation", "dev"), "val")}
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TextIO
 
 from multimodal.core.extras import module_of
 from multimodal.core.strict_json import excerpt
+from multimodal.core.suggest import suggest
 from multimodal.data.errors import BadSample
-from multimodal.data.manifest import suggest
-from multimodal.data.shards import Shard
+from multimodal.data.shards.tar import Shard
 
 TABLES = (".csv", ".tsv", ".parquet", ".jsonl")
 

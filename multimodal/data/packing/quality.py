@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from multimodal.hashing import stable_hash
+from multimodal.core.hashing import stable_hash
 
 _BANDS = 4  # of 16 bits: hashes that differ in up to 3 bits have one in common
 _CLOSE = 3  # bits in which the hashes of near-duplicates differ at most

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from multimodal.core.files import NewFile, write_text
-from multimodal.data.columns import ShardRow, ShardTable
-from multimodal.data.manifest import FORMAT, TABLE_SUFFIX, kind_of
+from multimodal.data.shards.manifest import FORMAT, TABLE_SUFFIX, kind_of
+from multimodal.data.shards.table import ShardRow, ShardTable
 
 PACKED = "The shards that are done are whole: the same command goes on with them"
 MOST_LISTED = 10_000  # shards in a manifest itself

@@ -1,0 +1,1 @@
+"""From decoded samples to tensors, a module per kind."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from multimodal.core.settings import flattened
-from multimodal.data.decode import Signal
-from multimodal.data.draw import Draw
+from multimodal.data.decoding.decode import Signal
 from multimodal.data.errors import DecodeError
+from multimodal.data.sample_rng import Draw
 from multimodal.data.transforms.base import Stacked, require_finite, standardisation
 from multimodal.data.transforms.filterbank import FilterBank, FilterBankSettings, resample
 

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from multimodal.data.buffers import empty_batch
-from multimodal.data.draw import Draw
+from multimodal.data.decoding.buffers import empty_batch
 from multimodal.data.errors import DecodeError
+from multimodal.data.sample_rng import Draw
 
 
 class Transform(Protocol):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multimodal.data.draw import Draw
+from multimodal.data.sample_rng import Draw
 
 _ATTEMPTS = 10
 

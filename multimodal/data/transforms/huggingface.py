@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multimodal.data.decode import Signal
-from multimodal.data.draw import Draw
+from multimodal.core.hf_files import library
+from multimodal.data.decoding.decode import Signal
 from multimodal.data.errors import DecodeError
+from multimodal.data.sample_rng import Draw
 from multimodal.data.transforms.base import Stacked, require_finite
 from multimodal.data.transforms.filterbank import resample
-from multimodal.model_folder import library
 
 
 class HuggingFaceSound(Stacked):

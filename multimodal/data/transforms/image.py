@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from multimodal.core.settings import flattened
-from multimodal.data.buffers import empty_batch
-from multimodal.data.draw import Draw
+from multimodal.data.decoding.buffers import empty_batch
 from multimodal.data.errors import DecodeError
+from multimodal.data.sample_rng import Draw
 from multimodal.data.transforms.base import require_shares, standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 from multimodal.data.transforms.rand_augment import rand_augment

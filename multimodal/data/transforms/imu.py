@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from multimodal.data.decode import Signal
-from multimodal.data.draw import Draw
+from multimodal.data.decoding.decode import Signal
 from multimodal.data.errors import DecodeError
+from multimodal.data.sample_rng import Draw
 from multimodal.data.transforms.base import Stacked, require_finite, standardisation
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
+from multimodal.data.sample_rng import Draw
 from multimodal.data.transforms.base import Stacked
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
-from multimodal.data.tokenizers import BPETokenizer, TextTokenizer
+from multimodal.data.sample_rng import Draw
+from multimodal.data.tokenizers.bpe import BPETokenizer, TextTokenizer
 
 _WORDS = 8  # times the length asked for: so many are tokenized, and no more
 

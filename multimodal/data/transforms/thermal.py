@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from multimodal.core.settings import flattened
-from multimodal.data.draw import Draw
 from multimodal.data.errors import DecodeError
+from multimodal.data.sample_rng import Draw
 from multimodal.data.transforms.base import Stacked, require_finite, require_shares, standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 

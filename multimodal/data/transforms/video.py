@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from multimodal.core.settings import flattened
-from multimodal.data.draw import Draw
+from multimodal.data.decoding.video import Video
 from multimodal.data.errors import DecodeError
+from multimodal.data.sample_rng import Draw
 from multimodal.data.transforms.base import Stacked, standardisation
 from multimodal.data.transforms.geometry import Box, Geometry, crop_and_resize, squares
-from multimodal.data.video import Video
 
 
 class VideoTransform(Stacked):

@@ -18,7 +18,7 @@ from multimodal.evaluation.evaluators.base import (
     label_of,
     percent,
 )
-from multimodal.evaluation.probe import Probe, Samples, probe
+from multimodal.evaluation.metrics.probe import Probe, Samples, probe
 from multimodal.evaluation.report.sections import Section
 
 INTRO = (
@@ -93,7 +93,7 @@ class ProbeTask:
     Args:
         modality: what is classified.
         label: the metadata key that holds a sample's class, a string.
-        train: samples to learn from (``multimodal.data.source.Source``).
+        train: samples to learn from (``multimodal.data.Source``).
         validation: samples that choose the strength of the L2 penalty; null holds out a fifth of
             the training samples.
         shots: samples of each class in few-shot; an empty list for none.

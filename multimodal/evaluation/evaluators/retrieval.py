@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multimodal.data.decode import Signal
+from multimodal.data.decoding.decode import Signal
 from multimodal.data.source import Source
-from multimodal.evaluation.arithmetic import combine
 from multimodal.evaluation.evaluators.base import (
     EMERGENT,
     TRAINED,
@@ -23,8 +22,14 @@ from multimodal.evaluation.evaluators.base import (
     evenly_spaced,
     percent,
 )
-from multimodal.evaluation.ground_truth import first_of_each, merge_groups
-from multimodal.evaluation.retrieval import Retrieval, nearest, retrieval, retrieval_by_scalar
+from multimodal.evaluation.metrics.ground_truth import first_of_each, merge_groups
+from multimodal.evaluation.metrics.retrieval import (
+    Retrieval,
+    nearest,
+    retrieval,
+    retrieval_by_scalar,
+)
+from multimodal.inference.combine import combine
 
 NEIGHBOURS = 5
 MATRIX_SIZE = 64

@@ -11,10 +11,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from multimodal import distributed
-from multimodal.evaluation import diagnostics
-from multimodal.evaluation.diagnostics import PairDiagnostics, SpaceDiagnostics
-from multimodal.evaluation.embedding_map import lay_out
+from multimodal.core import distributed
 from multimodal.evaluation.evaluators.base import (
     EvaluationContext,
     Missing,
@@ -23,6 +20,9 @@ from multimodal.evaluation.evaluators.base import (
     label_of,
     name_of,
 )
+from multimodal.evaluation.metrics import diagnostics
+from multimodal.evaluation.metrics.diagnostics import PairDiagnostics, SpaceDiagnostics
+from multimodal.evaluation.metrics.tsne import lay_out
 from multimodal.evaluation.report.sections import Section
 
 SPACE = (
@@ -142,7 +142,7 @@ class EmbeddingMap(Outcome):
     @classmethod
     def section(cls, outcomes: Sequence[EmbeddingMap]) -> Section:
         """A map for each set."""
-        from multimodal.evaluation.report.map import draw_map
+        from multimodal.evaluation.report.embedding_map import draw_map
 
         body = Markup('<div class="grid wide">{}</div>').format(
             Markup("").join(draw_map(each) for each in outcomes)

@@ -20,7 +20,7 @@ from multimodal.evaluation.evaluators.base import (
     labels_of,
     percent,
 )
-from multimodal.evaluation.zero_shot import ZeroShot, class_embeddings, zero_shot
+from multimodal.evaluation.metrics.zero_shot import ZeroShot, class_embeddings, zero_shot
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from multimodal.evaluation.report.media import colour_mapped, image_uri
+from multimodal.data.preview import colour_mapped, image_uri
 
 PICTURE_PX = 128
 SPECTROGRAM_PX = (220, 96)

@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from multimodal.evaluation.report.media import colour_mapped, image_uri
+from multimodal.data.preview import colour_mapped, image_uri
 
 MAX_POINTS = 240
 COLOURS = 8  # classes s0 to s7 of the style sheet

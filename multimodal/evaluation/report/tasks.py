@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from multimodal.evaluation.prediction import Scores
 from multimodal.evaluation.report.tables import table
+from multimodal.models.tasks.scores import Scores
 
 if TYPE_CHECKING:
-    from multimodal.evaluation.tasks import TaskResult
+    from multimodal.evaluation.task_results import TaskResult
 
 INTRO = (
     "Relevance of the modalities, over the whole set: the metric by a modality's own head, by the "

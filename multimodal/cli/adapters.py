@@ -1,0 +1,39 @@
+"""LoRA and DoRA apart or merged: python scripts/adapters.py checkpoint=PATH output=PATH."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from multimodal.cli.main import run
+
+
+def adapters(cfg: DictConfig) -> None:
+    """Writes the adapters of ``cfg.checkpoint`` apart, or a checkpoint with them on or merged."""
+    from multimodal.config import ConfigError, Fault, named_by
+    from multimodal.inference.adapters import export, rewrite
+    from multimodal.models.pretrained.keys import WeightsError
+
+    given = (tuple(cfg.allowed_packages), named_by(cfg))
+    try:
+        if str(cfg.output).endswith(".ckpt"):
+            folder = None if cfg.adapters is None else Path(cfg.adapters)
+            if folder is not None and not folder.is_dir():
+                raise WeightsError(f"adapters={folder}: no such folder")
+            _, done = rewrite(cfg.checkpoint, cfg.output, folder, cfg.merge, *given)
+        elif cfg.merge or cfg.adapters is not None:
+            raise WeightsError("merge=true and adapters=FOLDER need output=FILE.ckpt")
+        else:
+            found = export(cfg.checkpoint, Path(cfg.output), *given)
+            done = {name: f"{count} tensors of adapters" for name, count in found.items()}
+    except WeightsError as error:
+        raise ConfigError([Fault(str(cfg.checkpoint), str(error))]) from error
+    for name, what in done.items():
+        print(f"{name}: {what}")
+    print(f"written: {cfg.output}")
+
+
+def command() -> None:
+    """`multimodal adapters` and `python scripts/adapters.py`."""
+    run("adapters", adapters)

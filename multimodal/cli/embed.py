@@ -1,0 +1,47 @@
+"""A table of embeddings: python scripts/embed.py checkpoint=PATH input=PATH output=PATH."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from multimodal.cli.main import run
+from multimodal.core.process.exits import refused
+
+
+def embed(cfg: DictConfig) -> None:
+    """Embeds ``cfg.input`` into ``cfg.output``; goes on where an earlier run was interrupted."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from multimodal.config import named_by
+    from multimodal.inference.checkpoint import store
+    from multimodal.inference.checkpoint.load import load_model
+    from multimodal.inference.load import embedder_of
+    from multimodal.inference.search.builder import build_table
+    from multimodal.inference.search.items import items_of
+    from multimodal.inference.search.table import about_of
+
+    with refused("embed"):
+        packages, named = cfg.allowed_packages, named_by(cfg)
+        model, run_cfg = load_model(cfg.checkpoint, packages, cfg.weights, addresses=named)
+        embedder = embedder_of(model, run_cfg, cfg.device, cfg.batch_size, cfg.kind)
+        items = items_of(cfg, run_cfg, embedder)
+        digest = store.digest(cfg.checkpoint)
+        digest += f":{cfg.weights}" if cfg.weights else ""
+        about = about_of(cfg.checkpoint, digest, cfg.kind, str(cfg.input), model.embed_dim)
+        columns = ("embedding", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("", total=len(items))
+            rows, left_out = build_table(
+                embedder, items, Path(cfg.output), about, cfg.previews,
+                lambda done: progress.advance(task, done),
+            )  # fmt: skip
+    note = f"; {left_out} items left out, see above" if left_out else ""
+    print(f"{rows} embeddings of {model.embed_dim} numbers: {cfg.output}{note}")
+
+
+def command() -> None:
+    """`multimodal embed` and `python scripts/embed.py`."""
+    run("embed", embed)

@@ -1,0 +1,47 @@
+"""Evaluates a checkpoint: python scripts/evaluate.py checkpoint=PATH [evaluation=NAME]."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from multimodal.cli.main import run
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """Evaluates ``cfg.checkpoint`` on the sets of its run, or on those that ``cfg`` chooses."""
+    import torch  # not before the command line is known to be good
+    from hydra.core.hydra_config import HydraConfig
+
+    from multimodal.config import ConfigError, Fault, check, for_use, named_by
+    from multimodal.config.schema import Stored
+    from multimodal.core.distributed import ranks_of_torchrun
+    from multimodal.evaluation.run import evaluate_run
+    from multimodal.evaluation.trained_pairs import temperatures, trained_pairs
+    from multimodal.inference.checkpoint import store
+    from multimodal.inference.checkpoint.load import config_of, load_model
+    from multimodal.inference.checkpoint.weights import weights_of
+
+    checkpoint = store.read(cfg.checkpoint)
+    named = named_by(cfg)
+    run_cfg = for_use(config_of(checkpoint, cfg.checkpoint, cfg.allowed_packages, named))
+    for group in ("evaluation", "data"):
+        if cfg[group] is not None:
+            run_cfg[group] = cfg[group]
+    if run_cfg.evaluation is None:
+        raise ConfigError([Fault("evaluation", "the run has no sets; choose evaluation=NAME")])
+    check(run_cfg, Stored)  # before anything that the checkpoint names is built
+    transforms = run_cfg.data.transforms
+    model, _ = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights, transforms, named)
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    warmth = temperatures(run_cfg, weights_of(checkpoint, cfg.checkpoint, cfg.weights))
+    with ranks_of_torchrun() as place:
+        device = cfg.device or (f"cuda:{place}" if torch.cuda.is_available() else "cpu")
+        evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg), warmth)
+
+
+def command() -> None:
+    """`multimodal evaluate` and `python scripts/evaluate.py`."""
+    run("evaluate", evaluate)

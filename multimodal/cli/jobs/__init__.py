@@ -1,0 +1,1 @@
+"""A job, alone or of a sweep: its folder, its start, its table."""

@@ -1,0 +1,45 @@
+"""Searches a table: python scripts/search.py checkpoint=PATH index=PATH query=WORDS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from multimodal.cli.main import run
+from multimodal.core.process.exits import refused
+
+
+def search(cfg: DictConfig) -> None:
+    """Prints the rows of ``cfg.index`` that are nearest to ``cfg.query``."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from multimodal.config import named_by
+    from multimodal.inference.checkpoint.load import load_model
+    from multimodal.inference.load import embedder_of
+    from multimodal.inference.search import query
+    from multimodal.inference.search.index import open_index
+
+    asked: Any = OmegaConf.to_container(cfg.query) if not isinstance(cfg.query, str) else cfg.query
+    with refused("search"):
+        packages, named = cfg.allowed_packages, named_by(cfg)
+        model, run_cfg = load_model(cfg.checkpoint, packages, cfg.weights, addresses=named)
+        embedder = embedder_of(model, run_cfg, cfg.device)
+        table, index = open_index(cfg.index, embedder, cfg.approximate)
+        terms = query.parse(asked, cfg.modality, cfg.rate_hz)
+        found = index.search(query.embed(embedder, terms), cfg.k)
+    shown = Table(box=box.SIMPLE)
+    for name in ("modality", "cosine", "name", "key"):
+        shown.add_column(name, justify="right" if name == "cosine" else "left")
+    for modality, nearest in found.items():
+        for row, score in nearest:
+            shown.add_row(modality, f"{score:.3f}", table.rows[row].name, table.rows[row].key)
+        shown.add_section()
+    Console().print(shown)
+
+
+def command() -> None:
+    """`multimodal search` and `python scripts/search.py`."""
+    run("search", search)

@@ -1,0 +1,38 @@
+"""A search page: python scripts/serve.py checkpoint=PATH index=PATH."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from multimodal.cli.main import run
+from multimodal.core.extras import extra_needed
+from multimodal.core.process.exits import refused
+
+
+def serve(cfg: DictConfig) -> None:
+    """Serves the page until it is interrupted."""
+    with extra_needed("serve", "the search page"):
+        from multimodal.inference.search.server import make_app
+        from multimodal.inference.search.serving import Server, listen
+    from multimodal.config import named_by
+    from multimodal.inference.checkpoint.load import load_model
+    from multimodal.inference.load import embedder_of
+    from multimodal.inference.search.index import open_index
+
+    with refused("serve"):
+        packages, named = cfg.allowed_packages, named_by(cfg)
+        model, run_cfg = load_model(cfg.checkpoint, packages, cfg.weights, addresses=named)
+        embedder = embedder_of(model, run_cfg, cfg.device)
+        table, index = open_index(cfg.index, embedder, cfg.approximate)
+    app = make_app(
+        embedder, table, index, cfg.title, cfg.allowed_hosts, cfg.max_upload_mb << 20, cfg.rate_hz
+    )
+    listening = listen(cfg.host, cfg.port)
+    address, port = listening.getsockname()[:2]
+    print(f"searching {len(table.rows)} rows at http://{address}:{port}", flush=True)
+    Server(app).run(sockets=[listening])
+
+
+def command() -> None:
+    """`multimodal serve` and `python scripts/serve.py`."""
+    run("serve", serve)

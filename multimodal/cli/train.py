@@ -1,0 +1,104 @@
+"""The main job: check, seed, build, fit, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from multimodal.config import check
+from multimodal.config.instantiating import constructor_errors
+from multimodal.config.portable import portable_yaml
+from multimodal.core.errors import UserError
+from multimodal.core.process.quiet import quieten_libraries
+from multimodal.evaluation.results import Results
+from multimodal.evaluation.run import evaluate_quietly, evaluate_run
+from multimodal.evaluation.trained_pairs import temperatures, trained_pairs
+from multimodal.inference.checkpoint.tokenizer_check import require_rows, tokenizers_in
+from multimodal.training.anchor import load_anchor, resolve_anchor
+from multimodal.training.build import build_data, build_module, build_trainer, origin_of
+from multimodal.training.callbacks.periodic_evaluation import InTraining
+from multimodal.training.failures import LostPartError, explained
+from multimodal.training.loggers.wandb import finish, log_report
+from multimodal.training.modules.contrastive import ContrastiveModule
+from multimodal.training.modules.fusion import FusionModule
+from multimodal.training.resume import resume
+
+
+def train(cfg: DictConfig, checked: bool = False) -> Results | None:
+    """Trains the experiment that ``cfg`` describes and evaluates it on held-out data.
+
+    Args:
+        cfg: the configuration.
+        checked: the caller has called `check`.
+
+    Returns:
+        The results, on every rank; None where nothing is evaluated.
+    """
+    if not checked:
+        check(cfg)
+    quieten_libraries()
+    folder = run_folder()
+    anchor = resolve_anchor(cfg)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+
+    module, data = build_module(cfg), build_data(cfg)
+    require_rows(module.model, tokenizers_in(data.transforms))
+    origin = origin_of(cfg, data)
+    if anchor is not None:
+        anchor_cfg = load_anchor(module.model, cfg, anchor, origin["tokenizers"])
+        pairs = [sorted(ends) for ends in trained_pairs(anchor_cfg)]
+        OmegaConf.update(cfg, "anchor.pairs", pairs, force_add=True)
+    run_config = portable_yaml(cfg)
+    resumed = resume(cfg, folder, run_config, origin)
+    trainer = build_trainer(cfg, folder, run_config, origin, resumed)
+    with constructor_errors(cfg.data):
+        data.check_batches(trainer.world_size)
+    if cfg.evaluation is not None and cfg.evaluation.get("every"):
+        trainer.callbacks.append(in_training(cfg))  # type: ignore[attr-defined]
+    path = None if resumed is None else str(resumed.path)
+    finished = False
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        results = evaluated(cfg, module, trainer, folder)
+        finished = True
+    except RuntimeError as error:
+        if not isinstance(error, UserError) and (reason := explained(error)):
+            raise LostPartError(reason) from error
+        raise
+    finally:
+        finish(trainer.loggers, failed=not finished)
+    return results
+
+
+def evaluated(
+    cfg: DictConfig, module: ContrastiveModule | FusionModule, trainer: pl.Trainer, folder: Path
+) -> Results | None:
+    """The evaluation at the end of a run; None where nothing is evaluated."""
+    if cfg.evaluation is None:
+        return None
+    model = module.model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
+    trained, warmth = trained_pairs(cfg), temperatures(cfg, module.state_dict())
+    with module.together():
+        results = evaluate_run(model, cfg, folder, trained, warmth)
+    log_report(trainer.loggers, folder / "report.html", results.flat())
+    return results
+
+
+def in_training(cfg: DictConfig) -> InTraining:
+    """Evaluation every ``evaluation.every`` steps or epochs, as a callback."""
+
+    def figures(module: pl.LightningModule) -> dict[str, float]:
+        assert isinstance(module, ContrastiveModule | FusionModule)
+        warmth = temperatures(cfg, module.state_dict())
+        with module.together():
+            return evaluate_quietly(module.model, cfg, trained_pairs(cfg), warmth)
+
+    return InTraining(figures, cfg.evaluation.every, cfg.evaluation.get("unit", "steps"))
+
+
+def run_folder() -> Path:
+    """Hydra's output folder of this job; the working directory outside of Hydra."""
+    return Path(HydraConfig.get().runtime.output_dir) if HydraConfig.initialized() else Path.cwd()

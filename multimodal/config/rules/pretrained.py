@@ -1,0 +1,102 @@
+"""Rules about models of ``transformers``: they are fed what they were trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from multimodal.config.problems import Fault
+from multimodal.config.tree import at, block
+from multimodal.core.hf_files import (
+    ANY_SIZE,
+    OWN_FEATURES,
+    PREPROCESSOR,
+    TOKENIZERS,
+    content_of,
+    file_of,
+    input_settings,
+)
+
+Tree = dict[str, Any]
+_TAKES_OVER = "HuggingFaceSound"  # the transform that asks the model's own files
+
+
+def _models(tree: Tree) -> Iterator[tuple[str, str, Tree]]:
+    """Modality, name of its model, and block of its transform."""
+    for modality, tower in block(tree, "model.towers").items():
+        tower = at(tree, f"model.towers.{tower}") if isinstance(tower, str) else tower
+        target, name = at(tower, "encoder._target_"), at(tower, "encoder.name")
+        transform = at(tree, f"data.transforms.{modality}")
+        if str(target).endswith(".HuggingFaceEncoder") and isinstance(name, str):
+            yield modality, name, transform if isinstance(transform, dict) else {}
+
+
+def inputs_of_models(tree: Tree) -> Iterator[Fault]:
+    """Pictures and sounds are sized and normalised as the model's files say."""
+    for modality, name, transform in _models(tree):
+        where, target = f"data.transforms.{modality}", str(transform.get("_target_"))
+        if target.endswith(_TAKES_OVER):
+            if transform.get("name") != name:
+                yield Fault(f"{where}.name", f"given {transform.get('name')}, expected {name}")
+            continue
+        content = content_of(name, PREPROCESSOR)
+        kind = content.get("feature_extractor_type")
+        if kind in OWN_FEATURES and target.endswith(".AudioTransform"):
+            yield Fault(
+                where,
+                f"makes Kaldi filter banks, but {name} takes what a {kind} makes; "
+                f"data/transform@{where}=sound_huggingface takes all its settings over",
+            )
+            continue
+        sized = content_of(name, "config.json").get("model_type") not in ANY_SIZE
+        for key, theirs in input_settings(name).items():
+            ours = transform.get(key)
+            if ours is not None and (sized or key != "size") and not _equal(ours, theirs):
+                group = "picture" if key == "size" or isinstance(theirs, list) else "sound"
+                yield Fault(
+                    f"{where}.{key}",
+                    f"given {ours}, but {name} was trained with {theirs} ({PREPROCESSOR}): set "
+                    f"{where}.{key}={theirs}, or take all its settings over by "
+                    f"data/transform@{where}={group}_huggingface",
+                )
+
+
+def tokenizers_of_models(tree: Tree) -> Iterator[Fault]:
+    """Words are cut by the model's own tokenizer, where its folder has one."""
+    for modality, name, transform in _models(tree):
+        given = transform.get("tokenizer")
+        if given is None or not any(file_of(name, file) for file in TOKENIZERS):
+            continue
+        if at(given, "name") != name:
+            where = f"data.transforms.{modality}.tokenizer"
+            shown = at(given, "name") or at(given, "_target_") or given
+            yield Fault(
+                where,
+                f"given {shown}, but {name} has a tokenizer of its own, whose ids its weights are "
+                f"for: tokenizer=huggingface {where}.name={name}",
+            )
+
+
+def _equal(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(_equal, ours, theirs))
+    try:
+        return math.isclose(float(ours), float(theirs), rel_tol=1e-3)
+    except (TypeError, ValueError):
+        return True  # a value that is wrong in another way, which another rule tells
+
+
+def _resolve(name: str | None, key: str) -> Any:
+    if name is None:
+        raise ValueError("the encoder has no name, that is no folder that would tell")
+    settings = input_settings(name)
+    if key not in settings:
+        raise ValueError(f"{name} has no {PREPROCESSOR} that tells the {key}")
+    return settings[key]
+
+
+# ${inputs_of:FOLDER,mean} in a YAML.
+OmegaConf.register_new_resolver("inputs_of", _resolve, replace=True)

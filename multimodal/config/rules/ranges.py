@@ -1,0 +1,63 @@
+"""Rules about numbers that mean the same wherever they stand: sizes, counts and shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from multimodal.config.problems import Fault
+from multimodal.config.tree import join, nodes
+
+Tree = dict[str, Any]
+
+COUNTS = frozenset({
+    "accumulate_grad_batches", "batch_size", "block_shards", "context_length",
+    "embed_dim", "epoch_steps", "eval_batch_size", "image_size", "in_channels", "in_features",
+    "micro_batch_size", "num_frames", "num_heads", "num_mel_bins", "num_nodes", "patch_size",
+    "prefetch", "sample_rate", "size", "stride", "vocab_size", "width",
+})  # fmt: skip
+AT_LEAST_0 = frozenset({
+    "cache_mb", "gradient_clip_val", "log_every_n_steps", "num_layers", "num_workers",
+    "warmup_steps",
+})  # fmt: skip
+ABOVE_0 = frozenset({"mlp_ratio", "remote_cache_gb", "repeat", "worker_timeout_s"})
+SHARES = frozenset({"drop_path", "dropout", "max_bad_fraction", "modality_dropout"})
+OURS = ("multimodal.", "pytorch_lightning.")
+SEEDS = 2**32  # numpy's generators know no others
+
+
+def numbers_in_range(tree: Tree) -> Iterator[Fault]:
+    """Sizes and counts are at least 1, shares between 0 and 1, in the blocks that we know."""
+    for where, node in nodes(tree):
+        if not str(node.get("_target_", OURS[0])).startswith(OURS):
+            continue
+        for key, value in node.items():
+            for place, number in _numbers(value, join(where, str(key))):
+                if expected := _expected(str(key), number):
+                    yield Fault(place, f"given {number!r}, expected {expected}")
+    seed = tree.get("seed")
+    if type(seed) is int and not 0 <= seed < SEEDS:
+        yield Fault("seed", f"given {seed}, expected a number from 0 to {SEEDS - 1}")
+
+
+def _numbers(value: Any, where: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _numbers(item, f"{where}[{index}]")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield where, value
+
+
+def _expected(key: str, number: float) -> str | None:
+    """What ``number`` should have been; None if it is in range. NaN is in no range."""
+    if key in COUNTS and not number >= 1:
+        return "at least 1"
+    if key in AT_LEAST_0 and not number >= 0:
+        return "at least 0"
+    if key in ABOVE_0 and not number > 0:
+        return "a number above 0"
+    if key in SHARES and not 0 <= number <= 1:
+        return "a number from 0 to 1"
+    if key in ("max_steps", "max_epochs") and not number >= -1:
+        return "at least 0, or -1 for no limit"
+    return None

@@ -1,0 +1,1 @@
+"""What a `_target_` may name: resolved, judged by its place, bound to its signature."""

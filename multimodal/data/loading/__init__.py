@@ -1,0 +1,1 @@
+"""From a schedule to batches, on every rank and in every worker."""

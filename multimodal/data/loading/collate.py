@@ -1,0 +1,209 @@
+"""From samples to a batch: decode, transform, collate."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from multimodal.core.batch import Batch
+from multimodal.core.suggest import suggest
+from multimodal.data.decoding.decode import Value
+from multimodal.data.errors import BadSample, ShardError
+from multimodal.data.loading.frozen_embeddings import FrozenEmbeddings
+from multimodal.data.loading.tally import Rejection
+from multimodal.data.sample_decoder import Decoded, Readable, SampleDecoder
+from multimodal.data.sample_rng import Draw
+from multimodal.data.source import Place, Source
+from multimodal.data.transforms.base import Transform
+
+
+class Sample(NamedTuple):
+    """One sample ready for its batch.
+
+    Attributes:
+        decoded: what the source gave.
+        inputs: modality -> tensor.
+        repeat: which use of the sample within its epoch this is; without a draw, which caption.
+        embeddings: modality -> cached embedding of its frozen tower.
+    """
+
+    decoded: Decoded
+    inputs: dict[str, Tensor]
+    repeat: int
+    embeddings: dict[str, Tensor]
+
+
+def load(
+    source: Source,
+    transforms: Mapping[str, Transform],
+    index: int,
+    draw: Draw | None,
+    modalities: Collection[str] | None = None,
+    frozen: Mapping[str, FrozenEmbeddings] | None = None,
+    caption: int = 0,
+) -> Sample | Rejection:
+    """Reads, decodes and transforms one sample, or says why that is not possible.
+
+    Args:
+        source: of the sample.
+        transforms: by modality.
+        index: of the sample.
+        draw: its random choices; None for none.
+        modalities: those wanted; None for all.
+        frozen: those that are read as embeddings; what is aligned with such a modality gets the
+            geometry of the view that was embedded.
+        caption: which of several captions, without a draw.
+
+    Raises:
+        RuntimeError: on an error that is not the sample's fault but the transform's, with the
+            place of the sample.
+    """
+    wanted = source.modalities if modalities is None else modalities
+    try:
+        embeddings = {}
+        for name, table in (frozen or {}).items():
+            view = 0 if draw is None else draw.choose_view(table.views)
+            embeddings[name] = table.read(index, view)
+            if draw is not None and hasattr(transforms[name], "geometry"):
+                draw = replace(draw, view=view)
+        wanted = [name for name in wanted if name not in embeddings]
+        least = {
+            name: functools.partial(transforms[name].least, draw)  # type: ignore[attr-defined]
+            for name in wanted
+            if getattr(transforms[name], "reduced", False)
+        }
+        decoded = source.decode(index, draw, wanted, least, caption)
+        inputs = {
+            name: _transform(
+                transforms[name], name, value, draw, source.name, lambda: source.place(index)
+            )
+            for name, value in decoded.values.items()
+        }
+    except BadSample as error:
+        place = source.place(index)
+        whole_shard = isinstance(error, ShardError)
+        return Rejection(source.name, place.shard, place.key, error.reason, str(error), whole_shard)
+    return Sample(decoded, inputs, caption if draw is None else draw.repeat, embeddings)
+
+
+def load_from(
+    decoder: SampleDecoder, transforms: Mapping[str, Transform], sample: Readable, draw: Draw
+) -> Sample | Rejection:
+    """The same of a sample that stands alone, as it came out of a stream."""
+    place = Place(sample.path.name, sample.keys[0])
+    try:
+        decoded = decoder.decode(sample, 0, place.shard, draw)
+        inputs = {
+            name: _transform(transforms[name], name, value, draw, decoder.name, lambda: place)
+            for name, value in decoded.values.items()
+        }
+    except BadSample as error:
+        return Rejection(decoder.name, *place, error.reason, str(error))
+    return Sample(decoded, inputs, 0, {})
+
+
+def _transform(
+    transform: Transform,
+    name: str,
+    value: Value,
+    draw: Draw | None,
+    source: str,
+    where: Callable[[], Place],
+) -> Tensor:
+    # What collate finishes may come unfinished.
+    prepare: Callable[[Value, Draw | None], Tensor] = getattr(transform, "prepare", transform)
+    try:
+        return prepare(value, draw)
+    except BadSample:
+        raise
+    except Exception as error:  # a transform of the user's own may fail in any way
+        place = where()
+        raise RuntimeError(
+            f"the transform of {name!r} fails on {source}, shard {place.shard}, key "
+            f"{place.key!r}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def collate(
+    samples: list[Sample],
+    transforms: Mapping[str, Transform],
+    source: str,
+    step: int,
+    with_metadata: bool,
+) -> Batch:
+    """One batch of samples of the same source."""
+    inputs, masks, presence = {}, {}, {}
+    for name in dict.fromkeys(name for sample in samples for name in sample.inputs):
+        present = torch.tensor([name in sample.inputs for sample in samples])
+        given = [sample.inputs[name] for sample in samples if name in sample.inputs]
+        inputs[name], mask = transforms[name].collate(given)
+        if not present.all():
+            presence[name] = present
+            inputs[name] = _spread(inputs[name], present)
+            mask = None if mask is None else _spread(mask, present)
+        if mask is not None:
+            masks[name] = mask
+    return Batch(
+        inputs=inputs,
+        masks=masks,
+        sample_ids=torch.tensor([sample.decoded.sample_id for sample in samples]),
+        positive_keys=torch.tensor([sample.decoded.positive_key for sample in samples]),
+        repeats=torch.tensor([sample.repeat for sample in samples]),
+        source=source,
+        step=step,
+        keys=[sample.decoded.key for sample in samples],
+        embeddings={
+            name: torch.stack([sample.embeddings[name] for sample in samples])
+            for name in samples[0].embeddings
+        },
+        metadata=[sample.decoded.metadata for sample in samples] if with_metadata else [],
+        presence=presence,
+    )
+
+
+def _spread(rows: Tensor, present: Tensor) -> Tensor:
+    """``rows`` at the places of the samples that have them, zeros at the others."""
+    spread = rows.new_zeros(len(present), *rows.shape[1:])
+    spread[present] = rows
+    return spread
+
+
+def check_transforms(
+    name: str, modalities: Iterable[str], transforms: Mapping[str, Transform]
+) -> None:
+    """Checks that a source's modalities can be transformed, and aligned ones alike.
+
+    Raises:
+        ValueError: if a modality has no transform, or two have different geometry, so that a
+            picture's crop would not be its depth map's.
+    """
+    geometries = {}
+    for modality in modalities:
+        if modality not in transforms:
+            raise ValueError(
+                f"source {name!r} has the modality {modality!r}, for which data.transforms has "
+                f"none; {suggest(modality, transforms)}"
+            )
+        geometry = getattr(transforms[modality], "geometry", None)
+        if geometry is not None:
+            geometries[modality] = geometry
+    apart = [m for m in geometries if getattr(transforms[m], "moves_apart", False)]
+    if len(geometries) > 1 and apart:
+        others = ", ".join(m for m in geometries if m != apart[0])
+        raise ValueError(
+            f"source {name!r}: {apart[0]} is turned and shifted by RandAugment, and {others} would "
+            f"not follow: set augment_spatial=false in the transform of {apart[0]}"
+        )
+    for modality, geometry in geometries.items():
+        first, reference = next(iter(geometries.items()))
+        if geometry != reference:
+            raise ValueError(
+                f"source {name!r}: {first} and {modality} are crops of one view, so scale, ratio "
+                f"and flip of their transforms must be equal; {first} has {reference}, {modality} "
+                f"has {geometry}"
+            )

@@ -1,0 +1,240 @@
+"""The training loader: a schedule's batches, from any position, at any number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from multimodal.core.batch import Batch
+from multimodal.data.errors import OtherBatches, TooManyBadSamples
+from multimodal.data.loading.collate import Sample, check_transforms, collate, load
+from multimodal.data.loading.resume_signature import differences, signature
+from multimodal.data.loading.schedule import BatchSchedule, SourceSize
+from multimodal.data.loading.tally import Rejection, Tally, named
+from multimodal.data.loading.workers import Steps, end_workers, make_loader, one_thread
+from multimodal.data.sample_rng import Draw
+from multimodal.data.settings import LoaderSettings, OrderSettings
+from multimodal.data.source import Source
+from multimodal.data.transforms.base import Transform
+
+
+class ScheduledLoader:
+    """One rank's slices of the batches of a ``BatchSchedule``.
+
+    Each iteration is one epoch. The position is a count of the batches handed out, whatever the
+    workers have read ahead, and depends neither on the rank nor on how many ranks or workers there
+    are: a run resumes at any of them with the batches that would have come, as long as the global
+    batches stay the same.
+
+    A bad sample is counted by reason and logged; the next sample of the source that can be read
+    takes its place.
+
+    Args:
+        sources: by name; the names enter the seeds of the order and of every draw.
+        transforms: by modality.
+        batch_size: samples per device and batch, for sources without their own.
+        seed: of the order and of every draw.
+        rank: which slice of each batch to load.
+        world_size: number of slices.
+        loading: workers, and how many bad samples are borne.
+        order: of the schedule.
+
+    Attributes:
+        schedule: the global batches.
+        tally: delivered and bad samples of this rank since the loader was made.
+
+    Raises:
+        ValueError: by ``BatchSchedule`` and ``check_transforms``.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        transforms: Mapping[str, Transform],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        loading: LoaderSettings | None = None,
+        order: OrderSettings | None = None,
+    ) -> None:
+        loading, order = loading or LoaderSettings(), order or OrderSettings()
+        for name, source in sources.items():
+            check_transforms(name, source.modalities, transforms)
+        self._sources = dict(sources)
+        self._world_size = world_size
+        self.schedule = BatchSchedule(
+            seed,
+            {
+                name: SourceSize(
+                    shard_samples=source.table.samples,
+                    batch_size=world_size * (source.batch_size or batch_size),
+                    repeat=source.repeat,
+                    weight=source.weight,
+                    starts=source.table.starts,
+                )
+                for name, source in sources.items()
+            },
+            **asdict(order),
+        )
+        self.tally = Tally(loading.max_bad_fraction, loading.max_bad_run)
+        self._epoch = 0
+        self._position = 0  # batches of this epoch handed out
+        self._resumed = False
+        self._steps = Steps()
+        dataset = _TrainingBatches(
+            self.schedule, self._sources, transforms, rank, world_size, loading.max_bad_run
+        )
+        self._batches = make_loader(dataset, self._steps, loading, persistent=True)
+
+    def __len__(self) -> int:
+        return self.schedule.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._position and not self._resumed:
+            self._epoch, self._position = self._epoch + 1, 0
+        self._resumed = False
+        first = self._epoch * len(self)
+        self._steps.span = range(first + self._position, first + len(self))
+        for batch, outcomes in self._batches:
+            self.tally.add(outcomes, replaced=True)
+            self._position += 1
+            yield batch
+        self.tally.end_epoch(self._epoch)
+
+    def close(self) -> None:
+        """Ends the processes that load; another iteration starts new ones."""
+        end_workers(self._batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what the batches depend on, as plain values."""
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "signature": signature(self.schedule, self._sources),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues after the last batch that the saved loader has handed out.
+
+        Raises:
+            OtherBatches: if the batches would not be those of the saved run; says what to set.
+        """
+        changes = differences(
+            state["signature"],
+            signature(self.schedule, self._sources),
+            self._world_size,
+            {name for name, source in self._sources.items() if source.batch_size is not None},
+        )
+        if changes:
+            raise OtherBatches(
+                "\n  - ".join(["the data of this run are not those of the checkpoint:", *changes])
+            )
+        self._epoch, self._position = state["epoch"], state["position"]
+        if self._position >= len(self):  # saved after the last batch of an epoch
+            self._epoch, self._position = self._epoch + 1, 0
+        self._resumed = True
+
+
+class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
+    """Step -> this rank's slice of the batch, and what became of its places.
+
+    It is what the workers run.
+    """
+
+    def __init__(
+        self,
+        schedule: BatchSchedule,
+        sources: Mapping[str, Source],
+        transforms: Mapping[str, Transform],
+        rank: int,
+        world_size: int,
+        max_bad_run: int,
+    ) -> None:
+        self.schedule = schedule
+        self.sources = sources
+        self.transforms = transforms
+        self.rank = rank
+        self.world_size = world_size
+        self.max_bad_run = max_bad_run
+        self.is_remote = any(source.remote is not None for source in sources.values())
+        self.ahead = steps_ahead(schedule)
+
+    @one_thread()
+    def __getitem__(self, step: int) -> tuple[Batch, list[Rejection | None]]:
+        spec = self.schedule(step)
+        if self.is_remote:
+            self._fetch_ahead(step)
+        size = len(spec.indices) // self.world_size
+        mine = slice(self.rank * size, (self.rank + 1) * size)
+        places = [
+            self._fill(spec.source, spec.epoch, int(index), int(repeat))
+            for index, repeat in zip(spec.indices[mine], spec.repeats[mine], strict=True)
+        ]
+        samples = [sample for sample, _ in places]
+        batch = collate(samples, self.transforms, spec.source, step, with_metadata=False)
+        return batch, [outcome for _, outcome in places]
+
+    def _fetch_ahead(self, step: int) -> None:
+        """Has the shards of this step fetched side by side, and those of a later one begun."""
+        for ahead in (0, self.ahead):
+            spec = self.schedule(step + ahead)
+            self.sources[spec.source].fetch_ahead(spec.indices.tolist())
+
+    def _fill(
+        self, name: str, epoch: int, index: int, repeat: int
+    ) -> tuple[Sample, Rejection | None]:
+        """The sample; or the first after it that can be read, and why it is not the sample."""
+        source = self.sources[name]
+        tried: list[Rejection] = []
+        while len(tried) <= self.max_bad_run:
+            draw = Draw(self.schedule.seed, epoch, name, index, repeat)
+            sample = load(source, self.transforms, index, draw, frozen=source.frozen)
+            if isinstance(sample, Sample):
+                return sample, tried[0] if tried else None
+            tried.append(sample)
+            index = source.after(index, sample.whole_shard)
+        raise TooManyBadSamples(
+            f"{len(tried)} samples of {name!r} in a row are bad, over max_bad_run="
+            f"{self.max_bad_run}; {named(tried[-3:])}"
+        )
+
+
+def steps_ahead(schedule: BatchSchedule) -> int:
+    """So many steps before they are needed, remote shards begin to be fetched: half a block.
+
+    A block's shards are all asked for within its first few batches, so they must come while the
+    block before is being used up.
+    """
+    longest = 0.0
+    for name, size in schedule.sources.items():
+        block = size.num_samples / len(size.shard_samples) * schedule.block_shards
+        block = min(block, size.num_samples)
+        own_steps = block / size.batch_size
+        longest = max(longest, own_steps * schedule.steps_per_epoch / schedule.batches[name])
+    return max(1, int(longest / 2))
+
+
+class RepeatedBatch:
+    """The first batch of a loader, as often as the loader has batches.
+
+    Args:
+        loader: of which the first batch is read, once.
+    """
+
+    def __init__(self, loader: ScheduledLoader) -> None:
+        self._loader = loader
+        self._batch: Batch | None = None
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._batch is None:
+            self._batch = next(iter(self._loader))
+            self._loader.close()
+        for _ in range(len(self)):
+            yield self._batch

@@ -1,0 +1,84 @@
+"""What a run's batches depend on, to be kept in its checkpoints and compared at a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from multimodal.data.loading.schedule import BatchSchedule
+from multimodal.data.source import Source
+
+
+def signature(schedule: BatchSchedule, sources: Mapping[str, Source]) -> dict[str, Any]:
+    """Plain values, equal for equal global batches; nothing of a rank, a worker or their number."""
+    return {
+        "seed": schedule.seed,
+        "block_shards": schedule.block_shards,
+        "sources": {
+            name: {
+                "batch_size": size.batch_size,
+                "samples": size.num_samples,
+                "batches": schedule.batches[name],
+                "shards": sources[name].digest,
+                "views": {
+                    modality: table.views for modality, table in sources[name].frozen.items()
+                },
+            }
+            for name, size in schedule.sources.items()
+        },
+    }
+
+
+def differences(
+    saved: dict[str, Any],
+    present: dict[str, Any],
+    world_size: int,
+    own_batch_sizes: Collection[str],
+) -> list[str]:
+    """What differs between two signatures, each with what to set.
+
+    Args:
+        saved: signature in a checkpoint.
+        present: signature of this run.
+        world_size: number of devices of this run.
+        own_batch_sizes: the sources that do not follow ``data.batch_size``.
+    """
+    changes = [
+        f"{key} was {saved[key]}, is {present[key]}: set data.{key}={saved[key]}"
+        for key in ("seed", "block_shards")
+        if saved[key] != present[key]
+    ]
+    for name in sorted(saved["sources"].keys() | present["sources"].keys()):
+        then, now = saved["sources"].get(name), present["sources"].get(name)
+        if then is None or now is None:
+            changes.append(f"source {name!r} {'is new' if then is None else 'is gone'}")
+        elif then["shards"] != now["shards"]:
+            changes.append(
+                f"source {name!r} had other shards ({then['samples']} samples, now "
+                f"{now['samples']}): bring them back, or begin a new run"
+            )
+        elif then["batch_size"] != now["batch_size"]:
+            own = f"sources.{name}." if name in own_batch_sizes else ""
+            key = f"data.{own}batch_size"
+            each, rest = divmod(then["batch_size"], world_size)
+            remedy = (
+                f"set {key}={each}"
+                if rest == 0
+                else f"use a number of devices that divides {then['batch_size']}"
+            )
+            changes.append(
+                f"the global batch of source {name!r} was {then['batch_size']}, is "
+                f"{now['batch_size']} ({now['batch_size'] // world_size} on each of {world_size} "
+                f"devices): {remedy}"
+            )
+        elif then.get("views", {}) != now["views"]:
+            changes.append(
+                f"source {name!r} had the cached views {then.get('views', {}) or 'none'}, has "
+                f"{now['views'] or 'none'}: bring back data.cache_frozen and cache_frozen.views"
+            )
+        elif then["batches"] != now["batches"]:
+            changes.append(
+                f"source {name!r} had {then['batches']} batches an epoch, has {now['batches']}: "
+                "bring back repeat, weight, drop_last and epoch_steps"
+            )
+    return changes

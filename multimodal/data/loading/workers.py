@@ -1,0 +1,108 @@
+"""The processes that load: a ``DataLoader`` over whole batches, with nothing left to chance."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from multimodal.data.loading.worker_processes import WorkerIterator, WorkerLoader
+from multimodal.data.settings import LoaderSettings
+
+Item = TypeVar("Item")
+
+
+class Steps(Sampler[int]):
+    """The steps of the coming iteration; persistent workers need one sampler for all of them."""
+
+    def __init__(self, span: range = range(0)) -> None:
+        self.span = span
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.span)
+
+    def __len__(self) -> int:
+        return len(self.span)
+
+
+def make_loader(
+    dataset: Dataset[Item],
+    steps: Steps | None,
+    settings: LoaderSettings,
+    persistent: bool,
+) -> DataLoader[Item]:
+    """Whole batches in the order of ``steps``; torch limits each worker to one thread.
+
+    Without ``steps`` the dataset is an iterable one, and each worker's batches come in turns.
+    ``persistent`` workers live as long as the loader, others as long as an iteration. On a machine
+    with a GPU batches are put into page-locked memory, for asynchronous copies.
+    """
+    num_workers = settings.num_workers
+    if num_workers is None:
+        num_workers = workers_of_machine()
+    return WorkerLoader(
+        dataset,
+        batch_size=None,
+        sampler=steps,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=settings.prefetch if num_workers else None,
+        persistent_workers=persistent and num_workers > 0,
+        timeout=settings.worker_timeout_s or 0 if num_workers else 0,
+        worker_init_fn=_leave_signals_to_the_trainer,
+        generator=torch.Generator(),  # otherwise each iteration would draw from the global one
+    )
+
+
+def end_workers(loader: DataLoader[Item]) -> None:
+    """Ends the persistent workers of a loader; another iteration starts new ones."""
+    if isinstance(loader._iterator, WorkerIterator):
+        end_iteration(loader._iterator)
+    loader._iterator = None
+
+
+def end_iteration(iterator: Iterator[Item]) -> None:
+    """Ends the workers of one iteration of a loader, whatever they are waiting for."""
+    if isinstance(iterator, WorkerIterator):
+        iterator._shutdown_workers()
+
+
+def workers_of_machine() -> int:
+    """Cores that this process may use, shared by the node's training processes, less one each.
+
+    None where a core is all there is: then a worker would only take turns with training.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
+    return max(0, (cores or 1) // processes - 1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limits torch to one thread, also where batches are loaded in the training process.
+
+    What is done to a sample is too small to be shared between threads: they would spend many times
+    the work waiting for each other.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    # Machines signal whole process groups; the training still needs its workers to finish a step.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _as_it_is(item: Item) -> Item:
+    return item

@@ -1,0 +1,345 @@
+"""What the members of a sample mean: which of them make up which modality."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
+
+import numpy as np
+
+from multimodal.core.hashing import stable_hash
+from multimodal.core.suggest import suggest
+from multimodal.data.decoding.decode import Least, Limits, Signal, Value, decode
+from multimodal.data.decoding.video import Video
+from multimodal.data.errors import DecodeError
+from multimodal.data.lru import LRU
+from multimodal.data.sample_rng import Draw
+from multimodal.data.shards.manifest import Manifest
+from multimodal.data.templates import Template
+
+METADATA = "json"  # the member that describes a sample
+_ENTRY = ("member", "key", "template", "value", "keep", "optional")  # what a modality may be given
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A sample before its transforms.
+
+    Attributes:
+        key: its name in the shard.
+        values: modality -> picture or array, ``Signal`` (sounds, motion), or text.
+        metadata: content of its ``json`` member; empty where there is none.
+        sample_id: 64-bit hash of source, shard and key.
+        positive_key: 64-bit hash of what makes samples positives of each other.
+        captions: texts that the sample has, where all are kept (``keep: all``) and none is drawn.
+    """
+
+    key: str
+    values: dict[str, Value]
+    metadata: dict[str, Any]
+    sample_id: int
+    positive_key: int
+    captions: int = 1
+
+
+class Readable(Protocol):
+    """A shard, or whatever else has samples by their places."""
+
+    path: Path
+    keys: list[str]
+
+    def fields(self, index: int) -> list[str]:
+        """Names of the members of a sample."""
+        ...
+
+    def size(self, index: int, field: str) -> int:
+        """Bytes of one member."""
+        ...
+
+    def read(self, index: int, field: str) -> bytes:
+        """Content of one member."""
+        ...
+
+    def check(self, index: int) -> None:
+        """Refuses a sample whose members cannot be told from another's."""
+        ...
+
+
+class _Modality(NamedTuple):
+    members: tuple[str, ...]
+    key: str | None  # of a JSON member's object
+    templates: tuple[Template, ...]  # over that object's keys
+    is_motion: bool
+    target: str | None  # key of that object whose value is taken as it is
+    optional: bool
+    keeps_all: bool  # the texts under `key`, where none is drawn
+
+
+def decoded_cache(megabytes: int) -> LRU[tuple[str, int, str], Any]:
+    """A cache of decoded members: (path of the shard, place in it, member) -> value."""
+    return LRU(megabytes << 20, cost=_bytes)
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Signal):
+        return value.samples.nbytes
+    if isinstance(value, Video):
+        return len(value.data)
+    return value.nbytes if isinstance(value, np.ndarray) else 100 + len(str(value))
+
+
+class SampleDecoder:
+    """How the samples of a source are decoded.
+
+    Args:
+        manifest: says what each member holds.
+        splits: of the manifest; all must have what the modalities ask for.
+        modalities: as ``Source`` takes them.
+        positive_key: as ``Source`` takes it.
+
+    Attributes:
+        positive_key: as above.
+        name: what the source is called in logs and seeds; the manifest's name, see ``within``.
+        limits: sizes that are decoded.
+        cache: decoded members, of this source and of those it shares the cache with.
+        kept: the modality of which evaluation keeps every text; None where there is none.
+
+    Raises:
+        ValueError: if there are no modalities, one asks for what the manifest does not have, or
+            several keep all their texts.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        splits: Sequence[str],
+        modalities: Mapping[str, Mapping[str, Any]],
+        positive_key: str | None,
+    ) -> None:
+        if not modalities:
+            raise ValueError(f"the source of {manifest.path} has no modalities")
+        self.name = manifest.name
+        self.limits = Limits()
+        self.cache = decoded_cache(0)
+        self.positive_key = positive_key
+        for split in splits:
+            if positive_key is not None:
+                _check_key(manifest, split, METADATA, positive_key)
+            self._modalities = {
+                name: _parse(name, entry, manifest, split) for name, entry in modalities.items()
+            }
+        kept = [name for name, modality in self._modalities.items() if modality.keeps_all]
+        if len(kept) > 1:
+            raise ValueError(f"keep: all is for one modality of a source, not {' and '.join(kept)}")
+        self.kept: str | None = kept[0] if kept else None
+
+    def within(
+        self, name: str, limits: Limits, cache: LRU[tuple[str, int, str], Any]
+    ) -> SampleDecoder:
+        """The same under the name, limits and cache of a run."""
+        decoder = copy.copy(self)
+        decoder.name, decoder.limits, decoder.cache = name, limits, cache
+        return decoder
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities of every sample."""
+        return tuple(self._modalities)
+
+    def entry(self, modality: str) -> str:
+        """Where a modality is read from, in words that are equal for equal entries."""
+        members, key, templates, _, target = self._modalities[modality][:5]
+        words = (members, key, [template.text for template in templates])
+        return repr(words if target is None else (*words, target))
+
+    def is_random(self, modality: str) -> bool:
+        """Whether training may draw one of several values of a modality."""
+        members, key, templates = self._modalities[modality][:3]
+        return len(members) > 1 or key is not None or bool(templates)
+
+    def decode(
+        self,
+        shard: Readable,
+        place: int,
+        shard_name: str,
+        draw: Draw | None,
+        modalities: Collection[str] | None = None,
+        least: Mapping[str, Least] | None = None,
+        caption: int = 0,
+    ) -> Decoded:
+        """The values of one sample of a shard; without a draw, with this one of its captions.
+
+        Raises:
+            IndexError: if it does not have so many.
+            DecodeError: if something of it is missing, corrupt or too large.
+        """
+        shard.check(place)
+        metadata = self.metadata(shard, place)
+        values = {
+            name: self._value(name, modality, shard, place, metadata, draw, (least or {}).get(name))
+            for name, modality in self._modalities.items()
+            if (modalities is None or name in modalities)
+            and not (modality.optional and _lacks(modality, shard.fields(place), metadata))
+        }
+        key = shard.keys[place]
+        sample_id = stable_hash(self.name, shard_name, key)
+        positive = sample_id
+        if self.positive_key is not None:
+            positive = stable_hash(self.positive_key, repr(_get(metadata, self.positive_key)))
+        captions = 1
+        if draw is None and self.kept is not None and self.kept in values:
+            texts = self._texts(self.kept, shard, place, metadata)
+            captions, values[self.kept] = len(texts), texts[caption]
+        return Decoded(key, values, metadata, sample_id, positive, captions)
+
+    def _texts(self, name: str, shard: Readable, place: int, metadata: dict[str, Any]) -> list[str]:
+        """All texts of a modality that keeps them."""
+        modality = self._modalities[name]
+        assert modality.key is not None
+        member = next(m for m in modality.members if m in shard.fields(place))
+        found = metadata if member == METADATA else self._decode(shard, place, member)
+        return _texts(found, modality.key)
+
+    def metadata(self, shard: Readable, place: int) -> dict[str, Any]:
+        """Content of a sample's ``json`` member; empty where there is none."""
+        if METADATA not in shard.fields(place):
+            return {}
+        metadata = self._decode(shard, place, METADATA)
+        if not isinstance(metadata, dict):
+            raise DecodeError("metadata", f"expected a JSON object, got {type(metadata).__name__}")
+        return metadata
+
+    def _value(
+        self,
+        name: str,
+        modality: _Modality,
+        shard: Readable,
+        place: int,
+        metadata: dict[str, Any],
+        draw: Draw | None,
+        least: Least | None,
+    ) -> Value:
+        fields = shard.fields(place)
+        present = [member for member in modality.members if member in fields]
+        if not present:
+            raise DecodeError("missing", f"{name} needs {' or '.join(modality.members)}")
+        member = _choose(present, draw, f"{name}.member")
+        if member == METADATA:
+            value: Any = metadata
+        elif least is not None:  # smaller for each draw: not to be kept
+            value = self._decode(shard, place, member, least)
+        else:
+            key = (str(shard.path), place, member)
+            value = self.cache.get(key, lambda _: self._decode(shard, place, member))
+        if modality.key is not None:
+            return _choose(_texts(value, modality.key), draw, f"{name}.text")
+        if modality.templates:
+            _require_object(value)
+            template = _choose(modality.templates, draw, f"{name}.template")
+            return template.fill(value, draw, name)
+        if modality.target is not None:
+            return cast("Value", _get(value, modality.target))
+        if modality.is_motion:
+            return _motion(value, metadata)
+        return cast("Value", value)
+
+    def _decode(self, shard: Readable, place: int, member: str, least: Least | None = None) -> Any:
+        # The size is known without reading the member.
+        if shard.size(place, member) > self.limits.max_bytes:
+            raise DecodeError(
+                "too_large",
+                f"{member!r} has {shard.size(place, member)} bytes, over "
+                f"max_bytes={self.limits.max_bytes}",
+            )
+        return decode(member, shard.read(place, member), self.limits, least)
+
+
+def _parse(name: str, entry: Mapping[str, Any], manifest: Manifest, split: str) -> _Modality:
+    """Checks one modality's entry against the manifest."""
+    for given in entry:
+        if given not in _ENTRY:
+            raise ValueError(f"modality {name!r}: {given!r}; {suggest(given, _ENTRY)}")
+    member, key = entry.get("member"), entry.get("key")
+    members = (member,) if isinstance(member, str) else tuple(member or ())
+    if not members:
+        raise ValueError(f"modality {name!r} needs a 'member', or a list of them")
+    kinds = {manifest.field(member, split).kind for member in members}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"modality {name!r}: its members are of different kinds: {', '.join(sorted(kinds))}"
+        )
+    text = entry.get("template")
+    templates = tuple(Template(t) for t in ((text,) if isinstance(text, str) else text or ()))
+    target = entry.get("value")
+    if (key is not None) + bool(templates) + (target is not None) != (kinds == {"json"}):
+        raise ValueError(
+            f"modality {name!r}: a JSON member needs a 'key', a 'template' or a 'value', and only "
+            "it does"
+        )
+    chosen = [each for each in (key, target) if each is not None]
+    keys = set(chosen) | {key for each in templates for key in each.keys}
+    for member in members:
+        for wanted in sorted(keys):
+            _check_key(manifest, split, member, wanted)
+    optional = bool(entry.get("optional", False))
+    keep = entry.get("keep", "one")
+    if keep not in ("one", "all") or (keep == "all" and key is None):
+        raise ValueError(
+            f"modality {name!r}: keep is one or all, and all needs the 'key' of a list of texts, "
+            f"got keep={keep!r} and key={key!r}"
+        )
+    return _Modality(members, key, templates, kinds == {"imu"}, target, optional, keep == "all")
+
+
+def _lacks(modality: _Modality, fields: Collection[str], metadata: Mapping[str, Any]) -> bool:
+    if not any(member in fields for member in modality.members):
+        return True
+    wanted = modality.target or modality.key
+    return wanted is not None and metadata.get(wanted) is None
+
+
+def _check_key(manifest: Manifest, split: str, member: str, key: str) -> None:
+    known = manifest.field(member, split).keys
+    if known and key not in known:
+        raise ValueError(f"{manifest.path}: {member!r} has no key {key!r}; {suggest(key, known)}")
+
+
+def _require_object(decoded: Any) -> None:
+    if not isinstance(decoded, dict):
+        raise DecodeError("metadata", f"expected a JSON object, got {type(decoded).__name__}")
+
+
+def _get(metadata: Any, key: str) -> Any:
+    _require_object(metadata)
+    if metadata.get(key) is None:
+        raise DecodeError("metadata", f"the JSON has no {key!r}")
+    return metadata[key]
+
+
+def _choose(options: Sequence[T], draw: Draw | None, name: str) -> T:
+    return options[0 if draw is None else draw.pick(name, len(options))]
+
+
+def _texts(metadata: Any, key: str) -> list[str]:
+    found = _get(metadata, key)
+    texts = [found] if isinstance(found, str) else found
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise DecodeError("metadata", f"{key!r} must be a text or a list of texts, is {found!r}")
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise DecodeError("empty", f"{key!r} holds no text")
+    return texts
+
+
+def _motion(array: Any, metadata: dict[str, Any]) -> Signal:
+    """An IMU array as m/s^2 and rad/s, with the rate and the unit that the metadata gives."""
+    rate, scale = _get(metadata, "rate_hz"), metadata.get("scale", 1.0)
+    for key, number in (("rate_hz", rate), ("scale", scale)):
+        if not isinstance(number, int | float) or not 0 < number < float("inf"):
+            raise DecodeError("metadata", f"{key!r} must be a number above 0, is {number!r}")
+    return Signal(array.astype(np.float32) * np.float32(scale), float(rate))

@@ -1,0 +1,1 @@
+"""Manifests and the tars that they name, near and far."""

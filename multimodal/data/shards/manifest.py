@@ -1,0 +1,195 @@
+"""The manifest beside a set of shards: what its samples hold, and how many there are where."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multimodal.core import strict_json
+from multimodal.core.suggest import suggest
+from multimodal.data.shards.manifest_faults import FORMAT, KINDS, check_manifest
+from multimodal.data.shards.paths import resolve
+from multimodal.data.shards.remote import is_remote, read_url
+from multimodal.data.shards.table import ShardRow, ShardTable
+
+__all__ = ["FORMAT", "KINDS", "TABLE_SUFFIX", "Field", "Manifest", "load_manifest"]
+
+TABLE_SUFFIX = ".table"  # of the folder beside a manifest that holds its shard table as files
+
+_BY_EXTENSION = {
+    **dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif"), "image"),
+    **dict.fromkeys(("ogg", "wav", "flac"), "audio"),
+    **dict.fromkeys(("mp4", "webm", "mkv", "avi", "mov"), "video"),
+    "npy": "array",
+    "txt": "text",
+    "json": "json",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What the manifest says of one kind of member.
+
+    Attributes:
+        kind: what it holds, one of ``KINDS``.
+        splits: the splits whose samples have it; None for all.
+        keys: for ``json``, the keys that can be relied on; empty when not said.
+    """
+
+    kind: str
+    splits: tuple[str, ...] | None = None
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One source's manifest.
+
+    Attributes:
+        path: where it was read from: a local path, or a URL; shards lie in the same folder.
+        name: name of the source.
+        description: one line about it.
+        fields: what each member holds.
+        splits: the shards of each split.
+        licences: where the parts come from and under which terms.
+        base: folder or URL that the shards' names are relative to; None for the manifest's own,
+            to which a relative folder is relative.
+    """
+
+    path: Path | str
+    name: str
+    description: str
+    fields: dict[str, Field]
+    splits: dict[str, ShardTable]
+    licences: tuple[dict[str, Any], ...] = ()
+    base: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """The folder or URL that the shards' names are relative to; no slash at a URL's end."""
+        if self.base is not None and is_remote(self.base):
+            return self.base.rstrip("/")
+        if isinstance(self.path, Path):
+            return str(self.path.parent / (self.base or ""))
+        own = self.path.rpartition("/")[0]
+        return own if self.base is None else f"{own}/{self.base}"
+
+    def split(self, *names: str) -> ShardTable:
+        """The shards of a split, or of several, one after the other.
+
+        Raises:
+            ValueError: if there is no such split, or none is named.
+        """
+        if not names:
+            raise ValueError(f"no split of {self.path} is named; {suggest('', self.splits)}")
+        for name in names:
+            if name not in self.splits:
+                raise ValueError(f"{self.path} has no split {name!r}; {suggest(name, self.splits)}")
+        return ShardTable.joined([self.splits[name] for name in names])
+
+    def field(self, member: str, split: str) -> Field:
+        """What member ``member`` holds in the samples of ``split``.
+
+        Raises:
+            ValueError: if the manifest lists no such member, or not for this split.
+        """
+        if member not in self.fields:
+            raise ValueError(
+                f"{self.path} lists no member {member!r}; {suggest(member, self.fields)}"
+            )
+        field = self.fields[member]
+        if field.splits is not None and split not in field.splits:
+            raise ValueError(
+                f"{self.path}: member {member!r} is in the split {' and '.join(field.splits)}, "
+                f"not in {split!r}"
+            )
+        return field
+
+
+def kind_of(field: str, kinds: Mapping[str, str]) -> str:
+    """What a member holds: as given, by its first part (``depth.png``), or by its extension.
+
+    Raises:
+        ValueError: if nothing can read such a member.
+    """
+    if field in kinds:
+        return kinds[field]
+    first, _, rest = field.partition(".")
+    if rest and first in KINDS:
+        return first
+    extension = field.rpartition(".")[2].lower()
+    if extension not in _BY_EXTENSION:
+        raise ValueError(
+            f"member {field!r}: no decoder for .{extension}; there are: {', '.join(_BY_EXTENSION)}"
+        )
+    return _BY_EXTENSION[extension]
+
+
+def load_manifest(path: str | Path) -> Manifest:
+    """Reads and validates a manifest.
+
+    Args:
+        path: a JSON file; ``samples://NAME`` for one of the sample corpus; a URL that fsspec knows.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a manifest, listing every fault that was found.
+    """
+    file = str(path) if is_remote(str(path)) else resolve(path)
+    content = strict_json.parse(_content(path), f"the manifest {path}")
+    check_manifest(content, f"the manifest {path}")
+    return Manifest(
+        path=file,
+        name=content["name"],
+        description=content.get("description", ""),
+        fields={
+            name: Field(
+                kind=field["kind"],
+                splits=tuple(field["splits"]) if "splits" in field else None,
+                keys=tuple(field.get("keys", ())),
+            )
+            for name, field in content["fields"].items()
+        },
+        splits=_tables(file, content["shards"]),
+        licences=tuple(content.get("licences", ())),
+        base=content.get("base"),
+    )
+
+
+def _tables(file: str | Path, shards: Any) -> dict[str, ShardTable]:
+    """The shards by split: listed in the manifest, or mapped from the files that it names."""
+    if isinstance(shards, dict):
+        if isinstance(file, str):
+            raise ValueError(
+                f"the manifest {file} keeps its shard table in files beside it ({TABLE_SUFFIX}): "
+                "copy both to a local folder, the shards may stay (see `base`)"
+            )
+        folder = file.with_suffix(TABLE_SUFFIX)
+        try:
+            return {split: ShardTable.mapped(folder / split, c) for split, c in shards.items()}
+        except ValueError as error:
+            raise ValueError(f"the manifest {file}: {error}") from error
+    by_split: dict[str, list[ShardRow]] = {}
+    for shard in shards:
+        row = ShardRow(shard["name"], shard["samples"], shard["bytes"], shard["sha256"])
+        by_split.setdefault(shard["split"], []).append(row)
+    return {split: ShardTable.of(rows) for split, rows in by_split.items()}
+
+
+def manifest_hash(path: str | Path) -> str:
+    """SHA-256 of a manifest, which names its shards' hashes: equal only for equal data."""
+    return hashlib.sha256(_content(path)).hexdigest()
+
+
+def _content(path: str | Path) -> bytes:
+    limit = strict_json.MAX_BYTES
+    if is_remote(str(path)):
+        return read_url(str(path), limit + 1)
+    file = resolve(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no manifest {path} (looked at {file})")
+    with file.open("rb") as opened:
+        return opened.read(limit + 1)

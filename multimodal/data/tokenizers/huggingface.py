@@ -1,0 +1,74 @@
+"""Any tokenizer of ``transformers``; needs the extra ``huggingface``."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Any
+
+from multimodal.core.hf_files import library
+from multimodal.data.shards.paths import resolve
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer of ``transformers``, or a ``tokenizer.json`` file.
+
+    Args:
+        name: a folder or a ``tokenizer.json``; or a name on the hub.
+        canonical: lower case, without punctuation, white space joined: how SigLIP's texts were
+            prepared (Zhai et al. 2023, code of the release).
+        offline: takes a name on the hub from its local cache only.
+
+    Raises:
+        ImportError: if ``transformers`` is not installed.
+        FileNotFoundError: if there is no such tokenizer.
+        ValueError: if it frames a text with several tokens on one side.
+    """
+
+    def __init__(self, name: str, canonical: bool = False, offline: bool = True) -> None:
+        self._tokenizer = _load(name, offline)
+        self.canonical = canonical
+        bare = self._tokenizer.encode("a", add_special_tokens=False)
+        whole = self._tokenizer.encode("a")
+        at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        before, after = whole[:at], whole[at + len(bare) :]
+        if len(before) > 1 or len(after) > 1:
+            raise ValueError(f"{name} frames a text by {before} and {after}: one token each works")
+        self.vocab_size = len(self._tokenizer)
+        self.start: int | None = before[0] if before else None
+        self.end: int | None = after[0] if after else None
+        pad = self._tokenizer.pad_token_id
+        self.pad: int = 0 if pad is None else pad
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without start and end."""
+        if self.canonical:
+            text = " ".join(text.replace("_", " ").translate(_NO_PUNCTUATION).lower().split())
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of some ids, special tokens left out."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+def _load(name: str, offline: bool) -> Any:
+    transformers = library("HuggingFaceTokenizer")
+    path = resolve(name)
+    if path.suffix == ".json" and path.is_file():
+        return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
+    try:
+        here = Path(path).is_dir()
+        auto = transformers.AutoTokenizer
+        return auto.from_pretrained(
+            str(path) if here else name,
+            local_files_only=here or offline,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        hint = "; offline=false would ask the hub" if offline else ""
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"no tokenizer {name}: {reason}{hint}") from error

@@ -1,0 +1,156 @@
+"""Zero-shot classification: a sample is given the class whose prompts embed nearest to it.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+ICML 2021, section 3.1.4 (prompt ensembling over the embedding space).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from multimodal.evaluation.metrics.ranking import (
+    Answers,
+    Rows,
+    chance_precision,
+    chunks,
+    hit_probability,
+    rank,
+)
+from multimodal.evaluation.metrics.retrieval import similarity_rows
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroShot:
+    """Scores of one classification; all are fractions of 1 except the counts.
+
+    Where samples have several labels, a sample is right when its best class is one of them.
+
+    Attributes:
+        top1: share of the samples given their own class.
+        top5: share with their own class among the first five.
+        mean_per_class: mean over the classes present of their share of right samples.
+        mean_average_precision: mean over the classes present of the average precision of their
+            samples, ranked by the class's prompt: the figure of multi-label sets (AudioSet).
+        confusion: ``[C, C]`` float64 counts, rows are labels and columns predictions; a sample
+            whose best classes tie is shared among them, so the diagonal's share is ``top1``.
+            None where samples have several labels.
+        chance_top1: a uniform guess, 1 / C with one label.
+        chance_top5: likewise, min(5, C) / C with one label.
+        chance_mean_average_precision: samples in a random order.
+        majority: share of the samples of the most frequent class, a constant answer's score.
+        samples: number of samples scored.
+        classes: number of classes to choose from.
+    """
+
+    top1: float
+    top5: float
+    mean_per_class: float
+    mean_average_precision: float
+    confusion: Tensor | None
+    chance_top1: float
+    chance_top5: float
+    chance_mean_average_precision: float
+    majority: float
+    samples: int
+    classes: int
+
+
+def class_embeddings(prompts: Sequence[Tensor]) -> Tensor:
+    """One unit vector per class: the mean of its normalised prompt embeddings, normalised.
+
+    Args:
+        prompts: ``[P, D]`` text embeddings for each of C classes, P may differ.
+
+    Returns:
+        ``[C, D]``, of unit norm.
+
+    Raises:
+        ValueError: On no class, or a class without prompts.
+    """
+    wrong = [list(rows.shape) for rows in prompts if rows.ndim != 2 or len(rows) == 0]
+    if wrong or len(prompts) == 0:
+        raise ValueError(f"expected prompt embeddings [P, D] per class; got {wrong or 'no class'}")
+    means = [functional.normalize(rows, dim=-1).mean(dim=0) for rows in prompts]
+    return functional.normalize(torch.stack(means), dim=-1)
+
+
+def zero_shot(
+    embeddings: Tensor, classes: Tensor, labels: Tensor, shared: bool = False
+) -> ZeroShot:
+    """Classifies ``embeddings`` by the nearest class embedding.
+
+    Args:
+        embeddings: ``[N, D]``, of unit norm.
+        classes: ``[C, D]``, of unit norm (:func:`class_embeddings`).
+        labels: ``[N]`` int64 in ``[0, C)``, or ``[N, C]`` bool where samples have several; each
+            has at least one.
+        shared: each rank of the process group scores its share, as in `ranking.rank`.
+
+    Raises:
+        ValueError: On no sample, shapes or labels that do not fit, NaN or infinity.
+    """
+    n_samples, n_classes = len(embeddings), len(classes)
+    labels_NC = _one_hot(labels, n_samples, n_classes)
+    rows = similarity_rows(embeddings, classes)
+    found = rank(rows, Answers.by_table(labels_NC), n_classes, (1, 5), shared=shared)
+    by_class = rank(
+        similarity_rows(classes, embeddings),
+        Answers.by_table(labels_NC.T),
+        n_samples,
+        (1,),
+        shared=shared,
+    )
+    counts = labels_NC.sum(dim=0).double()
+    present = counts > 0
+    right = (labels_NC.double() * found.hits[0][:, None]).sum(dim=0)
+    return ZeroShot(
+        top1=found.hits[0].mean().item(),
+        top5=found.hits[1].mean().item(),
+        mean_per_class=(right[present] / counts[present]).mean().item(),
+        mean_average_precision=by_class.precision.mean().item(),
+        confusion=_confusion(rows, labels, n_classes) if labels.ndim == 1 else None,
+        chance_top1=hit_probability(found.positives, n_classes, 1).mean().item(),
+        chance_top5=hit_probability(found.positives, n_classes, 5).mean().item(),
+        chance_mean_average_precision=chance_precision(by_class.positives, n_samples).mean().item(),
+        majority=counts.max().item() / n_samples,
+        samples=n_samples,
+        classes=n_classes,
+    )
+
+
+def _one_hot(labels: Tensor, n_samples: int, n_classes: int) -> Tensor:
+    if n_samples == 0 or labels.ndim not in (1, 2) or len(labels) != n_samples:
+        raise ValueError(
+            f"expected one label for each of at least one sample; got {n_samples} samples "
+            f"and labels {list(labels.shape)}"
+        )
+    if labels.ndim == 2:
+        if labels.dtype != torch.bool or labels.shape[1] != n_classes:
+            raise ValueError(
+                f"several labels per sample are a bool table [{n_samples}, {n_classes}]; "
+                f"got {labels.dtype} {list(labels.shape)}"
+            )
+        without = (~labels.any(dim=1)).nonzero().flatten().tolist()
+        if without:
+            raise ValueError(f"{len(without)} samples have no label (the first: {without[0]})")
+        return labels
+    if int(labels.min()) < 0 or int(labels.max()) >= n_classes:
+        raise ValueError(
+            f"labels must lie in [0, {n_classes}), one of the classes; "
+            f"got {int(labels.min())} to {int(labels.max())}"
+        )
+    return functional.one_hot(labels, n_classes).bool()
+
+
+def _confusion(rows: Rows, labels: Tensor, n_classes: int) -> Tensor:
+    confusion = torch.zeros(n_classes, n_classes, dtype=torch.float64, device=labels.device)
+    for start, stop in chunks(range(len(labels)), n_classes, None):
+        scores_qC = rows(start, stop)
+        best = (scores_qC == scores_qC.amax(dim=1, keepdim=True)).double()
+        confusion.index_add_(0, labels[start:stop], best / best.sum(dim=1, keepdim=True))
+    return confusion

@@ -1,0 +1,109 @@
+"""How a fusion model does on its tasks: with all modalities, with one alone, and without one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from multimodal.evaluation.evaluators.base import Outcome
+from multimodal.evaluation.report.sections import Section
+from multimodal.models.tasks.scores import Scores
+
+
+@dataclass(slots=True)
+class TaskResult(Outcome):
+    """One task on one held-out set.
+
+    Attributes:
+        set: name of the evaluation set.
+        task: name of the task.
+        scores: with all modalities that a sample has.
+        own: modality -> scores of that modality's own head.
+        alone: modality -> scores of the fused model that is given nothing else.
+        without: modality -> scores of the fused model that is given all others.
+        attention: modality -> its share of the attention that could have gone elsewhere.
+    """
+
+    set: str
+    task: str
+    scores: Scores
+    own: dict[str, Scores] = field(default_factory=dict)
+    alone: dict[str, Scores] = field(default_factory=dict)
+    without: dict[str, Scores] = field(default_factory=dict)
+    attention: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The task's name."""
+        return self.task
+
+    @property
+    def metric(self) -> str:
+        """The metric to look at first."""
+        return next(iter(self.scores.values))
+
+    def row(self) -> dict[str, Any]:
+        """Plain values for ``metrics.json``; ``chance`` beside every metric that has one."""
+        row: dict[str, Any] = {
+            **self.scores.values,
+            "chance": self.scores.chance,
+            "samples": self.scores.samples,
+        }
+        for name in ("own", "alone", "without"):
+            parts: dict[str, Scores] = getattr(self, name)
+            if parts:
+                row[name] = {modality: scores.values for modality, scores in parts.items()}
+        if self.attention:
+            row["attention"] = self.attention
+        return row
+
+    def curves(self) -> dict[str, float]:
+        """``METRIC``, ``own/MODALITY/METRIC`` and so on, ``attention/MODALITY`` -> value."""
+        figures = dict(self.scores.values)
+        for name in ("own", "alone", "without"):
+            parts: dict[str, Scores] = getattr(self, name)
+            for modality, scores in parts.items():
+                figures |= {f"{name}/{modality}/{k}": v for k, v in scores.values.items()}
+        return figures | {f"attention/{name}": share for name, share in self.attention.items()}
+
+    @classmethod
+    def section(cls, outcomes: Sequence[TaskResult]) -> Section:
+        """Tables of all tasks' metrics, and of each modality's relevance."""
+        from multimodal.evaluation.report.tasks import INTRO, tasks_body
+
+        return Section("tasks", "Tasks", tasks_body(outcomes), INTRO, place=0)
+
+
+def tasks_table(results: Sequence[TaskResult]) -> Table:
+    """The figures for a terminal, those of fractions in percent."""
+    table = Table(
+        title="Tasks on held-out data", title_justify="left", box=box.SIMPLE, caption_justify="left"
+    )
+    table.add_column("set, task, given", no_wrap=True)
+    for name in ("metric", "value", "chance", "samples"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        metric = result.metric
+        table.add_row(f"[bold cyan]{result.set}[/] {result.task}")
+        table.add_row("  all modalities", metric, *_cells(result.scores, metric))
+        for other in list(result.scores.values)[1:]:
+            table.add_row("", other, *_cells(result.scores, other))
+        for title, parts in (
+            ("  {} by its own head", result.own),
+            ("  {} alone, fused", result.alone),
+            ("  all but {}", result.without),
+        ):
+            for modality, scores in parts.items():
+                table.add_row(title.format(modality), metric, *_cells(scores, metric))
+        table.add_section()
+    return table
+
+
+def _cells(scores: Scores, metric: str) -> list[str]:
+    chance = scores.chance.get(metric)
+    shown = "" if chance is None else f"{chance:.3f}"
+    return [f"{scores.values[metric]:.3f}", shown, f"{scores.samples:,}"]

@@ -1,0 +1,59 @@
+"""What a run trained together, and how warm: told from its configuration and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from multimodal.config import require_named
+from multimodal.data.shards.manifest import load_manifest
+
+TrainedPairs = Mapping[frozenset[str], frozenset[str] | None]
+Temperatures = Mapping[frozenset[str], float]
+
+
+def trained_pairs(*configs: DictConfig | None) -> dict[frozenset[str], frozenset[str] | None]:
+    """The pairs of modalities that any of the runs, or their anchors, trained together.
+
+    Returns:
+        Pair -> names of the manifests it was trained on, None for whatever had both: a pair that
+        is restricted to some sources never met in the others, and is emergent there.
+
+    Raises:
+        ConfigError: if such a manifest is at an address that only a file names.
+    """
+    pairs: dict[frozenset[str], frozenset[str] | None] = {}
+    for cfg in configs:
+        if cfg is None:
+            continue
+        for ends in OmegaConf.select(cfg, "anchor.pairs") or ():
+            pairs[frozenset(ends)] = None
+        for pair in cfg.pairs.values():
+            ends, sources = frozenset((pair.anchor, pair.other)), pair.get("sources")
+            before = pairs.get(ends, frozenset())
+            if sources is None or before is None:
+                pairs[ends] = None
+            else:
+                pairs[ends] = before | {_manifest_name(cfg, name) for name in sources}
+    return pairs
+
+
+def _manifest_name(cfg: DictConfig, source: str) -> str:
+    manifest = cfg.data.sources[source].manifest
+    require_named(cfg, f"data.sources.{source}.manifest", str(manifest))
+    return load_manifest(manifest).name
+
+
+def temperatures(cfg: DictConfig, weights: Mapping[str, Tensor]) -> dict[frozenset[str], float]:
+    """1 / logit scale of every pair of ``cfg``, from a training module's state dict.
+
+    Of several pairs of the same modalities the last counts; one without a scale is left out.
+    """
+    found = {}
+    for name, pair in cfg.pairs.items():
+        scale = weights.get(f"objective.pairs.{name}.logit_scale")
+        if scale is not None:
+            found[frozenset((pair.anchor, pair.other))] = float((-scale).exp())
+    return found

@@ -1,0 +1,1 @@
+"""Checkpoints: their files, their weights, the model in them."""

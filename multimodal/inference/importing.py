@@ -1,0 +1,277 @@
+"""Foreign weights into our towers: the one public door.
+
+imported = import_weights(state, cfg, source="open_clip")
+imported.model.embed("image", images)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from multimodal.config import build
+from multimodal.models.layers.positions import resize_positions
+from multimodal.models.pretrained import huggingface, imagebind, names, open_clip, siglip
+from multimodal.models.pretrained.keys import (
+    Diff,
+    WeightsError,
+    is_allowed,
+    require_finite,
+    translate,
+)
+from multimodal.models.pretrained.plan import Plan, TowerPlan, as_video, with_image_size
+from multimodal.models.towers import EmbeddingModel, Tower
+
+log = logging.getLogger(__name__)
+
+WeightSource = Literal["openai", "open_clip", "siglip", "huggingface", "imagebind"]
+
+
+@dataclass
+class Imported:
+    """A foreign model as one of ours.
+
+    Attributes:
+        model: the towers, filled, in evaluation mode.
+        config: the block that builds it.
+        transforms: blocks of the transforms that feed the towers, as far as the source says.
+        pair: anchor and other of the trained pair, None where the source has none.
+        logit_scale: the pair's multiplier of cosines, None without a pair.
+        logit_bias: the pair's bias, None where the loss has none.
+        diff: what was left over and allowed to be.
+        notes: what was changed on the way (positions resized, kernels inflated).
+    """
+
+    model: EmbeddingModel
+    config: dict[str, Any]
+    transforms: dict[str, dict[str, Any]]
+    pair: tuple[str, str] | None
+    logit_scale: float | None
+    logit_bias: float | None
+    diff: Diff
+    notes: list[str]
+
+
+def import_weights(
+    state: Mapping[str, Tensor],
+    cfg: Mapping[str, Any] | None = None,
+    source: WeightSource | None = None,
+    *,
+    allow: Sequence[str] = (),
+    prefix: str | None = None,
+    image_size: int | None = None,
+    num_frames: int | None = None,
+    tubelet: int = 2,
+) -> Imported:
+    """Builds our towers for a foreign model and fills them; every tensor is accounted for.
+
+    Args:
+        state: the foreign state dict.
+        cfg: the foreign configuration: OpenCLIP's (``embed_dim``, ``vision_cfg``, ``text_cfg``),
+            the ``config.json`` of ``transformers``, or ImageBind's sizes. None: OpenAI's weights
+            say it themselves, and ImageBind's released size is meant.
+        source: whose weights these are; None: told from the names.
+        allow: names, or patterns with ``*``, of tensors that may be left over on either side.
+        prefix: what stands before the names of the model's tensors; those without it are left
+            out. None: what DDP, torch.compile, Lightning and the like have put before most names
+            is taken off.
+        image_size: another picture size; positions are resized (bicubic).
+        num_frames: make the image tower one for clips of so many frames as well.
+        tubelet: frames per patch then.
+
+    Raises:
+        WeightsError: if a tensor of ours stays empty, one of theirs is not used, or two differ in
+            shape, and ``allow`` does not name it; if one that is used is not finite; or for a model
+            that our towers cannot be.
+    """
+    cfg, preprocessing = _unwrapped(cfg)
+    every, state = len(state), names.bare(state, prefix, recognised)
+    source = source or recognise(state, cfg)
+    if source not in get_args(WeightSource):
+        known = ", ".join(get_args(WeightSource))
+        raise WeightsError(f"source={source!r}: expected one of {known}")
+    plan = describe(source, cfg, state)
+    notes = _adapt(plan, image_size, num_frames, tubelet)
+    if left := every - len(state):
+        notes.append(f"prefix={prefix}: {left} tensors without it are left out")
+    config = _model_config(plan)
+    model = build(OmegaConf.create({"model": config}), "model")
+    assert isinstance(model, EmbeddingModel)
+    diff = _fill(model, plan, state, allow, notes)
+    for note in notes:
+        log.info("%s", note)
+    if diff:
+        raise WeightsError(f"the weights do not fit ({source}):\n{diff}\n{_hint(diff)}")
+    transforms: dict[str, dict[str, Any]] = {
+        name: tower.transform for name, tower in plan.own_towers().items() if tower.transform
+    }
+    image = transforms.get("image", {})
+    image |= {key: preprocessing[key] for key in ("mean", "std") if image and key in preprocessing}
+    scale, bias = _number(state, plan.scale), _number(state, plan.bias)
+    scale = None if scale is None else math.exp(scale)
+    return Imported(model.eval(), config, transforms, plan.pair, scale, bias, diff, notes)
+
+
+def _unwrapped(
+    cfg: Mapping[str, Any] | None,
+) -> tuple[Mapping[str, Any] | None, Mapping[str, Any]]:
+    """The model's part of an ``open_clip_config.json``, and the preprocessing's."""
+    if cfg is None or "model_cfg" not in cfg:
+        return cfg, {}
+    return cfg["model_cfg"], cfg.get("preprocess_cfg") or {}
+
+
+def _number(state: Mapping[str, Tensor], name: str | None) -> float | None:
+    return float(state[name]) if name is not None and name in state else None
+
+
+def _hint(diff: Diff) -> str:
+    wanted = [name for entry in diff.missing for name in entry.partition(" <- ")[2].split(" + ")]
+    theirs = [entry.partition(" [")[0] for entry in diff.unexpected]
+    if found := names.prefix_hint([name for name in wanted if name], theirs):
+        return f"Some of ours are there behind '{found}': give prefix={found}"
+    return "What may be left over, on either side, is named by allow=[NAME, PATTERN.*]"
+
+
+MARKS: dict[WeightSource, str] = {
+    "imagebind": "modality_trunks.",
+    "huggingface": "vision_model.",
+    "siglip": "visual.trunk.",
+    "open_clip": "visual.transformer.",
+}
+
+
+def recognised(state: Mapping[str, Tensor]) -> bool:
+    """Whether some of the names are those of a source."""
+    return any(name.startswith(tuple(MARKS.values())) for name in state)
+
+
+def recognise(state: Mapping[str, Tensor], cfg: Mapping[str, Any] | None) -> WeightSource:
+    """Whose weights these are, by their names.
+
+    Raises:
+        WeightsError: if they are nobody's that is known here.
+    """
+    for source, mark in MARKS.items():
+        if any(name.startswith(mark) for name in state):
+            if source == "open_clip" and cfg is None:
+                return "openai"
+            return source
+    raise WeightsError(
+        "these weights are none of OpenAI CLIP, OpenCLIP, SigLIP, ImageBind, or CLIP and SigLIP of "
+        f"transformers; their names are {', '.join(sorted(state)[:4])} and so on. If the model's "
+        f"own are behind a prefix, give it: prefix=..., of {', '.join(names.beginnings(state)[:8])}"
+    )
+
+
+def describe(
+    source: WeightSource, cfg: Mapping[str, Any] | None, state: Mapping[str, Tensor]
+) -> Plan:
+    """What the source's model is in our terms.
+
+    Raises:
+        WeightsError: if it needs a configuration and has none, or is not built here.
+    """
+    if cfg is None:
+        if source == "imagebind":
+            cfg = imagebind.huge()
+        elif source == "openai":
+            cfg = open_clip.configuration_of(state)
+        else:
+            raise WeightsError(
+                f"weights of {source} do not say how many heads they have: give the model's "
+                "configuration (open_clip_config.json, or config.json of transformers)"
+            )
+    makers: dict[str, Callable[[], Plan]] = {
+        "siglip": lambda: siglip.describe(cfg, state),
+        "huggingface": lambda: huggingface.describe(cfg, state),
+        "imagebind": lambda: imagebind.describe(cfg, state),
+    }
+    maker = makers.get(source, lambda: open_clip.describe(cfg, state, source))
+    return maker()
+
+
+def _adapt(plan: Plan, image_size: int | None, num_frames: int | None, tubelet: int) -> list[str]:
+    notes = []
+    image = plan.own_towers().get("image")
+    if image_size is not None and image is not None:
+        with_image_size(image, image_size)
+    if num_frames is not None and image is not None:
+        as_video(image, num_frames, tubelet)
+        plan.towers["video"] = "image"
+        notes.append(
+            f"image: patches inflated over {tubelet} frames, for pictures and clips of {num_frames}"
+        )
+    return notes
+
+
+def _model_config(plan: Plan) -> dict[str, Any]:
+    towers = {n: t if isinstance(t, str) else t.config for n, t in plan.towers.items()}
+    return {"_target_": "multimodal.models.EmbeddingModel", "towers": towers}
+
+
+def _fill(
+    model: EmbeddingModel,
+    plan: Plan,
+    state: Mapping[str, Tensor],
+    allow: Sequence[str],
+    notes: list[str],
+) -> Diff:
+    diff = Diff()
+    used = {name for name in (plan.scale, plan.bias) if name is not None and name in state}
+    require_finite(state, used, "the pair")
+    if plan.scale is not None and plan.scale not in state:
+        _tell(diff, diff.missing, f"the pair's logit scale <- {plan.scale}", [plan.scale], allow)
+    for name, tower_plan in plan.own_towers().items():
+        tower = model.tower(name)
+        own = tower.state_dict()
+        filled, taken, absent = translate(own, tower_plan.key_map, state, f"towers.{name}")
+        used |= taken
+        for key, parts in absent:
+            wanted = f" <- {' + '.join(parts)}" if parts else ""
+            _tell(diff, diff.missing, f"{key}{wanted}", [key, *parts], allow)
+        _resize(name, tower, tower_plan, filled, notes)
+        for key in [key for key, tensor in filled.items() if tensor.shape != own[key].shape]:
+            theirs = tower_plan.key_map[key].names
+            shapes = ", ".join(f"{n} {list(state[n].shape)}" for n in theirs)
+            entry = f"towers.{name}.{key} {list(own[key].shape)} <- {shapes}"
+            _tell(diff, diff.mis_shaped, entry, [f"towers.{name}.{key}", *theirs], allow)
+            del filled[key]
+        require_finite(state, taken, f"towers.{name}")
+        tower.load_state_dict({**own, **filled})
+    for name in sorted(set(state) - used - set(plan.ignored)):
+        _tell(diff, diff.unexpected, f"{name} {list(state[name].shape)}", [name], allow)
+    return diff
+
+
+def _tell(
+    diff: Diff, entries: list[str], entry: str, of: Sequence[str], allow: Sequence[str]
+) -> None:
+    allowed = any(is_allowed(name, allow) for name in of)
+    (diff.allowed if allowed else entries).append(entry)
+
+
+def _resize(
+    name: str, tower: Tower, plan: TowerPlan, filled: dict[str, Tensor], notes: list[str]
+) -> None:
+    """Positions of another grid, in place."""
+    key, new = "encoder.positions", getattr(tower.encoder, "grid", ())
+    if key not in filled or not plan.grid or tuple(plan.grid) == tuple(new):
+        return
+    extra = len(filled[key]) - math.prod(plan.grid)
+    if extra != len(tower.state_dict()[key]) - math.prod(new):
+        return  # not the table that the plan means: told as mis-shaped
+    with torch.no_grad():
+        filled[key] = resize_positions(filled[key], plan.grid, new)
+    if tuple(new[1:]) == tuple(plan.grid):  # repeated over time, which inflating has told
+        return
+    how = {1: "linear", 2: "bicubic", 3: "bicubic, linear in time"}[len(new)]
+    old = "x".join(map(str, plan.grid))
+    notes.append(f"{name}: positions resized from {old} to {'x'.join(map(str, new))} ({how})")

@@ -1,0 +1,1 @@
+"""Tables of embeddings, indices over them, queries, the search page."""

@@ -1,0 +1,87 @@
+"""From things to a table of their embeddings, part by part."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multimodal.data.decoding.decode import Signal
+from multimodal.data.errors import BadSample
+from multimodal.data.preview import preview
+from multimodal.inference.embedder import Embedder
+from multimodal.inference.search.items import Item, Items, by_modality
+from multimodal.inference.search.table import PartWriter, Row, Vectors
+
+
+def build_table(
+    embedder: Embedder,
+    items: Items,
+    output: Path,
+    about: dict[str, Any],
+    previews: bool,
+    advance: Callable[[int], None] = lambda _: None,
+) -> tuple[int, int]:
+    """Embeds ``items`` into the table ``output``, or goes on where that was interrupted.
+
+    Items that cannot be read are told on standard error and left out.
+
+    Args:
+        embedder: of the kind of embeddings that are wanted; a part is one of its batches.
+        items: to embed.
+        output: see `PartWriter`.
+        about: kept in the table.
+        previews: keeps a small picture, sound or text of every item in it.
+        advance: told how many items are done.
+
+    Returns:
+        Number of rows, and of items left out by this call.
+
+    Raises:
+        ValueError: as `PartWriter`, or if no item can be read.
+    """
+    size = embedder.data.batch_size
+    identity = repr((about, items.identity(), size, previews))
+    writer = PartWriter(output, about, identity)
+    count, left_out = -(-len(items) // size), 0
+    for number in range(count):
+        span = range(number * size, min((number + 1) * size, len(items)))
+        if not writer.done(number):
+            loaded = [item for index in span if (item := _load(items, index)) is not None]
+            left_out += len(span) - len(loaded)
+            writer.write(number, *_embed(embedder, loaded, previews))
+        advance(len(span))
+    rows = writer.finish(count)
+    if rows == 0:
+        output.unlink()
+        raise ValueError("none of the items can be read: no table is made")
+    return rows, left_out
+
+
+def _load(items: Items, index: int) -> Item | None:
+    try:
+        return items.load(index)
+    except BadSample as error:
+        print(f"left out: {items.place(index)}: {error}", file=sys.stderr)
+        return None
+
+
+def _embed(embedder: Embedder, items: list[Item], previews: bool) -> tuple[Vectors, list[Row]]:
+    vectors: list[Vectors] = [np.zeros((0, embedder.model.embed_dim), np.float32)]
+    rows: list[Row] = []
+    for modality, places in by_modality(items).items():
+        values = [items[place].values[modality] for place in places]
+        vectors.append(embedder.values(modality, values).float().numpy())
+        for place, value in zip(places, values, strict=True):
+            shown = _preview(modality, value) if previews else ("", b"")
+            rows.append(Row(items[place].key, modality, items[place].name, *shown))
+    return np.concatenate(vectors), rows
+
+
+def _preview(modality: str, value: Any) -> tuple[str, bytes]:
+    if isinstance(value, Signal):
+        return preview(modality, value.samples, value.rate)
+    return preview(modality, value)

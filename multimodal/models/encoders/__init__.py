@@ -1,0 +1,1 @@
+"""From a modality's tensor to tokens and one vector."""

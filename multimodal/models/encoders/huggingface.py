@@ -1,0 +1,232 @@
+"""Any backbone of ``transformers`` as an encoder; the only door to its models.
+
+Needs the extra ``huggingface``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from multimodal.core.batch import EncoderOutput
+from multimodal.core.hf_files import input_settings, library
+from multimodal.models.encoders.transformer import check_mask
+from multimodal.models.layers.pooling import FirstPool, LastPool, MeanPool, Pooling, make_pooler
+from multimodal.models.layers.transformer import Transformer
+
+Part = Literal["whole", "vision", "text", "audio", "encoder"]
+
+# What the models call their input; the first that a model's forward has is used.
+INPUT_NAMES = ("pixel_values", "input_ids", "input_values", "input_features", "inputs_embeds")
+# Where a model of several modalities keeps the tower of one.
+PARTS: dict[str, tuple[str, ...]] = {
+    "vision": ("vision_model",),
+    "text": ("text_model",),
+    "audio": ("audio_model",),
+    "encoder": ("encoder",),
+}
+ATTENTION = "attn_implementation"
+# Keys of a configuration by which the library would import, fetch or load something else.
+OPTIONS = (
+    "trust_remote_code", "auto_map", "quantization_config", "name_or_path", "config", "state_dict",
+    "adapter_kwargs", "use_kernels", "kernel_config", "experts_implementation", "weights_only",
+    "local_files_only",
+)  # fmt: skip
+LAYERS = ("layers", "layer", "blocks", "h")  # what a list of equal layers may be called
+
+
+class HuggingFaceEncoder(nn.Module):
+    """A model of ``transformers``, its pooling stated.
+
+    Args:
+        name: a folder, or a name on the hub; None builds random weights from ``config``.
+        config: settings of the model's configuration, ``model_type`` among them where there is no
+            ``name``; with a name they replace those of the file.
+        pooling: ``class`` (the first token), ``mean``, ``last`` (of the real tokens) or
+            ``attention`` (a learned query).
+        part: ``vision``, ``text`` or ``audio`` of a model that has several, ``encoder`` of one that
+            also has a decoder (Whisper, T5), or ``whole``.
+        offline: takes a name on the hub from its local cache only.
+        gradient_checkpointing: recompute every layer in the backward.
+        swap_audio_axes: the model takes ``[B, frames, bins]`` while our transforms give
+            ``[B, 1, bins, frames]`` (AST); CLAP's takes ``[B, 1, frames, bins]``. Whisper's
+            ``[B, bins, frames]`` and waveforms ``[B, T]`` need no swap.
+
+    Attributes:
+        width: of the features.
+        settings: what the model's files say of its inputs (mean, std, size, sampling rate), for
+            the transform; see ``multimodal.core.hf_files``.
+
+    Raises:
+        ImportError: if ``transformers`` is not installed.
+        ValueError: for a model that is not there, or choices that it does not have.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        pooling: Pooling = "class",
+        part: Part = "whole",
+        offline: bool = True,
+        gradient_checkpointing: bool = False,
+        swap_audio_axes: bool = False,
+    ) -> None:
+        super().__init__()
+        for given, choices, key in ((pooling, Pooling, "pooling"), (part, Part, "part")):
+            if given not in get_args(choices):
+                expected = ", ".join(get_args(choices))
+                raise ValueError(f"{key}={given!r}: expected one of {expected}")
+        self.model = _part(_build(name, config, offline), part)
+        self.settings = {} if name is None else input_settings(name)
+        settings = self.model.config
+        width = getattr(settings, "hidden_size", None) or getattr(settings, "d_model", None)
+        self.width = int(width or settings.hidden_sizes[-1])
+        self.swap_audio_axes = swap_audio_axes
+        parameters = inspect.signature(self.model.forward).parameters
+        self.input_name = next(key for key in INPUT_NAMES if key in parameters)
+        self._takes_mask = "attention_mask" in parameters
+        self._takes_patches = "spatial_shapes" in parameters  # SigLIP 2 of any size and ratio
+        self._takes_lengths = "is_longer" in parameters  # CLAP
+        self.pool = self._pooler(pooling)
+        if gradient_checkpointing:
+            # Reentrant checkpoints would lose the gradient of a model whose inputs have none.
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _pooler(self, pooling: Pooling) -> nn.Module:
+        if pooling != "attention":
+            return {"class": FirstPool, "mean": MeanPool, "last": LastPool}[pooling]()
+        heads = getattr(self.model.config, "num_attention_heads", None) or self.width // 64 or 1
+        return make_pooler("attention", Transformer(self.width, 1, int(heads)))
+
+    def layers(self) -> nn.ModuleList:
+        """The list of equal layers, for freezing, adapters and layer-wise learning rates.
+
+        Raises:
+            ValueError: if the model has none.
+        """
+        for path, module in self.model.named_modules():
+            if isinstance(module, nn.ModuleList) and path.rsplit(".", 1)[-1] in LAYERS:
+                return module
+        raise ValueError(f"{type(self.model).__name__} has no list of layers")
+
+    def after_layers(self) -> list[nn.Parameter]:
+        """What the model names after its layers (final norms, poolers), and our pooling."""
+        inside = {id(p) for p in self.layers().parameters()}
+        parameters = list(self.model.parameters())
+        last = max(i for i, p in enumerate(parameters) if id(p) in inside)
+        return [*parameters[last + 1 :], *self.pool.parameters()]
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
+        """Encode a batch.
+
+        Args:
+            inputs: pictures ``[B, 3, H, W]``, ids ``[B, T]``, waveforms ``[B, T]``, spectrograms.
+            mask: bool ``[B, T]`` of ids or waveforms, True where a value is real.
+
+        Raises:
+            ValueError: for a mask of another shape, or one that the model does not take.
+        """
+        if mask is not None:
+            check_mask(mask, inputs.shape[:2])
+            if not self._takes_mask or inputs.ndim != 2:  # pictures and spectrograms are whole
+                raise ValueError(f"{type(self.model).__name__} takes no mask")
+        if self.swap_audio_axes:
+            inputs = inputs.transpose(-1, -2)
+            inputs = inputs[:, 0] if self.input_name == "input_values" else inputs
+        extra = {} if mask is None else {"attention_mask": mask.long()}
+        if self._takes_patches:
+            inputs, extra = self._patches(inputs)
+        if self._takes_lengths:  # a window is no longer than the model's
+            extra["is_longer"] = torch.zeros(len(inputs), 1, dtype=torch.bool, device=inputs.device)
+        output = self.model(**{self.input_name: inputs}, **extra)
+        tokens = cast("Tensor", output[0])
+        if tokens.ndim == 4:  # convolutional: [B, W, h, w]
+            tokens = tokens.flatten(2).transpose(1, 2)
+        kept = (
+            mask
+            if mask is None or mask.shape[1] == tokens.shape[1]
+            else self._shorter(mask, tokens)
+        )
+        return EncoderOutput(self.pool(tokens, kept), tokens, kept)
+
+    def _patches(self, pictures: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``[B, C, H, W]`` as ``[B, N, patch * patch * C]``, all real, and their grid."""
+        side = self.model.config.patch_size
+        if pictures.shape[2] % side or pictures.shape[3] % side:
+            height, width = pictures.shape[2:]
+            raise ValueError(f"pictures of {height} x {width} are no multiple of the patch, {side}")
+        grid = (pictures.shape[2] // side, pictures.shape[3] // side)
+        cut = pictures.reshape(*pictures.shape[:2], grid[0], side, grid[1], side)
+        patches = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        mask = torch.ones(patches.shape[:2], dtype=torch.long, device=patches.device)
+        shapes = torch.tensor(grid, device=patches.device).expand(len(patches), 2)
+        return patches, {"pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+    def _shorter(self, mask: Tensor, tokens: Tensor) -> Tensor:
+        """The mask after the strides of a waveform model."""
+        lengths = mask.sum(dim=1)
+        lengths = self.model._get_feat_extract_output_lengths(lengths)
+        within: Tensor = torch.arange(tokens.shape[1], device=mask.device) < lengths[:, None]
+        return within
+
+
+def _build(name: str | None, config: Mapping[str, Any] | None, offline: bool) -> Any:
+    transformers = library("encoder=huggingface")
+    given = dict(config or {})
+    _refuse_options(given)
+    if name is None:
+        kind = given.pop("model_type", None)
+        if kind is None:
+            raise ValueError("give name (a folder or a name on the hub), or config.model_type")
+        try:
+            made = transformers.AutoConfig.for_model(kind, **given)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"transformers has no model_type {kind!r}") from error
+        return transformers.AutoModel.from_config(made, trust_remote_code=False)
+    local = Path(name).expanduser().is_dir()
+    path = str(Path(name).expanduser()) if local else name
+    reading = {"local_files_only": local or offline, "trust_remote_code": False}
+    try:
+        known = transformers.AutoConfig.from_pretrained(path, **reading).to_dict()
+        if strays := sorted(given.keys() - known.keys() - {ATTENTION}):
+            raise ValueError(f"config.{strays[0]}: {name} has no such setting")
+        return transformers.AutoModel.from_pretrained(path, **reading, weights_only=True, **given)
+    except OSError as error:
+        hint = "; offline=false would ask the hub" if offline and not local else ""
+        raise ValueError(f"no model {name}: {str(error).splitlines()[0]}{hint}") from error
+
+
+def _refuse_options(given: Mapping[str, Any]) -> None:
+    """Settings describe a model: none of them may choose code that runs, or files that are read.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for key, value in given.items():
+        if str(key).startswith("_") or key in OPTIONS:
+            raise ValueError(f"config.{key} is an option of the library, not a setting of a model")
+        if key == ATTENTION and not str(value).isidentifier():  # a name on the hub: its code
+            raise ValueError(f"config.{key}={value!r}: expected one that transformers itself has")
+        if isinstance(value, Mapping):
+            _refuse_options(value)
+
+
+def _part(model: Any, part: Part) -> Any:
+    if part == "whole":
+        several = [
+            name for name in ("vision_model", "text_model", "audio_model") if hasattr(model, name)
+        ]
+        if len(several) > 1:
+            names = " or ".join(name.removesuffix("_model") for name in several)
+            raise ValueError(f"{type(model).__name__} has several towers: choose part={names}")
+        return model
+    for attribute in PARTS[part]:
+        if hasattr(model, attribute):
+            return getattr(model, attribute)
+    raise ValueError(f"{type(model).__name__} has no part {part!r}")

@@ -1,0 +1,171 @@
+"""What the transformer encoders share: class token, positions, trunk, pooling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multimodal.core.batch import EncoderOutput
+from multimodal.models.layers.pooling import Pooling, make_pooler
+from multimodal.models.layers.positions import sincos_positions
+from multimodal.models.layers.transformer import Transformer
+
+Positions = Literal["learned", "sincos"]
+
+
+class Stem(Protocol):
+    """What a stem offers; see ``multimodal.models.layers.stems``."""
+
+    def grid(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Tokens per dimension for an input of ``size``."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[B, C, *size]`` to ``[B, N, W]``."""
+
+
+class TransformerEncoder(nn.Module):
+    """Tokens to features: add the class token and the positions, run the trunk, pool.
+
+    Args:
+        trunk: the transformer; its width is the encoder's.
+        grid: how the tokens are laid out, e.g. ``(14, 14)``; ``(N,)`` for a sequence.
+        positions: ``learned``, or ``sincos`` for fixed ones.
+        pooling: ``class`` (adds a class token before the others), ``mean``, ``last`` or
+            ``attention``.
+
+    Raises:
+        ValueError: for a choice that does not exist.
+    """
+
+    def __init__(
+        self,
+        trunk: Transformer,
+        grid: Sequence[int],
+        positions: Positions = "learned",
+        pooling: Pooling = "class",
+    ) -> None:
+        super().__init__()
+        if positions not in get_args(Positions):
+            expected = ", ".join(get_args(Positions))
+            raise ValueError(f"positions={positions!r}: expected one of {expected}")
+        self.width = width = trunk.width
+        self.grid = tuple(grid)
+        self.class_token = nn.Parameter(torch.empty(width)) if pooling == "class" else None
+        if positions == "learned":
+            extra = 0 if self.class_token is None else 1
+            self.positions: Tensor = nn.Parameter(torch.empty(math.prod(grid) + extra, width))
+            nn.init.trunc_normal_(self.positions, std=0.02)  # BERT, ViT
+        else:
+            table = sincos_positions(grid, width)
+            if self.class_token is not None:
+                table = F.pad(table, (0, 0, 1, 0))  # the class token is nowhere
+            self.register_buffer("positions", table)
+        if self.class_token is not None:
+            nn.init.trunc_normal_(self.class_token, std=0.02)
+        self.trunk = trunk
+        self.pool = make_pooler(pooling, trunk)
+
+    def layers(self) -> nn.ModuleList:
+        """The blocks, for freezing, adapters and layer-wise learning rates."""
+        return self.trunk.blocks
+
+    def after_layers(self) -> list[nn.Parameter]:
+        """What comes after the blocks: the final norm, a pooling that learns."""
+        return [*self.trunk.norm.parameters(), *self.pool.parameters()]
+
+    def encode_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> EncoderOutput:
+        """Encode tokens; the result has the class token, where there is one, in front.
+
+        Args:
+            tokens: ``[B, N, W]``, N at most that of the grid.
+            mask: bool ``[B, N]``, True where a token is real, those before the others.
+        """
+        if self.class_token is not None:
+            first = self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1)
+            tokens = torch.cat([first, tokens], dim=1)
+            mask = None if mask is None else F.pad(mask, (1, 0), value=True)
+        tokens = tokens + self.positions[: tokens.shape[1]]
+        # Padding comes last, so a causal trunk never shows it to a real token; attention that needs
+        # no mask takes a faster kernel.
+        tokens = self.trunk(tokens, None if self.trunk.causal else mask)
+        return EncoderOutput(self.pool(tokens, mask), tokens, mask)
+
+
+class GridTransformer(TransformerEncoder):
+    """A transformer on a signal ``[B, C, *size]`` of fixed size, cut into tokens by a stem.
+
+    Args:
+        in_channels: C.
+        size: the signal's sides.
+        stem: called as ``stem(in_channels=C, width=W, dims=len(size))``.
+        trunk: the transformer.
+        positions: ``learned`` or ``sincos``.
+        pooling: ``class``, ``mean``, ``last`` or ``attention``.
+
+    Attributes:
+        input_dims: dimensions of a batch; one more is a batch of several clips per sample, which
+            a ``Tower`` embeds one by one.
+
+    Raises:
+        ValueError: when the stem cannot cut ``size`` into whole tokens, or for a choice that does
+            not exist.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        size: Sequence[int],
+        stem: Callable[..., Stem],
+        trunk: Transformer,
+        positions: Positions = "learned",
+        pooling: Pooling = "class",
+    ) -> None:
+        cut = stem(in_channels=in_channels, width=trunk.width, dims=len(size))
+        super().__init__(trunk, cut.grid(size), positions, pooling)
+        self.in_channels = in_channels
+        self.size = tuple(size)
+        self.input_dims = 2 + len(self.size)
+        self.stem = cut
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
+        """Encode a batch.
+
+        Args:
+            inputs: float ``[B, C, *size]``.
+            mask: None; a signal of fixed size has no padding.
+
+        Raises:
+            ValueError: for inputs of another shape, or when a mask is given.
+        """
+        check_shape(inputs, (self.in_channels, *self.size), type(self).__name__)
+        if mask is not None:
+            raise ValueError(f"{type(self).__name__} takes no mask: its inputs have a fixed size")
+        return self.encode_tokens(self.stem(inputs))
+
+
+def check_shape(inputs: Tensor, shape: Sequence[int], encoder: str) -> None:
+    """Refuse a batch whose samples do not have ``shape``.
+
+    Raises:
+        ValueError: naming both shapes.
+    """
+    if tuple(inputs.shape[1:]) != tuple(shape):
+        expected = ", ".join(map(str, shape))
+        raise ValueError(f"{encoder} expects inputs [B, {expected}], got {list(inputs.shape)}")
+
+
+def check_mask(mask: Tensor | None, shape: Sequence[int]) -> None:
+    """Refuse a mask that is not boolean of ``shape``.
+
+    Raises:
+        ValueError: naming what was given.
+    """
+    if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != tuple(shape)):
+        raise ValueError(
+            f"mask must be bool {list(shape)} (True = real), got {mask.dtype} {list(mask.shape)}"
+        )

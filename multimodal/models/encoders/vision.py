@@ -1,0 +1,95 @@
+"""The vision transformer: images, depth maps, thermal pictures, and clips of video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from multimodal.core.batch import EncoderOutput
+from multimodal.models.encoders.transformer import GridTransformer, Positions, Stem
+from multimodal.models.layers.pooling import Pooling
+from multimodal.models.layers.stems import per_dim
+from multimodal.models.layers.transformer import Transformer
+
+
+class VisionTransformer(GridTransformer):
+    """ViT (Dosovitskiy et al. 2021) on ``[B, in_channels, height, width]``.
+
+    ``pre_norm=True`` in the trunk and ``pooling="class"`` make CLIP's (Radford et al. 2021,
+    section 2.4), ``pooling="attention"`` SigLIP's (Zhai et al. 2023).
+
+    Args:
+        image_size: side of the square picture in pixels, or ``[height, width]``.
+        in_channels: 3 for RGB, 1 for depth and thermal.
+        stem: a partial of ``PatchStem`` or ``ConvStem``.
+        trunk: the transformer.
+        positions: ``learned``, or ``sincos`` for fixed two-dimensional ones.
+        pooling: ``class``, ``mean`` or ``attention``.
+
+    Raises:
+        ValueError: when the image size is not a multiple of the patch size, and for choices that
+            do not exist.
+    """
+
+    def __init__(
+        self,
+        image_size: int | Sequence[int],
+        in_channels: int,
+        stem: Callable[..., Stem],
+        trunk: Transformer,
+        positions: Positions = "learned",
+        pooling: Pooling = "class",
+    ) -> None:
+        size = per_dim(image_size, 2, "image_size")
+        super().__init__(in_channels, size, stem, trunk, positions, pooling)
+
+
+class VideoTransformer(GridTransformer):
+    """A ViT on tubelets of clips ``[B, in_channels, num_frames, height, width]``, and on pictures.
+
+    A picture ``[B, in_channels, height, width]`` is taken as a clip that stands still, so that one
+    tower serves both modalities, as ImageBind's does (Girdhar et al. 2023, section 3.2; tubelets:
+    Arnab et al. 2021, "ViViT", section 3.2). With ``bias`` and positions of a ViT, and its kernel
+    inflated (``multimodal.models.layers.stems.inflate``), a picture's features are the ViT's.
+
+    Args:
+        num_frames: frames of a clip.
+        image_size: side of the square frames in pixels, or ``[height, width]``.
+        in_channels: 3 for RGB.
+        stem: a partial of ``PatchStem`` whose patch is ``[frames, height, width]``.
+        trunk: the transformer.
+        positions: ``learned`` (one per place and time), or ``sincos``.
+        pooling: ``class``, ``mean`` or ``attention``.
+
+    Raises:
+        ValueError: when the clip is not a multiple of the tubelet, and for choices that do not
+            exist.
+    """
+
+    def __init__(
+        self,
+        num_frames: int,
+        image_size: int | Sequence[int],
+        in_channels: int,
+        stem: Callable[..., Stem],
+        trunk: Transformer,
+        positions: Positions = "learned",
+        pooling: Pooling = "class",
+    ) -> None:
+        size = (num_frames, *per_dim(image_size, 2, "image_size"))
+        super().__init__(in_channels, size, stem, trunk, positions, pooling)
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
+        """Encode a batch of clips or of pictures.
+
+        Args:
+            inputs: float ``[B, C, T, H, W]`` or ``[B, C, H, W]``.
+            mask: None; a signal of fixed size has no padding.
+
+        Raises:
+            ValueError: for inputs of another shape, or when a mask is given.
+        """
+        if inputs.ndim == 4:
+            inputs = inputs[:, :, None].expand(-1, -1, self.size[0], -1, -1)
+        return super().forward(inputs, mask)

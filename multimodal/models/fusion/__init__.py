@@ -1,0 +1,1 @@
+"""Tokens of several modalities to one representation."""

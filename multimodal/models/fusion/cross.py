@@ -1,0 +1,192 @@
+"""Fusion by cross-attention: what in one modality matters for each token of another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from multimodal.models.fusion.contract import (
+    AttentionMap,
+    Fusion,
+    FusionOutput,
+    Stream,
+    joined,
+    mean_of_present,
+)
+from multimodal.models.fusion.stacks import Kinds, PooledTokens, own_block, stack
+from multimodal.models.layers.cross import CrossBlock
+
+
+class CrossAttentionFusion(Fusion):
+    """Every modality's tokens read every other's, in stacks of their own per ordered pair.
+
+    For a pair i, j the tokens of i pass ``num_layers`` blocks that attend to the tokens of j, as
+    the crossmodal transformers of Tsai et al. 2019, "Multimodal Transformer for Unaligned
+    Multimodal Language Sequences", section 3.2; what i has read in the present others is averaged
+    (it stays as it was without any). With ``query``, only that modality reads, and the result is
+    its tokens': text that reads a picture, as in ALBEF (Li et al. 2021, section 3.1). Where the
+    query is absent a learned token asks in its place.
+
+    The features are a mean over modalities (over the query alone, where there is one): of each,
+    the mean of its tokens, normalised and projected.
+
+    Args:
+        widths: modality -> width of its encoder.
+        width: W of the tokens and of the result, a multiple of ``num_heads``.
+        num_heads: attention heads.
+        num_layers: blocks per ordered pair.
+        mlp_ratio: hidden width of a block's MLP over W.
+        query: the one modality that reads the others; None: all read each other.
+
+    Raises:
+        ValueError: for a query that is no modality, and sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        width: int,
+        num_heads: int,
+        num_layers: int = 1,
+        mlp_ratio: float = 4.0,
+        query: str | None = None,
+    ) -> None:
+        super().__init__(widths, width)
+        if query is not None and query not in widths:
+            raise ValueError(f"query={query!r} is no modality of this fusion: {', '.join(widths)}")
+        self.query = query
+        self.readers = self.modalities if query is None else (query,)
+        self.pairs = nn.ModuleDict(
+            {
+                f"{reader}_from_{other}": stack(
+                    num_layers, lambda: CrossBlock(width, num_heads, mlp_ratio, num_layers)
+                )
+                for reader in self.readers
+                for other in self.modalities
+                if other != reader
+            }
+        )
+        self.pool = PooledTokens(self.readers, width)
+        self.stand_in = nn.Parameter(torch.randn(width) * 0.02) if query is not None else None
+
+    def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:
+        """The readers' tokens, each having read the others."""
+        readers = self._readers(streams)
+        attention: list[AttentionMap] = []
+        read = {
+            name: Stream(
+                stream.features,
+                self._read(name, stream, streams, attention if need_attention else None),
+                stream.mask,
+                stream.present,
+            )
+            for name, stream in readers.items()
+        }
+        return FusionOutput(self.pool(read), *joined(read), attention)
+
+    def _readers(self, streams: dict[str, Stream]) -> dict[str, Stream]:
+        if self.query is None:
+            return streams
+        assert self.stand_in is not None
+        if self.query not in streams:
+            other = next(iter(streams.values()))
+            tokens = self.stand_in.to(other.tokens.dtype).expand(len(other.tokens), 1, -1)
+            everywhere = torch.ones_like(other.present)
+            return {self.query: Stream(tokens[:, 0], tokens, everywhere[:, None], everywhere)}
+        own = streams[self.query]
+        first = torch.arange(own.tokens.shape[1], device=own.mask.device) == 0
+        asks = ~own.present[:, None] & first  # [B, T]
+        tokens = torch.where(asks[..., None], self.stand_in.to(own.tokens.dtype), own.tokens)
+        return {
+            self.query: Stream(own.features, tokens, own.mask | asks, torch.ones_like(own.present))
+        }
+
+    def _read(
+        self,
+        reader: str,
+        stream: Stream,
+        streams: dict[str, Stream],
+        attention: list[AttentionMap] | None,
+    ) -> Tensor:
+        results, present = [], []
+        for name, other in streams.items():
+            if name == reader:
+                continue
+            tokens = stream.tokens
+            blocks = cast("Iterable[CrossBlock]", self.pairs[f"{reader}_from_{name}"])
+            for block in blocks:
+                if attention is not None:
+                    weights = block.weights(tokens, other.tokens, other.mask)
+                    spans = {name: (0, other.tokens.shape[1])}
+                    attention.append(AttentionMap(reader, weights, spans, stream.mask))
+                tokens = block(tokens, other.tokens, other.mask)
+            results.append(tokens)
+            present.append(other.present)
+        if not results:
+            return stream.tokens
+        alone = ~torch.stack(present).any(dim=0)
+        return torch.where(alone[:, None, None], stream.tokens, mean_of_present(results, present))
+
+
+class CoAttentionFusion(Fusion):
+    """Layers in which every modality reads all others at once, then itself.
+
+    Source: Lu et al. 2019, "ViLBERT", section 2.2 (co-attentional transformer layers), for any
+    number of modalities: the context is the tokens of all others. All read at the same time, so
+    that no order of modalities matters.
+
+    Args:
+        widths: modality -> width of its encoder.
+        width: W of the tokens and of the result, a multiple of ``num_heads``.
+        num_heads: attention heads.
+        num_layers: layers of one cross-attention and one self-attention block per modality.
+        mlp_ratio: hidden width of a block's MLP over W.
+
+    Raises:
+        ValueError: for sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        width: int,
+        num_heads: int,
+        num_layers: int = 1,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__(widths, width)
+        self.kinds = Kinds(self.modalities, width)
+        sizes = (width, num_heads, mlp_ratio, num_layers)
+        names = self.modalities
+        self.cross = stack(
+            num_layers, lambda: nn.ModuleDict({name: CrossBlock(*sizes) for name in names})
+        )
+        self.own = stack(
+            num_layers, lambda: nn.ModuleDict({name: own_block(*sizes) for name in names})
+        )
+        self.pool = PooledTokens(names, width)
+
+    def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:
+        """The tokens of all modalities, each having read the others."""
+        attention: list[AttentionMap] = []
+        for cross, own in zip(self.cross, self.own, strict=True):
+            read = {}
+            told = self.kinds(streams)
+            for name, stream in streams.items():
+                tokens = stream.tokens
+                # The context says whose tokens it holds; with one modality there is none.
+                others = {other: told[other] for other in told if other != name}
+                if others:
+                    context, mask, spans = joined(others)
+                    block = cross[name]  # type: ignore[index]
+                    if need_attention:
+                        weights = block.weights(tokens, context, mask)
+                        attention.append(AttentionMap(name, weights, spans, stream.mask))
+                    tokens = block(tokens, context, mask)
+                tokens = own[name](tokens, stream.mask)  # type: ignore[index]
+                read[name] = Stream(stream.features, tokens, stream.mask, stream.present)
+            streams = read
+        return FusionOutput(self.pool(streams), *joined(streams), attention)

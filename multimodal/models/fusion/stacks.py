@@ -1,0 +1,84 @@
+"""What fusions by attention are built of: stacks of blocks, modality embeddings, pooled tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from multimodal.models.fusion.contract import Stream, masked_mean, mean_of_present
+from multimodal.models.layers.transformer import Block
+
+
+def stack(num_layers: int, make: Callable[[], nn.Module]) -> nn.ModuleList:
+    """``num_layers`` modules that ``make`` makes.
+
+    Raises:
+        ValueError: for less than one.
+    """
+    if num_layers < 1:
+        raise ValueError(f"num_layers={num_layers}: expected at least 1")
+    return nn.ModuleList(make() for _ in range(num_layers))
+
+
+def own_block(width: int, num_heads: int, mlp_ratio: float, num_layers: int) -> Block:
+    """A block of self-attention, initialised as one of a stack of ``num_layers``."""
+    block = Block(width, num_heads, mlp_ratio)
+    block.init(num_layers)
+    return block
+
+
+def learned_tokens(count: int, width: int, name: str) -> nn.Parameter:
+    """``[count, width]``, near zero.
+
+    Raises:
+        ValueError: for less than one, which ``name`` is to blame for.
+    """
+    if count < 1:
+        raise ValueError(f"{name}={count}: expected at least 1")
+    return nn.Parameter(torch.randn(count, width) * 0.02)
+
+
+class Kinds(nn.Module):
+    """An embedding per modality, by which tokens of several say whose they are.
+
+    Args:
+        modalities: their names.
+        width: W of the tokens.
+    """
+
+    def __init__(self, modalities: Sequence[str], width: int) -> None:
+        super().__init__()
+        self.of = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(width) * 0.02) for name in modalities}
+        )
+
+    def forward(self, streams: Mapping[str, Stream]) -> dict[str, Stream]:
+        """The streams, each one's tokens plus its embedding."""
+        return {
+            name: Stream(s.features, s.tokens + self.of[name], s.mask, s.present)
+            for name, s in streams.items()
+        }
+
+
+class PooledTokens(nn.Module):
+    """A mean over modalities: of each, the mean of its tokens, normalised and projected.
+
+    Args:
+        modalities: their names.
+        width: W of the tokens and of the result.
+    """
+
+    def __init__(self, modalities: Sequence[str], width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in modalities})
+        self.outputs = nn.ModuleDict({name: nn.Linear(width, width) for name in modalities})
+
+    def forward(self, streams: Mapping[str, Stream]) -> Tensor:
+        """``[B, W]``, over the modalities that a sample has."""
+        pooled = [
+            self.outputs[name](masked_mean(self.norms[name](stream.tokens), stream.mask))
+            for name, stream in streams.items()
+        ]
+        return mean_of_present(pooled, [stream.present for stream in streams.values()])

@@ -1,0 +1,152 @@
+"""The model that fuses: towers, what relates their tokens, and tasks on top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from multimodal.core.batch import EncoderOutput
+from multimodal.models.fusion.contract import FusionOutput
+from multimodal.models.tasks.contract import FusedBatch, Parts, Task
+from multimodal.models.towers import EmbeddingModel, Tower
+
+
+class FusionModel(EmbeddingModel):
+    """Towers, a fusion of their tokens, and tasks on what it makes of them.
+
+    Args:
+        towers: as of ``EmbeddingModel``; a head is only needed where embeddings are.
+        fusion: called as ``fusion(widths={modality: width})``.
+        tasks: name -> called as ``task(parts=Parts(...))``.
+        fused: the modalities that the fusion reads; None for all towers.
+        modality_dropout: probability that a sample's modality is left out in training; one always
+            stays. The training module draws.
+
+    Raises:
+        ValueError: for a fused modality without a tower, two towers that are one, no tasks and no
+            heads, a dropout outside [0, 1); and by the tasks.
+    """
+
+    def __init__(
+        self,
+        towers: Mapping[str, Tower | str],
+        fusion: Callable[..., nn.Module],
+        tasks: Mapping[str, Callable[..., Task]] | None = None,
+        fused: Sequence[str] | None = None,
+        modality_dropout: float = 0.0,
+    ) -> None:
+        super().__init__(towers)
+        names = list(towers) if fused is None else list(fused)
+        for name in names:
+            self.tower(name)
+        if not 0 <= modality_dropout < 1:
+            raise ValueError(f"modality_dropout={modality_dropout} must be in [0, 1)")
+        self.modality_dropout = modality_dropout
+        encoders = {name: self.tower(name).encoder for name in towers}
+        self.fusion = fusion(widths={name: encoders[name].width for name in names})
+        parts = Parts(int(self.fusion.width), encoders, names)  # type: ignore[arg-type]
+        self.tasks = nn.ModuleDict(
+            {n: task(parts=parts) for n, task in (tasks or {}).items() if task is not None}
+        )
+
+    @property
+    def fused(self) -> tuple[str, ...]:
+        """The modalities that the fusion reads."""
+        return tuple(self.fusion.modalities)  # type: ignore[arg-type]
+
+    def encode(
+        self,
+        inputs: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        presence: Mapping[str, Tensor],
+    ) -> dict[str, EncoderOutput]:
+        """Features and tokens of every modality that the batch has and that has a tower.
+
+        Only samples that have a modality pass its encoder; the others get zeros.
+        """
+        return {
+            name: encoded
+            for name, value in inputs.items()
+            if name in self.towers
+            and (encoded := self._encode_present(name, value, masks, presence)) is not None
+        }
+
+    def _encode_present(
+        self,
+        name: str,
+        value: Tensor,
+        masks: Mapping[str, Tensor],
+        presence: Mapping[str, Tensor],
+    ) -> EncoderOutput | None:
+        mask, present = masks.get(name), presence.get(name)
+        tower = self.tower(name)
+        if present is None or bool(present.all()):
+            return tower.encode(value, mask)
+        if not bool(present.any()):
+            return None
+        rows = present.nonzero().flatten()
+        some = tower.encode(value[rows], None if mask is None else mask[rows])
+
+        def spread(part: Tensor) -> Tensor:
+            return part.new_zeros(len(present), *part.shape[1:]).index_copy(0, rows, part)
+
+        some_mask = None if some.mask is None else spread(some.mask)
+        return EncoderOutput(spread(some.features), spread(some.tokens), some_mask)
+
+    def fuse(
+        self,
+        encoded: Mapping[str, EncoderOutput],
+        presence: Mapping[str, Tensor],
+        need_attention: bool = False,
+    ) -> FusionOutput:
+        """What the fusion makes of those of the modalities that it reads."""
+        read = {name: encoded[name] for name in self.fused if name in encoded}
+        fused: FusionOutput = self.fusion(read, presence, need_attention)
+        return fused
+
+    def forward(  # type: ignore[override]
+        self,
+        inputs: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        presence: Mapping[str, Tensor] | None = None,
+        need_attention: bool = False,
+        sample_ids: Tensor | None = None,
+        positive_keys: Tensor | None = None,
+        key: int = 0,
+    ) -> FusedBatch:
+        """Encode and fuse a batch, ready for the tasks.
+
+        Args:
+            inputs: name -> ``[B, ...]``; those without a tower are the tasks' targets.
+            masks: name -> ``[B, T]``, where inputs vary in length.
+            presence: name -> ``[B]``, where samples lack one.
+            need_attention: also return attention weights.
+            sample_ids: ``[B]`` int64; None numbers the samples.
+            positive_keys: ``[B]`` int64, equal where samples belong together; None: none do.
+            key: of the tasks' random choices.
+
+        Raises:
+            ValueError: for a sample without any modality.
+        """
+        masks, presence = masks or {}, presence or {}
+        encoded = self.encode(inputs, masks, presence)
+        first = next(iter(inputs.values()))
+        numbers = torch.arange(len(first), device=first.device)
+        return FusedBatch(
+            inputs=inputs,
+            masks=masks,
+            presence=presence,
+            encoded=encoded,
+            fused=self.fuse(encoded, presence, need_attention),
+            fuse=self.fuse,
+            sample_ids=numbers if sample_ids is None else sample_ids,
+            positive_keys=numbers if positive_keys is None else positive_keys,
+            embeddings={
+                name: self.tower(name).project(output.features)
+                for name, output in encoded.items()
+                if self.tower(name).head is not None and name not in presence
+            },
+            key=key,
+        )

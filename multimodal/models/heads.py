@@ -1,0 +1,100 @@
+"""Projection heads: an encoder's features ``[B, width]`` to the shared space ``[B, embed_dim]``."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from multimodal.models.layers.transformer import MLP, init_linear
+
+
+class LinearHead(nn.Module):
+    """One matrix, as CLIP and ImageBind have.
+
+    Args:
+        width: width of the features.
+        embed_dim: dimensions of the shared space.
+        norm: a LayerNorm first (the transformer encoders end with one already).
+        dropout: dropout on the features (ImageBind's IMU head: 0.5).
+        bias: whether the projection has a bias (SigLIP's text tower).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        embed_dim: int,
+        norm: bool = False,
+        dropout: float = 0.0,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.projection = nn.Linear(width, embed_dim, bias=bias)
+        init_linear(self.projection, width**-0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[B, width]`` to ``[B, embed_dim]``, not normalised."""
+        projected: Tensor = self.projection(self.dropout(self.norm(features)))
+        return projected
+
+
+class IdentityHead(nn.Module):
+    """The features as they are, where the encoder's own pooling ends in the shared space (SigLIP).
+
+    Args:
+        width: width of the features.
+        embed_dim: dimensions of the shared space.
+
+    Raises:
+        ValueError: when the two differ.
+    """
+
+    def __init__(self, width: int, embed_dim: int) -> None:
+        super().__init__()
+        if width != embed_dim:
+            raise ValueError(
+                f"an identity head cannot bring features of width {width} to embed_dim="
+                f"{embed_dim}: set embed_dim={width}, or choose head=linear"
+            )
+        self.embed_dim = embed_dim
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[B, width]``, unchanged."""
+        return features
+
+
+class MLPHead(nn.Module):
+    """One hidden layer with GELU, as in SimCLR (Chen et al. 2020, section 4.2).
+
+    Args:
+        width: width of the features.
+        embed_dim: dimensions of the shared space.
+        hidden: width of the hidden layer; None: ``width``.
+        norm: a LayerNorm first.
+        dropout: dropout on the features.
+        bias: whether the two projections have biases.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        embed_dim: int,
+        hidden: int | None = None,
+        norm: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        hidden = width if hidden is None else hidden
+        self.embed_dim = embed_dim
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.mlp = MLP(width, hidden, out=embed_dim, bias=bias)
+        init_linear(self.mlp.fc1, (2 / width) ** 0.5)
+        init_linear(self.mlp.fc2, hidden**-0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[B, width]`` to ``[B, embed_dim]``, not normalised."""
+        projected: Tensor = self.mlp(self.dropout(self.norm(features)))
+        return projected

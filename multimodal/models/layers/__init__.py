@@ -1,0 +1,1 @@
+"""What encoders and fusions are made of."""

@@ -1,0 +1,329 @@
+"""The pre-norm transformer that every sequence encoder is built on.
+
+Sizes in comments: B batch, T queries, S keys, H heads, W width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multimodal.models.layers.activations import Activation, make_activation
+
+
+def check_heads(width: int, num_heads: int) -> None:
+    """Refuse a width that the heads do not divide.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    if width < 1 or num_heads < 1 or width % num_heads:
+        raise ValueError(
+            f"width={width} cannot be divided into num_heads={num_heads} equal heads: "
+            "choose a width that is a multiple of num_heads"
+        )
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, mask: Tensor | None, causal: bool = False
+) -> Tensor:
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2).
+
+    Args:
+        q: queries ``[B, T, W]``.
+        k: keys ``[B, S, W]``.
+        v: values ``[B, S, W]``.
+        num_heads: number of heads H, a divisor of W.
+        mask: bool, broadcastable to ``[B, H, T, S]``, True where a key may be seen; None: all.
+            A query that sees no key gets zeros.
+        causal: query t sees keys 0..t; only with ``mask=None``.
+
+    Returns:
+        ``[B, T, W]``, the heads side by side.
+    """
+    q, k, v = (x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, k, v))
+    dtype = q.dtype
+    if q.device.type == "cpu" and dtype == torch.bfloat16:
+        # The CPU's kernel for bfloat16 takes thrice the time of that for float32, in the backward.
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = (x.float() for x in (q, k, v))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return out.transpose(1, 2).flatten(2).to(dtype)
+
+
+def init_linear(linear: nn.Linear, std: float) -> None:
+    """Normal weights of the given standard deviation, zero bias."""
+    nn.init.normal_(linear.weight, std=std)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one projection for queries, keys and values.
+
+    Args:
+        width: W.
+        num_heads: a divisor of W.
+        causal: a token sees itself and those before it.
+        bias_kv: append one learned key and value to those of the sequence (seen by every token),
+            as ``torch.nn.MultiheadAttention(add_bias_kv=True)`` does and ImageBind uses.
+
+    Raises:
+        ValueError: when the heads do not divide the width.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, causal: bool = False, bias_kv: bool = False
+    ) -> None:
+        super().__init__()
+        check_heads(width, num_heads)
+        self.num_heads = num_heads
+        self.causal = causal
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.bias_k = nn.Parameter(torch.randn(width) * width**-0.5) if bias_kv else None
+        self.bias_v = nn.Parameter(torch.randn(width) * width**-0.5) if bias_kv else None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mix the tokens of each sequence.
+
+        Args:
+            x: ``[B, T, W]``.
+            mask: bool ``[B, T]``, True where a token is real; the others are seen by none.
+
+        Returns:
+            ``[B, T, W]``.
+        """
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        visible = None if mask is None else mask[:, None, None, :]  # [B, 1, 1, S]
+        causal = self.causal
+        if causal and (mask is not None or self.bias_k is not None):  # then spell the triangle out
+            triangle = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+            visible = triangle[None, None] if visible is None else triangle & visible
+            causal = False
+        if self.bias_k is not None and self.bias_v is not None:
+            k = torch.cat([k, self.bias_k.to(k.dtype).expand(len(x), 1, -1)], dim=1)
+            v = torch.cat([v, self.bias_v.to(v.dtype).expand(len(x), 1, -1)], dim=1)
+            visible = None if visible is None else F.pad(visible, (0, 1), value=True)
+        out: Tensor = self.out(attend(q, k, v, self.num_heads, visible, causal))
+        return out
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries to another sequence.
+
+    Args:
+        width: W of the queries and of the result.
+        num_heads: a divisor of W.
+        context_width: width C of the other sequence; None: W.
+
+    Raises:
+        ValueError: when the heads do not divide the width.
+    """
+
+    def __init__(self, width: int, num_heads: int, context_width: int | None = None) -> None:
+        super().__init__()
+        check_heads(width, num_heads)
+        self.num_heads = num_heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(context_width or width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Read from ``context``.
+
+        Args:
+            x: queries ``[B, T, W]``.
+            context: ``[B, S, C]``.
+            mask: bool ``[B, S]``, True where a context token is real.
+
+        Returns:
+            ``[B, T, W]``.
+        """
+        k, v = self.kv(context).chunk(2, dim=-1)
+        visible = None if mask is None else mask[:, None, None, :]
+        out: Tensor = self.out(attend(self.q(x), k, v, self.num_heads, visible))
+        return out
+
+
+class MLP(nn.Sequential):
+    """Linear, activation, linear: the feed-forward half of a block."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: Activation = "gelu",
+        out: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden, bias=bias)
+        self.activation = make_activation(activation)
+        self.fc2 = nn.Linear(hidden, out or width, bias=bias)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drop a sample's residual branch, and scale up the kept ones.
+
+    Source: Huang et al. 2016, "Deep Networks with Stochastic Depth".
+
+    Args:
+        rate: probability of dropping, in [0, 1).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"drop_path={rate}: expected a probability in [0, 1)")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, ...]`` to the same shape; the identity in evaluation."""
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        kept = x.new_empty(len(x), *(1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * (kept / keep)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on a residual branch (Touvron et al. 2021, CaiT, equation 5)."""
+
+    def __init__(self, width: int, value: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((width,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., W]`` to the same shape."""
+        return x * self.scale
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        activation: Activation = "gelu",
+        causal: bool = False,
+        bias_kv: bool = False,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+
+        def scale() -> nn.Module:
+            return nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+
+        self.norm_1 = nn.LayerNorm(width, norm_eps)
+        self.attention = Attention(width, num_heads, causal, bias_kv)
+        self.scale_1 = scale()
+        self.norm_2 = nn.LayerNorm(width, norm_eps)
+        self.mlp = MLP(width, round(width * mlp_ratio), activation)
+        self.scale_2 = scale()
+        self.drop_path = DropPath(drop_path)
+
+    def init(self, num_layers: int) -> None:
+        """Start as one of ``num_layers`` blocks; see ``Transformer``."""
+        width = self.norm_1.normalized_shape[0]
+        init_linear(self.attention.qkv, width**-0.5)
+        init_linear(self.attention.out, (2 * width * num_layers) ** -0.5)
+        init_linear(self.mlp.fc1, (2 * width) ** -0.5)
+        init_linear(self.mlp.fc2, (2 * width * num_layers) ** -0.5)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[B, T, W]`` and bool ``[B, T]`` (True = real) to ``[B, T, W]``."""
+        y: Tensor = x + self.drop_path(self.scale_1(self.attention(self.norm_1(x), mask)))
+        z: Tensor = y + self.drop_path(self.scale_2(self.mlp(self.norm_2(y))))
+        return z
+
+
+class Transformer(nn.Module):
+    """Blocks between an optional LayerNorm and a final one.
+
+    The defaults are the ViT's (Dosovitskiy et al. 2021). Weights start as in GPT-2 and CLIP's text
+    tower (Radford et al. 2021, code of the release): normal with standard deviation ``W^-0.5``
+    into attention, ``(2W)^-0.5`` into the MLP, and both outputs scaled down by ``(2 L)^-0.5``, so
+    that the residual stream keeps its size at any width and depth; biases start at zero.
+
+    Args:
+        width: W.
+        num_layers: number of blocks L; 0: tokens do not see each other.
+        num_heads: heads per block, a divisor of W.
+        mlp_ratio: hidden width of the MLP over W.
+        activation: ``gelu`` (exact), ``gelu_tanh`` or ``quick_gelu`` (OpenAI's CLIP).
+        causal: a token sees itself and those before it.
+        pre_norm: a LayerNorm before the first block too (CLIP's vision tower).
+        bias_kv: one learned key and value appended in every attention (ImageBind).
+        drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
+        layer_scale: initial value of a learned factor on every residual branch; None: no factor.
+        norm_eps: epsilon of every LayerNorm in here.
+
+    Raises:
+        ValueError: when the heads do not divide the width, or a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        activation: Activation = "gelu",
+        causal: bool = False,
+        pre_norm: bool = False,
+        bias_kv: bool = False,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        check_heads(width, num_heads)
+        if num_layers < 0:
+            raise ValueError(f"num_layers={num_layers}: expected at least 0")
+        self.width = width
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.activation: Activation = activation
+        self.causal = causal
+        self.norm_eps = norm_eps
+        self.pre_norm = nn.LayerNorm(width, norm_eps) if pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList()
+        for index in range(num_layers):
+            block = Block(
+                width,
+                num_heads,
+                mlp_ratio=mlp_ratio,
+                activation=activation,
+                causal=causal,
+                bias_kv=bias_kv,
+                drop_path=drop_path * index / max(num_layers - 1, 1),
+                layer_scale=layer_scale,
+                norm_eps=norm_eps,
+            )
+            block.init(num_layers)
+            self.blocks.append(block)
+        self.norm = nn.LayerNorm(width, norm_eps)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Transform a sequence.
+
+        Args:
+            x: ``[B, T, W]``.
+            mask: bool ``[B, T]``, True where a token is real; None: all are.
+
+        Returns:
+            ``[B, T, W]``, after the final LayerNorm.
+        """
+        x = self.pre_norm(x)
+        for block in self.blocks:
+            x = block(x, mask)
+        out: Tensor = self.norm(x)
+        return out

@@ -1,0 +1,211 @@
+"""Towers, and the model that holds one per modality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multimodal.core.batch import EncoderOutput
+from multimodal.models.tower_optim import Rates
+from multimodal.models.tuning import Tuning
+
+EmbeddingKind = Literal["raw", "normalized", "scaled"]
+
+
+class Tower(nn.Module):
+    """An encoder and a head: one modality's way into the shared space.
+
+    A frozen tower computes no gradient, stays in evaluation mode even after ``.train()``, and its
+    parameters do not ask for gradients, so that an optimizer built from those that do leaves
+    it alone: its weights stay bit by bit what they are.
+
+    Inputs with one dimension more than the encoder takes (its ``input_dims``) are several clips of
+    each sample, ``[B, S, ...]``: they are embedded one by one and averaged (ImageBind's audio and
+    video).
+
+    Args:
+        encoder: ``forward(inputs, mask) -> EncoderOutput``, with an attribute ``width``.
+        head: called as ``head(width=encoder.width)``; the module has an attribute ``embed_dim``.
+            None for a tower that only a fusion reads: it has no embeddings.
+        frozen: whether to keep the weights as they are.
+        tuning: called with the tower, once it is built: marks or adds what is trained
+            (``multimodal.models.tuning``); None trains all of it.
+        rates: its own learning rate, weight decay and gradient clipping; None: the run's.
+        scale: factor of the ``scaled`` embeddings (ImageBind's per modality, e.g. 20 for audio);
+            kept with the weights, not trained. None: 1, and nothing is kept.
+
+    Raises:
+        ValueError: for a scale that is not above 0.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: Callable[..., nn.Module] | None,
+        frozen: bool = False,
+        scale: float | None = None,
+        tuning: Tuning | Callable[[nn.Module], None] | None = None,
+        rates: Rates | None = None,
+    ) -> None:
+        super().__init__()
+        if frozen and tuning is not None:
+            raise ValueError("a frozen tower has no tuning: set frozen=false, or tuning=null")
+        if scale is not None and not scale > 0:
+            raise ValueError(f"scale={scale}: expected a number above 0, or null")
+        self.encoder = encoder
+        self.head = None if head is None else head(width=encoder.width)
+        self.frozen = frozen
+        self.scale: Tensor | None
+        self.register_buffer("scale", None if scale is None else torch.tensor(float(scale)))
+        self.rates = rates
+        if frozen:
+            self.requires_grad_(False)
+        if tuning is not None:
+            tuning(self)
+        self.train()
+
+    @property
+    def embed_dim(self) -> int | None:
+        """Dimensions of the shared space; None without a head."""
+        return None if self.head is None else int(self.head.embed_dim)  # type: ignore[arg-type]
+
+    def train(self, mode: bool = True) -> Tower:
+        """Set training mode; a frozen tower stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
+
+    def encode(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
+        """Features and tokens before the head; see the encoder for the shapes."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            output: EncoderOutput = self.encoder(inputs, mask)
+        return output
+
+    def forward(
+        self, inputs: Tensor, mask: Tensor | None = None, kind: EmbeddingKind = "normalized"
+    ) -> Tensor:
+        """Embed a batch.
+
+        Args:
+            inputs: ``[B, ...]``, as the encoder takes them, or ``[B, S, ...]``: S clips of each.
+            mask: bool ``[B, T]``, True = real, where inputs vary in length.
+            kind: ``normalized``; ``raw``, as the head gives them; or ``scaled``, normalised and
+                then multiplied by ``scale``. Of several clips the embeddings of this kind are
+                averaged, and only the normalised ones are normalised again.
+
+        Returns:
+            ``[B, embed_dim]``, by default each of norm 1; float32 under autocast too.
+
+        Raises:
+            ValueError: for another kind.
+        """
+        if kind not in get_args(EmbeddingKind):
+            raise ValueError(f"kind={kind!r}: expected one of {', '.join(get_args(EmbeddingKind))}")
+        if mask is None and inputs.ndim - 1 == getattr(self.encoder, "input_dims", None):
+            # One at a time: a batch needs no more memory than of one clip each.
+            clips = [self(clip, kind=kind) for clip in inputs.unbind(dim=1)]
+            mean = torch.stack(clips).mean(dim=0)
+            return F.normalize(mean, dim=-1) if kind == "normalized" else mean
+        return self.project(self.encode(inputs, mask).features, kind)
+
+    def project(self, features: Tensor, kind: EmbeddingKind = "normalized") -> Tensor:
+        """The encoder's features ``[B, W]`` to embeddings ``[B, embed_dim]`` of a kind.
+
+        Raises:
+            ValueError: without a head.
+        """
+        if self.head is None:
+            raise ValueError("a tower without a head has no embeddings: give it one")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            projected: Tensor = self.head(features)
+            embeddings = projected.to(torch.promote_types(projected.dtype, torch.float32))
+            if kind == "raw":
+                return embeddings
+            embeddings = F.normalize(embeddings, dim=-1)
+            if kind == "normalized" or self.scale is None:
+                return embeddings
+            return embeddings * self.scale
+
+
+class EmbeddingModel(nn.Module):
+    """Towers into one shared space, by modality.
+
+    Args:
+        towers: modality -> tower, or -> the name of another modality whose tower it shares.
+
+    Raises:
+        ValueError: when there is no tower, a shared one does not exist, or the towers differ in
+            ``embed_dim``.
+    """
+
+    def __init__(self, towers: Mapping[str, Tower | str]) -> None:
+        super().__init__()
+        own = {name: tower for name, tower in towers.items() if not isinstance(tower, str)}
+        if not own:
+            raise ValueError("towers is empty: expected at least one modality with a tower")
+        self.towers = nn.ModuleDict()
+        for name, tower in towers.items():
+            if isinstance(tower, str) and tower not in own:
+                raise ValueError(
+                    f"towers.{name} shares the tower of {tower!r}, which is none of {sorted(own)}"
+                )
+            self.towers[name] = own[tower] if isinstance(tower, str) else tower
+        dims = {n: tower.embed_dim for n, tower in own.items() if tower.embed_dim is not None}
+        if len(set(dims.values())) > 1:
+            listed = ", ".join(f"{name} {dim}" for name, dim in dims.items())
+            raise ValueError(f"all towers must have the same embed_dim, got {listed}")
+        self.embed_dim = next(iter(dims.values()), 0)
+
+    def tower(self, modality: str) -> Tower:
+        """The tower of a modality.
+
+        Raises:
+            ValueError: when there is none.
+        """
+        if modality not in self.towers:
+            raise ValueError(
+                f"no tower for modality {modality!r}: the model has {', '.join(self.towers)}"
+            )
+        tower = self.towers[modality]
+        assert isinstance(tower, Tower)
+        return tower
+
+    def embed(
+        self,
+        modality: str,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        kind: EmbeddingKind = "normalized",
+    ) -> Tensor:
+        """Embed a batch of one modality: ``[B, embed_dim]``, by default each of norm 1.
+
+        Args:
+            modality: the name of a tower.
+            inputs: ``[B, ...]``, or ``[B, S, ...]`` for S clips of each sample.
+            mask: bool ``[B, T]``, True = real, where inputs vary in length.
+            kind: ``raw``, ``normalized`` or ``scaled``; see ``Tower.forward``.
+
+        Raises:
+            ValueError: for a modality without a tower, and for inputs that do not fit it.
+        """
+        embeddings: Tensor = self.tower(modality)(inputs, mask, kind)
+        return embeddings
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Embed a batch of several modalities: name -> ``[B, embed_dim]``."""
+        masks = masks or {}
+        return {name: self.embed(name, value, masks.get(name)) for name, value in inputs.items()}
+
+
+def no_weight_decay(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay spares a parameter.
+
+    It spares biases, norms, class tokens, learned keys and queries, and scales (none of them longer
+    than 1 in two dimensions), and position tables, by whatever name.
+    """
+    sides = sum(side > 1 for side in parameter.shape)
+    return sides < 2 or "position" in name.rsplit(".", 1)[-1] or "position_embed" in name

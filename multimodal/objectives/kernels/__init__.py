@@ -1,0 +1,1 @@
+"""How a pair's loss is computed: fused, over mined negatives, or by blocks."""

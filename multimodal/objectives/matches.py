@@ -1,0 +1,144 @@
+"""Whose a row of embeddings is, and which pairs of rows are positives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The identity of N rows, whatever their modality.
+
+    Attributes:
+        sample_ids: ``[N]`` int64.
+        positive_keys: ``[N]`` int64.
+        filled: ``[N]`` bool, False at a queue's empty slots; None where all rows are real.
+    """
+
+    sample_ids: Tensor
+    positive_keys: Tensor
+    filled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.sample_ids.shape[0])
+
+    def __getitem__(self, rows: slice | Tensor) -> Identity:
+        filled = None if self.filled is None else self.filled[rows]
+        return Identity(self.sample_ids[rows], self.positive_keys[rows], filled)
+
+    def followed_by(self, past: Identity) -> Identity:
+        """These rows, all real, and then those of a queue."""
+        real = torch.ones_like(self.sample_ids, dtype=torch.bool)
+        filled = torch.ones_like(past.sample_ids, dtype=torch.bool)
+        return Identity(
+            torch.cat([self.sample_ids, past.sample_ids]),
+            torch.cat([self.positive_keys, past.positive_keys]),
+            torch.cat([real, filled if past.filled is None else past.filled]),
+        )
+
+
+def matches(
+    anchors: Identity, candidates: Identity, keys_are_positives: bool
+) -> tuple[Tensor, Tensor]:
+    """Who is whose positive, and who may be a negative.
+
+    A candidate with the anchor's sample id is its positive. One with an equal positive key is never
+    its negative: a positive too, or left out.
+
+    Args:
+        anchors: of A rows.
+        candidates: of C rows.
+        keys_are_positives: whether equal keys make positives.
+
+    Returns:
+        positives ``[A, C]`` bool and negatives ``[A, C]`` bool, disjoint.
+    """
+    same_sample = anchors.sample_ids[:, None] == candidates.sample_ids
+    related = same_sample | (anchors.positive_keys[:, None] == candidates.positive_keys)
+    positives = related if keys_are_positives else same_sample
+    if candidates.filled is None:
+        return positives, ~related
+    return positives & candidates.filled, ~related & candidates.filled
+
+
+RELATED_PER_ROW = 4  # with more than this on average, lists of positives are no longer short
+
+
+ROWS = 1024  # compared at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What identity says about a matrix of anchors and candidates of one batch.
+
+    Attributes:
+        anchors: of the A rows.
+        candidates: of the C columns; the anchors' own samples are among them.
+        positive_rows: ``[P]`` int64, the row of every positive entry, ascending.
+        positive_columns: ``[P]`` int64, its column.
+        diagonal: where every anchor has a single relative, its own column, and these follow each
+            other: the first one's number. None where there may be more.
+        without_negatives: scalar int64, how many rows have no negative.
+        keys_are_positives: see `matches`.
+    """
+
+    anchors: Identity
+    candidates: Identity
+    positive_rows: Tensor
+    positive_columns: Tensor
+    diagonal: int | None
+    without_negatives: Tensor
+    keys_are_positives: bool = True
+
+    def matches(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """Positives and negatives of a part of the matrix; see `identity.matches`."""
+        return matches(self.anchors[rows], self.candidates[columns], self.keys_are_positives)
+
+    def fill_all_but_negatives(
+        self, tile: Tensor, rows: slice, columns: slice, value: float
+    ) -> None:
+        """Writes ``value`` wherever the column is no negative of the row."""
+        if self.diagonal is not None:
+            tile.diagonal(self.diagonal + rows.start - columns.start).fill_(value)
+        else:
+            tile.masked_fill_(~self.matches(rows, columns)[1], value)
+
+    def fill_ignored(self, tile: Tensor, rows: slice, columns: slice, value: float) -> None:
+        """Writes ``value`` wherever the column is neither a positive nor a negative of the row."""
+        if self.diagonal is None and not self.keys_are_positives:
+            positives, negatives = self.matches(rows, columns)
+            tile.masked_fill_(~(positives | negatives), value)
+
+
+def lay_out(batch: Identity, own: slice, keys_are_positives: bool) -> Layout | None:
+    """The layout of a batch's ``own`` rows against all of it; None with too many positives.
+
+    Ranks that share the batch agree on whether it is None.
+    """
+    related = _equal_pairs(batch.sample_ids) + _equal_pairs(batch.positive_keys)
+    if related > RELATED_PER_ROW * len(batch):
+        return None
+    anchors = batch[own]
+    rows = torch.arange(len(anchors), device=batch.sample_ids.device)
+    without = rows.new_zeros(())
+    if related == 0:
+        without += len(anchors) if len(batch) == 1 else 0
+        columns = rows + own.start
+        return Layout(anchors, batch, rows, columns, own.start, without, keys_are_positives)
+    found = [rows.new_zeros(0, 2)]
+    for start in range(0, len(anchors), ROWS):
+        part = anchors[slice(start, start + ROWS)]
+        positives, negatives = matches(part, batch, keys_are_positives)
+        without += (~negatives.any(dim=1)).sum()
+        found.append(positives.nonzero() + rows.new_tensor([start, 0]))
+    entries = torch.cat(found)
+    return Layout(anchors, batch, entries[:, 0], entries[:, 1], None, without, keys_are_positives)
+
+
+def _equal_pairs(values: Tensor) -> int:
+    """Number of ordered pairs of different rows with equal values."""
+    _, counts = torch.unique(values, return_counts=True)
+    return int((counts * (counts - 1)).sum())

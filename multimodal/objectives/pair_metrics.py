@@ -1,0 +1,59 @@
+"""What a pair's similarities look like, measured cheaply and beside the loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from multimodal.objectives.matches import Identity, matches
+
+MEASURED_ROWS = 256  # anchors per rank and step; enough for a curve, and little beside the loss
+MEASURED_ENTRIES = 2**19  # numbers held at a time
+
+
+@torch.no_grad()
+def similarity_metrics(
+    anchors: Tensor, candidates: Tensor, batch: Identity, own: slice, keys_are_positives: bool
+) -> dict[str, Tensor]:
+    """Means over this rank's first `MEASURED_ROWS` anchors, against all of the batch.
+
+    Args:
+        anchors: ``[N, D]``, all rows of the anchor modality.
+        candidates: ``[N, D]``, of the other.
+        batch: whose they are.
+        own: this rank's rows.
+        keys_are_positives: see `matches`.
+
+    Returns:
+        accuracy: share of anchors whose most similar positive is above every negative;
+        positive_similarity: mean cosine of an anchor and a positive;
+        hardest_negative_similarity: mean cosine with the most similar negative, where there is one.
+        Scalars on the device; zeros without anchors.
+    """
+    end = min(own.stop, own.start + MEASURED_ROWS)
+    step = max(1, MEASURED_ENTRIES // max(1, len(batch)))
+    sums = [anchors.new_zeros(()) for _ in range(5)]
+    for start in range(own.start, end, step):
+        rows = slice(start, min(start + step, end))
+        similarities_AC = anchors[rows] @ candidates.T
+        positives, negatives = matches(batch[rows], batch, keys_are_positives)
+        lowest = torch.finfo(similarities_AC.dtype).min
+        positive_A = similarities_AC.masked_fill(~positives, lowest).amax(dim=1)
+        negative_A = similarities_AC.masked_fill(~negatives, lowest).amax(dim=1)
+        some_A = negatives.any(dim=1)
+        parts = (
+            (positive_A > negative_A).sum(),
+            # not values[where], for whose size the host would have to wait
+            similarities_AC.masked_fill_(~positives, 0).sum(),
+            positives.sum(),
+            negative_A.masked_fill_(~some_A, 0).sum(),
+            some_A.sum(),
+        )
+        for total, part in zip(sums, parts, strict=True):
+            total += part
+    right, positive, num_positives, negative, num_negatives = sums
+    return {
+        "accuracy": right / max(1, end - own.start),
+        "positive_similarity": positive / num_positives.clamp(min=1),
+        "hardest_negative_similarity": negative / num_negatives.clamp(min=1),
+    }

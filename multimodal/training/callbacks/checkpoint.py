@@ -1,0 +1,206 @@
+"""When checkpoints are written, what is in them, and which of them stay."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pytorch_lightning as pl
+
+from multimodal.core.distributed import all_gather_object
+from multimodal.inference.checkpoint import file as checkpoint_file
+from multimodal.inference.checkpoint import store
+from multimodal.inference.checkpoint.file import CheckpointError
+from multimodal.training.checkpoint_plugin import AtomicCheckpointIO
+from multimodal.training.loggers.csv import CSVLogger
+from multimodal.training.loggers.wandb import wandb_state
+from multimodal.training.modules.base import TrainingModule
+
+
+class Checkpoint(pl.Callback):
+    """Saves `step=NNNNNNNN.ckpt` at optimizer steps and at the end; keeps the best and the last.
+
+    A checkpoint is written right after its optimizer step, before a validation that is due then; a
+    run that is resumed from it begins with that validation. Where ``keep_best`` is set, every
+    validated step has a checkpoint, so that the best one is there when its score is known.
+
+    A periodic save that fails (full disk) is told, and the training goes on; the last one must not.
+
+    Args:
+        folder: of this run's checkpoints.
+        every_n_train_steps: optimizer steps between two checkpoints; null saves at the end only.
+        keep_last: how many stay, by step.
+        keep_best: how many more stay, by the metric ``monitor``.
+        monitor: a logged metric of the validation, as `val/SOURCE/A_to_B_r@1`.
+        mode: ``max`` if a higher metric is better, ``min`` if a lower one is.
+        run_config: the resolved configuration as YAML text; goes into every checkpoint.
+        origin: plain values on where the run comes from (code, data); go into every checkpoint.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        every_n_train_steps: int | None,
+        keep_last: int,
+        run_config: str,
+        keep_best: int = 0,
+        monitor: str | None = None,
+        mode: Literal["max", "min"] = "max",
+        origin: dict[str, Any] | None = None,
+    ) -> None:
+        if keep_last < 1:
+            raise ValueError(f"callbacks.checkpoint.keep_last={keep_last} must be at least 1")
+        if keep_best < 0:
+            raise ValueError(f"callbacks.checkpoint.keep_best={keep_best} must be at least 0")
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(
+                f"callbacks.checkpoint.every_n_train_steps={every_n_train_steps} must be at least "
+                "1, or null for a checkpoint at the end only"
+            )
+        if keep_best and monitor is None:
+            raise ValueError(
+                f"callbacks.checkpoint.keep_best={keep_best} needs callbacks.checkpoint.monitor: "
+                "the metric that says which is best"
+            )
+        self.folder = Path(folder)
+        self.every_n_train_steps = every_n_train_steps
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+        self.monitor = monitor
+        self.mode = mode
+        self.run_config = run_config
+        self.origin = origin or {}
+        self.scores: dict[int, float] = {}
+        self._saved_step = self._seen_step = 0
+        self._validation_due = False
+        self._loops: dict[str, Any] | None = None  # as they were before the validation under way
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scores so far, and whether the validation of this step is still to come."""
+        return {"scores": dict(self.scores), "validation_due": self._validation_due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what `state_dict` told."""
+        self.scores = {int(step): float(score) for step, score in state_dict["scores"].items()}
+        self._validation_due = state_dict["validation_due"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Goes on from the step that the run was resumed from, in the log too."""
+        self._saved_step = self._seen_step = trainer.global_step
+        if trainer.is_global_zero:
+            store.remove_leftovers(self.folder)
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.rewind(trainer.global_step)
+        if self._validation_due:
+            _validate(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds what does not change in a run; in a validation, the loops as they were before it."""
+        checkpoint["config"] = self.run_config
+        checkpoint["origin"] = self.origin
+        checkpoint["loggers"] = wandb_state(trainer.loggers)
+        if trainer.validating and self._loops is not None:
+            checkpoint["loops"] = self._loops
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any
+    ) -> None:
+        """Saves when an optimizer step has just been taken whose number is a multiple."""
+        step, every = trainer.global_step, self.every_n_train_steps
+        if step == self._seen_step:  # within an accumulation
+            return
+        self._seen_step = step
+        epoch_loop = trainer.fit_loop.epoch_loop
+        fetcher = trainer.fit_loop._data_fetcher
+        self._validation_due = fetcher is not None and epoch_loop._should_check_val_fx(fetcher)
+        self._loops = None
+        if self._validation_due:
+            self._loops = copy.deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
+        if (every and step % every == 0) or (self.keep_best and self._validation_due):
+            if isinstance(pl_module, TrainingModule):
+                pl_module.log_if_due()  # or a run killed now would lack this step's row for good
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Notes the score of the step that was validated, and keeps the best."""
+        if trainer.sanity_checking:
+            return
+        self._validation_due, self._loops = False, None
+        if not self.keep_best:
+            return
+        value = trainer.callback_metrics.get(cast("str", self.monitor))
+        if value is None:
+            known = ", ".join(sorted(str(name) for name in trainer.callback_metrics))
+            raise ValueError(
+                f"callbacks.checkpoint.monitor={self.monitor}: the validation logged no such "
+                f"metric; there are {known}"
+            )
+        self.scores[trainer.global_step] = float(value)
+        self._remove_old(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the final state, unless the last step did.
+
+        Raises:
+            CheckpointError: if it cannot be saved.
+        """
+        self.save_or_raise(trainer)
+
+    def save_or_raise(self, trainer: pl.Trainer) -> None:
+        """As `save`, where the run is about to end: nothing if this step is saved already.
+
+        Raises:
+            CheckpointError: on all ranks, if it cannot be saved.
+        """
+        if trainer.global_step != self._saved_step and not self.save(trainer):
+            raise CheckpointError(f"the last checkpoint (step {trainer.global_step}) is not saved")
+
+    def save(self, trainer: pl.Trainer) -> bool:
+        """Writes the checkpoint of the present step (all ranks call it) and removes old ones.
+
+        Returns:
+            Whether it was written; if not, the reason stands on standard error.
+        """
+        path = self.folder / f"step={trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
+        plugin = trainer.strategy.checkpoint_io
+        failed = isinstance(plugin, AtomicCheckpointIO) and plugin.failure is not None
+        failed = any(all_gather_object(failed))
+        if failed:
+            if trainer.is_global_zero:
+                print("WARNING: training goes on without this checkpoint", file=sys.stderr)
+            return False
+        self._saved_step = trainer.global_step
+        self._remove_old(trainer)
+        return True
+
+    def _remove_old(self, trainer: pl.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        there = store.steps(self.folder)
+        kept = set(list(there)[-self.keep_last :]) | set(self.best(there))
+        for step, path in there.items():
+            if step not in kept:
+                checkpoint_file.remove(path)
+
+    def best(self, there: dict[int, Path]) -> list[int]:
+        """Those steps of ``there`` with the best scores, best first; ties go to the later one."""
+        sign = 1.0 if self.mode == "max" else -1.0
+        scored = [step for step in there if math.isfinite(self.scores.get(step, math.nan))]
+        scored.sort(key=lambda step: (sign * self.scores[step], step), reverse=True)
+        return scored[: self.keep_best]
+
+
+def _validate(trainer: pl.Trainer) -> None:
+    """The validation that the run was cut off before, as the training loop would have run it."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False
+    trainer.validating = True
+    loop.run()
+    trainer.training = True

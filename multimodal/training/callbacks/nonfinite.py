@@ -1,0 +1,147 @@
+"""Numbers that are not finite never reach the weights, and do not go on for ever."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from multimodal.core.distributed import all_gather_object, all_reduce_sum
+from multimodal.core.errors import UserError
+from multimodal.core.files import WriteError, write_text
+from multimodal.training.optim import total_norm
+
+
+class NonFiniteError(UserError, RuntimeError):
+    """Too many steps in a row had a loss or a gradient that is not finite."""
+
+
+class SkipNonFinite(pl.Callback):
+    """If loss or gradient of any rank is not finite, no rank applies the step.
+
+    The step is given up by taking all gradients away: an optimizer leaves parameters without a
+    gradient, and its own state for them, as they are. The step still counts, so that the run's
+    place in its data and its schedule remain functions of the step.
+
+    Args:
+        max_nonfinite: steps in a row after which the run ends with an error. The batches' sample
+            keys and the metrics of every rank are then in `nonfinite.json` in ``folder``.
+        folder: for the report; the run's.
+    """
+
+    def __init__(self, max_nonfinite: int, folder: str) -> None:
+        if max_nonfinite < 1:
+            raise ValueError(
+                f"callbacks.nonfinite.max_nonfinite={max_nonfinite} must be at least 1"
+            )
+        self.max_nonfinite = max_nonfinite
+        self.folder = Path(folder)
+        self.in_a_row = 0
+        self.skipped = 0
+        self._bad: Tensor | None = None  # of the losses since the last optimizer step
+        self._gave_up = False
+        self._batches: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many steps were given up, in a row and in all."""
+        return {"in_a_row": self.in_a_row, "skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self.in_a_row, self.skipped = state_dict["in_a_row"], state_dict["skipped"]
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        """Notes on the device whether the loss is finite."""
+        bad = ~torch.isfinite(loss.detach()).all()
+        self._bad = bad if self._bad is None else self._bad | bad
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Agrees with the other ranks, and takes the gradients away if one of them is not finite.
+
+        Raises nothing here: gradient scalers still have to see the step.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        bad = self._bad if self._bad is not None else torch.zeros((), dtype=torch.bool)
+        bad_loss, self._bad = bad.float(), None
+        norm = total_norm(gradients) if gradients else torch.zeros(())
+        bad_gradient = (~torch.isfinite(norm)).float().to(bad_loss.device)
+        counts = all_reduce_sum(torch.stack([bad_loss, bad_gradient]))
+        losses, found = counts.tolist()
+        if not losses and not found:
+            self.in_a_row, self._gave_up = 0, False
+            return
+        optimizer.zero_grad(set_to_none=True)
+        self._gave_up = True
+        self.skipped += 1
+        # A gradient scaler of float16 finds its scale by trying: that alone is no fault.
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        self.in_a_row += 1 if losses or not scaled else 0
+        if trainer.is_global_zero and (losses or not scaled):
+            what = f"the loss of {int(losses)} ranks" if losses else "a gradient"
+            print(
+                f"WARNING: step {trainer.global_step + 1}: {what} is not finite; the step is not "
+                f"applied ({self.in_a_row} of at most {self.max_nonfinite} in a row)",
+                file=sys.stderr,
+            )
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Ends the run after too many in a row, with a report.
+
+        Raises:
+            NonFiniteError: on all ranks.
+        """
+        self._batches.append(describe_batch(pl_module, outputs, batch))
+        del self._batches[: -trainer.accumulate_grad_batches]
+        if not self._gave_up or self.in_a_row < self.max_nonfinite:
+            return
+        ranks = all_gather_object(self._batches)
+        path = self.folder / "nonfinite.json"
+        if trainer.is_global_zero:
+            report = {"step": trainer.global_step, "in_a_row": self.in_a_row, "ranks": ranks}
+            try:
+                write_text(path, json.dumps(report, indent=1) + "\n")
+            except WriteError as error:  # the reason for the end is the other one
+                print(f"WARNING: {error}", file=sys.stderr)
+        raise NonFiniteError(
+            f"{self.in_a_row} steps in a row, up to step {trainer.global_step}, had a loss or a "
+            f"gradient that is not finite. None of them was applied. The samples and losses of the "
+            f"last are in {path}; a lower optimizer.lr, or trainer.precision=32-true, may help"
+        )
+
+
+def describe_batch(pl_module: pl.LightningModule, outputs: Any, batch: Any) -> dict[str, Any]:
+    """The samples and the numbers of a batch, as plain values; strings for what is not finite."""
+    loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+    metrics = getattr(pl_module, "step_metrics", {})
+    return {
+        "source": getattr(batch, "source", None),
+        "keys": list(getattr(batch, "keys", [])),
+        "loss": _plain(loss),
+        "metrics": {name: _plain(value) for name, value in metrics.items()},
+    }
+
+
+def _plain(value: Any) -> float | str | None:
+    if value is None:
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else str(number)

@@ -1,0 +1,43 @@
+"""Lightning saves and loads by our checkpoint files."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from multimodal.inference.checkpoint.file import CheckpointError, write_atomically
+from multimodal.inference.checkpoint.store import read
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's door to `write_atomically` and `read`.
+
+    A save that the file system refuses is told on standard error and raises nothing, since other
+    ranks would wait for this one in a barrier: who cannot go on without it reads ``failure``.
+
+    Attributes:
+        failure: what the last save failed of; None if it did not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failure: CheckpointError | None = None
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Saves ``checkpoint`` at ``path``."""
+        self.failure = None
+        try:
+            write_atomically(checkpoint, path)
+        except CheckpointError as error:
+            self.failure = error
+            print(f"WARNING: {error}", file=sys.stderr)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """The content at ``path``, on the CPU, after its hash was verified."""
+        return read(path)

@@ -1,0 +1,206 @@
+"""What all training modules share: the optimizer, and means of what a step measures."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from multimodal.core.batch import Batch
+from multimodal.core.distributed import (
+    all_gather_object,
+    all_reduce_sum,
+    is_split,
+    rank,
+    world_size,
+)
+from multimodal.training.optim import (
+    clip_split,
+    clip_towers,
+    names_of_groups,
+    parameter_groups,
+    scale_rates,
+)
+from multimodal.training.resume import refuse_other_weights
+
+
+class TrainingModule(pl.LightningModule):
+    """Base of the training modules.
+
+    Args:
+        optimizer: called with parameter groups, returns the optimizer.
+        scheduler: called with the optimizer, returns a schedule stepped once per optimizer step;
+            None for a constant learning rate.
+        weight_decay: of the parameters that decay.
+    """
+
+    def __init__(
+        self,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        weight_decay: float,
+    ) -> None:
+        super().__init__()
+        self._make_optimizer = optimizer
+        self._make_scheduler = scheduler
+        self._weight_decay = weight_decay
+        self._split = False
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+        self._logged_step = 0
+        self._rate = 0.0
+        self.host_metrics: dict[str, float] = {}  # by callbacks, logged with the step's own
+
+    def configure_model(self) -> None:
+        """Takes on the run's precision; under ``trainer=fsdp`` splits the weights over ranks."""
+        # Lightning does so after it has restored a checkpoint: float64 would come back as float32.
+        self.trainer.precision_plugin.convert_module(self)
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy) and not self._split:
+            self._fsdp.shard(self.get_submodule("model"), strategy.device_mesh["data_parallel"])
+            self._split = True
+
+    @property
+    def _fsdp(self) -> Any:
+        from multimodal.training.strategies import (
+            fsdp,  # and DTensor, and sympy with that: only where used
+        )
+
+        return fsdp
+
+    def together(self) -> AbstractContextManager[None]:
+        """Within, every rank has all weights; nothing happens where none is split."""
+        context: AbstractContextManager[None] = nullcontext()
+        return self._fsdp.together(self) if self._split else context
+
+    def on_after_backward(self) -> None:
+        """Does for the parameters that are not split what the strategy does for the others."""
+        if self._split:
+            self._fsdp.average_whole_gradients(self)
+
+    def on_validation_start(self) -> None:
+        """Ranks have different numbers of validation batches: each needs all weights."""
+        if self._split:
+            self._fsdp.gather(self)
+
+    def on_validation_end(self) -> None:
+        """Leaves every rank its own part of them again."""
+        if self._split:
+            self._fsdp.scatter(self)
+
+    def optimizer_made(self, optimizer: Optimizer) -> None:
+        """Called with the optimizer when it is made; for hooks."""
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over the trainable parameters, and its schedule by optimizer step."""
+        optimizer, schedule = self.make_optimizer()
+        self.optimizer_made(optimizer)
+        if schedule is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def make_optimizer(self) -> tuple[Optimizer, LRScheduler | None]:
+        """A new optimizer and its schedule; made before the run as well, to see if they can be."""
+        optimizer = self._make_optimizer(parameter_groups(self, self._weight_decay))
+        scale_rates(optimizer)
+        schedule = None if self._make_scheduler is None else self._make_scheduler(optimizer)
+        return optimizer, schedule
+
+    def make_schedule(self, optimizer: Optimizer) -> LRScheduler:
+        """The run's schedule from its beginning; only where it has one."""
+        assert self._make_scheduler is not None
+        return self._make_scheduler(optimizer)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Notes the rate of this step: once it is taken, the schedule has set the next one's."""
+        self._rate = float(optimizer.param_groups[0]["lr"])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """The run's clipping, except for towers that have a norm of their own."""
+        rest = clip_towers(self)
+        gradients = [p.grad for p in rest if p.grad is not None]
+        if gradient_clip_val and any(is_split(gradient) for gradient in gradients):
+            clip_split(gradients, gradient_clip_val, gradient_clip_algorithm)
+        elif len(rest) == sum(p.grad is not None for p in self.parameters()):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(rest, gradient_clip_val)
+
+    def accumulate(self, metrics: Mapping[str, Tensor]) -> None:
+        """Adds a step's scalars to the means that will be logged; the same names on all ranks."""
+        # On the device and without a synchronisation: floats are read once per logged step.
+        for name, value in metrics.items():
+            before = self._sums.get(name)  # on the CPU where a checkpoint has brought it
+            self._sums[name] = value if before is None else before.to(value.device) + value
+            self._counts[name] += 1
+
+    def on_train_start(self) -> None:
+        """Nothing is due before an optimizer step of this run."""
+        self._logged_step = self.trainer.global_step
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Logs the means since the last logged step, every ``trainer.log_every_n_steps``."""
+        self.log_if_due()
+
+    def log_if_due(self) -> None:
+        """Logs what this step completes; nothing the second time, so it may be asked for early."""
+        step = self.trainer.global_step
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        # Once a step: the next batches of an accumulation count for the step that they lead to.
+        if self._counts and every and step % every == 0 and step != self._logged_step:
+            self._logged_step = step
+            means = self.interval_means()
+            means.update(self.host_metrics)
+            means["train/lr"] = self._rate
+            for logger in self.trainer.loggers:
+                logger.log_metrics(means, step=step)
+            self.trainer.callback_metrics.update(
+                {name: torch.tensor(value) for name, value in means.items()}
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds every rank's sums of what is not logged yet; every rank has to call it."""
+        own = {name: value.detach().cpu() for name, value in self._sums.items()}
+        checkpoint["unlogged"] = {"counts": dict(self._counts), "sums": all_gather_object(own)}
+        for optimizer in self.trainer.optimizers[:1]:
+            checkpoint["optimizer_names"] = names_of_groups(optimizer, self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on with them; at another world size every rank takes their mean over the ranks."""
+        refuse_other_weights(checkpoint.get("state_dict"), self)
+        saved = checkpoint.get("unlogged", {"counts": {}, "sums": [{}]})
+        ranks = saved["sums"]
+        if len(ranks) == world_size():
+            self._sums = dict(ranks[rank()])
+        else:
+            self._sums = {n: torch.stack([r[n] for r in ranks]).mean(0) for n in ranks[0]}
+        self._counts = defaultdict(int, saved["counts"])
+
+    def interval_means(self) -> dict[str, float]:
+        """Means over the steps and ranks since the last call, in sorted order of their names."""
+        names = sorted(self._sums)
+        means = torch.stack([_at_least_single(self._sums[n]) / self._counts[n] for n in names])
+        means = all_reduce_sum(means) / world_size()
+        self._sums.clear()
+        self._counts.clear()
+        return dict(zip(names, means.tolist(), strict=True))
+
+
+def _at_least_single(value: Tensor) -> Tensor:
+    return value if value.dtype == torch.float64 else value.float()

@@ -1,0 +1,167 @@
+"""Contrastive training: towers embed, the objective compares, one optimizer learns."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from multimodal.core.batch import Batch
+from multimodal.core.distributed import all_gather
+from multimodal.evaluation.metrics.retrieval import retrieval
+from multimodal.models.gradient_caching import encode_in_pieces
+from multimodal.models.towers import EmbeddingModel
+from multimodal.objectives.objective import ContrastiveObjective, ObjectiveOutput
+from multimodal.objectives.pair import Pair
+from multimodal.training.modules.base import TrainingModule
+from multimodal.training.modules.momentum import MomentumCopy
+from multimodal.training.optim import was_applied
+
+KEYS = "positive_keys"  # beside the modalities' embeddings, in what validation keeps
+
+
+class ContrastiveModule(TrainingModule):
+    """Trains an ``EmbeddingModel`` under a ``ContrastiveObjective``.
+
+    Args:
+        model: the towers.
+        objective: the pairs with their losses, negatives, candidates and logit scales.
+        optimizer: called with parameter groups, returns the optimizer.
+        scheduler: called with the optimizer, returns a schedule stepped once per optimizer step;
+            None for a constant learning rate.
+        weight_decay: of the parameters that decay.
+        seed: keys the random choices of the negatives, together with the batch's step.
+        micro_batch_size: samples encoded at a time, under activation checkpointing; the loss is
+            still over the whole batch. None encodes the batch at once.
+    """
+
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        objective: ContrastiveObjective,
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        weight_decay: float,
+        seed: int,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        super().__init__(optimizer, scheduler, weight_decay)
+        self.model = model
+        self.objective = objective
+        self.momentum_model: MomentumCopy | None = None
+        # DDP sends buffers at every step, and the queues of all ranks are equal as it is
+        self._ddp_params_and_buffers_to_ignore = [
+            f"objective.{name}" for name in objective.queue_buffers()
+        ]
+        self._applied = False
+        self._seed = seed
+        self._micro_batch_size = micro_batch_size
+        self.step_metrics: dict[str, Tensor] = {}
+        self._validation: dict[str, dict[str, list[Tensor]]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Starts the moving average of the towers that fills the queues, where there is one.
+
+        Not before: until here, the towers' weights may still be exchanged for trained ones.
+        """
+        if self.objective.momentum is not None and self.momentum_model is None:
+            self.momentum_model = MomentumCopy(self.model, self.objective.momentum)
+
+    def optimizer_made(self, optimizer: Optimizer) -> None:
+        """Notes of every step whether it was applied."""
+        optimizer.register_step_post_hook(self._note_step)
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Embeddings ``[B, D]`` of those modalities of ``batch`` that one of its pairs needs.
+
+        Raises:
+            ValueError: if no pair relates two modalities of this batch.
+        """
+        available = [*batch.inputs, *batch.embeddings]
+        needed = self.objective.modalities(available, batch.source)
+        if not needed:
+            raise ValueError(
+                f"no pair relates two of the modalities {sorted(available)} of source "
+                f"'{batch.source}'; add a pair, or remove the source"
+            )
+        return {name: self._embed_one(name, batch, self.model) for name in needed}
+
+    def _embed_one(self, modality: str, batch: Batch, model: EmbeddingModel) -> Tensor:
+        if modality in batch.embeddings:  # of a frozen tower, from the cache
+            return batch.embeddings[modality]
+
+        def encode(inputs: Tensor, mask: Tensor | None) -> Tensor:
+            return model.embed(modality, inputs, mask)
+
+        inputs, mask = batch.inputs[modality], batch.masks.get(modality)
+        return encode_in_pieces(encode, inputs, mask, self._micro_batch_size)
+
+    @torch.no_grad()
+    def _momentum_embeddings(self, batch: Batch) -> dict[str, Tensor] | None:
+        """What the moving average of the towers makes of that which the queues will hold."""
+        if self.momentum_model is None:
+            return None
+        model = cast("EmbeddingModel", self.momentum_model.module)
+        available = [*batch.inputs, *batch.embeddings]
+        queued = self.objective.queued_modalities(available, batch.source)
+        return {name: self._embed_one(name, batch, model) for name in queued}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The objective of one batch over all ranks; DDP's mean of gradients is its gradient."""
+        output: ObjectiveOutput = self.objective(
+            self.embed(batch),
+            batch.sample_ids,
+            batch.positive_keys,
+            step=batch.step,
+            seed=self._seed,
+            source=batch.source,
+            momentum_embeddings=self._momentum_embeddings(batch),
+        )
+        metrics = {f"train/{name}": value for name, value in output.metrics.items()}
+        self.step_metrics = output.metrics  # for reports of faults
+        self.accumulate({"train/loss": output.loss.detach(), **metrics})
+        return output.loss
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """An optimizer step, after which queues and momentum towers move on, if it was applied."""
+        self._applied = False
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self._applied and self.momentum_model is not None:
+            self.momentum_model.update(self.model)
+        self.objective.update_queues(self._applied)
+
+    def _note_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._applied = was_applied(optimizer)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Keeps the embeddings of a validation batch for `on_validation_epoch_end`."""
+        kept = self._validation.setdefault(batch.source, defaultdict(list))
+        kept[KEYS].append(batch.positive_keys)
+        for modality, embeddings in self.embed(batch).items():
+            kept[modality].append(embeddings)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs R@1 both ways of every pair as `val/SOURCE/A_to_B_r@1`, over all ranks' samples."""
+        for source, kept in self._validation.items():
+            whole = {name: all_gather(torch.cat(rows)) for name, rows in kept.items()}
+            keys = whole.pop(KEYS)
+            pairs = [cast("Pair", pair) for pair in self.objective.pairs.values()]
+            for pair in pairs:
+                if not pair.active(whole, source):
+                    continue
+                for a, b in ((pair.anchor, pair.other), (pair.other, pair.anchor)):
+                    scores = retrieval(whole[a], whole[b], keys, keys)
+                    self.log(f"val/{source}/{a}_to_{b}_r@1", scores.recall[1])
+        self._validation.clear()

@@ -1,0 +1,310 @@
+"""Where every module is tested: by its namesake under `unit/`, or where this table says."""
+
+import ast
+import functools
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests"
+PACKAGE = ROOT / "multimodal"
+MODULES = sorted(
+    str(path.relative_to(PACKAGE).with_suffix(""))
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py"
+)
+
+# Module -> the test that covers it, where there is no namesake.
+ELSEWHERE = {
+    "cli/__main__": "unit/cli/test_verbs.py",
+    "cli/adapters": "unit/cli/test_verbs.py",
+    "cli/embed": "unit/cli/test_verbs.py",
+    "cli/evaluate": "unit/cli/test_verbs.py",
+    "cli/jobs/folder": "unit/core/test_lock.py",
+    "cli/jobs/job": "unit/cli/test_main.py",
+    "cli/jobs/launching": "unit/cli/test_errors.py",
+    "cli/jobs/openmp": "unit/cli/test_main.py",
+    "cli/jobs/records": "unit/core/test_files.py",
+    "cli/jobs/start_time": "unit/cli/test_errors.py",
+    "cli/jobs/sweep": "unit/cli/test_errors.py",
+    "cli/jobs/sweep_table": "unit/core/test_files.py",
+    "cli/join_checkpoint": "unit/cli/test_verbs.py",
+    "cli/make_shards": "unit/cli/test_verbs.py",
+    "cli/search": "unit/cli/test_verbs.py",
+    "cli/serve": "unit/cli/test_verbs.py",
+    "cli/summarize": "unit/cli/test_verbs.py",
+    "cli/train": "unit/cli/test_verbs.py",
+    "config/annotations": "unit/config/test_checking.py",
+    "config/blame": "unit/config/test_instantiating.py",
+    "config/building": "unit/config/test_instantiating.py",
+    "config/composing/command_line": "unit/config/test_confinement.py",
+    "config/composing/compose_once": "unit/config/rules/test_rules_fusion.py",
+    "config/composing/confinement": "unit/config/test_confinement.py",
+    "config/foreign_errors": "unit/config/test_choices.py",
+    "config/portable": "unit/config/test_checking.py",
+    "config/problems": "unit/config/test_confinement.py",
+    "config/rules/data": "unit/config/rules/test_rules_fusion.py",
+    "config/rules/distributed": "unit/config/rules/test_rules_fusion.py",
+    "config/rules/evaluation": "unit/config/rules/test_rules_fusion.py",
+    "config/rules/fusion": "unit/config/rules/test_rules_fusion.py",
+    "config/rules/pairs": "unit/config/rules/test_rules_fusion.py",
+    "config/rules/pretrained": "unit/config/rules/test_rules_fusion.py",
+    "config/rules/ranges": "unit/config/rules/test_rules_fusion.py",
+    "config/rules/tuning": "unit/config/rules/test_rules_fusion.py",
+    "config/schema": "unit/config/test_checking.py",
+    "config/stored": "unit/config/targets/test_kinds.py",
+    "config/targets/addresses": "unit/config/targets/test_untrusted.py",
+    "config/targets/judging": "unit/config/targets/test_known.py",
+    "config/targets/resolving": "unit/config/targets/test_known.py",
+    "config/targets/signatures": "unit/config/test_checking.py",
+    "config/tree": "docs/test_configs.py",
+    "core/batch": "unit/models/fusion/test_fusion.py",
+    "core/bounds": "unit/core/test_files.py",
+    "core/errors": "unit/core/test_files.py",
+    "core/hashing": "unit/objectives/negatives/test_negatives.py",
+    "core/lazy": "unit/core/test_distributed.py",
+    "core/process/exits": "unit/core/test_files.py",
+    "core/process/lean_imports": "unit/core/test_lock.py",
+    "core/process/lock": "unit/core/test_lock.py",
+    "core/process/provenance": "unit/core/test_files.py",
+    "core/process/quiet": "unit/core/test_lock.py",
+    "core/process/secrets": "unit/core/test_files.py",
+    "core/strict_json": "unit/data/shards/test_hostile_manifests.py",
+    "core/suggest": "unit/core/test_files.py",
+    "core/tensor_hashing": "unit/evaluation/metrics/test_ground_truth.py",
+    "data/datamodule": "unit/data/loading/test_workers.py",
+    "data/decoding/buffers": "unit/data/decoding/test_decode.py",
+    "data/decoding/jpeg": "unit/data/decoding/test_decode.py",
+    "data/errors": "unit/data/test_templates.py",
+    "data/loading/collate": "unit/training/callbacks/test_frozen_cache.py",
+    "data/loading/evaluation_loader": "unit/data/loading/test_workers.py",
+    "data/loading/frozen_embeddings": "unit/core/test_files.py",
+    "data/loading/resume_signature": "unit/data/loading/test_workers.py",
+    "data/loading/tally": "unit/data/loading/test_loader.py",
+    "data/loading/worker_processes": "unit/data/loading/test_workers.py",
+    "data/packing/index": "unit/data/shards/test_hostile_tables.py",
+    "data/packing/items": "unit/data/packing/test_pack.py",
+    "data/packing/parallel": "unit/data/packing/test_pack.py",
+    "data/packing/plan": "unit/data/packing/test_pack.py",
+    "data/packing/quality": "unit/data/packing/test_pack.py",
+    "data/packing/write": "unit/data/shards/test_hostile_manifests.py",
+    "data/preview": "unit/evaluation/report/test_page.py",
+    "data/sample_decoder": "unit/training/callbacks/test_frozen_cache.py",
+    "data/sample_rng": "unit/data/test_templates.py",
+    "data/settings": "unit/data/loading/test_workers.py",
+    "data/shards/manifest_faults": "unit/data/shards/test_manifest.py",
+    "data/shards/paths": "unit/data/shards/test_manifest.py",
+    "data/shards/table": "unit/data/shards/test_manifest.py",
+    "data/shards/tar_headers": "unit/data/shards/test_tar.py",
+    "data/streaming/datamodule": "unit/data/streaming/test_stream.py",
+    "data/streaming/shard": "unit/data/streaming/test_stream.py",
+    "data/streaming/source": "unit/data/streaming/test_stream.py",
+    "data/tokenizers/clip": "unit/data/tokenizers/test_bpe.py",
+    "data/tokenizers/corpus": "unit/data/tokenizers/test_bpe.py",
+    "data/tokenizers/huggingface": "unit/data/tokenizers/test_bpe.py",
+    "data/transforms/array": "unit/data/transforms/test_transforms.py",
+    "data/transforms/audio": "unit/data/transforms/test_transforms.py",
+    "data/transforms/base": "unit/data/transforms/test_target.py",
+    "data/transforms/depth": "unit/data/transforms/test_transforms.py",
+    "data/transforms/geometry": "unit/data/transforms/test_transforms.py",
+    "data/transforms/huggingface": "unit/core/test_hf_files.py",
+    "data/transforms/image": "unit/data/transforms/test_transforms.py",
+    "data/transforms/imu": "unit/data/transforms/test_transforms.py",
+    "data/transforms/rand_augment": "unit/data/decoding/test_video.py",
+    "data/transforms/text": "unit/data/transforms/test_transforms.py",
+    "data/transforms/thermal": "unit/data/transforms/test_transforms.py",
+    "data/transforms/video": "unit/data/decoding/test_video.py",
+    "evaluation/evaluators/base": "unit/evaluation/report/test_page.py",
+    "evaluation/evaluators/probe": "unit/evaluation/report/test_page.py",
+    "evaluation/evaluators/retrieval": "unit/evaluation/report/test_page.py",
+    "evaluation/evaluators/space": "unit/evaluation/report/test_page.py",
+    "evaluation/evaluators/zero_shot": "unit/evaluation/report/test_page.py",
+    "evaluation/fusion": "unit/evaluation/test_evaluate_fusion.py",
+    "evaluation/metrics/ranking": "unit/evaluation/metrics/test_retrieval.py",
+    "evaluation/metrics/tsne": "unit/evaluation/metrics/test_zero_shot.py",
+    "evaluation/report/attention": "unit/evaluation/report/test_page.py",
+    "evaluation/report/attention_examples": "unit/evaluation/test_evaluate_fusion.py",
+    "evaluation/report/charts": "unit/evaluation/report/test_page.py",
+    "evaluation/report/embedding_map": "unit/evaluation/report/test_page.py",
+    "evaluation/report/sections": "unit/evaluation/report/test_page.py",
+    "evaluation/report/tables": "unit/evaluation/report/test_page.py",
+    "evaluation/report/tasks": "unit/evaluation/report/test_page.py",
+    "evaluation/report/write": "unit/evaluation/test_evaluate.py",
+    "evaluation/results": "unit/evaluation/report/test_page.py",
+    "evaluation/run": "unit/evaluation/test_evaluate_fusion.py",
+    "evaluation/sets": "unit/evaluation/test_evaluate.py",
+    "evaluation/task_results": "unit/evaluation/test_evaluate_fusion.py",
+    "evaluation/trained_pairs": "unit/evaluation/test_evaluate.py",
+    "inference/checkpoint/load": "unit/inference/checkpoint/test_tokenizer_check.py",
+    "inference/checkpoint/sharded": "runs/test_fsdp.py",
+    "inference/checkpoint/store": "unit/inference/checkpoint/test_file.py",
+    "inference/checkpoint/weights": "unit/config/targets/test_untrusted.py",
+    "inference/combine": "unit/evaluation/metrics/test_diagnostics.py",
+    "inference/imported": "unit/models/test_full_size.py",
+    "inference/importing": "unit/models/pretrained/test_pretrained.py",
+    "inference/load": "unit/config/targets/test_untrusted.py",
+    "inference/search/builder": "unit/inference/search/test_hostile_requests.py",
+    "inference/search/guard": "unit/inference/search/test_hostile_requests.py",
+    "inference/search/items": "unit/inference/search/test_hostile_requests.py",
+    "inference/search/query": "unit/inference/search/test_index.py",
+    "inference/search/serving": "unit/inference/search/test_hostile_requests.py",
+    "inference/search/table": "unit/inference/search/test_hostile_requests.py",
+    "inference/search/terms": "unit/inference/search/test_hostile_requests.py",
+    "models/encoders/audio": "unit/models/encoders/test_encoders.py",
+    "models/encoders/category": "docs/test_configs.py",
+    "models/encoders/convolutional": "unit/models/encoders/test_encoders.py",
+    "models/encoders/features": "unit/models/encoders/test_encoders.py",
+    "models/encoders/imu": "unit/models/encoders/test_encoders.py",
+    "models/encoders/text": "unit/models/encoders/test_encoders.py",
+    "models/encoders/transformer": "unit/models/encoders/test_encoders.py",
+    "models/encoders/vision": "unit/models/encoders/test_encoders.py",
+    "models/fusion/contract": "unit/models/fusion/test_fusion.py",
+    "models/fusion/cross": "unit/models/fusion/test_fusion.py",
+    "models/fusion/latent": "docs/test_configs.py",
+    "models/fusion/pooled": "unit/models/fusion/test_fusion.py",
+    "models/fusion/stacks": "unit/models/fusion/test_fusion.py",
+    "models/fusion_model": "unit/models/fusion/test_fusion_constructed.py",
+    "models/heads": "unit/models/test_towers.py",
+    "models/layers/activations": "unit/models/layers/test_layers.py",
+    "models/layers/cross": "unit/models/fusion/test_fusion.py",
+    "models/layers/pooling": "unit/models/layers/test_layers.py",
+    "models/layers/positions": "unit/models/layers/test_layers.py",
+    "models/layers/stems": "unit/models/layers/test_layers.py",
+    "models/layers/transformer": "unit/models/layers/test_layers.py",
+    "models/pretrained/files": "unit/data/shards/test_hostile_tables.py",
+    "models/pretrained/huggingface": "unit/models/pretrained/test_pretrained.py",
+    "models/pretrained/imagebind": "unit/models/pretrained/test_pretrained.py",
+    "models/pretrained/keys": "unit/models/pretrained/test_pretrained.py",
+    "models/pretrained/names": "unit/models/pretrained/test_pretrained.py",
+    "models/pretrained/open_clip": "unit/models/pretrained/test_pretrained.py",
+    "models/pretrained/plan": "unit/inference/test_adapters.py",
+    "models/pretrained/siglip": "unit/models/pretrained/test_pretrained.py",
+    "models/tasks/contract": "unit/models/tasks/test_captioning.py",
+    "models/tasks/labels": "unit/models/tasks/test_tasks.py",
+    "models/tasks/numbers": "unit/models/tasks/test_tasks.py",
+    "models/tasks/scores": "unit/models/tasks/test_tasks.py",
+    "models/tasks/targets": "unit/models/tasks/test_tasks.py",
+    "models/tower_optim": "unit/models/test_tuning.py",
+    "objectives/gathered_batch": "unit/objectives/test_objective.py",
+    "objectives/interfaces": "unit/objectives/test_objective_distributed.py",
+    "objectives/kernels/blockwise": "unit/objectives/test_objective.py",
+    "objectives/kernels/fused": "docs/test_objectives_page.py",
+    "objectives/kernels/hardest": "docs/test_objectives_page.py",
+    "objectives/kernels/tiled": "unit/objectives/test_objective.py",
+    "objectives/losses/margin": "unit/objectives/losses/test_losses.py",
+    "objectives/losses/sigmoid": "unit/objectives/losses/test_losses.py",
+    "objectives/losses/softmax": "unit/objectives/losses/test_losses.py",
+    "objectives/matches": "unit/objectives/test_objective.py",
+    "objectives/negatives/reweighting": "unit/objectives/negatives/test_negatives.py",
+    "objectives/negatives/sampling": "unit/objectives/negatives/test_negatives.py",
+    "objectives/negatives/selection": "unit/objectives/negatives/test_negatives.py",
+    "objectives/pair": "unit/objectives/test_objective.py",
+    "objectives/pair_metrics": "unit/objectives/test_objective.py",
+    "training/build": "unit/config/test_instantiating.py",
+    "training/callbacks/checkpoint": "docs/test_configs.py",
+    "training/callbacks/loss_spikes": "unit/training/callbacks/test_nonfinite.py",
+    "training/callbacks/optimizer_overrides": "unit/training/callbacks/test_nonfinite.py",
+    "training/callbacks/periodic_evaluation": "unit/training/callbacks/test_nonfinite.py",
+    "training/callbacks/progress": "docs/test_configs.py",
+    "training/callbacks/rank_monitor": "docs/test_configs.py",
+    "training/callbacks/rng_state": "unit/training/callbacks/test_nonfinite.py",
+    "training/callbacks/signals": "docs/test_configs.py",
+    "training/callbacks/stop": "docs/test_configs.py",
+    "training/checkpoint_plugin": "unit/inference/checkpoint/test_file.py",
+    "training/failures": "runs/test_lost_parts.py",
+    "training/loggers/csv": "unit/training/loggers/test_csv_logger.py",
+    "training/loggers/wandb": "docs/test_configs.py",
+    "training/modules/base": "unit/training/test_anchor.py",
+    "training/modules/contrastive": "runs/test_training_queue.py",
+    "training/modules/fusion": "unit/training/test_anchor.py",
+    "training/modules/momentum": "unit/objectives/test_candidates.py",
+    "training/strategies/ddp": "docs/test_configs.py",
+    "training/strategies/ddp_launch": "runs/test_ddp_launch.py",
+    "training/strategies/fsdp": "docs/test_configs.py",
+    "training/strategies/heartbeat": "runs/test_silent_ranks.py",
+}
+
+
+def namesake(module: str) -> Path:
+    folder, _, name = module.rpartition("/")
+    return TESTS / "unit" / folder / f"test_{name}.py"
+
+
+@functools.cache
+def imports_of(path: Path) -> frozenset[tuple[str, str]]:
+    """(module, name) of every `from` import of ours."""
+    return frozenset(
+        (node.module.partition(".")[2].replace(".", "/"), alias.name)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and re.match(r"multimodal\b", node.module or "")
+        for alias in node.names
+    )
+
+
+@functools.cache
+def offers(room: str) -> dict[str, str]:
+    """Name -> module, of what a room offers."""
+    path = PACKAGE / room / "__init__.py"
+    return {name: module for module, name in imports_of(path)} if path.is_file() else {}
+
+
+def imported_by(path: Path) -> set[str]:
+    """The modules of ours that a file imports."""
+    found = set()
+    for module, name in imports_of(path):
+        found |= {module, f"{module}/{name}".lstrip("/"), offers(module).get(name, "")}
+    return found & set(MODULES)
+
+
+def started_by(path: Path) -> set[str]:
+    """The commands whose script a test runs or imports, and what its configurations build."""
+    text = path.read_text()
+    verbs = {module.removeprefix("cli/") for module in MODULES if module.startswith("cli/")}
+    found = {
+        f"cli/{verb}"
+        for verb in verbs
+        if re.search(rf"\b{verb}\.py\b|import {verb}\b|multimodal\.cli\", \"{verb}\b", text)
+    }
+    if found & {"cli/train"}:
+        found |= {"cli/main"}
+    if "multimodal.cli.__main__" in text or '"-m", "multimodal.cli"' in text:
+        found |= {"cli/__main__"}
+    if "config_dir().rglob" in text:
+        for file in (ROOT / "configs").rglob("*.yaml"):
+            for room, name in re.findall(r"_target_: multimodal\.(\w+)\.(\w+)", file.read_text()):
+                found.add(offers(room)[name])
+    return found
+
+
+def reached_by(path: Path) -> set[str]:
+    """The modules that a test imports or starts, and those that they import."""
+    helpers = {file.stem: file for file in (TESTS / "helpers").glob("*.py")}
+    tree = ast.parse(path.read_text())
+    names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    files = [path, *(helpers[name] for name in names & helpers.keys())]
+    left = set().union(*(imported_by(file) | started_by(file) for file in files))
+    reached: set[str] = set()
+    while left:
+        module = left.pop()
+        reached.add(module)
+        left |= imported_by(PACKAGE / f"{module}.py") - reached
+        package = PACKAGE / module.rpartition("/")[0] / "__init__.py"
+        left |= ({"core/lazy"} if "core.lazy" in package.read_text() else set()) - reached
+    return reached
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_where_it_is_tested(module):
+    if module not in ELSEWHERE:
+        expected = namesake(module)
+        assert expected.is_file(), f"write {expected}, or add {module} to ELSEWHERE"
+        return
+    assert not namesake(module).is_file(), f"{module} has a namesake: take it out of ELSEWHERE"
+    test = TESTS / ELSEWHERE[module]
+    assert module in reached_by(test), f"{test} does not come to {module}"
+
+
+def test_the_table_names_modules_that_are_there():
+    assert ELSEWHERE.keys() <= set(MODULES)

@@ -1,0 +1,249 @@
+"""FSDP2 on two gloo ranks, and the folders that are its checkpoints."""
+
+import json
+import pickle
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from experiment_helpers import composed, losses, run_training, write_sensor_shards
+from rank_helpers import Ranks, callback
+
+from multimodal.config import ConfigError, check
+from multimodal.inference.checkpoint import file as checkpoint_file
+from multimodal.inference.checkpoint import sharded, store
+from multimodal.inference.checkpoint.file import CheckpointError
+from multimodal.inference.checkpoint.load import load_model
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+from multimodal.cli import join_checkpoint
+
+# A tower of layers with uneven sides beside one without; dropout off, so that ranks draw nothing.
+STRATEGY = "trainer.strategy={_target_: multimodal.training.ShardedStrategy, timeout_s: 120.0}"
+WORDS = (
+    "tower@model.towers.image=image_small", "~model.towers.image.encoder.channels",
+    "~model.towers.image.encoder.blocks", "model.towers.image.encoder.image_size=16",
+    "model.towers.image.encoder.stem.channels=[8,15]", "model.towers.image.encoder.trunk.width=30",
+    "model.towers.image.encoder.trunk.num_layers=2", "model.towers.image.encoder.trunk.num_heads=2",
+    "data.batch_size=16", "trainer.max_steps=8", "trainer.val_check_interval=4",
+    "data.eval_batch_size=9", "callbacks.checkpoint.keep_last=9",
+    "callbacks.checkpoint.every_n_train_steps=2",
+)  # fmt: skip
+
+
+def content(step=3, value=1.0):
+    optimizer = {
+        "state": {0: {"step": torch.tensor(float(step)), "exp_avg": torch.full((4, 3), value)}},
+        "param_groups": [{"lr": 0.1, "betas": (0.9, 0.95), "params": [0]}],
+    }
+    state = {"a.weight": torch.full((4, 3), value), "a.count": torch.tensor(7)}
+    return {"state_dict": state, "optimizer_states": [optimizer], "global_step": step,
+            "config": "seed: 0"}  # fmt: skip
+
+
+@pytest.mark.quick
+def test_a_folder_reads_as_what_was_saved(tmp_path):
+    path = tmp_path / "checkpoints" / "step=00000003.ckpt"
+    for value in (5.0, 1.0):  # and again, over it
+        sharded.write(content(value=value), path)
+        back = store.read(path)
+        assert back["global_step"] == 3
+        assert back["state_dict"]["a.weight"].tolist() == [[value] * 3] * 4
+        assert back["state_dict"]["a.count"].item() == 7
+        (optimizer,) = back["optimizer_states"]
+        assert optimizer["param_groups"] == content()["optimizer_states"][0]["param_groups"]
+        assert optimizer["state"][0]["exp_avg"].tolist() == [[value] * 3] * 4
+        assert optimizer["state"][0]["step"].item() == 3.0
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert store.newest(path.parent) == path
+    assert "state_dict" not in store.head(path)
+    checkpoint_file.write_atomically(content(value=2.0), path)  # a run of one process goes on here
+    assert store.read(path)["state_dict"]["a.weight"][0, 0] == 2.0
+
+
+@pytest.mark.quick
+def test_a_folder_becomes_one_file(tmp_path, capsys):
+    folder, file = tmp_path / "step=00000003.ckpt", tmp_path / "one.ckpt"
+    sharded.write(content(), folder)
+    join_checkpoint.main([str(folder), str(file)])
+    assert capsys.readouterr().out == f"written: {file}\n"
+    assert file.is_file()
+    assert store.read(file)["state_dict"]["a.weight"].sum() == 12
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        join_checkpoint.main([str(tmp_path / "absent"), str(file)])
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", ["__0_0.distcp", "rest.pt", ".metadata", "sha256.json"])
+def test_a_flipped_bit_in_any_file_is_told_and_the_folder_before_is_used(tmp_path, capsys, name):
+    for step in (10, 20):
+        sharded.write(content(step), tmp_path / f"step={step:08d}.ckpt")
+    file = tmp_path / "step=00000020.ckpt" / name
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+    assert store.newest(tmp_path) == tmp_path / "step=00000010.ckpt"
+    told = capsys.readouterr().err
+    assert "hash mismatch" in told or "is no sharded checkpoint" in told or "is missing" in told
+    file.unlink()
+    with pytest.raises(CheckpointError):
+        store.read(tmp_path / "step=00000020.ckpt")
+    assert store.read(tmp_path / "step=00000010.ckpt")["global_step"] == 10
+
+
+class Payload:
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return (open, (self.target, "w"))
+
+
+@pytest.mark.quick
+def test_code_in_the_description_of_the_tensors_is_refused_and_not_executed(tmp_path):
+    path, trace = tmp_path / "step=00000003.ckpt", tmp_path / "executed"
+    sharded.write(content(), path)
+    (path / ".metadata").write_bytes(pickle.dumps(Payload(trace)))
+    hashes = json.loads((path / "sha256.json").read_text())
+    hashes[".metadata"] = sharded._digest(path / ".metadata")
+    (path / "sha256.json").write_text(json.dumps(hashes))
+    with pytest.raises(CheckpointError, match=r"must not name \w+\.open"):
+        store.read(path)
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(Payload(trace)))  # the payload does work when executed
+    assert trace.exists()
+
+
+@pytest.mark.quick
+def test_a_full_disk_leaves_the_folder_before(small_disk):
+    path = small_disk / "step=00000001.ckpt"
+    sharded.write(content(), path)
+    large = content()
+    large["state_dict"]["b"] = torch.ones(1_000_000)
+    message = rf"cannot save {path}: rank 0: .+\. \d\.\d MB are free there"
+    with pytest.raises(CheckpointError, match=message):
+        sharded.write(large, path)
+    assert [p.name for p in small_disk.iterdir()] == [path.name]
+    assert store.read(path)["state_dict"]["a.weight"].sum() == 12
+
+
+@pytest.mark.quick
+def test_what_is_not_split_is_refused_with_the_reason():
+    clip = "+experiment=clip"
+    words = ["callbacks=ema", "micro_batch_size=4", "candidates=queue", "candidates.momentum=0.9"]
+    with composed(clip, "trainer=fsdp", *words) as cfg, pytest.raises(ConfigError) as caught:
+        check(cfg)
+    for where in ("callbacks.ema", "micro_batch_size", "candidates.momentum"):
+        assert f"{where}\n      does not go with trainer=fsdp" in str(caught.value)
+    with composed(clip, "trainer=fsdp") as cfg:
+        check(cfg)
+    message = r"trainer\.strategy\n +'fsdp' saves .*trainer=fsdp"
+    words = (clip, "trainer=ddp", "trainer.strategy=fsdp")
+    with composed(*words) as cfg, pytest.raises(ConfigError, match=message):
+        check(cfg)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_sensor_shards(tmp_path_factory.mktemp("shards"))
+
+
+def run(folder, shards, *words, codes=(0, 0)):
+    with Ranks([*WORDS, *words], folder, shards, len(codes)) as ranks:
+        assert ranks.codes(300) == list(codes), ranks.output()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def split(shards, tmp_path_factory):
+    """A whole run by FSDP."""
+    return run(tmp_path_factory.mktemp("runs") / "fsdp", shards, STRATEGY)
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory):
+    """The same run by DDP."""
+    return run(tmp_path_factory.mktemp("runs") / "ddp", shards)
+
+
+def checkpoint(folder, step):
+    return folder / "checkpoints" / f"step={step:08d}.ckpt"
+
+
+def same(one, other, tolerance):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=0, atol=tolerance, msg=name)
+
+
+def test_it_trains_as_ddp_does(split, whole):
+    then, now = losses(whole), losses(split)
+    assert sorted(now) == sorted(then) == list(range(1, 9))
+    for step in now:
+        assert float(now[step]) == pytest.approx(float(then[step]), abs=1e-5)
+    assert checkpoint(split, 8).is_dir()
+    assert len(list(checkpoint(split, 8).glob("*.distcp"))) == 2
+    ours, theirs = (
+        store.read(checkpoint(split, 8)),
+        store.read(checkpoint(whole, 8)),
+    )
+    same(ours["state_dict"], theirs["state_dict"], 1e-5)
+    (ours,), (theirs,) = ours["optimizer_states"], theirs["optimizer_states"]
+    assert [g["params"] for g in ours["param_groups"]] == [
+        g["params"] for g in theirs["param_groups"]
+    ]
+    for index, state in theirs["state"].items():
+        same(ours["state"][index], state, 1e-5)
+
+
+def test_it_is_killed_and_goes_on_to_the_last_bit(split, shards, tmp_path):
+    fault = callback("KillAll", folder=str(tmp_path), step=5)
+    run(tmp_path, shards, STRATEGY, fault, codes=[-signal.SIGKILL] * 2)
+    assert list(store.steps(tmp_path / "checkpoints")) == [2, 4]
+    run(tmp_path, shards, STRATEGY, "resume=auto")
+    assert losses(tmp_path) == losses(split)
+    ours, whole = (store.read(checkpoint(folder, 8)) for folder in (tmp_path, split))
+    same(ours["state_dict"], whole["state_dict"], 0)
+    for index, state in whole["optimizer_states"][0]["state"].items():
+        same(ours["optimizer_states"][0]["state"][index], state, 0)
+
+
+def test_runs_of_other_kinds_go_on_from_it_and_it_from_theirs(split, whole, shards, tmp_path):
+    def go_on(name, source, *words, ranks=2):
+        path = f"resume='{checkpoint(source, 4)}'"
+        folder = run(tmp_path / name, shards, *words, path, codes=[0] * ranks)
+        for step, loss in losses(folder).items():
+            assert float(loss) == pytest.approx(float(losses(whole)[step]), abs=1e-5), name
+        assert sorted(losses(folder)) == [5, 6, 7, 8]
+
+    go_on("ddp from fsdp", split)
+    go_on("fsdp from ddp", whole, STRATEGY)
+    go_on("one process from fsdp", split, "data.batch_size=32", ranks=1)
+
+
+def test_its_checkpoint_is_loaded_and_becomes_one_file(split, tmp_path):
+    path = checkpoint(split, 8)
+    model, _ = load_model(path)
+    state = store.read(path)["state_dict"]
+    same({f"model.{n}": t for n, t in model.state_dict().items()},
+         {n: t for n, t in state.items() if n.startswith("model.")}, 0)  # fmt: skip
+    join_checkpoint.main([str(path), str(tmp_path / "one.ckpt")])
+    joined, _ = load_model(tmp_path / "one.ckpt")
+    same(joined.state_dict(), model.state_dict(), 0)
+
+
+def test_the_last_stay_and_another_experiment_is_refused(split, shards, tmp_path):
+    copy = shutil.copytree(split, tmp_path / "run")
+    refused = run_training(
+        ["+experiment=sensor", *WORDS, "optimizer.lr=0.1", "resume=auto", f"hydra.run.dir={copy}"],
+        shards,
+    )
+    assert refused.returncode == 1
+    assert "optimizer.lr: 0.005 there, 0.1 here" in refused.stderr
+    run(tmp_path / "short", shards, STRATEGY, "callbacks.checkpoint.keep_last=2")
+    assert sorted(p.name for p in (tmp_path / "short" / "checkpoints").iterdir()) == [
+        "step=00000006.ckpt", "step=00000008.ckpt",
+    ]  # fmt: skip

@@ -1,0 +1,78 @@
+"""An error is for whoever reads it: a message for the user, a traceback for a fault of ours."""
+
+import logging
+import pickle
+
+import pytest
+
+from multimodal.cli.jobs.start_time import UnsharedStart
+from multimodal.cli.jobs.sweep import SweepError
+from multimodal.config import ConfigError, Fault
+from multimodal.core.errors import UserError
+from multimodal.core.process.exits import errors_end_the_program
+from multimodal.data.errors import BadSample, OtherBatches, ShardError, TooManyBadSamples
+from multimodal.inference.checkpoint.file import CheckpointError
+from multimodal.models.pretrained.keys import WeightsError
+from multimodal.training.anchor import AnchorError
+from multimodal.training.callbacks.nonfinite import NonFiniteError
+
+FAULT = ConfigError([Fault("optimizer.lr", "given -1, expected 0 or more")])
+USER_ERRORS = [
+    FAULT,
+    BadSample("decode", "what"),
+    ShardError("a.tar", 512, "cut"),
+    *(
+        kind("what")
+        for kind in (
+            AnchorError, CheckpointError, NonFiniteError, OtherBatches, SweepError,
+            TooManyBadSamples, UnsharedStart, WeightsError,
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", USER_ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_for_the_user_ends_with_its_message_and_status(error, capsys):
+    assert isinstance(error, UserError)
+    with pytest.raises(SystemExit) as ended, errors_end_the_program():
+        raise error
+    assert ended.value.code == (2 if isinstance(error, ConfigError) else 1)
+    assert capsys.readouterr().err == f"{error}\n"
+
+
+@pytest.mark.parametrize("error", USER_ERRORS, ids=lambda error: type(error).__name__)
+def test_it_travels_between_processes(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (type(error), str(error))
+
+
+def test_a_path_that_the_system_refuses_needs_no_traceback(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended, errors_end_the_program():
+        (tmp_path / "missing").read_text()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"{tmp_path}/missing: No such file or directory\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ours"), KeyError("x"), OSError("no path")])
+def test_a_fault_of_ours_keeps_its_traceback_once(error, capsys):
+    with pytest.raises(SystemExit) as ended, errors_end_the_program():
+        raise error
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.count("Traceback") == 1
+
+
+def test_the_traceback_of_any_error_on_request(monkeypatch, capsys):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(SystemExit) as ended, errors_end_the_program():
+        raise FAULT
+    assert ended.value.code == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_job_inside_a_program_ends_it_once(capsys):
+    handler = logging.FileHandler.handleError
+    with pytest.raises(SystemExit) as ended, errors_end_the_program(), errors_end_the_program():
+        raise FAULT
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"{FAULT}\n"
+    assert logging.FileHandler.handleError is handler

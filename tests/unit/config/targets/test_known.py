@@ -1,0 +1,43 @@
+"""The table of our own classes that only a training builds."""
+
+import pytest
+
+from multimodal.config.targets.judging import misplaced
+from multimodal.config.targets.kinds import fits, kinds_at
+from multimodal.config.targets.known import KNOWN, PARTIAL, is_known
+from multimodal.config.targets.resolving import allowed_packages, resolve
+
+PACKAGES = allowed_packages([])
+ENTRIES = [(place, name) for place, names in KNOWN.items() for name in names]
+
+
+@pytest.mark.parametrize(("place", "name"), ENTRIES)
+def test_each_is_of_the_kind_of_its_place(place, name):
+    found = resolve(name.removeprefix(PARTIAL), PACKAGES)
+    kind = fits(found, kinds_at(place.replace("*", "x").split(".")), PACKAGES)
+    assert kind is not None
+    assert kind.partial is name.startswith(PARTIAL)
+
+
+def test_another_place_another_name_and_arguments_in_order_are_not_known():
+    block = {"_target_": "multimodal.training.CSVLogger"}
+    assert is_known(("logger", "csv"), block)
+    assert not is_known(("callbacks", "csv"), block)
+    assert not is_known(("logger",), block)
+    assert not is_known(("logger", "csv"), {**block, "_partial_": True})
+    assert not is_known(("logger", "csv"), {**block, "_partial_": "yes"})
+    assert not is_known(("logger", "csv"), {**block, "_args_": []})
+    assert not is_known(("logger", "csv"), {"_target_": "torch.load"})
+
+
+def test_what_is_nested_in_one_is_still_judged():
+    tree = {
+        "callbacks": {
+            "stop": {
+                "_target_": "multimodal.training.StopOnSignal",
+                "grace_s": {"_target_": "multimodal.models.LinearHead"},
+            }
+        }
+    }
+    (fault,) = misplaced(tree, PACKAGES, strict=True)
+    assert fault.where == "callbacks.stop.grace_s._target_"

@@ -1,0 +1,119 @@
+"""Every loss with every negatives strategy and all candidates, from the command line."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from experiment_helpers import composed, run_training
+
+from multimodal.cli.train import train
+from multimodal.config import ConfigError
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+STEPS = 3
+SHORT = (
+    "+experiment=clip",
+    "~evaluation",
+    "data.num_workers=0",
+    "data.batch_size=8",
+    f"trainer.max_steps={STEPS}",
+    "trainer.log_every_n_steps=1",
+    "trainer.limit_val_batches=0",
+    "callbacks.checkpoint=null",
+)
+
+
+def names(group: str) -> set[str]:
+    return {path.stem for path in (CONFIGS / group).glob("*.yaml")}
+
+
+SOFTMAX = ("info_nce", "dcl", "sup_con", "soft_target")
+MARGIN = ("triplet", "hinge")
+DROPS = ("in_batch", "random", "hard", "semi_hard", "distance_weighted", "filtered")
+BLOCKS = [
+    (SOFTMAX, (*DROPS, "reweighted", "debiased")),
+    (("siglip",), (*DROPS, "reweighted")),
+    (MARGIN, DROPS),
+]
+REFUSED = [
+    *(("siglip", "debiased"),),
+    *itertools.product(MARGIN, ("reweighted", "debiased")),
+]
+
+
+def test_the_grid_is_whole():
+    """A new name has to find its place in this file."""
+    runs = {pair for block in BLOCKS for pair in itertools.product(*block)}
+    assert len(runs) == sum(len(losses) * len(negatives) for losses, negatives in BLOCKS)
+    assert runs.isdisjoint(REFUSED)
+    assert runs | set(REFUSED) == set(itertools.product(names("loss"), names("negatives")))
+    assert names("candidates") == {"all_ranks", "local", "queue"}
+
+
+def sweep(
+    folder: Path, losses: Sequence[str], negatives: Sequence[str], candidates: Sequence[str]
+) -> None:
+    """One command line with ``-m``; every job of it has to log ``STEPS`` finite losses."""
+    choices = {"loss": losses, "negatives": negatives, "candidates": candidates}
+    words = [f"{group}={','.join(chosen)}" for group, chosen in choices.items()]
+    run = run_training(["-m", *SHORT, *words, f"hydra.sweep.dir={folder}"], timeout=900)
+    assert run.returncode == 0, run.stderr[-3000:]
+    jobs = sorted(path for path in folder.iterdir() if path.is_dir())
+    assert len(jobs) == len(losses) * len(negatives) * len(candidates)
+    for job in jobs:
+        with (job / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1)), job
+        for row in rows:
+            assert math.isfinite(float(row["train/loss"])), job
+            assert float(row["train/without_negatives/image_text"]) == 0, job
+
+
+def test_every_strategy(tmp_path):
+    sweep(tmp_path, ["info_nce"], [*DROPS, "reweighted", "debiased"], ["queue"])
+
+
+def test_every_loss(tmp_path):
+    sweep(tmp_path, [*SOFTMAX, "siglip", *MARGIN], ["hard"], ["local"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", BLOCKS, ids=["softmax", "siglip", "margin"])
+def test_every_combination(block, tmp_path):
+    sweep(tmp_path, *block, sorted(names("candidates")))
+
+
+def test_the_command_of_the_page(tmp_path):
+    words = ["candidates=queue", "negatives=hard", "loss=triplet", f"hydra.run.dir={tmp_path}"]
+    run = run_training([*SHORT, *words])
+    assert run.returncode == 0, run.stderr[-3000:]
+    config = (tmp_path / ".hydra" / "config.yaml").read_text()
+    for target in ("Triplet", "Hard", "Queue"):
+        assert f"_target_: multimodal.objectives.{target}" in config
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + STEPS
+
+
+@pytest.mark.parametrize(("loss", "negatives"), REFUSED)
+@pytest.mark.parametrize("candidates", sorted(names("candidates")))
+def test_what_does_not_go_together_is_refused(loss, negatives, candidates):
+    choices = (f"loss={loss}", f"negatives={negatives}", f"candidates={candidates}")
+    with composed(*SHORT, *choices) as cfg, pytest.raises(ConfigError) as caught:
+        train(cfg)
+    (fault,) = caught.value.faults
+    assert fault.where == "pairs.image_text"
+    reason = "there is nothing to weigh" if negatives == "reweighted" else "denominator"
+    assert reason in fault.problem
+
+
+def test_a_refusal_ends_the_program_before_it_starts(tmp_path):
+    words = ["loss=triplet", "negatives=debiased", f"hydra.run.dir={tmp_path}"]
+    run = run_training([*SHORT, *words])
+    assert run.returncode == 2
+    assert "pairs.image_text" in run.stderr
+    assert "It needs a softmax loss (info_nce, dcl, sup_con, soft_target)" in run.stderr
+    assert not (tmp_path / "metrics.csv").exists()

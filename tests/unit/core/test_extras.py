@@ -1,0 +1,221 @@
+"""Every extra is tried alone: what it promises works, what others promise names them."""
+
+import ast
+import json
+import textwrap
+from pathlib import Path
+
+import environments
+import pytest
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[3]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = sorted(set(PYPROJECT["project"]["optional-dependencies"]) - {"dev"})
+
+# What each extra promises, in few lines.
+PROMISED = {
+    "huggingface": """
+        from multimodal.core.hf_files import library
+        assert library("encoder=huggingface").AutoModel
+    """,
+    "lora": """
+        from torch import nn
+        from multimodal.models.encoders.text import TextTransformer
+        from multimodal.models.layers.transformer import Transformer
+        from multimodal.models.tuning import LoRA
+        tower = nn.Module()
+        trunk = Transformer(width=8, num_layers=1, num_heads=2)
+        tower.encoder = TextTransformer(9, 4, trunk, pooling="mean")
+        tower.head = nn.Linear(8, 2)
+        LoRA(rank=1)(tower)
+        assert any("lora_A" in name for name in tower.encoder.state_dict())
+    """,
+    "samples": "import pandas, pyarrow, resvg_py",
+    "search": """
+        from pathlib import Path
+        import numpy as np
+        from multimodal.inference.search.index import Index
+        from multimodal.inference.search.table import PartWriter, Row, read_table
+        writer = PartWriter(Path("table.parquet"), {}, "x")
+        vectors = np.eye(3, dtype=np.float32)
+        writer.write(0, vectors, [Row(str(n), "image", "") for n in range(3)])
+        assert writer.finish(1) == 3
+        table = read_table(Path("table.parquet"))
+        found = Index(table.vectors, ["image"] * 3, "exact").search(vectors[1], 1)
+        assert found["image"][0][0] == 1
+    """,
+    "serve": """
+        import faiss, pyarrow, uvicorn, multipart
+        from multimodal.inference.search.server import make_app
+        assert uvicorn.Config(make_app).app is make_app
+    """,
+    "shards": """
+        from pathlib import Path
+        import pyarrow
+        from pyarrow import parquet
+        from multimodal.data.packing.items import items_of
+        parquet.write_table(pyarrow.table({"text": ["a", "b"]}), "t.parquet")
+        assert len(list(items_of(Path("t.parquet"), [], ["text"], None))) == 2
+    """,
+    "stream": """
+        import aiohttp
+        from multimodal.data.streaming.source import StreamSource
+        source = StreamSource("{0..3}.tar", {"text": {"member": "txt"}})
+    """,
+    "sweep": """
+        import sys
+        from multimodal.config import compose_or_explain
+        words = ["-m", "+experiment=clip", "+launcher=local", "+sweep=optuna", "seed=0,1"]
+        compose_or_explain(words, "train")
+        from multimodal.cli.jobs.sweep import _trials
+        assert _trials("sqlite:///study.db", "x") == (0, 0)
+    """,
+    "video": """
+        from multimodal.data.decoding.video import _open
+        import av
+        try:
+            _open(b"no film", "mp4")
+        except av.FFmpegError:
+            pass
+    """,
+    "wandb": """
+        from multimodal.training.loggers.wandb import WandbLogger
+        WandbLogger(project="x", name=None, save_dir=".", offline=True)
+    """,
+}
+# What needs an extra, in an environment without any -> its name.
+MISSED = {
+    "huggingface": "from multimodal.core.hf_files import library; library('it')",
+    "lora": "from multimodal.models.tuning import LoRA; LoRA(rank=1)(None)",
+    "search": (
+        "import numpy; from multimodal.inference.search.index import Index;"
+        "Index(numpy.eye(2, dtype='float32'), ['a'] * 2, 'exact')"
+    ),
+    "search ": (
+        "from pathlib import Path; from multimodal.inference.search.table import read_table;"
+        "Path('x.parquet').write_bytes(b''); read_table(Path('x.parquet'))"
+    ),
+    "shards": (
+        "from pathlib import Path; from multimodal.data.packing.items import items_of;"
+        "Path('t.parquet').write_bytes(b''); list(items_of(Path('t.parquet'), [], ['a'], None))"
+    ),
+    "stream": (
+        "from multimodal.data.streaming.source import StreamSource;"
+        "StreamSource('a.tar', {'text': {'member': 'txt'}})"
+    ),
+    "sweep": (
+        "from multimodal.config import compose_or_explain;"
+        "compose_or_explain(['+experiment=clip', '+sweep=optuna'], 'train')"
+    ),
+    "sweep ": (
+        "from multimodal.config import compose_or_explain;"
+        "compose_or_explain(['+experiment=clip', '+launcher=local'], 'train')"
+    ),
+    "video": "from multimodal.data.decoding.video import _open; _open(b'', 'mp4')",
+    "wandb": (
+        "from multimodal.training.loggers.wandb import WandbLogger;"
+        "WandbLogger(project='x', name=None, save_dir='.', offline=True)"
+    ),
+}
+WITH_SEARCH = ("embed.py", "search.py")  # programs, by the extra that they need
+WITH_SERVE = ("serve.py",)
+# Modules that import what the extra ``serve`` installs.
+SERVING = {
+    f"multimodal.inference.search.{name}" for name in ("guard", "server", "serving", "terms")
+}
+
+
+def imports_of(*scripts: str) -> str:
+    """A program that imports all that ``scripts`` do, at their beginning or later."""
+    nodes = [
+        node
+        for script in scripts
+        for node in ast.walk(ast.parse((ROOT / "scripts" / script).read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    lines = dict.fromkeys(ast.unparse(node) for node in nodes)
+    return "\n".join(line for line in lines if "__future__" not in line)
+
+
+def test_every_extra_has_a_promise():
+    assert sorted(PROMISED) == EXTRAS
+
+
+HEAVY = {"huggingface", "lora", "samples", "stream", "wandb"}
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [pytest.param(e, marks=[pytest.mark.slow] if e in HEAVY else []) for e in EXTRAS],
+)
+def test_an_extra_alone_does_what_it_promises(extra, tmp_path):
+    if missing := environments.missing(PYPROJECT, extra):
+        pytest.skip(f"not installed here: {', '.join(missing)}")
+    folder = environments.make(tmp_path / "site", PYPROJECT, [extra])
+    scripts = {"search": WITH_SEARCH, "serve": (*WITH_SEARCH, *WITH_SERVE)}.get(extra, ())
+    program = textwrap.dedent(PROMISED[extra])
+    ended = environments.run(folder, "-c", f"{imports_of(*scripts)}\n{program}", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def test_without_any_extra_all_else_imports_and_each_feature_names_its_extra(tmp_path):
+    folder = environments.make(tmp_path / "site", PYPROJECT, [])
+    others = [
+        path.name
+        for path in (ROOT / "scripts").glob("*.py")
+        if path.name not in (*WITH_SERVE, "make_sample_data.py")
+    ]
+    (tmp_path / "program.py").write_text(f"""
+{imports_of(*others)}
+import importlib, json, pkgutil, multimodal
+from multimodal.core.process.exits import message_of
+absent = []
+for module in pkgutil.walk_packages(multimodal.__path__, "multimodal."):
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as error:
+        absent.append(module.name)
+told = {{}}
+for extra, words in json.loads({json.dumps(MISSED)!r}).items():
+    try:
+        exec(words)
+    except Exception as error:
+        told[extra] = message_of(error)
+print(json.dumps([absent, told]))
+""")
+    ended = environments.run(folder, "program.py", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    absent, told = json.loads(ended.stdout.splitlines()[-1])
+    assert set(absent) == SERVING
+    assert told.keys() == MISSED.keys()
+    for extra, message in told.items():
+        assert message, extra
+        assert f"multimodal[{extra.strip()}]" in message
+
+
+@pytest.mark.slow
+def test_training_and_evaluation_need_no_extra(tmp_path):
+    folder = environments.make(tmp_path / "site", PYPROJECT, [])
+    script = str(ROOT / "scripts" / "train.py")
+    words = ["+experiment=clip", "debug=fast", f"hydra.run.dir={tmp_path}/run"]
+    ended = environments.run(folder, script, *words)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("*.ckpt")
+    script = str(ROOT / "scripts" / "evaluate.py")
+    ended = environments.run(folder, script, f"checkpoint={checkpoint}", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    (tmp_path / "a.txt").write_text("a cat")
+    for name in ("embed", "serve", "search"):
+        words = [f"checkpoint={checkpoint}", "input=." if name == "embed" else "index=t.parquet"]
+        words += ["output=t.parquet"] * (name == "embed") + ["query=x"] * (name == "search")
+        (tmp_path / "t.parquet").write_bytes(b"") if name != "embed" else None
+        script = str(ROOT / "scripts" / f"{name}.py")
+        ended = environments.run(folder, script, *words, cwd=tmp_path)
+        assert ended.returncode == 1, ended.stderr[-3000:]
+        assert "multimodal[" in ended.stderr
+        assert "Traceback" not in ended.stderr

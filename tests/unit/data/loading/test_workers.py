@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from abandoned_loaders import KINDS
+from data_helpers import number_samples, write_source
+from torch.utils.data import Dataset
+
+from multimodal.data.datamodule import MultimodalDataModule
+from multimodal.data.loading import workers
+from multimodal.data.loading.workers import Steps, end_iteration, end_workers, make_loader
+from multimodal.data.settings import LoaderSettings
+from multimodal.data.source import Source
+from multimodal.data.transforms.array import ArrayTransform
+
+
+@pytest.fixture(autouse=True)
+def _no_workers_of_other_tests():
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+
+
+@pytest.mark.parametrize(
+    ("cores", "devices", "local", "expected"),
+    [(1, 0, "1", 0), (8, 0, "1", 7), (8, 2, "1", 3), (8, 0, "4", 1), (2, 4, "4", 0)],
+)
+def test_workers_are_the_cores_less_those_that_train(monkeypatch, cores, devices, local, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert workers.workers_of_machine() == expected
+
+
+def ends_of_processes(folder, repeats, *kinds):
+    """What is left of processes that end while loaders of these kinds are in mid-iteration."""
+    program = Path(__file__).parents[3] / "helpers" / "abandoned_loaders.py"
+    done = subprocess.run(
+        [sys.executable, program, folder, str(repeats), *kinds],
+        capture_output=True, text=True, timeout=120 + 90 * repeats, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    ends = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(ends) == repeats
+    return ends
+
+
+def test_a_process_ends_silently_with_its_workers(tmp_path):
+    for end in ends_of_processes(tmp_path, 2, *KINDS):
+        assert (end["status"], end["stderr"], end["left"]) == (0, "", [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_processes_end_silently_with_their_workers(tmp_path, kind):
+    for end in ends_of_processes(tmp_path, 40, kind):
+        assert (end["status"], end["stderr"], end["left"]) == (0, "", [])
+
+
+class Numbers(Dataset):
+    """The number of the step; a slow one is never ready."""
+
+    def __init__(self, slow=-1):
+        self.slow = slow
+
+    def __getitem__(self, step):
+        if step == self.slow:
+            time.sleep(1000)
+        return step
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_that_hang_are_ended_at_once(monkeypatch, persistent):
+    def no_request(*_):
+        raise AssertionError("waits for a worker that does not answer")
+
+    loader = make_loader(Numbers(slow=3), Steps(range(9)), LoaderSettings(2), persistent)
+    iterator = iter(loader)
+    assert [next(iterator), next(iterator)] == [0, 1]
+    monkeypatch.setattr(type(iterator), "_mark_worker_as_unavailable", no_request)
+    if persistent:
+        end_workers(loader)
+    else:
+        del iterator
+    assert not multiprocessing.active_children()
+
+
+def test_a_dead_worker_is_an_error_of_the_next_batch_and_of_nothing_else():
+    iterator = iter(make_loader(Numbers(), Steps(range(99)), LoaderSettings(2), persistent=True))
+    assert next(iterator) == 0
+    dead = multiprocessing.active_children()[0]
+    os.kill(dead.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+    sum(range(1000))  # in which torch would raise
+    with pytest.raises(RuntimeError, match="killed by signal: Killed"):
+        next(iterator)
+    end_iteration(iterator)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("handler", [True, False])
+def test_a_worker_that_dies_while_a_batch_is_awaited_interrupts_it(handler):
+    iterator = iter(make_loader(Numbers(slow=0), Steps(range(9)), LoaderSettings(1), False))
+    before = signal.getsignal(signal.SIGCHLD)
+    if not handler:  # as Lightning leaves it behind a training
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    (worker,) = multiprocessing.active_children()
+    threading.Timer(0.5, worker.kill).start()
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        next(iterator)
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_no_worker_outlives_training(tmp_path):
+    write_source(tmp_path, {"train": [number_samples(40)]}, "numbers")
+    source = Source(str(tmp_path / "numbers.json"), {"x": {"member": "x.npy"}})
+    data = MultimodalDataModule(
+        {"numbers": source}, {"x": ArrayTransform([1])}, batch_size=4, num_workers=1, seed=0
+    )
+
+    class Module(pl.LightningModule):
+        def training_step(self, batch, index):
+            assert multiprocessing.active_children()
+            return self.weight(batch.inputs["x"]).sum()
+
+        def configure_model(self):
+            self.weight = torch.nn.Linear(1, 1)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    trainer = pl.Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(Module(), datamodule=data)
+    assert trainer.global_step == 3
+    assert not multiprocessing.active_children()

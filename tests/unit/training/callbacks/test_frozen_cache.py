@@ -1,0 +1,224 @@
+"""`data.cache_frozen`: frozen towers embed each sample once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from data_helpers import image_bytes, json_bytes, npy_bytes, write_source
+from experiment_helpers import composed, losses, run_training, train_here, write_sensor_shards
+from loader_helpers import scheduled_loader
+
+from multimodal.config import ConfigError, check
+from multimodal.data import sample_decoder as members_module
+from multimodal.data.errors import DecodeError
+from multimodal.data.loading.collate import Sample, load
+from multimodal.data.loading.frozen_embeddings import FrozenEmbeddings
+from multimodal.data.sample_rng import Draw
+from multimodal.data.source import Source
+from multimodal.data.transforms.depth import DepthTransform
+from multimodal.data.transforms.image import ImageTransform
+from multimodal.models.towers import EmbeddingModel
+
+PLAIN = [
+    f"data.transforms.image.{key}"
+    for key in ("scale=[1.0,1.0]", "brightness=0", "contrast=0", "saturation=0", "grayscale=0")
+]
+FROZEN = ["model.towers.image.frozen=true", "+data.cache_frozen=true"]
+SHORT = ["trainer.max_steps=6", "~evaluation", "trainer.limit_val_batches=0"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv("SENSOR_SHARDS", str(write_sensor_shards(tmp_path / "shards")))
+    torch.set_num_threads(1)
+    return tmp_path
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Counts pictures that are decoded, and those that are embedded."""
+    counts = {"decoded": 0, "embedded": 0}
+    decode, embed = members_module.decode, EmbeddingModel.embed
+
+    def decoding(member, *rest):
+        counts["decoded"] += member.endswith("png")
+        return decode(member, *rest)
+
+    def embedding(self, modality, inputs, *rest):
+        counts["embedded"] += len(inputs) if modality == "image" else 0
+        return embed(self, modality, inputs, *rest)
+
+    monkeypatch.setattr(members_module, "decode", decoding)
+    monkeypatch.setattr(EmbeddingModel, "embed", embedding)
+    return counts
+
+
+def test_training_is_the_same_and_neither_decodes_nor_encodes(here, work):
+    words = [*SHORT, *PLAIN, f"cache_frozen.folder={here / 'frozen'}"]
+    train_here(here / "plain", *words, FROZEN[0])
+    work.update(decoded=0, embedded=0)
+    train_here(here / "cached", *words, *FROZEN)
+    assert work == {"decoded": 160, "embedded": 160}  # every sample once
+    plain, cached = (
+        {step: float(loss) for step, loss in losses(here / name).items()}
+        for name in ("plain", "cached")
+    )
+    assert plain.keys() == cached.keys() == set(range(1, 7))
+    for step, loss in plain.items():
+        assert abs(loss - cached[step]) < 1e-4 * loss
+    # A later run finds all of it; one with other weights, none.
+    train_here(here / "again", *words, *FROZEN)
+    assert work["embedded"] == 160
+    assert losses(here / "again") == losses(here / "cached")
+    train_here(here / "other", *words, *FROZEN, "seed=1")
+    assert work["embedded"] == 320
+
+
+def test_an_unfinished_table_is_gone_on_with(here, work):
+    words = [*SHORT, *PLAIN, *FROZEN, f"cache_frozen.folder={here / 'frozen'}"]
+    train_here(here / "first", *words)
+    (folder,) = (here / "frozen").iterdir()
+    status = np.load(folder / "status.npy", mmap_mode="r+")
+    values = np.load(folder / "embeddings.npy", mmap_mode="r+")
+    before = values.copy()
+    status[40:] = 0
+    values[40:] = np.nan
+    status.flush(), values.flush()
+    work.update(decoded=0, embedded=0)
+    train_here(here / "second", *words)
+    assert work == {"decoded": 120, "embedded": 120}
+    assert np.array_equal(np.load(folder / "embeddings.npy"), before)
+    assert losses(here / "second") == losses(here / "first")
+
+
+def test_random_choices_need_views(here):
+    words = [*SHORT, *FROZEN, f"cache_frozen.folder={here / 'frozen'}"]
+    with pytest.raises(ValueError, match=r"'image' of source 'measured' is random: its transform"):
+        train_here(here / "refused", *words)
+    assert not (here / "frozen").exists()
+    train_here(here / "views", *words, "cache_frozen.views=3")
+    (folder,) = (here / "frozen").iterdir()
+    table = FrozenEmbeddings(folder)
+    assert (len(table), table.views) == (160, 3)
+    views = [table.read(7, view) for view in range(3)]
+    assert all(abs(float(view.norm()) - 1) < 1e-5 for view in views)
+    assert not torch.equal(views[0], views[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["+data.cache_frozen=true"], "there is no tower with `frozen: true`"),
+        (["cache_frozen.views=4"], "goes with data.cache_frozen=true"),
+        ([*FROZEN, "cache_frozen.views=0"], "must be at least 1, or null"),
+    ],
+)
+def test_what_cannot_be_cached_is_refused_by_the_configuration(here, words, message):
+    from experiment_helpers import SENSOR
+
+    with composed(*SENSOR, *words) as cfg, pytest.raises(ConfigError, match=message):
+        check(cfg)
+
+
+@pytest.mark.slow
+def test_ranks_share_the_work(here):
+    words = [
+        "+experiment=sensor", *SHORT, *FROZEN, "cache_frozen.views=2", "trainer=ddp",
+        "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true",
+        f"cache_frozen.folder={here / 'frozen'}", f"hydra.run.dir={here / 'run'}",
+    ]  # fmt: skip
+    run = run_training(words, here / "shards")
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "frozen image of measured: 80/80 embedded" in run.stderr
+    (folder,) = (here / "frozen").iterdir()
+    assert np.load(folder / "status.npy").tolist() == [1] * 160
+    assert (np.load(folder / "embeddings.npy") != 0).any(-1).all()
+
+
+# Views and their geometry
+
+
+@pytest.fixture
+def aligned(tmp_path):
+    """Pictures with depth maps, and a table of three views of the pictures."""
+    random = np.random.default_rng(0)
+    samples = [
+        (
+            f"k{n}",
+            {
+                "a.png": image_bytes(random.integers(0, 256, (40, 40, 3), np.uint8)),
+                "depth.npy": npy_bytes(random.uniform(1, 9, (40, 40)).astype(np.float32)),
+                "json": json_bytes(),
+            },
+        )
+        for n in range(12)
+    ]
+    path = write_source(tmp_path, {"train": [samples]})
+    source = Source(str(path), {"image": {"member": "a.png"}, "depth": {"member": "depth.npy"}})
+    crop = {"scale": [0.2, 0.6], "flip": 0.5}
+    transforms = {
+        "image": ImageTransform(16, [0.5] * 3, [0.5] * 3, brightness=0.5, **crop),
+        "depth": DepthTransform(16, unit_m=1.0, **crop),
+    }
+    FrozenEmbeddings.create(tmp_path / "table", 12, 3, 4)
+    table = FrozenEmbeddings(tmp_path / "table", writable=True)
+    for index in range(12):
+        table.write(index, torch.tensor([[index, view, 0.0, 0.0] for view in range(3)]))
+    table.flush()
+    return source, transforms, FrozenEmbeddings(tmp_path / "table")
+
+
+def test_what_is_aligned_has_the_geometry_of_the_view(aligned):
+    source, transforms, table = aligned
+    seen = set()
+    for repeat in range(6):
+        draw = Draw(3, 1, source.name, 5, repeat)
+        sample = load(source, transforms, 5, draw, frozen={"image": table})
+        assert isinstance(sample, Sample)
+        assert set(sample.inputs) == {"depth"}
+        index, view = sample.embeddings["image"][:2].int().tolist()
+        assert index == 5
+        seen.add(view)
+        # What the cache embedded, and what its depth map would have been.
+        of_view = Draw.of_view(3, source.name, 5, view)
+        expected = load(source, transforms, 5, of_view)
+        assert torch.equal(sample.inputs["depth"], expected.inputs["depth"])
+        own = load(source, transforms, 5, draw)
+        assert not torch.equal(sample.inputs["depth"], own.inputs["depth"])
+    assert seen == {0, 1, 2}
+
+
+def test_batches_carry_embeddings_in_place_of_inputs(aligned):
+    source, transforms, table = aligned
+    source.frozen["image"] = table
+    loader = scheduled_loader({"made": source}, transforms, 4, 0, num_workers=1)
+    for batch in loader:
+        assert set(batch.inputs) == {"depth"}
+        assert batch.embeddings["image"].shape == (4, 4)
+        rows = batch.embeddings["image"][:, 0].tolist()
+        assert [f"k{row:.0f}" for row in rows] == batch.keys
+        moved = batch.to("cpu")
+        assert torch.equal(moved.embeddings["image"], batch.embeddings["image"])
+
+
+def test_a_run_is_not_resumed_with_other_views(aligned):
+    source, transforms, table = aligned
+    state = scheduled_loader({"made": source}, transforms, 4, 0).state_dict()
+    source.frozen["image"] = table
+    with pytest.raises(ValueError, match=r"had the cached views none, has \{'image': 3\}"):
+        scheduled_loader({"made": source}, transforms, 4, 0).load_state_dict(state)
+
+
+def test_a_sample_that_could_not_be_embedded_is_a_bad_sample(aligned):
+    source, transforms, table = aligned
+    FrozenEmbeddings(table.folder, writable=True).write(5, None)
+    table = FrozenEmbeddings(table.folder)
+    assert table.bad == 1
+    with pytest.raises(DecodeError, match="not_embedded"):
+        table.read(5, 0)
+    source.frozen["image"] = table
+    loader = scheduled_loader({"made": source}, transforms, 4, 0)
+    keys = [key for batch in loader for key in batch.keys]
+    assert "k5" not in keys
+    assert loader.tally.reasons == {"not_embedded": 1}
