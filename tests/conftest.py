@@ -24,7 +24,7 @@ def pytest_xdist_auto_num_workers(config):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder that takes no large file: a file system of its own with 2 MB.
+    """A folder that takes no large file: its own file system with 2 MB.
 
     Only root may mount one. Others get a folder, and no file may grow beyond 2 MB.
     """

@@ -11,7 +11,7 @@ from multimodal.cli.main import run
 
 def adapters(cfg: DictConfig) -> None:
     """Writes the adapters of ``cfg.checkpoint`` apart, or a checkpoint with them on or merged."""
-    from multimodal.config import ConfigError, Fault, named_by
+    from multimodal.config import ConfigError, ConfigProblem, named_by
     from multimodal.inference.adapters import export, rewrite
     from multimodal.models.pretrained.keys import WeightsError
 
@@ -25,10 +25,10 @@ def adapters(cfg: DictConfig) -> None:
         elif cfg.merge or cfg.adapters is not None:
             raise WeightsError("merge=true and adapters=FOLDER need output=FILE.ckpt")
         else:
-            found = export(cfg.checkpoint, Path(cfg.output), *given)
-            done = {name: f"{count} tensors of adapters" for name, count in found.items()}
+            counts = export(cfg.checkpoint, Path(cfg.output), *given)
+            done = {name: f"{count} tensors of adapters" for name, count in counts.items()}
     except WeightsError as error:
-        raise ConfigError([Fault(str(cfg.checkpoint), str(error))]) from error
+        raise ConfigError([ConfigProblem(str(cfg.checkpoint), str(error))]) from error
     for name, what in done.items():
         print(f"{name}: {what}")
     print(f"written: {cfg.output}")

@@ -11,7 +11,7 @@ from multimodal.core.process.exits import refused
 
 
 def embed(cfg: DictConfig) -> None:
-    """Embeds ``cfg.input`` into ``cfg.output``; goes on where an earlier run was interrupted."""
+    """Embeds ``cfg.input`` into ``cfg.output``; resumes an interrupted run."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 

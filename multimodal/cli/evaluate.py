@@ -14,11 +14,11 @@ def evaluate(cfg: DictConfig) -> None:
     import torch  # not before the command line is known to be good
     from hydra.core.hydra_config import HydraConfig
 
-    from multimodal.config import ConfigError, Fault, check, for_use, named_by
+    from multimodal.config import ConfigError, ConfigProblem, check, for_use, named_by
     from multimodal.config.schema import Stored
-    from multimodal.core.distributed import ranks_of_torchrun
+    from multimodal.core.distributed import torchrun_process_group
     from multimodal.evaluation.run import evaluate_run
-    from multimodal.evaluation.trained_pairs import temperatures, trained_pairs
+    from multimodal.evaluation.trained_pairs import pair_temperatures, trained_pairs
     from multimodal.inference.checkpoint import store
     from multimodal.inference.checkpoint.load import config_of, load_model
     from multimodal.inference.checkpoint.weights import weights_of
@@ -30,16 +30,18 @@ def evaluate(cfg: DictConfig) -> None:
         if cfg[group] is not None:
             run_cfg[group] = cfg[group]
     if run_cfg.evaluation is None:
-        raise ConfigError([Fault("evaluation", "the run has no sets; choose evaluation=NAME")])
+        raise ConfigError(
+            [ConfigProblem("evaluation", "the run has no sets; choose evaluation=NAME")]
+        )
     check(run_cfg, Stored)  # before anything that the checkpoint names is built
     transforms = run_cfg.data.transforms
     model, _ = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights, transforms, named)
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    warmth = temperatures(run_cfg, weights_of(checkpoint, cfg.checkpoint, cfg.weights))
-    with ranks_of_torchrun() as place:
+    temperatures = pair_temperatures(run_cfg, weights_of(checkpoint, cfg.checkpoint, cfg.weights))
+    with torchrun_process_group() as place:
         device = cfg.device or (f"cuda:{place}" if torch.cuda.is_available() else "cpu")
-        evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg), warmth)
+        evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg), temperatures)
 
 
 def command() -> None:

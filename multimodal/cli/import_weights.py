@@ -9,9 +9,9 @@ from multimodal.cli.main import run
 
 def import_weights(cfg: DictConfig) -> None:
     """Reads ``cfg.input``, writes ``cfg.output``, prints the towers and what was changed."""
-    from rich.console import Console  # torch and the rest not before the words are known to be good
+    from rich.console import Console  # imported late: torch only after the arguments are valid
 
-    from multimodal.config import ConfigError, Fault
+    from multimodal.config import ConfigError, ConfigProblem
     from multimodal.inference import imported as checkpoint
     from multimodal.inference import importing
     from multimodal.models.pretrained import files
@@ -30,7 +30,7 @@ def import_weights(cfg: DictConfig) -> None:
         )
         checkpoint.save(imported, cfg.output)
     except WeightsError as error:
-        raise ConfigError([Fault(str(cfg.input), str(error))]) from error
+        raise ConfigError([ConfigProblem(str(cfg.input), str(error))]) from error
     console = Console()
     console.print(checkpoint.table(imported.model))
     for line in (*imported.notes, *(f"left over: {name}" for name in imported.diff.allowed)):

@@ -1,4 +1,4 @@
-"""The command line: words to a configuration, and faults before anything slow is imported."""
+"""The command line: arguments to a configuration, and errors before anything slow is imported."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from omegaconf import DictConfig
 
 from multimodal.cli.jobs.folder import refuse_taken_folder
 from multimodal.cli.jobs.job import run_job
-from multimodal.cli.jobs.openmp import share_cores
+from multimodal.cli.jobs.openmp import limit_openmp_spinning
 from multimodal.cli.jobs.start_time import share_start_time
 from multimodal.cli.jobs.sweep import sweep_recorded
-from multimodal.config import arrange, check, compose_or_explain, config_dir
+from multimodal.config import check, compose_or_explain, config_dir, normalize_args
 from multimodal.config.composing.compose_once import composed_once
 from multimodal.config.foreign_errors import foreign_errors_explained
 from multimodal.core.process.exits import errors_end_the_program
@@ -44,8 +44,8 @@ def run(config_name: str, job: Callable[[DictConfig], None]) -> None:
     A `UserError` ends the program with its message and its exit status, any other error with its
     traceback and 1. The jobs of a sweep raise theirs, so that the others run.
     """
-    share_cores()
-    sys.argv[1:] = arrange(sys.argv[1:])
+    limit_openmp_spinning()
+    sys.argv[1:] = normalize_args(sys.argv[1:])
     entry = _entry_point()
 
     # Defined here so that the entry point travels with it to the workers of a launcher.
@@ -77,7 +77,7 @@ def _reported() -> Iterator[None]:
 
 
 def _entry_point() -> Sequence[str]:
-    """The command that started this process, for processes that are to be its like."""
+    """The command that started this process, to start further processes like it."""
     import __main__
 
     if __main__.__spec__ is None:

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from multimodal.core.files import write_text
 from multimodal.core.process.exits import refused, report
-from multimodal.data.packing.index import Fault, index, split_in_name, verify
+from multimodal.data.packing.index import ShardProblem, index, split_in_name, verify
 from multimodal.data.packing.items import Item, Refusal, items_of
 from multimodal.data.packing.pack import Packed, pack
 from multimodal.data.packing.plan import Plan
@@ -77,7 +77,9 @@ def _pack(words: Sequence[str]) -> int:
     parser.add_argument("--split", nargs="+", default=["train=1"], help="train=0.9 val=0.1")
     parser.add_argument("--group-by", help="metadata key whose equal values share a split")
     parser.add_argument("--require", nargs="+", default=[], help="members all samples must have")
-    parser.add_argument("--kind", nargs="+", default=[], help="MEMBER=KIND where names do not tell")
+    parser.add_argument(
+        "--kind", nargs="+", default=[], help="MEMBER=KIND where names do not imply it"
+    )
     parser.add_argument("--label", help="metadata key whose balance is reported")
     parser.add_argument("--description", default="")
     parser.add_argument("--origin", default="")
@@ -110,17 +112,17 @@ def _pack(words: Sequence[str]) -> int:
         origin=args.origin,
         licence=args.licence,
     )
-    found = items_of(args.input, args.files, args.texts, args.key)
+    items = items_of(args.input, args.files, args.texts, args.key)
     if args.checkpoint is None:
         with _bar("packing") as progress:
-            packed = pack(found, args.output, plan, args.workers, progress)
+            packed = pack(items, args.output, plan, args.workers, progress)
     else:
-        packed = _pack_judged(found, plan, args)
+        packed = _pack_judged(items, plan, args)
     _show(packed)
     return 0
 
 
-def _pack_judged(found: Iterator[Item | Refusal], plan: Plan, args: argparse.Namespace) -> Packed:
+def _pack_judged(items: Iterator[Item | Refusal], plan: Plan, args: argparse.Namespace) -> Packed:
     """Packs twice: all, to be embedded, then those whose pairs match."""
     import json
 
@@ -129,7 +131,7 @@ def _pack_judged(found: Iterator[Item | Refusal], plan: Plan, args: argparse.Nam
 
     everything = args.output / ".all"
     with _bar("packing") as progress:
-        manifest, _ = pack(found, everything, plan, args.workers, progress)
+        manifest, _ = pack(items, everything, plan, args.workers, progress)
     model, cfg = load_model(args.checkpoint)
     entries = {}
     for modality, member in _pairs(args.pair, "--pair").items():
@@ -162,18 +164,20 @@ def _index(words: Sequence[str]) -> int:
     parser = _parser("make_shards.py index FOLDER [options]")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--name", help="of the source (default: the folder's)")
-    parser.add_argument("--split", help="of all tars (default: as their names tell, else train)")
-    parser.add_argument("--kind", nargs="+", default=[], help="MEMBER=KIND where names do not tell")
+    parser.add_argument("--split", help="of all tars (default: from their names, else train)")
+    parser.add_argument(
+        "--kind", nargs="+", default=[], help="MEMBER=KIND where names do not imply it"
+    )
     parser.add_argument("--skip-broken", action="store_true", help="leave broken tars out")
     args = parser.parse_args(words)
     split = (lambda name: args.split) if args.split else split_in_name
     name = args.name or args.folder.resolve().name.replace(".", "-")
     kinds = _pairs(args.kind, "--kind")
     with _bar("indexing") as progress:
-        path, faults = index(
+        path, problems = index(
             args.folder, name, kinds, split, args.skip_broken, args.workers, progress
         )
-    _show_faults(faults)
+    _show_problems(problems)
     print(path)
     return 0
 
@@ -191,10 +195,10 @@ def _verify(words: Sequence[str]) -> int:
     wrong = False
     for path in paths:
         with _bar(f"verifying {path.name}") as progress:
-            good, faults = verify(path, None, args.workers, progress)
-        _show_faults(faults)
-        print(f"{path.name}: {good} samples in order, {len(faults)} faults")
-        wrong |= bool(faults)
+            good, problems = verify(path, None, args.workers, progress)
+        _show_problems(problems)
+        print(f"{path.name}: {good} samples in order, {len(problems)} problems")
+        wrong |= bool(problems)
     return int(wrong)
 
 
@@ -225,12 +229,12 @@ def _show(packed: Packed) -> None:
     print(packed.manifest)
 
 
-def _show_faults(faults: Sequence[Fault]) -> None:
-    for fault in faults[:50]:
-        where = f"{fault.shard}, key {fault.key!r}" if fault.key else fault.shard
-        print(f"{where}: {fault.reason}: {fault.detail}", file=sys.stderr)
-    if len(faults) > 50:
-        print(f"and {len(faults) - 50} more", file=sys.stderr)
+def _show_problems(problems: Sequence[ShardProblem]) -> None:
+    for problem in problems[:50]:
+        where = f"{problem.shard}, key {problem.key!r}" if problem.key else problem.shard
+        print(f"{where}: {problem.reason}: {problem.detail}", file=sys.stderr)
+    if len(problems) > 50:
+        print(f"and {len(problems) - 50} more", file=sys.stderr)
 
 
 def command() -> None:

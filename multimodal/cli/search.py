@@ -29,11 +29,11 @@ def search(cfg: DictConfig) -> None:
         embedder = embedder_of(model, run_cfg, cfg.device)
         table, index = open_index(cfg.index, embedder, cfg.approximate)
         terms = query.parse(asked, cfg.modality, cfg.rate_hz)
-        found = index.search(query.embed(embedder, terms), cfg.k)
+        hits = index.search(query.embed(embedder, terms), cfg.k)
     shown = Table(box=box.SIMPLE)
     for name in ("modality", "cosine", "name", "key"):
         shown.add_column(name, justify="right" if name == "cosine" else "left")
-    for modality, nearest in found.items():
+    for modality, nearest in hits.items():
         for row, score in nearest:
             shown.add_row(modality, f"{score:.3f}", table.rows[row].name, table.rows[row].key)
         shown.add_section()

@@ -14,13 +14,13 @@ from multimodal.config.portable import portable_yaml
 from multimodal.core.errors import UserError
 from multimodal.core.process.quiet import quieten_libraries
 from multimodal.evaluation.results import Results
-from multimodal.evaluation.run import evaluate_quietly, evaluate_run
-from multimodal.evaluation.trained_pairs import temperatures, trained_pairs
-from multimodal.inference.checkpoint.tokenizer_check import require_rows, tokenizers_in
+from multimodal.evaluation.run import evaluate_metrics, evaluate_run
+from multimodal.evaluation.trained_pairs import pair_temperatures, trained_pairs
+from multimodal.inference.checkpoint.tokenizer_check import check_vocab_size, tokenizers_in
 from multimodal.training.anchor import load_anchor, resolve_anchor
-from multimodal.training.build import build_data, build_module, build_trainer, origin_of
-from multimodal.training.callbacks.periodic_evaluation import InTraining
-from multimodal.training.failures import LostPartError, explained
+from multimodal.training.build import build_data, build_module, build_trainer, provenance
+from multimodal.training.callbacks.periodic_evaluation import PeriodicEvaluation
+from multimodal.training.failures import LostPartError, explain
 from multimodal.training.loggers.wandb import finish, log_report
 from multimodal.training.modules.contrastive import ContrastiveModule
 from multimodal.training.modules.fusion import FusionModule
@@ -45,8 +45,8 @@ def train(cfg: DictConfig, checked: bool = False) -> Results | None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
     module, data = build_module(cfg), build_data(cfg)
-    require_rows(module.model, tokenizers_in(data.transforms))
-    origin = origin_of(cfg, data)
+    check_vocab_size(module.model, tokenizers_in(data.transforms))
+    origin = provenance(cfg, data)
     if anchor is not None:
         anchor_cfg = load_anchor(module.model, cfg, anchor, origin["tokenizers"])
         pairs = [sorted(ends) for ends in trained_pairs(anchor_cfg)]
@@ -57,15 +57,15 @@ def train(cfg: DictConfig, checked: bool = False) -> Results | None:
     with constructor_errors(cfg.data):
         data.check_batches(trainer.world_size)
     if cfg.evaluation is not None and cfg.evaluation.get("every"):
-        trainer.callbacks.append(in_training(cfg))  # type: ignore[attr-defined]
+        trainer.callbacks.append(build_evaluation_callback(cfg))  # type: ignore[attr-defined]
     path = None if resumed is None else str(resumed.path)
     finished = False
     try:
         trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
-        results = evaluated(cfg, module, trainer, folder)
+        results = run_final_evaluation(cfg, module, trainer, folder)
         finished = True
     except RuntimeError as error:
-        if not isinstance(error, UserError) and (reason := explained(error)):
+        if not isinstance(error, UserError) and (reason := explain(error)):
             raise LostPartError(reason) from error
         raise
     finally:
@@ -73,30 +73,30 @@ def train(cfg: DictConfig, checked: bool = False) -> Results | None:
     return results
 
 
-def evaluated(
+def run_final_evaluation(
     cfg: DictConfig, module: ContrastiveModule | FusionModule, trainer: pl.Trainer, folder: Path
 ) -> Results | None:
-    """The evaluation at the end of a run; None where nothing is evaluated."""
+    """Runs the evaluation at the end of a run; None if nothing is evaluated."""
     if cfg.evaluation is None:
         return None
     model = module.model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
-    trained, warmth = trained_pairs(cfg), temperatures(cfg, module.state_dict())
-    with module.together():
-        results = evaluate_run(model, cfg, folder, trained, warmth)
+    trained, temperatures = trained_pairs(cfg), pair_temperatures(cfg, module.state_dict())
+    with module.unsharded():
+        results = evaluate_run(model, cfg, folder, trained, temperatures)
     log_report(trainer.loggers, folder / "report.html", results.flat())
     return results
 
 
-def in_training(cfg: DictConfig) -> InTraining:
-    """Evaluation every ``evaluation.every`` steps or epochs, as a callback."""
+def build_evaluation_callback(cfg: DictConfig) -> PeriodicEvaluation:
+    """A callback that evaluates every ``evaluation.every`` steps or epochs."""
 
     def figures(module: pl.LightningModule) -> dict[str, float]:
         assert isinstance(module, ContrastiveModule | FusionModule)
-        warmth = temperatures(cfg, module.state_dict())
-        with module.together():
-            return evaluate_quietly(module.model, cfg, trained_pairs(cfg), warmth)
+        temperatures = pair_temperatures(cfg, module.state_dict())
+        with module.unsharded():
+            return evaluate_metrics(module.model, cfg, trained_pairs(cfg), temperatures)
 
-    return InTraining(figures, cfg.evaluation.every, cfg.evaluation.get("unit", "steps"))
+    return PeriodicEvaluation(figures, cfg.evaluation.every, cfg.evaluation.get("unit", "steps"))
 
 
 def run_folder() -> Path:

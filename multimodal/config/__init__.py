@@ -11,20 +11,23 @@ from multimodal.core.lazy import lazy
 if TYPE_CHECKING:
     from multimodal.config.building import build
     from multimodal.config.checking import check
-    from multimodal.config.composing.command_line import arrange, compose_or_explain, config_dir
+    from multimodal.config.composing.command_line import (
+        compose_or_explain,
+        config_dir,
+        normalize_args,
+    )
     from multimodal.config.portable import defaults_bound, portable_yaml
     from multimodal.config.problems import StoredConfigError
     from multimodal.config.stored import for_use, stored_config, stored_tree
     from multimodal.config.targets.addresses import named_by, require_named
-    from multimodal.core.errors import ConfigError, Fault
+    from multimodal.core.errors import ConfigError, ConfigProblem
 else:
     __getattr__, __dir__ = lazy(__name__)
 
 __all__ = [
     "ConfigError",
-    "Fault",
+    "ConfigProblem",
     "StoredConfigError",
-    "arrange",
     "build",
     "check",
     "compose_or_explain",
@@ -32,6 +35,7 @@ __all__ = [
     "defaults_bound",
     "for_use",
     "named_by",
+    "normalize_args",
     "portable_yaml",
     "require_named",
     "stored_config",

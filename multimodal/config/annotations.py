@@ -1,4 +1,4 @@
-"""Does a value of a configuration fit an annotation? Plainly wrong ones are told, doubts pass."""
+"""Whether a value of a configuration fits an annotation; only certain mismatches are reported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from multimodal.config.problems import Fault, did_you_mean, nearest
+from multimodal.config.problems import ConfigProblem, did_you_mean, nearest
 from multimodal.config.tree import UNKNOWN, join
 from multimodal.core.bounds import broken
 
@@ -38,12 +38,12 @@ def hints_of(built: Any) -> dict[str, Any]:
             return typing.get_type_hints(built, include_extras=True)
         init = inspect.getattr_static(built, "__init__") if inspect.isclass(built) else built
         return typing.get_type_hints(init, include_extras=True)
-    except Exception:  # names under TYPE_CHECKING, say: then the constructor judges
+    except Exception:  # for example names under TYPE_CHECKING: then the constructor validates
         return {}
 
 
-def mismatches(value: Any, annotation: Any, where: str) -> Iterator[Fault]:
-    """The faults of ``value`` against ``annotation``, each at its own depth.
+def mismatches(value: Any, annotation: Any, where: str) -> Iterator[ConfigProblem]:
+    """The mismatches of ``value`` with ``annotation``, each at its own path.
 
     Dataclasses are schemas of plain blocks: no unknown key, every key without a default there.
     """
@@ -63,23 +63,23 @@ def mismatches(value: Any, annotation: Any, where: str) -> Iterator[Fault]:
                 yield from mismatches(item, _items(only, len(value))[index], f"{where}[{index}]")
             return
     if bounds := broken(value, annotation):
-        yield Fault(where, f"given {value}, expected a number {bounds}")
+        yield ConfigProblem(where, f"given {value}, expected a number {bounds}")
     elif _fits(value, annotation) is False:
         expected = f"{describe(annotation)}{_hint(value, annotation)}"
-        yield Fault(where, f"given {_shown(value)}, expected {expected}")
+        yield ConfigProblem(where, f"given {_shown(value)}, expected {expected}")
 
 
-def _against_schema(value: dict[str, Any], schema: type, where: str) -> Iterator[Fault]:
+def _against_schema(value: dict[str, Any], schema: type, where: str) -> Iterator[ConfigProblem]:
     hints = typing.get_type_hints(schema)
     fields = {field.name: field for field in dataclasses.fields(schema)}
     for key, item in value.items():
         if key in fields:
             yield from mismatches(item, hints[key], join(where, key))
         else:
-            yield Fault(join(where, key), f"no such key here; {did_you_mean(key, fields)}")
+            yield ConfigProblem(join(where, key), f"no such key here; {did_you_mean(key, fields)}")
     for name, field in fields.items():
         if name not in value and field.default is field.default_factory is dataclasses.MISSING:
-            yield Fault(where, f"lacks '{name}', expected {describe(hints[name])}")
+            yield ConfigProblem(where, f"lacks '{name}', expected {describe(hints[name])}")
 
 
 def alternatives(annotation: Any) -> list[Any]:
@@ -102,7 +102,7 @@ def _items(annotation: Any, length: int) -> list[Any]:
 
 
 def _fits(value: Any, annotation: Any) -> bool | None:
-    """True, False, or None where it cannot be told before the constructor runs."""
+    """True, False, or None if only the constructor can decide."""
     if value is UNKNOWN:
         return None
     members = alternatives(annotation)
@@ -190,5 +190,5 @@ def _hint(value: Any, annotation: Any) -> str:
             choices += [str(choice) for choice in get_args(member)]
         elif isinstance(member, type) and issubclass(member, enum.Enum):
             choices += list(member.__members__)
-    found = nearest(value, choices) if isinstance(value, str) else []
-    return f"; did you mean '{found[0]}'?" if found else ""
+    close = nearest(value, choices) if isinstance(value, str) else []
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from multimodal.config.problems import Fault, nearest
+from multimodal.config.problems import ConfigProblem, nearest
 from multimodal.config.tree import join
 from multimodal.core.process.exits import message_of
 
@@ -18,8 +18,8 @@ _SPEAKING = (ValueError, TypeError, ImportError, OSError, RuntimeError)
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
 
 
-def fault_of(error: BaseException, where: str, block: Mapping[str, Any]) -> Fault:
-    """``error``, raised by what ``block`` at ``where`` describes, as a fault of its key."""
+def fault_of(error: BaseException, where: str, block: Mapping[str, Any]) -> ConfigProblem:
+    """``error``, raised by what ``block`` at ``where`` describes, as an error of its key."""
     message = _message(error)
     while isinstance(value := block, Mapping):  # a message may begin with the block that it means
         leaves = dict(_leaves(block))
@@ -30,7 +30,9 @@ def fault_of(error: BaseException, where: str, block: Mapping[str, Any]) -> Faul
         where, value = _join(where, leaf), leaves[leaf]
         message = message.removeprefix(f"{where}: ").removeprefix(f"{leaf}: ")
         block = value
-    return Fault(where or "configuration", _problem(message, value).replace("\n", "\n      "))
+    return ConfigProblem(
+        where or "configuration", _problem(message, value).replace("\n", "\n      ")
+    )
 
 
 def _problem(message: str, value: Any) -> str:

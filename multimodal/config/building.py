@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config.instantiating import instantiate
-from multimodal.config.problems import ConfigError, Fault
+from multimodal.config.problems import ConfigError, ConfigProblem
 from multimodal.config.targets import addresses
 from multimodal.config.targets.judging import foreign_targets, misplaced
 from multimodal.config.targets.resolving import allowed_packages
@@ -22,14 +22,14 @@ def build(
     convert: str | None = None,
     **parts: Any,
 ) -> Any:
-    """Judges what stands at a place of a configuration, and only then builds it.
+    """Checks a block of a configuration, and only then builds it.
 
     Args:
         cfg: a whole configuration, the user's own or one that `stored_config` has read.
         path: keys from the root to the block, or to a mapping of blocks.
         groups: of the root, that the block's class takes too where they are not null.
         convert: Hydra's ``_convert_``.
-        parts: objects that the block's class takes beside what stands in it.
+        parts: further objects for the block's class.
 
     Returns:
         the object, or the mapping of objects; None where the block is null.
@@ -41,14 +41,14 @@ def build(
         return None
     given = {name: cfg[name] for name in groups if cfg.get(name) is not None}
     for place in (path, *((name,) for name in given)):
-        if faults := list(_faults(cfg, place)):
-            raise ConfigError(faults)
+        if problems := list(_problems(cfg, place)):
+            raise ConfigError(problems)
     if convert is not None:
         parts["_convert_"] = convert
     return instantiate(node, **given, **parts)
 
 
-def _faults(cfg: DictConfig, path: Sequence[str]) -> Iterator[Fault]:
+def _problems(cfg: DictConfig, path: Sequence[str]) -> Iterator[ConfigProblem]:
     tree, where = plain(_at(cfg, path))[0], ".".join(path)
     packages = allowed_packages(_list(cfg, "allowed_packages"))
     yield from addresses.refuse_unnamed(tree, _list(cfg, addresses.KEY), where)

@@ -1,4 +1,4 @@
-"""The second gate: everything that can be known of a configuration before anything is built."""
+"""The second check: everything that can be validated before anything is built."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from multimodal.config.annotations import mismatches
-from multimodal.config.choices import unfit_choices
-from multimodal.config.problems import ConfigError, Fault
+from multimodal.config.choices import incompatible_choices
+from multimodal.config.problems import ConfigError, ConfigProblem
 from multimodal.config.rules import (
     data,
     distributed,
@@ -30,13 +30,13 @@ from multimodal.config.tree import plain
 Tree = dict[str, Any]
 
 
-def foreign_targets(tree: Tree) -> Iterator[Fault]:
+def foreign_targets(tree: Tree) -> Iterator[ConfigProblem]:
     """Every `_target_` is a public name of an allowed package."""
     return judging.foreign_targets(tree, allowed_packages(tree.get("allowed_packages")))
 
 
-def misplaced_targets(tree: Tree) -> Iterator[Fault]:
-    """Every `_target_` stands where its kind belongs; what is foreign has been told."""
+def misplaced_targets(tree: Tree) -> Iterator[ConfigProblem]:
+    """Every `_target_` has the kind of its place; foreign ones are reported elsewhere."""
     packages = allowed_packages(tree.get("allowed_packages"))
     if not any(judging.foreign_targets(tree, packages)):
         yield from judging.misplaced(tree, packages, strict=False)
@@ -62,7 +62,7 @@ RULES = (
     evaluation.modalities_of_tasks,
     evaluation.sets_in_training,
     data.frozen_towers_to_cache,
-    distributed.what_can_be_split,
+    distributed.fsdp_constraints,
     pretrained.inputs_of_models,
     pretrained.tokenizers_of_models,
     fusion.tasks_or_pairs,
@@ -73,25 +73,25 @@ RULES = (
     fusion.captions_see_no_later_words,
     ranges.numbers_in_range,
     misplaced_targets,     # these two import what the configuration names, hence last
-    signatures.unbound,
+    signatures.invalid_arguments,
 )  # fmt: skip
 
 
 def check(cfg: DictConfig, schema: type = Train) -> None:
-    """Refuses a configuration that cannot work, before data or weights are touched.
+    """Rejects an invalid configuration before data or weights are touched.
 
     Args:
         cfg: as Hydra composed it.
         schema: a dataclass of the root's keys.
 
     Raises:
-        ConfigError: listing every fault, each with what was given, what was expected and the
-            nearest right name.
+        ConfigError: if anything is wrong; the message lists every problem with the given value, the
+            expected one and the nearest valid name.
     """
-    tree, faults = plain(with_new_names(cfg))
-    faults += mismatches(tree, schema, "")
+    tree, problems = plain(with_new_names(cfg))
+    problems += mismatches(tree, schema, "")
     for rule in RULES:
-        faults += rule(tree)
-    faults += unfit_choices(tree, faults)
-    if faults:
-        raise ConfigError(list(dict.fromkeys(faults)))
+        problems += rule(tree)
+    problems += incompatible_choices(tree, problems)
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))

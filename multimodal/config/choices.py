@@ -7,19 +7,21 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from multimodal.config.problems import Fault
+from multimodal.config.problems import ConfigProblem
 from multimodal.config.targets.resolving import TargetError, allowed_packages, resolve
 from multimodal.config.tree import block
 
 CHOICES = ("loss", "negatives", "candidates")
 
 
-def unfit_choices(tree: dict[str, Any], faults: Sequence[Fault]) -> Iterator[Fault]:
+def incompatible_choices(
+    tree: dict[str, Any], problems: Sequence[ConfigProblem]
+) -> Iterator[ConfigProblem]:
     """Asks `compatible` about the classes of every pair's choices; nothing is instantiated.
 
     Args:
         tree: the configuration.
-        faults: those found so far; a pair whose choices have one is not asked about.
+        problems: those found so far; a pair whose choices have one is not asked about.
     """
     packages = allowed_packages(tree.get("allowed_packages"))
     for name, pair in block(tree, "pairs").items():
@@ -30,7 +32,7 @@ def unfit_choices(tree: dict[str, Any], faults: Sequence[Fault]) -> Iterator[Fau
             where = f"pairs.{name}.{choice}" if pair.get(choice) else choice
             node = pair.get(choice) or tree.get(choice)
             built = _class_of(node, packages)
-            if built is None or any(fault.where.startswith(where) for fault in faults):
+            if built is None or any(problem.where.startswith(where) for problem in problems):
                 break
             nodes.append(node)
             classes.append(built)
@@ -38,11 +40,11 @@ def unfit_choices(tree: dict[str, Any], faults: Sequence[Fault]) -> Iterator[Fau
             contract = importlib.import_module("multimodal.objectives.interfaces")
             given = _gives(nodes[1], packages)
             if reason := contract.compatible(*classes, gives=given):
-                yield Fault(f"pairs.{name}", str(reason))
+                yield ConfigProblem(f"pairs.{name}", str(reason))
 
 
 def _class_of(node: Any, packages: tuple[str, ...]) -> type | None:
-    """The class that a block names; None where it names none, which has been told."""
+    """The class of a block; None if it names none, which is reported elsewhere."""
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         return None
     try:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from hydra.errors import CompactHydraException
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
-from multimodal.config.problems import ConfigError, Fault
+from multimodal.config.problems import ConfigError, ConfigProblem
 
 
 @contextmanager
@@ -18,12 +18,14 @@ def foreign_errors_explained() -> Iterator[None]:
         yield
     except MissingMandatoryValue as error:
         key = str(error.full_key or "configuration")
-        raise ConfigError([Fault(key, f"has no value: give it as {key}=...")]) from error
+        raise ConfigError([ConfigProblem(key, f"has no value: set it with {key}=...")]) from error
     except InterpolationResolutionError as error:
         where = str(error.full_key or "configuration")
-        raise ConfigError([Fault(where, str(error.msg or error).splitlines()[0])]) from error
+        raise ConfigError(
+            [ConfigProblem(where, str(error.msg or error).splitlines()[0])]
+        ) from error
     except CompactHydraException as error:
         first, *more = str(error).splitlines() or [type(error).__name__]
         key = next((line.partition("full_key: ")[2] for line in more if "full_key: " in line), "")
         cause = f": {error.__cause__}" if error.__cause__ is not None else ""
-        raise ConfigError([Fault(key or "configuration", f"{first}{cause}")]) from error
+        raise ConfigError([ConfigProblem(key or "configuration", f"{first}{cause}")]) from error

@@ -1,4 +1,4 @@
-"""Hydra's `instantiate`, whose errors name the key, as the faults that `check` finds do."""
+"""Hydra's `instantiate`, with errors that name the key, like the problems that `check` reports."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from multimodal.config.blame import fault_of
-from multimodal.config.problems import ConfigError, Fault
+from multimodal.config.problems import ConfigError, ConfigProblem
 from multimodal.config.targets.renamed import with_new_names
 from multimodal.config.tree import join
 
 
 def instantiate(node: Any, where: str | None = None, **more: Any) -> Any:
-    """The objects that ``node`` describes; what they refuse is a fault of the configuration.
+    """The objects that ``node`` describes; values that they reject are configuration errors.
 
     Args:
         node: a block of a configuration, or the like of it in plain dicts and lists.
@@ -68,14 +68,14 @@ def constructor_errors(
         raise ConfigError([_of_hydra(error, node, where, more or {})]) from error
     except OmegaConfBaseException as error:
         key = str(error.full_key or _key_of(node, where))
-        raise ConfigError([Fault(key, str(error.msg or error).splitlines()[0])]) from error
+        raise ConfigError([ConfigProblem(key, str(error.msg or error).splitlines()[0])]) from error
     except Exception as error:
         raise ConfigError([fault_of(error, _key_of(node, where), _plain(node))]) from error
 
 
 def _of_hydra(
     error: InstantiationException, node: Any, where: str | None, more: Mapping[str, Any]
-) -> Fault:
+) -> ConfigProblem:
     """Of the innermost constructor: `full_key` is relative to ``node`` where that is plain."""
     innermost: BaseException = error
     while isinstance(innermost.__cause__, InstantiationException):
@@ -87,12 +87,12 @@ def _of_hydra(
     beside = {name: block for name, block in more.items() if isinstance(block, DictConfig)}
     block = {**_plain(node), **{name: _plain(part) for name, part in beside.items()}}
     key = f"{start}{inner}" if inner.startswith("[") else join(start, inner) if inner else start
-    fault = fault_of(cause, key, _plain(_select(block, inner)) if inner else block)
-    for name, part in beside.items():  # it stands elsewhere
-        if f"{fault.where}.".startswith(f"{join(start, name)}."):
-            found = fault.where.removeprefix(join(start, name))
-            return Fault(f"{_key_of(part, None) or name}{found}", fault.problem)
-    return fault
+    problem = fault_of(cause, key, _plain(_select(block, inner)) if inner else block)
+    for name, part in beside.items():  # it is elsewhere
+        if f"{problem.where}.".startswith(f"{join(start, name)}."):
+            found = problem.where.removeprefix(join(start, name))
+            return ConfigProblem(f"{_key_of(part, None) or name}{found}", problem.message)
+    return problem
 
 
 def _key_of(node: Any, where: str | None) -> str:

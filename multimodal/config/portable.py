@@ -15,8 +15,8 @@ from multimodal.core.process.secrets import redacted_tree, secrets_of
 def defaults_bound(cfg: DictConfig) -> DictConfig:
     """A copy of ``cfg`` in which every block holds all parameters of what it builds.
 
-    Saved with a run, it tells what the run did, whatever the defaults become later. Defaults
-    that are no plain values (functions, objects) stay out.
+    Saved with a run, it documents the run even if the defaults change later. Defaults that are not
+    plain values (functions, objects) are left out.
     """
     tree: Any = with_new_names(OmegaConf.to_container(cfg, resolve=False))
     bound: DictConfig = OmegaConf.create(tree)

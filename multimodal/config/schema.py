@@ -1,4 +1,4 @@
-"""The root keys that our own code reads; everything below with a `_target_` has its signature."""
+"""The root keys that our own code reads; a `_target_` block is validated by its signature."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multimodal.config.annotations import Target
 
 @dataclass
 class Anchor:
-    """The run that frozen towers are taken from."""
+    """The run that frozen towers are loaded from."""
 
     experiment: str | None
     checkpoint: str | None

@@ -16,7 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError
 
-from multimodal.config.problems import Fault, StoredConfigError
+from multimodal.config.problems import ConfigProblem, StoredConfigError
 from multimodal.config.targets import addresses
 from multimodal.config.targets.judging import foreign_targets, misplaced
 from multimodal.config.targets.renamed import with_new_names
@@ -54,13 +54,13 @@ def stored_config(
     """
     tree = stored_tree(text, path)
     trainer = block(tree, "trainer")
-    if trainer.get("_target_") == _TRAINER:  # a record of how it was trained: nobody builds it
+    if trainer.get("_target_") == _TRAINER:  # a record of its training, never built
         del trainer["_target_"]
     tree["allowed_packages"], tree[addresses.KEY] = list(packages), list(named)
     allowed = allowed_packages(list(packages))
-    faults = list(foreign_targets(tree, allowed))
-    if faults := faults or list(misplaced(tree, allowed, strict=True)):
-        raise StoredConfigError(faults, str(path))
+    problems = list(foreign_targets(tree, allowed))
+    if problems := problems or list(misplaced(tree, allowed, strict=True)):
+        raise StoredConfigError(problems, str(path))
     cfg = OmegaConf.create(tree)
     assert isinstance(cfg, DictConfig)
     return cfg
@@ -93,8 +93,8 @@ def stored_tree(text: Any, path: str | Path) -> dict[str, Any]:
         StoredConfigError: if it cannot be read, or holds what must not be resolved.
     """
     tree = with_new_names(_parsed(text, path))
-    if faults := [*_unresolved(tree), *_unfit_names(tree)]:
-        raise StoredConfigError(faults, str(path))
+    if problems := [*_unresolved(tree), *_unfit_names(tree)]:
+        raise StoredConfigError(problems, str(path))
     return tree
 
 
@@ -114,7 +114,7 @@ def _parsed(text: Any, path: str | Path) -> dict[str, Any]:
         reason = "it is not a block of keys"
     if reason is not None:
         problem = f"the configuration cannot be read: {reason}"
-        raise StoredConfigError([Fault("configuration", problem)], str(path))
+        raise StoredConfigError([ConfigProblem("configuration", problem)], str(path))
     return {str(key): value for key, value in tree.items()}
 
 
@@ -124,21 +124,23 @@ def _refers_to_itself(text: str) -> bool:
     return any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader))
 
 
-def _unresolved(tree: Any) -> Iterator[Fault]:
-    """Interpolations: they would read the environment, or files, of whoever opens the file."""
+def _unresolved(tree: Any) -> Iterator[ConfigProblem]:
+    """Interpolations: they would read the environment, or files, of the user who opens the file."""
     for where, node in nodes(tree):
         for key in node:
             if "${" in str(key):
-                yield Fault(join(where, str(key)), f"its key {_INTERPOLATION}")
+                yield ConfigProblem(join(where, str(key)), f"its key {_INTERPOLATION}")
     for where, value in leaves(tree):
         if not (value is None or type(value) in (bool, int, float, str)):
-            yield Fault(where, f"given a {type(value).__name__}, expected a plain value")
+            yield ConfigProblem(where, f"given a {type(value).__name__}, expected a plain value")
         elif isinstance(value, str) and "${" in value:
-            yield Fault(where, f"given {value[:200]!r}: it {_INTERPOLATION}")
+            yield ConfigProblem(where, f"given {value[:200]!r}: it {_INTERPOLATION}")
 
 
-def _unfit_names(tree: Any) -> Iterator[Fault]:
+def _unfit_names(tree: Any) -> Iterator[ConfigProblem]:
     for path in NAMED:
         for key in block(tree, path):
             if not _NAME.fullmatch(str(key)):
-                yield Fault(join(path, str(key)), "a name must not be a path, nor begin with a dot")
+                yield ConfigProblem(
+                    join(path, str(key)), "a name must not be a path, nor begin with a dot"
+                )

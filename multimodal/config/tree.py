@@ -8,7 +8,7 @@ from typing import Any, Final
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from multimodal.config.problems import Fault, did_you_mean
+from multimodal.config.problems import ConfigProblem, did_you_mean
 
 
 class _Unknown:
@@ -17,14 +17,14 @@ class _Unknown:
 
 
 UNKNOWN: Final = _Unknown()
-"""A value that cannot be known here: missing (reported once), or only resolved inside a job."""
+"""A value that is unknown here: missing (reported once), or resolved only inside a job."""
 
 _ONLY_IN_A_JOB = ("hydra", "now")
 
 
-def plain(cfg: DictConfig) -> tuple[dict[str, Any], list[Fault]]:
+def plain(cfg: DictConfig) -> tuple[dict[str, Any], list[ConfigProblem]]:
     """Dicts, lists and values of ``cfg``, and its missing values and broken interpolations."""
-    faults: list[Fault] = []
+    problems: list[ConfigProblem] = []
 
     def convert(node: DictConfig | ListConfig, where: str) -> Any:
         if isinstance(node, DictConfig):
@@ -34,7 +34,7 @@ def plain(cfg: DictConfig) -> tuple[dict[str, Any], list[Fault]]:
     def value(parent: Any, key: Any, where: str) -> Any:
         raw = parent._get_node(key)
         if OmegaConf.is_missing(parent, key) and not OmegaConf.is_interpolation(parent, key):
-            faults.append(Fault(where, "has no value yet ('???'): give it one"))
+            problems.append(ConfigProblem(where, "has no value yet ('???'): set one"))
             return UNKNOWN
         try:
             resolved = parent[key]
@@ -43,13 +43,13 @@ def plain(cfg: DictConfig) -> tuple[dict[str, Any], list[Fault]]:
         except OmegaConfBaseException as error:
             text = str(raw._value())
             if not any(f"${{{name}:" in text for name in _ONLY_IN_A_JOB):
-                faults.append(Fault(where, _broken(text, error, keys(cfg))))
+                problems.append(ConfigProblem(where, _broken(text, error, keys(cfg))))
             return UNKNOWN
         if isinstance(resolved, DictConfig | ListConfig):
             return convert(resolved, where)
         return resolved
 
-    return convert(cfg, ""), faults
+    return convert(cfg, ""), problems
 
 
 def _broken(text: str, error: Exception, known: Iterator[str]) -> str:
@@ -98,7 +98,7 @@ def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def at(tree: Any, path: str) -> Any:
-    """What lies at a dotted ``path`` of dicts, or None."""
+    """The value at a dotted ``path`` of dicts, or None."""
     for key in path.split("."):
         if not isinstance(tree, dict):
             return None
@@ -107,6 +107,6 @@ def at(tree: Any, path: str) -> Any:
 
 
 def block(tree: Any, path: str) -> dict[str, Any]:
-    """The dict at ``path``, empty where there is none: what is wrong there is told elsewhere."""
-    found = at(tree, path)
-    return found if isinstance(found, dict) else {}
+    """The dict at ``path``, empty if there is none: other rules report what is wrong there."""
+    node = at(tree, path)
+    return node if isinstance(node, dict) else {}

@@ -1,4 +1,4 @@
-"""The values that travel between the parts: what an encoder returns and what a batch holds."""
+"""The shared types: an encoder's output and a batch."""
 
 from __future__ import annotations
 

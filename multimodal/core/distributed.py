@@ -30,7 +30,7 @@ def world_size() -> int:
 
 
 @contextmanager
-def ranks_of_torchrun() -> Iterator[int]:
+def torchrun_process_group() -> Iterator[int]:
     """Within, the ranks that torchrun has started are a process group (gloo: objects, CPU tensors).
 
     Yields:
@@ -69,8 +69,8 @@ def all_gather(tensor: Tensor, sizes: list[int] | None = None) -> Tensor:
     """All ranks' rows, joined in rank order, with the exact gradient of that.
 
     The gradient of a rank's rows is the sum of what all ranks ask of them, so a sum of losses over
-    ranks is differentiated as a whole. Ranks may bring different numbers of rows, also none; every
-    rank has to call, and to run the backward if the result takes part in it.
+    ranks is differentiated as a whole. Ranks may have different numbers of rows, also none; every
+    rank has to call this, and to run the backward if the result takes part in it.
 
     Args:
         tensor: ``[n, ...]`` of any dtype, equal on all ranks but for ``n``.
@@ -85,14 +85,14 @@ def all_gather(tensor: Tensor, sizes: list[int] | None = None) -> Tensor:
         sizes = gather_sizes(tensor.shape[0], tensor.device)
     if tensor.shape[0] != sizes[rank()]:
         raise ValueError(
-            f"rank {rank()} brings {tensor.shape[0]} rows, but sizes says {sizes[rank()]}"
+            f"rank {rank()} has {tensor.shape[0]} rows, but sizes says {sizes[rank()]}"
         )
     gathered: Tensor = _AllGather.apply(tensor, sizes)  # type: ignore[no-untyped-call]
     return gathered
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum of ``tensor`` over ranks, without a gradient; the argument is left as it is."""
+    """The sum of ``tensor`` over ranks, without a gradient; the argument is not modified."""
     total = tensor.detach().clone()
     if world_size() > 1:
         dist.all_reduce(total)
@@ -107,10 +107,10 @@ def all_gather_object(value: Any) -> list[Any]:
     return every
 
 
-def gather_work(work: Callable[[], Iterable[T]]) -> list[T]:
-    """What ``work`` gives on every rank, in rank order, on all of them.
+def all_gather_results(work: Callable[[], Iterable[T]]) -> list[T]:
+    """The results of ``work`` of all ranks, in rank order, on every rank.
 
-    Every rank has to call. An error of one rank's work is raised on all, so that none waits.
+    Every rank has to call. An error of one rank is raised on all, so that none waits.
     """
     mine: list[T] = []
     failure: Exception | None = None

@@ -1,4 +1,4 @@
-"""The errors that are for whoever runs a program, not for whoever writes it."""
+"""Errors for the user of a program, not for its developer."""
 
 from __future__ import annotations
 
@@ -21,28 +21,30 @@ class MissingExtraError(UserError, ModuleNotFoundError):
 
 
 @dataclass(frozen=True)
-class Fault:
-    """One fault of a configuration.
+class ConfigProblem:
+    """One problem of a configuration.
 
     Attributes:
         where: dotted path of the key, or the word of the command line.
-        problem: what was given, what was expected, and the nearest right name.
+        message: the given value, the expected one, and the nearest valid name.
     """
 
     where: str
-    problem: str
+    message: str
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration that cannot be trained as it stands; the message lists every fault."""
+    """An invalid configuration; the message lists every problem."""
 
     exit_status = 2
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
-        super().__init__(faults)  # as given, so that the error survives pickling
-        self.faults = list(faults)
+    def __init__(self, problems: Sequence[ConfigProblem]) -> None:
+        super().__init__(problems)  # as given, so that the error survives pickling
+        self.problems = list(problems)
 
     def __str__(self) -> str:
-        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        shown = "\n".join(f"  {fault.where}\n      {fault.problem}" for fault in self.faults)
+        count = "1 error" if len(self.problems) == 1 else f"{len(self.problems)} errors"
+        shown = "\n".join(
+            f"  {problem.where}\n      {problem.message}" for problem in self.problems
+        )
         return f"{count} in the configuration:\n{shown}"

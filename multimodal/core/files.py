@@ -150,7 +150,7 @@ class NewFile:
             self.commit()
             return
         self.discard()
-        # A library may have made an error of its own of the disk's.
+        # A library may have wrapped the disk's error.
         if self._error is not None and error is not self._error:
             raise self._error from error
 
@@ -283,7 +283,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """A hidden name in the same folder that nobody else has; short enough for any name."""
+    """A unique hidden name in the same folder; short enough for any name."""
     return path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}{TEMPORARY}")
 
 

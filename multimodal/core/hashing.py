@@ -25,7 +25,7 @@ def generator(*parts: str | int | float | bytes) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
-def numbers(*parts: str | int | float | bytes) -> Iterator[float]:
+def uniform_stream(*parts: str | int | float | bytes) -> Iterator[float]:
     """Endless uniform numbers in [0, 1), keyed by ``parts``: for a few, a tenth of a generator."""
     for block in itertools.count():
         digest = hashlib.blake2b(repr((*parts, block)).encode(), digest_size=64).digest()

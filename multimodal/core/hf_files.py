@@ -1,4 +1,4 @@
-"""What a model of ``transformers`` says of its inputs, in the files beside its weights."""
+"""Input settings of a model of ``transformers``, from the files beside its weights."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from multimodal.core.extras import module_of
 PREPROCESSOR = "preprocessor_config.json"
 # Files of a tokenizer, by the libraries that write them.
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
-# Sounds become features of their own kinds here, which are no Kaldi filter bank.
+# Their audio features differ from Kaldi filter banks.
 OWN_FEATURES = ("WhisperFeatureExtractor", "ClapFeatureExtractor", "Wav2Vec2FeatureExtractor")
 # These take pictures of any size: positions are resized, or there are none.
 ANY_SIZE = ("dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext", "convnext",
             "convnextv2", "resnet")  # fmt: skip
 
 
-def library(user: str) -> Any:
+def import_transformers(required_by: str) -> Any:
     """The package ``transformers``, half of which has no types.
 
     Raises:
-        MissingExtraError: if it is not installed; says that ``user`` needs it, and the extra.
+        MissingExtraError: if it is not installed; the message names ``required_by`` and the extra.
     """
-    return module_of("huggingface", "transformers", user)
+    return module_of("huggingface", "transformers", required_by)
 
 
 def file_of(name: str, file: str) -> Path | None:
@@ -35,10 +35,10 @@ def file_of(name: str, file: str) -> Path | None:
     try:
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(name, file)
-    except Exception:  # not installed, or no name on the hub: told where the model is built
+        cached = try_to_load_from_cache(name, file)
+    except Exception:  # not installed, or not a name on the hub: reported when the model is built
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def content_of(name: str, file: str) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def content_of(name: str, file: str) -> dict[str, Any]:
 
 
 def input_settings(name: str) -> dict[str, Any]:
-    """What a model says of its inputs, in the words of our transforms.
+    """A model's input settings, under the names of our transforms.
 
     Args:
         name: a folder, or a name on the hub that is in its cache.

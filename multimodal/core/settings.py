@@ -1,8 +1,8 @@
 """Settings objects for constructors whose keywords stay flat in a YAML.
 
 A dataclass bundles parameters that travel together; `flattened` lets a constructor take its fields
-as keywords of its own. Users type ``data.prefetch=4``, the code hands one object from hand to hand,
-and the check of a configuration reads every field in the constructor's signature.
+as its own keywords. Users type ``data.prefetch=4``, the code passes one object on, and the check of
+a configuration reads every field in the constructor's signature.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def flattened(**settings: type) -> Callable[[Constructor], Constructor]:
             default: without any field it is the dataclass's own defaults.
 
     Raises:
-        TypeError: on a call that gives both an object and one of its fields.
+        TypeError: if given a call that gives both an object and one of its fields.
     """
     fields = {name: _fields(kind) for name, kind in settings.items()}
 
@@ -58,7 +58,7 @@ def flattened(**settings: type) -> Callable[[Constructor], Constructor]:
 
 
 def _fields(kind: type) -> dict[str, inspect.Parameter]:
-    """Field -> the keyword that stands for it."""
+    """Field -> its keyword."""
     parameters = {}
     for field in dataclasses.fields(kind):
         default = field.default

@@ -1,4 +1,4 @@
-"""JSON that nobody vouches for: bounded, without duplicate keys, with one kind of error."""
+"""Untrusted JSON: bounded, without duplicate keys, with one kind of error."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def parse(data: bytes | str, what: str) -> Any:
             parse_int=_whole_number,
             parse_constant=_refuse_constant,
         )
-    except RecursionError:  # its traceback has a thousand lines, and tells nothing more
+    except RecursionError:  # its traceback has a thousand lines and no further information
         raise ValueError(f"{what} is not JSON that can be read: nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{what} is not JSON: {error}") from error

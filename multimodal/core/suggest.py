@@ -10,15 +10,15 @@ from difflib import get_close_matches
 def nearest(name: str, candidates: Iterable[str], count: int = 1) -> list[str]:
     """Those of ``candidates`` that ``name`` is most likely a misspelling of, best first."""
     names = {candidate.lower(): candidate for candidate in sorted(set(candidates))}
-    found = difflib.get_close_matches(name.lower(), names, count, 0.6)
-    return [names[match] for match in found]
+    close = difflib.get_close_matches(name.lower(), names, count, 0.6)
+    return [names[match] for match in close]
 
 
 def did_you_mean(name: str, candidates: Iterable[str], prefix: str = "") -> str:
-    """The nearest right name as a question, or else the names that there are."""
+    """The nearest valid name as a question, or else all valid names."""
     known = sorted(set(candidates))
-    if found := nearest(name, known):
-        return f"did you mean '{prefix}{found[0]}'?"
+    if close := nearest(name, known):
+        return f"did you mean '{prefix}{close[0]}'?"
     return f"known: {', '.join(known)}" if known else "there is none"
 
 

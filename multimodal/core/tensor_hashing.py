@@ -30,7 +30,7 @@ _MULTIPLIERS = (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)  # of splitmix64, as s
 
 
 def pair_hash(anchor_ids: Tensor, candidate_ids: Tensor, key: int) -> Tensor:
-    """A number for every (anchor, candidate) that looks random and depends on nothing else.
+    """A pseudo-random number per (anchor, candidate).
 
     Args:
         anchor_ids: ``[A]`` int64.

@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from multimodal.data.datamodule import MultimodalDataModule
     from multimodal.data.decoding.decode import Limits, Signal
     from multimodal.data.errors import (
-        BadSample,
+        BadSampleError,
+        DataMismatchError,
         DecodeError,
-        OtherBatches,
         ShardError,
-        TooManyBadSamples,
+        TooManyBadSamplesError,
     )
-    from multimodal.data.sample_rng import Draw
+    from multimodal.data.sample_rng import SampleRNG
     from multimodal.data.shards.manifest import Manifest, load_manifest
     from multimodal.data.source import Source
     from multimodal.data.streaming.datamodule import StreamDataModule
@@ -41,12 +41,12 @@ __all__ = [
     "ArrayTransform",
     "AudioTransform",
     "BPETokenizer",
-    "BadSample",
+    "BadSampleError",
     "CLIPTokenizer",
     "CorpusTokenizer",
+    "DataMismatchError",
     "DecodeError",
     "DepthTransform",
-    "Draw",
     "HuggingFaceSound",
     "HuggingFaceTokenizer",
     "IMUTransform",
@@ -57,7 +57,7 @@ __all__ = [
     "Manifest",
     "MultimodalDataModule",
     "NumberTransform",
-    "OtherBatches",
+    "SampleRNG",
     "ShardError",
     "Signal",
     "Source",
@@ -67,7 +67,7 @@ __all__ = [
     "TextTokenizer",
     "TextTransform",
     "ThermalTransform",
-    "TooManyBadSamples",
+    "TooManyBadSamplesError",
     "Transform",
     "VideoTransform",
     "load_manifest",

@@ -18,7 +18,7 @@ from multimodal.data.transforms.base import Transform
 
 
 class MultimodalDataModule(pl.LightningDataModule):
-    """Training batches by schedule, and validation batches of whole sources.
+    """Scheduled training batches, and validation batches of whole sources.
 
     Args:
         sources: to train on, by name.
@@ -29,7 +29,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         eval_batch_size: samples per device and batch in validation.
         cache_frozen: embeds the modalities of frozen towers once, before training, which then reads
             the embeddings (the root's ``cache_frozen`` has the options).
-        overfit: trains on the first batch again and again (``debug=overfit``).
+        overfit: trains on the first batch only (``debug=overfit``).
         loading: workers, and how many bad samples are borne.
         order: of the samples of an epoch.
         reading: hashes, caches and limits.
@@ -79,7 +79,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         return batch.to(device, non_blocking=True)
 
     def train_dataloader(self) -> ScheduledLoader | RepeatedBatch:
-        """This rank's slices of the scheduled batches; made anew, at the first batch."""
+        """This rank's slices of the scheduled batches; a new loader, at the first batch."""
         loader = self._loader(distributed.rank(), distributed.world_size())
         return RepeatedBatch(loader) if self.overfit else loader
 
@@ -108,7 +108,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         )
 
     def teardown(self, stage: str) -> None:
-        """Ends the processes that load: what comes after training may want their memory."""
+        """Shuts the workers down: what follows training may need their memory."""
         loader = self.trainer.train_dataloader if stage == "fit" and self.trainer else None
         if isinstance(loader, ScheduledLoader):
             loader.close()

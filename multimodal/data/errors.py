@@ -1,16 +1,16 @@
-"""What can be wrong with one sample: errors that the loader counts, logs and steps over."""
+"""Errors of single samples, which the loader counts, logs and skips."""
 
 from __future__ import annotations
 
 from multimodal.core.errors import UserError
 
 
-class BadSample(UserError):
-    """A sample that cannot be delivered.
+class BadSampleError(UserError):
+    """A sample that cannot be read.
 
     Attributes:
         reason: a short word that rejections are counted by.
-        detail: what was found and what was expected.
+        detail: the actual and the expected value.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -22,11 +22,11 @@ class BadSample(UserError):
         return f"{self.reason}: {self.detail}"
 
 
-class DecodeError(BadSample):
+class DecodeError(BadSampleError):
     """A member or value of a sample is missing, corrupt, too large or not what was expected."""
 
 
-class ShardError(BadSample):
+class ShardError(BadSampleError):
     """A shard is missing, cut, not what the manifest says, or no well-formed tar.
 
     All of its samples are bad then. Reasons: ``shard_missing``, ``shard_cut``, ``shard_size``,
@@ -34,7 +34,7 @@ class ShardError(BadSample):
 
     Attributes:
         shard: path of the shard.
-        offset: byte in the shard at which the fault was found.
+        offset: byte offset of the error in the shard.
     """
 
     def __init__(self, shard: str, offset: int, detail: str, reason: str = "shard_format") -> None:
@@ -47,9 +47,9 @@ class ShardError(BadSample):
         return f"shard {self.shard}, byte {self.offset}: {self.detail}"
 
 
-class TooManyBadSamples(UserError, RuntimeError):
-    """More samples are bad, or more of them in a row, than the run allows."""
+class TooManyBadSamplesError(UserError, RuntimeError):
+    """More bad samples, or more consecutive ones, than the run allows."""
 
 
-class OtherBatches(UserError, ValueError):
-    """The batches to come would not be those of the run that is to go on; says what to set."""
+class DataMismatchError(UserError, ValueError):
+    """The next batches would differ from those of the resumed run; the message says what to set."""

@@ -1,4 +1,4 @@
-"""A small cache that forgets what was used longest ago, and never travels to other processes."""
+"""A small LRU cache, which is never sent to other processes."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 SOUND_S = 6.0  # longer sounds are cut in the page, not in the evaluation
 
 
-def draw(modality: str, value: Array | str, rate: float | None = None) -> Markup:
+def sample_html(modality: str, value: Array | str, rate: float | None = None) -> Markup:
     """One sample of one modality as an HTML fragment.
 
     Args:
@@ -36,7 +36,7 @@ def draw(modality: str, value: Array | str, rate: float | None = None) -> Markup
         rate: samples per second of a sound.
 
     Raises:
-        ValueError: If the value's shape is none that can be drawn, or a sound has no ``rate``.
+        ValueError: if the value's shape is none that can be drawn, or a sound has no ``rate``.
     """
     if isinstance(value, str):
         return Markup('<span class="text">{}</span>').format(value)
@@ -50,23 +50,23 @@ def draw(modality: str, value: Array | str, rate: float | None = None) -> Markup
 
 
 def preview(modality: str, value: Array | str, rate: float | None = None) -> tuple[str, bytes]:
-    """One sample as a small file of its own: (media type, bytes).
+    """One sample as a small file: (media type, bytes).
 
     Args:
-        modality: as for :func:`draw`.
-        value: as for :func:`draw`.
-        rate: as for :func:`draw`.
+        modality: as for `sample_html`.
+        value: as for `sample_html`.
+        rate: as for `sample_html`.
 
     Raises:
-        ValueError: as :func:`draw`.
+        ValueError: as `sample_html`.
     """
     if isinstance(value, str):
         return "text/plain", value.encode()
     if modality == "audio":
-        # Ogg streams carry a random number; the same sound is to be the same bytes.
+        # Ogg streams carry a random number; the same sound must give the same bytes.
         return "audio/flac", _encoded(_mono(value, rate), float(rate or 0), "FLAC", "PCM_16")
     if modality in ("image", "depth", "thermal"):
-        drawn = str(draw(modality, value))
+        drawn = str(sample_html(modality, value))
         content = drawn[drawn.index("base64,") + len("base64,") :].split('"', 1)[0]
         return "image/webp", base64.b64decode(content)
     return "image/svg+xml", _standalone(str(_lines(value))).encode()

@@ -1,4 +1,4 @@
-"""What the members of a sample mean: which of them make up which modality."""
+"""Decodes the members of a sample into modalities."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 
 from multimodal.core.hashing import stable_hash
 from multimodal.core.suggest import suggest
-from multimodal.data.decoding.decode import Least, Limits, Signal, Value, decode
+from multimodal.data.decoding.decode import Limits, MinSize, Signal, Value, decode
 from multimodal.data.decoding.video import Video
 from multimodal.data.errors import DecodeError
 from multimodal.data.lru import LRU
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.shards.manifest import Manifest
 from multimodal.data.templates import Template
 
@@ -47,8 +47,8 @@ class Decoded:
     captions: int = 1
 
 
-class Readable(Protocol):
-    """A shard, or whatever else has samples by their places."""
+class ShardReader(Protocol):
+    """A shard, or anything else that holds samples by position."""
 
     path: Path
     keys: list[str]
@@ -66,7 +66,7 @@ class Readable(Protocol):
         ...
 
     def check(self, index: int) -> None:
-        """Refuses a sample whose members cannot be told from another's."""
+        """Rejects a sample whose members are ambiguous."""
         ...
 
 
@@ -75,7 +75,7 @@ class _Modality(NamedTuple):
     key: str | None  # of a JSON member's object
     templates: tuple[Template, ...]  # over that object's keys
     is_motion: bool
-    target: str | None  # key of that object whose value is taken as it is
+    target: str | None  # key of that object whose value is used unchanged
     optional: bool
     keeps_all: bool  # the texts under `key`, where none is drawn
 
@@ -107,7 +107,7 @@ class SampleDecoder:
         name: what the source is called in logs and seeds; the manifest's name, see ``within``.
         limits: sizes that are decoded.
         cache: decoded members, of this source and of those it shares the cache with.
-        kept: the modality of which evaluation keeps every text; None where there is none.
+        multi_caption: the modality of which evaluation keeps every text; None where there is none.
 
     Raises:
         ValueError: if there are no modalities, one asks for what the manifest does not have, or
@@ -136,7 +136,7 @@ class SampleDecoder:
         kept = [name for name, modality in self._modalities.items() if modality.keeps_all]
         if len(kept) > 1:
             raise ValueError(f"keep: all is for one modality of a source, not {' and '.join(kept)}")
-        self.kept: str | None = kept[0] if kept else None
+        self.multi_caption: str | None = kept[0] if kept else None
 
     def within(
         self, name: str, limits: Limits, cache: LRU[tuple[str, int, str], Any]
@@ -152,7 +152,7 @@ class SampleDecoder:
         return tuple(self._modalities)
 
     def entry(self, modality: str) -> str:
-        """Where a modality is read from, in words that are equal for equal entries."""
+        """Where a modality is read from, as a text that is equal for equal entries."""
         members, key, templates, _, target = self._modalities[modality][:5]
         words = (members, key, [template.text for template in templates])
         return repr(words if target is None else (*words, target))
@@ -164,24 +164,26 @@ class SampleDecoder:
 
     def decode(
         self,
-        shard: Readable,
+        shard: ShardReader,
         place: int,
         shard_name: str,
-        draw: Draw | None,
+        rng: SampleRNG | None,
         modalities: Collection[str] | None = None,
-        least: Mapping[str, Least] | None = None,
+        min_size: Mapping[str, MinSize] | None = None,
         caption: int = 0,
     ) -> Decoded:
         """The values of one sample of a shard; without a draw, with this one of its captions.
 
         Raises:
-            IndexError: if it does not have so many.
+            IndexError: if it has fewer.
             DecodeError: if something of it is missing, corrupt or too large.
         """
         shard.check(place)
         metadata = self.metadata(shard, place)
         values = {
-            name: self._value(name, modality, shard, place, metadata, draw, (least or {}).get(name))
+            name: self._value(
+                name, modality, shard, place, metadata, rng, (min_size or {}).get(name)
+            )
             for name, modality in self._modalities.items()
             if (modalities is None or name in modalities)
             and not (modality.optional and _lacks(modality, shard.fields(place), metadata))
@@ -192,20 +194,22 @@ class SampleDecoder:
         if self.positive_key is not None:
             positive = stable_hash(self.positive_key, repr(_get(metadata, self.positive_key)))
         captions = 1
-        if draw is None and self.kept is not None and self.kept in values:
-            texts = self._texts(self.kept, shard, place, metadata)
-            captions, values[self.kept] = len(texts), texts[caption]
+        if rng is None and self.multi_caption is not None and self.multi_caption in values:
+            texts = self._texts(self.multi_caption, shard, place, metadata)
+            captions, values[self.multi_caption] = len(texts), texts[caption]
         return Decoded(key, values, metadata, sample_id, positive, captions)
 
-    def _texts(self, name: str, shard: Readable, place: int, metadata: dict[str, Any]) -> list[str]:
+    def _texts(
+        self, name: str, shard: ShardReader, place: int, metadata: dict[str, Any]
+    ) -> list[str]:
         """All texts of a modality that keeps them."""
         modality = self._modalities[name]
         assert modality.key is not None
         member = next(m for m in modality.members if m in shard.fields(place))
-        found = metadata if member == METADATA else self._decode(shard, place, member)
-        return _texts(found, modality.key)
+        value = metadata if member == METADATA else self._decode(shard, place, member)
+        return _texts(value, modality.key)
 
-    def metadata(self, shard: Readable, place: int) -> dict[str, Any]:
+    def metadata(self, shard: ShardReader, place: int) -> dict[str, Any]:
         """Content of a sample's ``json`` member; empty where there is none."""
         if METADATA not in shard.fields(place):
             return {}
@@ -218,37 +222,39 @@ class SampleDecoder:
         self,
         name: str,
         modality: _Modality,
-        shard: Readable,
+        shard: ShardReader,
         place: int,
         metadata: dict[str, Any],
-        draw: Draw | None,
-        least: Least | None,
+        rng: SampleRNG | None,
+        min_size: MinSize | None,
     ) -> Value:
         fields = shard.fields(place)
         present = [member for member in modality.members if member in fields]
         if not present:
             raise DecodeError("missing", f"{name} needs {' or '.join(modality.members)}")
-        member = _choose(present, draw, f"{name}.member")
+        member = _choose(present, rng, f"{name}.member")
         if member == METADATA:
             value: Any = metadata
-        elif least is not None:  # smaller for each draw: not to be kept
-            value = self._decode(shard, place, member, least)
+        elif min_size is not None:  # smaller for each draw: not to be kept
+            value = self._decode(shard, place, member, min_size)
         else:
             key = (str(shard.path), place, member)
             value = self.cache.get(key, lambda _: self._decode(shard, place, member))
         if modality.key is not None:
-            return _choose(_texts(value, modality.key), draw, f"{name}.text")
+            return _choose(_texts(value, modality.key), rng, f"{name}.text")
         if modality.templates:
             _require_object(value)
-            template = _choose(modality.templates, draw, f"{name}.template")
-            return template.fill(value, draw, name)
+            template = _choose(modality.templates, rng, f"{name}.template")
+            return template.fill(value, rng, name)
         if modality.target is not None:
             return cast("Value", _get(value, modality.target))
         if modality.is_motion:
             return _motion(value, metadata)
         return cast("Value", value)
 
-    def _decode(self, shard: Readable, place: int, member: str, least: Least | None = None) -> Any:
+    def _decode(
+        self, shard: ShardReader, place: int, member: str, min_size: MinSize | None = None
+    ) -> Any:
         # The size is known without reading the member.
         if shard.size(place, member) > self.limits.max_bytes:
             raise DecodeError(
@@ -256,7 +262,7 @@ class SampleDecoder:
                 f"{member!r} has {shard.size(place, member)} bytes, over "
                 f"max_bytes={self.limits.max_bytes}",
             )
-        return decode(member, shard.read(place, member), self.limits, least)
+        return decode(member, shard.read(place, member), self.limits, min_size)
 
 
 def _parse(name: str, entry: Mapping[str, Any], manifest: Manifest, split: str) -> _Modality:
@@ -321,15 +327,15 @@ def _get(metadata: Any, key: str) -> Any:
     return metadata[key]
 
 
-def _choose(options: Sequence[T], draw: Draw | None, name: str) -> T:
-    return options[0 if draw is None else draw.pick(name, len(options))]
+def _choose(options: Sequence[T], rng: SampleRNG | None, name: str) -> T:
+    return options[0 if rng is None else rng.pick(name, len(options))]
 
 
 def _texts(metadata: Any, key: str) -> list[str]:
-    found = _get(metadata, key)
-    texts = [found] if isinstance(found, str) else found
+    value = _get(metadata, key)
+    texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise DecodeError("metadata", f"{key!r} must be a text or a list of texts, is {found!r}")
+        raise DecodeError("metadata", f"{key!r} must be a text or a list of texts, is {value!r}")
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise DecodeError("empty", f"{key!r} holds no text")

@@ -1,4 +1,4 @@
-"""The seeded choices of one sample: crops, captions, masks, noise."""
+"""Per-sample random numbers for crops, captions, masks and noise."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from multimodal.core.hashing import generator, numbers, stable_hash
+from multimodal.core.hashing import generator, stable_hash, uniform_stream
 
-_VIEWS = -1  # stands for the epoch in the draws of cached views
+_VIEWS = -1  # in place of the epoch for cached views
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
-    """Names one use of one sample; every random choice about it follows from that name.
+class SampleRNG:
+    """Random numbers of one use of one sample, keyed by these attributes.
 
-    Choices are therefore the same in whichever process, worker, rank or resumed run the sample is
-    read, and differ between epochs and between the repeats within one.
+    They are therefore the same in any process, worker, rank or resumed run, and differ between
+    epochs and between repeats within an epoch.
 
     Attributes:
         seed: seed of the run.
@@ -36,12 +36,12 @@ class Draw:
     view: int | None = None
 
     @classmethod
-    def of_view(cls, seed: int, source: str, index: int, view: int) -> Draw:
-        """The choices of a cached view, which no epoch has."""
+    def of_view(cls, seed: int, source: str, index: int, view: int) -> SampleRNG:
+        """The random numbers of a cached view, independent of the epoch."""
         return cls(seed, _VIEWS, source, index, view)
 
     def choose_view(self, views: int) -> int:
-        """Which of so many cached views this use gets; the repeats of an epoch take turns."""
+        """Which of ``count`` cached views this use gets; the repeats of an epoch rotate."""
         first = stable_hash(self.seed, self.epoch, self.source, self.index, "view")
         return (first + self.repeat) % views
 
@@ -59,8 +59,10 @@ class Draw:
         get the same crop.
         """
         if self.view is not None:
-            return Draw.of_view(self.seed, self.source, self.index, self.view).geometry()
-        return numbers(self.seed, self.epoch, self.source, self.index, self.repeat, "geometry")
+            return SampleRNG.of_view(self.seed, self.source, self.index, self.view).geometry()
+        return uniform_stream(
+            self.seed, self.epoch, self.source, self.index, self.repeat, "geometry"
+        )
 
     def pick(self, name: str, count: int) -> int:
         """One of ``range(count)``: a single choice, at a tenth of the cost of a stream."""

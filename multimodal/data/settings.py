@@ -12,16 +12,16 @@ from multimodal.data.transforms.base import Transform
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """How batches are loaded, whatever their order.
+    """How batches are loaded, independent of their order.
 
     Args:
-        num_workers: processes that load, per device; 0 loads in the training process, None takes
-            the machine's cores, shared by its devices, less one for each training process.
+        num_workers: DataLoader workers per device; 0 loads in the training process, None uses the
+            machine's cores, shared by its devices, less one for each training process.
         prefetch: batches that each worker keeps ready.
         max_bad_fraction: of this rank's samples that cannot be read; more stop the run.
         max_bad_run: samples in a row that cannot be read; more stop the run.
-        worker_timeout_s: seconds after which a worker that loads training batches, and brings
-            none, is an error; None waits for ever.
+        worker_timeout_s: seconds without a batch after which a training worker is an error; None
+            waits indefinitely.
     """
 
     num_workers: int | None = 0
@@ -58,8 +58,8 @@ class ReadSettings:
         remote_cache_folder: where shards that are behind URLs are put; shared by all processes of a
             node, also of other runs.
         remote_cache_gb: most gigabytes of them; at least the shards of two blocks.
-        cache_mb: memory for decoded pictures, sounds and arrays, in each process that loads: worth
-            it where most of a data set fits. 0 for none.
+        cache_mb: cache of decoded images, audio and arrays in each worker: worthwhile if most of a
+            data set fits. 0 for none.
         limits: sizes that are decoded; None for those of ``Limits``.
     """
 

@@ -1,4 +1,4 @@
-"""A set of samples by index: the shards of a manifest, and where in them each sample lies."""
+"""Samples by index: the shards of a manifest, and each sample's position in them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from multimodal.data.decoding.decode import Least, Limits
-from multimodal.data.errors import BadSample, ShardError
+from multimodal.data.decoding.decode import Limits, MinSize
+from multimodal.data.errors import BadSampleError, ShardError
 from multimodal.data.loading.frozen_embeddings import FrozenEmbeddings
 from multimodal.data.lru import LRU
 from multimodal.data.sample_decoder import Decoded, SampleDecoder, decoded_cache
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.settings import ReadSettings
 from multimodal.data.shards.manifest import load_manifest
 from multimodal.data.shards.remote import DEFAULT_FOLDER, RemoteShard, ShardCache, is_remote
@@ -27,13 +27,13 @@ from multimodal.data.shards.tar import Shard
 __all__ = ["Decoded", "Place", "RawSample", "Source", "SourceContext"]
 
 _OPEN_SHARDS = 32  # kept mapped in each process
-_LOOK_AGAIN = 60.0  # seconds until a shard that could not be read is tried once more
+_RETRY_AFTER_S = 60.0  # seconds until a shard that could not be read is tried once more
 _DEFAULT_BYTES = 100 << 30  # of remote shards in the cache
 
 
 @dataclass(frozen=True, slots=True)
 class RawSample:
-    """A sample as it lies in its shard.
+    """A sample as stored in its shard.
 
     Attributes:
         key: its name in the shard.
@@ -47,7 +47,7 @@ class RawSample:
 
 
 class Place(NamedTuple):
-    """Where a sample lies, for messages."""
+    """A sample's location, for messages."""
 
     shard: str
     key: str
@@ -90,7 +90,7 @@ class Source:
         modalities: for each modality the ``member`` that holds it, or several of which one is
             drawn; for a JSON member also the ``key`` of a text in it, or of a list of texts of
             which one is drawn, or else a ``template`` (``{name}, {tags}``, see ``Template``), or
-            several of which one is drawn, or else the ``value`` (a key) that is taken as it is: a
+            several of which one is drawn, or else the ``value`` (a key) that is used unchanged: a
             label, a score, a list of tags. ``optional: true`` lets samples lack the modality.
             ``keep: all`` beside a ``key``: evaluation, which draws nothing, takes not the first
             text of the list but every one of them, each as a right answer of its sample.
@@ -105,7 +105,7 @@ class Source:
         decoder: of its samples.
         table: of its shards.
         remote: cache of the shards, where the manifest is behind a URL; None where it is local.
-        frozen: modality -> embeddings of its frozen tower, which training reads in its place.
+        frozen: modality -> embeddings of its frozen tower, which training reads instead.
 
     Raises:
         FileNotFoundError: if there is no such manifest.
@@ -138,7 +138,9 @@ class Source:
         self.remote = context.remote if is_remote(self._folder) else None
         self._verify = context.verify and self.remote is None  # remote ones are verified on arrival
         self._verified: set[int] = set()  # shards whose hash was right
-        self._broken: dict[int, tuple[float, ShardError]] = {}  # when to look again, what was wrong
+        self._broken: dict[
+            int, tuple[float, ShardError]
+        ] = {}  # time of the next attempt, last error
         self._shards: LRU[int, Shard] = LRU(_OPEN_SHARDS)
 
     def within(self, context: SourceContext, name: str | None = None) -> Source:
@@ -175,13 +177,13 @@ class Source:
     @cached_property
     def digest(self) -> str:
         """Equal for sources with the same shards in the same order."""
-        found = hashlib.blake2b(digest_size=8)
+        digest = hashlib.blake2b(digest_size=8)
         for column in (self.table.names, self.table.samples, self.table.sha256):
-            found.update(column.tobytes())
-        return found.hexdigest()
+            digest.update(column.tobytes())
+        return digest.hexdigest()
 
     def read(self, index: int) -> RawSample:
-        """A sample as it lies in its shard.
+        """A sample as stored in its shard.
 
         Raises:
             IndexError: if ``index`` is not in [0, len(self)).
@@ -196,18 +198,18 @@ class Source:
     def decode(
         self,
         index: int,
-        draw: Draw | None,
+        rng: SampleRNG | None,
         modalities: Collection[str] | None = None,
-        least: Mapping[str, Least] | None = None,
+        min_size: Mapping[str, MinSize] | None = None,
         caption: int = 0,
     ) -> Decoded:
         """A sample's values, before their transforms.
 
         Args:
             index: of the sample.
-            draw: chooses among several members and texts; None for the first of each.
+            rng: chooses among several members and texts; None for the first of each.
             modalities: those wanted; None for all.
-            least: of the modalities whose pictures may come smaller, how small.
+            min_size: of the modalities whose pictures may come smaller, how small.
             caption: which text of a modality that keeps all, without a draw.
 
         Raises:
@@ -218,19 +220,19 @@ class Source:
         number, place = self.table.locate(index)
         shard = self._shards.get(number, self._open)
         shard_name = self.table.name(number).rpartition("/")[2]
-        return self.decoder.decode(shard, place, shard_name, draw, modalities, least, caption)
+        return self.decoder.decode(shard, place, shard_name, rng, modalities, min_size, caption)
 
     def place(self, index: int) -> Place:
-        """Where a sample lies, for messages; its key is unknown while its shard is unreadable."""
+        """A sample's location, for messages; its key is unknown while its shard is unreadable."""
         name = self.table.name(self.table.locate(index)[0])
         try:
             shard, place = self._locate(index)
-        except BadSample:
+        except BadSampleError:
             return Place(name, f"sample {index}")
         return Place(name, shard.keys[place])
 
     def fetch_ahead(self, indices: Iterable[int]) -> None:
-        """Begins to fetch the shards of these samples, where they are remote."""
+        """Starts to fetch the shards of these samples if they are remote."""
         if self.remote is not None:
             places = np.fromiter(indices, np.int64)
             numbers = np.unique(np.searchsorted(self.table.starts, places, side="right") - 1)
@@ -243,19 +245,19 @@ class Source:
             self.table.sha256[number].tobytes(),
         )
 
-    def after(self, index: int, whole_shard: bool) -> int:
+    def next_index(self, index: int, whole_shard: bool) -> int:
         """The next sample, or the first of the next shard; after the last comes the first."""
-        following = index + 1
+        next_one = index + 1
         if whole_shard:
-            following = int(self.table.starts[self.table.locate(index)[0] + 1])
-        return following % len(self)
+            next_one = int(self.table.starts[self.table.locate(index)[0] + 1])
+        return next_one % len(self)
 
     def _locate(self, index: int) -> tuple[Shard, int]:
         number, place = self.table.locate(index)
         return self._shards.get(number, self._open), place
 
     def _open(self, number: int) -> Shard:
-        # Each sample of a broken shard asks for it: look at the file again only after a while.
+        # Each sample of a broken shard needs it: retry the file only after a while.
         if number in self._broken and time.monotonic() < self._broken[number][0]:
             raise self._broken[number][1]
         verify = self._verify and number not in self._verified
@@ -274,7 +276,7 @@ class Source:
             else:
                 shard = self.remote.open(self._remote_shard(number), opened)
         except ShardError as error:
-            self._broken[number] = (time.monotonic() + _LOOK_AGAIN, error)
+            self._broken[number] = (time.monotonic() + _RETRY_AFTER_S, error)
             raise
         if verify:
             self._verified.add(number)

@@ -7,7 +7,7 @@ from string import Formatter
 from typing import Any
 
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 
 
 class Template:
@@ -35,32 +35,32 @@ class Template:
             raise ValueError(f"template {text!r}: expected at least one {{key}}, and only names")
         self.text = text
 
-    def fill(self, metadata: Mapping[str, Any], draw: Draw | None, name: str) -> str:
+    def fill(self, metadata: Mapping[str, Any], rng: SampleRNG | None, name: str) -> str:
         """The text of one sample.
 
         Args:
             metadata: its JSON.
-            draw: for the order and number of a list's items; None for all of them, in order.
+            rng: for the order and number of a list's items; None for all of them, in order.
             name: of the draw's stream.
 
         Raises:
             DecodeError: if a key is missing or holds neither texts nor numbers, or all are empty.
         """
-        values = {key: _value(metadata, key, draw, f"{name}.{key}") for key in self.keys}
+        values = {key: _value(metadata, key, rng, f"{name}.{key}") for key in self.keys}
         if not any(values.values()):
             raise DecodeError("empty", f"{self.text!r} holds no text: {', '.join(self.keys)}")
         return self.text.format(**values).strip(" ,")
 
 
-def _value(metadata: Mapping[str, Any], key: str, draw: Draw | None, name: str) -> str:
-    found = metadata.get(key)
-    if isinstance(found, list) and all(isinstance(item, str) for item in found):
-        items = [item.strip() for item in found if item.strip()]
-        if draw is not None and items:
-            random = draw.stream(name)
+def _value(metadata: Mapping[str, Any], key: str, rng: SampleRNG | None, name: str) -> str:
+    value = metadata.get(key)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        items = [item.strip() for item in value if item.strip()]
+        if rng is not None and items:
+            random = rng.stream(name)
             kept = random.permutation(len(items))[: random.integers(1, len(items) + 1)]
             items = [items[place] for place in kept]
         return ", ".join(items)
-    if isinstance(found, str | int | float) and not isinstance(found, bool):
-        return str(found).strip()
-    raise DecodeError("metadata", f"{key!r} must be a text, a number or texts, is {found!r}")
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value).strip()
+    raise DecodeError("metadata", f"{key!r} must be a text, a number or texts, is {value!r}")

@@ -1,4 +1,4 @@
-"""Held-out evaluation of a fusion model: its tasks, and what each modality brings."""
+"""Held-out evaluation of a fusion model: its tasks, and each modality's contribution."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from multimodal.data.loading.evaluation_loader import EvaluationLoader
 from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
 from multimodal.evaluation.task_results import TaskResult
-from multimodal.models.fusion.contract import AttentionMap
+from multimodal.models.fusion.base import AttentionMap
 from multimodal.models.fusion_model import FusionModel
-from multimodal.models.tasks.contract import FusedBatch, Task, take
+from multimodal.models.tasks.base import FusedBatch, Task, take
 from multimodal.models.tasks.scores import Scores
 from multimodal.models.tasks.targets import TargetTask
 
 Variant = tuple[str, str]  # kind and modality: ("alone", "image"); ("all", "") is the whole batch
 
 
-class _Part(NamedTuple):
+class _ObservedBatch(NamedTuple):
     number: int  # of the batch
     observed: dict[Variant, dict[str, dict[str, Tensor]]]  # variant -> task -> what it observed
     shares: list[dict[str, float]]
@@ -39,7 +39,7 @@ def evaluate_tasks(
     data: EvaluationData,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[TaskResult]:
-    """The scores of every task that finds its target in ``source``.
+    """The scores of every task whose target is in ``source``.
 
     A task on targets is scored three times more: with each modality alone, without each, and by
     the modalities' own heads. Under a process group every rank calls, and observes its share of
@@ -50,10 +50,10 @@ def evaluate_tasks(
         name: of the set.
         source: the samples.
         data: how the samples become batches.
-        advance: told how many samples are done, of this rank's.
+        advance: called with the number of finished samples of this rank.
     """
 
-    def work() -> Iterator[_Part]:
+    def work() -> Iterator[_ObservedBatch]:
         loader = EvaluationLoader(
             source,
             data,
@@ -66,12 +66,12 @@ def evaluate_tasks(
             yield _observe(model, batch)
             advance(int((batch.repeats == 0).sum()))
 
-    parts = sorted(distributed.gather_work(work), key=lambda part: part.number)
+    parts = sorted(distributed.all_gather_results(work), key=lambda part: part.number)
     observed: dict[Variant, dict[str, list[dict[str, Tensor]]]] = {}
     for part in parts:
         for key, per_task in part.observed.items():
-            for task_name, found in per_task.items():
-                observed.setdefault(key, {}).setdefault(task_name, []).append(found)
+            for task_name, by_variant in per_task.items():
+                observed.setdefault(key, {}).setdefault(task_name, []).append(by_variant)
     shares = [share for part in parts for share in part.shares]
     device = next(model.parameters()).device
     results = []
@@ -94,16 +94,20 @@ def evaluate_tasks(
     return results
 
 
-def _observe(model: FusionModel, batch: Batch) -> _Part:
+def _observe(model: FusionModel, batch: Batch) -> _ObservedBatch:
     fused = fuse(model, batch.to(next(model.parameters()).device), need_attention=True)
     observed: dict[Variant, dict[str, dict[str, Tensor]]] = {}
     for key, variant in {("all", ""): fused, **_variants(model, fused)}.items():
         for name, task in model.tasks.items():
             if key == ("all", "") or isinstance(task, TargetTask):
-                found = cast("Task", task).observe(variant)
-                if found:
-                    observed.setdefault(key, {})[name] = {k: v.cpu() for k, v in found.items()}
-    return _Part(batch.step, observed, attention_shares(fused.fused.attention, model.fused))
+                observation = cast("Task", task).observe(variant)
+                if observation:
+                    observed.setdefault(key, {})[name] = {
+                        k: v.cpu() for k, v in observation.items()
+                    }
+    return _ObservedBatch(
+        batch.step, observed, attention_shares(fused.fused.attention, model.fused)
+    )
 
 
 def fuse(model: FusionModel, batch: Batch, need_attention: bool = False) -> FusedBatch:
@@ -122,16 +126,18 @@ def fuse(model: FusionModel, batch: Batch, need_attention: bool = False) -> Fuse
 def attention_shares(
     maps: Sequence[AttentionMap], modalities: Sequence[str]
 ) -> list[dict[str, float]]:
-    """For each map that had a choice among modalities: what share each got, over all samples."""
+    """For each map that had a choice among modalities: the share of each, over all samples."""
     shares = []
-    for found in maps:
-        among = [name for name in modalities if name in found.spans]
+    for attention in maps:
+        among = [name for name in modalities if name in attention.spans]
         if len(among) < 2:
             continue
         masses = []
         for name in among:
-            mass = found.over(name).sum(dim=-1)  # [B, T]
-            real = torch.ones_like(mass) if found.mask is None else found.mask.to(mass.dtype)
+            mass = attention.over(name).sum(dim=-1)  # [B, T]
+            real = (
+                torch.ones_like(mass) if attention.mask is None else attention.mask.to(mass.dtype)
+            )
             masses.append((mass * real).sum() / real.sum().clamp_min(1))
         total = torch.stack(masses).sum().clamp_min(1e-12)
         shares.append({n: float(m / total) for n, m in zip(among, masses, strict=True)})
@@ -139,7 +145,7 @@ def attention_shares(
 
 
 def wanted(model: FusionModel, source: Source) -> list[str]:
-    """What of a source the model reads: modalities that have a tower, and targets."""
+    """The modalities of a source that the model reads, and the targets."""
     targets = {task.target for task in model.tasks.values() if isinstance(task, TargetTask)}
     return [name for name in source.modalities if name in model.towers or name in targets]
 
@@ -149,13 +155,13 @@ def _variants(model: FusionModel, fused: FusedBatch) -> dict[tuple[str, str], Fu
     there = [name for name in model.fused if name in fused.encoded]
     if len(there) < 2:
         return {}
-    found = {}
+    variants = {}
     for name in there:
         for kind, kept in (("alone", [name]), ("without", [n for n in there if n != name])):
             variant = _narrow(model, fused, kept)
             if variant is not None:
-                found[kind, name] = variant
-    return found
+                variants[kind, name] = variant
+    return variants
 
 
 def _narrow(model: FusionModel, fused: FusedBatch, kept: Sequence[str]) -> FusedBatch | None:

@@ -50,8 +50,8 @@ class Results:
         """The numbers as ``{set: {task: {metric: value}}}``, fractions of 1 and counts.
 
         ``metrics["emoji_unseen"]["image_to_text"]["r@1"]``; beside it ``chance``, ``gallery``,
-        ``queries``, ``trained``. Probes and ``diagnostics`` have blocks of their own. What is
-        missing stands under its set with its reason.
+        ``queries``, ``trained``. Probes and ``diagnostics`` have their own blocks. Missing tasks
+        are listed under their set with a reason.
         """
         table: dict[str, Any] = {
             info.name: {

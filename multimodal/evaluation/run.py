@@ -1,7 +1,7 @@
-"""Held-out evaluation of a model: embed every configured set once, score it, report it.
+"""Held-out evaluation of a model: embeds every configured set once, scores it, reports it.
 
-Under a process group every rank calls: each embeds and scores its share, and all get the same
-figures, equal to those of one process; the first one writes them.
+Under a process group every rank has to call: each embeds and scores its share, and all get the same
+metrics, equal to those of one process; the first rank writes them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def evaluate_run(
     trained: TrainedPairs,
     temperatures: Temperatures | None = None,
 ) -> Results:
-    """Evaluates ``model`` on the sets of ``cfg.evaluation`` and leaves the results in ``folder``.
+    """Evaluates ``model`` on the sets of ``cfg.evaluation`` and writes the results to ``folder``.
 
     Prints the table; writes ``metrics.json``, ``report.html`` and, of a fusion, what it attended to
     under ``attention/``; on the first rank only.
@@ -53,11 +53,11 @@ def evaluate_run(
         model: its towers, on the device to evaluate on.
         cfg: the run's configuration.
         folder: the run's; training curves are read from its ``metrics.csv`` if there is one.
-        trained: the pairs that were trained together (:func:`trained_pairs`).
+        trained: the pairs that were trained together (`trained_pairs`).
         temperatures: of those pairs, where known.
 
     Raises:
-        ValueError: If a set cannot be evaluated as configured, naming it.
+        ValueError: if a set cannot be evaluated as configured, naming it.
     """
     sets = build_sets(cfg)
     data = evaluation_data(cfg)
@@ -75,7 +75,7 @@ def evaluate_run(
     return results
 
 
-def evaluate_quietly(
+def evaluate_metrics(
     model: EmbeddingModel, cfg: DictConfig, trained: TrainedPairs, temperatures: Temperatures
 ) -> dict[str, float]:
     """The figures of a model in training as one flat table, ``SET/TASK/METRIC`` -> value.
@@ -121,12 +121,12 @@ def evaluate(
     temperatures: Temperatures | None = None,
     quiet: bool = False,
 ) -> Results:
-    """Embeds each set once and scores all that is asked of it.
+    """Embeds each set once and scores all of its tasks.
 
-    Whatever cannot be scored, for want of a tower or of samples, is listed in the results.
+    Tasks that lack a tower or samples are listed in the results as not scored.
 
     Args:
-        model: its towers, on the device to evaluate on; left in the mode it came in.
+        model: its towers, on the device to evaluate on; its mode is restored.
         sets: by name.
         data: the transforms, and how samples become batches.
         trained: pair -> names of the manifests it was trained on, or None for any.
@@ -134,7 +134,7 @@ def evaluate(
         quiet: shows no progress.
 
     Raises:
-        ValueError: If a set asks for what its source does not have, or on NaN embeddings.
+        ValueError: if a set asks for what its source does not have, or on NaN embeddings.
     """
     embedder = Embedder(model, data)
     run = _Evaluation(embedder, trained, temperatures or {})
@@ -166,7 +166,7 @@ class _Evaluation:
     results: Results = field(default_factory=Results)
 
     def one_set(self, name: str, entry: EvaluationSet, advance: Callable[[int], None]) -> None:
-        """Embeds and scores one set; ``advance`` is told how many samples are done."""
+        """Embeds and scores one set; ``advance`` is called with the number of finished samples."""
         if entry.source is None:
             note = f": {entry.description}" if entry.description else ""
             self._miss(name, "samples", f"no sample source{note}")

@@ -20,8 +20,8 @@ class EvaluationSet:
     """One held-out set.
 
     Args:
-        source: the samples (``multimodal.data.Source``); null for a modality that has
-            none, which is then listed as missing instead of being forgotten.
+        source: the samples (``multimodal.data.Source``); null for a modality without one, which is
+            then listed as missing.
         description: what is held out, in a few words, for the tables.
         retrieval: ``all`` ordered pairs of the source's modalities, or a list of
             ``[query, gallery]``; null for none.
@@ -35,7 +35,7 @@ class EvaluationSet:
             (`multimodal.evaluation.evaluators.base.Evaluator`).
 
     Raises:
-        ValueError: on any other ``retrieval``, or a negative ``gallery``.
+        ValueError: if given any other ``retrieval``, or a negative ``gallery``.
     """
 
     source: Any | None
@@ -66,7 +66,7 @@ class EvaluationSet:
         """From a configuration's blocks, whose sources are built already.
 
         Raises:
-            TypeError: on a key that no class here has.
+            TypeError: if given a key that no class here has.
             ValueError: as the classes raise it.
         """
         built = dict(entry)
@@ -110,7 +110,7 @@ class EvaluationSet:
         else:
             pairs = [(a, b) for a, b in self.retrieval or ()]
         composed = {name for each in self.composed for name in (*each.query, each.gallery)}
-        strays = sorted({*composed, *(name for pair in pairs for name in pair)} - set(modalities))
-        if strays:
-            raise ValueError(f"retrieval names {strays}; the source has {list(modalities)}")
+        unknown = sorted({*composed, *(name for pair in pairs for name in pair)} - set(modalities))
+        if unknown:
+            raise ValueError(f"retrieval names {unknown}; the source has {list(modalities)}")
         return pairs

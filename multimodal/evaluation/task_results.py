@@ -1,4 +1,4 @@
-"""How a fusion model does on its tasks: with all modalities, with one alone, and without one."""
+"""Results of a fusion model on its tasks: with all modalities, with one alone, and without one."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class TaskResult(Outcome):
         task: name of the task.
         scores: with all modalities that a sample has.
         own: modality -> scores of that modality's own head.
-        alone: modality -> scores of the fused model that is given nothing else.
-        without: modality -> scores of the fused model that is given all others.
+        alone: modality -> scores of the fused model with only this modality.
+        without: modality -> scores of the fused model with all other modalities.
         attention: modality -> its share of the attention that could have gone elsewhere.
     """
 

@@ -1,4 +1,4 @@
-"""What a run trained together, and how warm: told from its configuration and its weights."""
+"""Which modality pairs a run trained on, and their temperatures."""
 
 from __future__ import annotations
 
@@ -46,14 +46,16 @@ def _manifest_name(cfg: DictConfig, source: str) -> str:
     return load_manifest(manifest).name
 
 
-def temperatures(cfg: DictConfig, weights: Mapping[str, Tensor]) -> dict[frozenset[str], float]:
+def pair_temperatures(
+    cfg: DictConfig, weights: Mapping[str, Tensor]
+) -> dict[frozenset[str], float]:
     """1 / logit scale of every pair of ``cfg``, from a training module's state dict.
 
     Of several pairs of the same modalities the last counts; one without a scale is left out.
     """
-    found = {}
+    temperatures = {}
     for name, pair in cfg.pairs.items():
         scale = weights.get(f"objective.pairs.{name}.logit_scale")
         if scale is not None:
-            found[frozenset((pair.anchor, pair.other))] = float((-scale).exp())
-    return found
+            temperatures[frozenset((pair.anchor, pair.other))] = float((-scale).exp())
+    return temperatures

@@ -1,4 +1,4 @@
-"""Low-rank adapters apart from their tower, in ``peft``'s own files, and back onto it or into it.
+"""Exports low-rank adapters in ``peft``'s format, and attaches or merges them.
 
 A folder for every tower: ``adapter_config.json`` and ``adapter_model.safetensors``, whose names are
 those of the encoder (of the model of ``transformers``, where it is one), so that
@@ -44,8 +44,8 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 def backbone(tower: nn.Module) -> nn.Module:
     """The module of a tower that adapters are named after."""
     encoder: Any = tower.encoder
-    found: nn.Module = encoder.model if isinstance(encoder, HuggingFaceEncoder) else encoder
-    return found
+    module: nn.Module = encoder.model if isinstance(encoder, HuggingFaceEncoder) else encoder
+    return module
 
 
 def adapters_of(tower: nn.Module) -> dict[str, Tensor]:
@@ -112,16 +112,16 @@ def load_adapters(tower: Tower, folder: Path) -> dict[str, Any]:
     own = {_theirs(name): name for name in module.state_dict() if is_adapter(name)}
     state = read_safetensors(folder / WEIGHTS)
     require_finite(state, state, str(folder / WEIGHTS))
-    faults = [f"only there: {name}" for name in sorted(state.keys() - own.keys())]
-    faults += [f"only here: {name}" for name in sorted(own.keys() - state.keys())]
+    problems = [f"only there: {name}" for name in sorted(state.keys() - own.keys())]
+    problems += [f"only here: {name}" for name in sorted(own.keys() - state.keys())]
     here = module.state_dict()
-    faults += [
+    problems += [
         f"{name}: {list(state[name].shape)} there, {list(here[own[name]].shape)} here"
         for name in sorted(own.keys() & state.keys())
         if state[name].shape != here[own[name]].shape
     ]
-    if faults:
-        raise WeightsError("\n  ".join([f"{folder} does not fit the tower:", *faults[:20]]))
+    if problems:
+        raise WeightsError("\n  ".join([f"{folder} does not fit the tower:", *problems[:20]]))
     module.load_state_dict({own[name]: tensor for name, tensor in state.items()}, strict=False)
     if block["head"]:
         assert isinstance(tower.head, nn.Module)
@@ -135,7 +135,7 @@ def load_adapters(tower: Tower, folder: Path) -> dict[str, Any]:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """What the file says of the adapters; nobody vouches for it."""
+    """The file's description of the adapters; untrusted."""
     try:
         given = strict_json.read(path)
     except ValueError as error:
@@ -178,13 +178,13 @@ def export(
         WeightsError: if no tower has any.
     """
     model, cfg = load_model(checkpoint, allowed_packages, addresses=addresses)
-    found = {}
+    counts = {}
     for name, block in _tuned(cfg).items():
         arguments = {key: value for key, value in block.items() if key != "_target_"}
-        found[name] = save_adapters(model.tower(name), LoRA(**arguments), folder / name)
-    if not found:
+        counts[name] = save_adapters(model.tower(name), LoRA(**arguments), folder / name)
+    if not counts:
         raise WeightsError(f"{checkpoint}: no tower has adapters; it has {', '.join(model.towers)}")
-    return found
+    return counts
 
 
 def rewrite(
@@ -241,16 +241,16 @@ def rewrite(
     )
     again = load_model(output, allowed_packages, addresses=addresses)[0].state_dict()
     if not all(same_bits(again[name], tensor) for name, tensor in model.state_dict().items()):
-        raise WeightsError(f"{output}: what is read back is not what was written")
+        raise WeightsError(f"{output}: the file, read back, differs from what was written")
     return model, done
 
 
 def _tuned(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """Tower -> the block of its LoRA."""
-    found: dict[str, dict[str, Any]] = {}
+    tuned: dict[str, dict[str, Any]] = {}
     for name, tower in cfg.model.towers.items():
         tuning = None if isinstance(tower, str) else tower.get("tuning")
         if tuning is not None and str(tuning.get("_target_")).endswith(".LoRA"):
             block: Any = OmegaConf.to_container(tuning, resolve=True)
-            found[str(name)] = block
-    return found
+            tuned[str(name)] = block
+    return tuned

@@ -1,4 +1,4 @@
-"""Adding and subtracting embeddings: queries put together from several inputs.
+"""Adds and subtracts embeddings: queries composed of several inputs.
 
 Girdhar et al., "ImageBind: One Embedding Space To Bind Them All", CVPR 2023, section 4.4: a
 picture plus a sound finds pictures of both. Towers may scale their embeddings differently, so
@@ -13,21 +13,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_NOTHING = 1e-6
+_MIN_NORM = 1e-6
 
 
 def combine(terms: Sequence[tuple[Tensor, float]]) -> Tensor:
     """The normalised weighted sum of normalised embeddings.
 
     Args:
-        terms: ``[..., D]`` and its weight each; a negative weight takes away. All of one shape.
+        terms: ``[..., D]`` and its weight each; a negative weight subtracts. All of one shape.
 
     Returns:
         ``[..., D]``, of unit norm.
 
     Raises:
-        ValueError: On no term, shapes that differ, or a sum that is nothing: then no direction is
-            left to look in.
+        ValueError: if given no term, shapes that differ, or a zero sum, which has no direction.
     """
     shapes = {tuple(vectors.shape) for vectors, _ in terms}
     if len(shapes) != 1:
@@ -35,10 +34,10 @@ def combine(terms: Sequence[tuple[Tensor, float]]) -> Tensor:
             f"expected at least one term, all of one shape; got {sorted(shapes) or 'no term'}"
         )
     total = torch.stack([w * functional.normalize(v, dim=-1) for v, w in terms]).sum(dim=0)
-    gone = total.norm(dim=-1) < _NOTHING
-    if gone.any():
+    vanished = total.norm(dim=-1) < _MIN_NORM
+    if vanished.any():
         raise ValueError(
-            f"{int(gone.sum())} of the combined queries cancel out to nothing: what is taken away "
-            "equals what is there"
+            f"{int(vanished.sum())} of the combined queries sum to zero: the subtracted terms "
+            "equal the added ones"
         )
     return functional.normalize(total, dim=-1)

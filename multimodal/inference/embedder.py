@@ -1,4 +1,4 @@
-"""From samples to embeddings: whole sources, shared among ranks, and single values."""
+"""Embeds whole sources, shared among ranks, and single values."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class EmbeddedSource:
         )
 
 
-class _Part(NamedTuple):
+class _EmbeddedBatch(NamedTuple):
     number: int  # of the batch
     embeddings: dict[str, Tensor]
     items: dict[str, Tensor]
@@ -91,7 +91,7 @@ class Embedder:
         return self.data.transforms
 
     def missing(self, modalities: Collection[str]) -> list[str]:
-        """Those of ``modalities`` that the model has no tower for."""
+        """The ``modalities`` without a tower."""
         return [modality for modality in modalities if modality not in self.model.towers]
 
     @torch.no_grad()
@@ -103,21 +103,21 @@ class Embedder:
     ) -> EmbeddedSource:
         """A whole source; under a process group each rank embeds its share of the batches.
 
-        Every rank has to call, and all get everything, equal to what one process would get: a
-        batch holds the same samples on whichever rank it is. A rank's error is raised on all.
+        Every rank has to call, and all get the full result, equal to that of one process: a batch
+        holds the same samples on any rank. A rank's error is raised on all.
 
         Args:
             source: the samples; bad ones are left out, and logged.
             modalities: those wanted.
-            advance: told how many samples are done, of this rank's.
+            advance: called with the number of finished samples of this rank.
         """
 
-        def work() -> Iterator[_Part]:
+        def work() -> Iterator[_EmbeddedBatch]:
             for part in self._parts(source, modalities):
                 yield part
                 advance(int((part.captions == 0).sum()))
 
-        joined = sorted(distributed.gather_work(work), key=lambda part: part.number)
+        joined = sorted(distributed.all_gather_results(work), key=lambda part: part.number)
         if not joined:
             raise ValueError(f"no sample of {source.name!r}, split {source.split!r}, can be read")
         keys = [key for part in joined for key in part.shard_keys]
@@ -131,7 +131,7 @@ class Embedder:
             [metadata for part in joined for metadata in part.metadata],
         )
 
-    def _parts(self, source: Source, modalities: Collection[str]) -> Iterator[_Part]:
+    def _parts(self, source: Source, modalities: Collection[str]) -> Iterator[_EmbeddedBatch]:
         loader = EvaluationLoader(
             source,
             self.data,
@@ -146,14 +146,14 @@ class Embedder:
             owners = first.cumsum(0) - 1  # of the rows: their samples
             for modality in modalities:
                 inputs, mask = batch.inputs[modality], batch.masks.get(modality)
-                # What several captions share is embedded once.
-                shared = modality != source.decoder.kept and not first.all()
+                # Inputs that several captions share are embedded once.
+                shared = modality != source.decoder.multi_caption and not first.all()
                 if shared:
                     inputs, mask = inputs[first], None if mask is None else mask[first]
                 ids, vectors = content_ids(inputs, mask), self.inputs(modality, inputs, mask)
                 items[modality] = ids[owners] if shared else ids
                 embeddings[modality] = vectors[owners] if shared else vectors
-            yield _Part(
+            yield _EmbeddedBatch(
                 batch.step,
                 embeddings,
                 items,
@@ -168,8 +168,8 @@ class Embedder:
         """Decoded values of one modality: ``[N, D]`` on the CPU.
 
         Raises:
-            DecodeError: for a value that the modality's transform does not take.
-            ValueError: for a modality that the model does not have.
+            DecodeError: if given a value that the modality's transform does not take.
+            ValueError: if given a modality that the model does not have.
         """
         if modality not in self.data.transforms or self.missing([modality]):
             known = sorted(set(self.data.transforms) & set(self.model.towers))

@@ -1,4 +1,4 @@
-"""What was imported, as a checkpoint of ours: to train from, embed with, evaluate."""
+"""Writes an imported model as a checkpoint: to train from, embed with, evaluate."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def save(imported: Imported, path: str | Path, name: str = "imported") -> None:
         name: of the configuration in it.
 
     Raises:
-        WeightsError: if what is read back is not, bit by bit, what was written.
+        WeightsError: if the checkpoint, read back, is not bit-identical.
     """
     state = {f"model.{key}": tensor for key, tensor in imported.model.state_dict().items()}
     if imported.pair is not None and imported.logit_scale is not None:
@@ -77,11 +77,11 @@ def save(imported: Imported, path: str | Path, name: str = "imported") -> None:
     config = portable_yaml(run_config(imported, name))
     content = {"state_dict": state, "config": config, "global_step": 0}
     checkpoint_file.write_atomically(content, path)
-    # Its tokenizer may not be here, and is not what is compared.
+    # Its tokenizer may be missing, and is not compared.
     again = load_model(path, transforms=OmegaConf.create({}))[0].state_dict()
     for key, tensor in imported.model.state_dict().items():
         if not same_bits(again[key], tensor):
-            raise WeightsError(f"{path}: {key} is not what was written")
+            raise WeightsError(f"{path}: {key} differs from what was written")
 
 
 def table(model: EmbeddingModel) -> Table:

@@ -1,4 +1,4 @@
-"""Foreign weights into our towers: the one public door.
+"""Imports foreign weights into our towers: the public entry point.
 
 imported = import_weights(state, cfg, source="open_clip")
 imported.model.embed("image", images)
@@ -77,7 +77,7 @@ def import_weights(
         cfg: the foreign configuration: OpenCLIP's (``embed_dim``, ``vision_cfg``, ``text_cfg``),
             the ``config.json`` of ``transformers``, or ImageBind's sizes. None: OpenAI's weights
             say it themselves, and ImageBind's released size is meant.
-        source: whose weights these are; None: told from the names.
+        source: the project that the weights are from; None: inferred from the names.
         allow: names, or patterns with ``*``, of tensors that may be left over on either side.
         prefix: what stands before the names of the model's tensors; those without it are left
             out. None: what DDP, torch.compile, Lightning and the like have put before most names
@@ -154,10 +154,10 @@ def recognised(state: Mapping[str, Tensor]) -> bool:
 
 
 def recognise(state: Mapping[str, Tensor], cfg: Mapping[str, Any] | None) -> WeightSource:
-    """Whose weights these are, by their names.
+    """The project that the weights are from, by their names.
 
     Raises:
-        WeightsError: if they are nobody's that is known here.
+        WeightsError: if the project is unknown.
     """
     for source, mark in MARKS.items():
         if any(name.startswith(mark) for name in state):
@@ -165,7 +165,7 @@ def recognise(state: Mapping[str, Tensor], cfg: Mapping[str, Any] | None) -> Wei
                 return "openai"
             return source
     raise WeightsError(
-        "these weights are none of OpenAI CLIP, OpenCLIP, SigLIP, ImageBind, or CLIP and SigLIP of "
+        "these weights are not of OpenAI CLIP, OpenCLIP, SigLIP, ImageBind, or CLIP and SigLIP of "
         f"transformers; their names are {', '.join(sorted(state)[:4])} and so on. If the model's "
         f"own are behind a prefix, give it: prefix=..., of {', '.join(names.beginnings(state)[:8])}"
     )
@@ -174,7 +174,7 @@ def recognise(state: Mapping[str, Tensor], cfg: Mapping[str, Any] | None) -> Wei
 def describe(
     source: WeightSource, cfg: Mapping[str, Any] | None, state: Mapping[str, Tensor]
 ) -> Plan:
-    """What the source's model is in our terms.
+    """The source's model as our configuration.
 
     Raises:
         WeightsError: if it needs a configuration and has none, or is not built here.
@@ -228,7 +228,7 @@ def _fill(
     used = {name for name in (plan.scale, plan.bias) if name is not None and name in state}
     require_finite(state, used, "the pair")
     if plan.scale is not None and plan.scale not in state:
-        _tell(diff, diff.missing, f"the pair's logit scale <- {plan.scale}", [plan.scale], allow)
+        _record(diff, diff.missing, f"the pair's logit scale <- {plan.scale}", [plan.scale], allow)
     for name, tower_plan in plan.own_towers().items():
         tower = model.tower(name)
         own = tower.state_dict()
@@ -236,22 +236,22 @@ def _fill(
         used |= taken
         for key, parts in absent:
             wanted = f" <- {' + '.join(parts)}" if parts else ""
-            _tell(diff, diff.missing, f"{key}{wanted}", [key, *parts], allow)
+            _record(diff, diff.missing, f"{key}{wanted}", [key, *parts], allow)
         _resize(name, tower, tower_plan, filled, notes)
         for key in [key for key, tensor in filled.items() if tensor.shape != own[key].shape]:
             theirs = tower_plan.key_map[key].names
             shapes = ", ".join(f"{n} {list(state[n].shape)}" for n in theirs)
             entry = f"towers.{name}.{key} {list(own[key].shape)} <- {shapes}"
-            _tell(diff, diff.mis_shaped, entry, [f"towers.{name}.{key}", *theirs], allow)
+            _record(diff, diff.mismatched, entry, [f"towers.{name}.{key}", *theirs], allow)
             del filled[key]
         require_finite(state, taken, f"towers.{name}")
         tower.load_state_dict({**own, **filled})
     for name in sorted(set(state) - used - set(plan.ignored)):
-        _tell(diff, diff.unexpected, f"{name} {list(state[name].shape)}", [name], allow)
+        _record(diff, diff.unexpected, f"{name} {list(state[name].shape)}", [name], allow)
     return diff
 
 
-def _tell(
+def _record(
     diff: Diff, entries: list[str], entry: str, of: Sequence[str], allow: Sequence[str]
 ) -> None:
     allowed = any(is_allowed(name, allow) for name in of)
@@ -267,10 +267,10 @@ def _resize(
         return
     extra = len(filled[key]) - math.prod(plan.grid)
     if extra != len(tower.state_dict()[key]) - math.prod(new):
-        return  # not the table that the plan means: told as mis-shaped
+        return  # not the table that the plan means: reported as mismatched
     with torch.no_grad():
         filled[key] = resize_positions(filled[key], plan.grid, new)
-    if tuple(new[1:]) == tuple(plan.grid):  # repeated over time, which inflating has told
+    if tuple(new[1:]) == tuple(plan.grid):  # repeated over time, as noted by inflation
         return
     how = {1: "linear", 2: "bicubic", 3: "bicubic, linear in time"}[len(new)]
     old = "x".join(map(str, plan.grid))

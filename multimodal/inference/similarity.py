@@ -1,4 +1,4 @@
-"""How well the two sides of each sample match, in the eyes of a trained model."""
+"""How well the two sides of each sample match, according to a trained model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pair_similarities(
         cfg: the model's run; its transforms are used.
         manifest: of the samples, all of whose splits are read.
         modalities: two, each with the member that holds it, as ``Source`` takes them.
-        progress: told the samples that are done and all of them.
+        progress: called with the number of finished samples and their total.
 
     Raises:
         ValueError: if there are not two modalities, or one has no tower or transform.
@@ -47,7 +47,7 @@ def pair_similarities(
     transforms = build(cfg, "data", "transforms", convert="all")
     data = EvaluationData(transforms, loading=LoaderSettings(max_bad_fraction=1.0))
     device = next(model.parameters()).device
-    found: dict[str, list[float]] = {}
+    by_key: dict[str, list[float]] = {}
     splits = load_manifest(manifest).splits
     total = sum(table.num_samples for table in splits.values())
     done = 0
@@ -60,10 +60,10 @@ def pair_similarities(
                 for name, value in batch.to(device).inputs.items()
             )
             for key, cosine in zip(batch.keys, (one * two).sum(1).tolist(), strict=True):
-                found.setdefault(key, []).append(cosine)
+                by_key.setdefault(key, []).append(cosine)
             done += int((batch.repeats == 0).sum())
             progress(done, total)
-    return {key: sum(cosines) / len(cosines) for key, cosines in found.items()}
+    return {key: sum(cosines) / len(cosines) for key, cosines in by_key.items()}
 
 
 def histogram(similarities: Iterable[float], bins: int = 20) -> dict[str, Any]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from multimodal.models.encoders.text import TextTransformer
     from multimodal.models.encoders.transformer import GridTransformer, TransformerEncoder
     from multimodal.models.encoders.vision import VideoTransformer, VisionTransformer
-    from multimodal.models.fusion.contract import Fusion, FusionOutput
+    from multimodal.models.fusion.base import Fusion, FusionOutput
     from multimodal.models.fusion.cross import CoAttentionFusion, CrossAttentionFusion
     from multimodal.models.fusion.latent import BottleneckFusion, MergedFusion, ResamplerFusion
     from multimodal.models.fusion.pooled import ConcatFusion, GatedFusion, LowRankFusion, MeanFusion
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from multimodal.models.layers.pooling import AttentionPool, FirstPool, LastPool, MeanPool
     from multimodal.models.layers.stems import ConvStem, PatchStem
     from multimodal.models.layers.transformer import Block, Transformer
+    from multimodal.models.tasks.base import Task
     from multimodal.models.tasks.captioning import Captioning
-    from multimodal.models.tasks.contract import Task
     from multimodal.models.tasks.labels import Classification, MultiLabel
     from multimodal.models.tasks.matching import Matching
     from multimodal.models.tasks.numbers import Ordinal, Regression
-    from multimodal.models.tower_optim import Rates
+    from multimodal.models.tower_optim import TowerOptim
     from multimodal.models.towers import EmbeddingModel, Tower
     from multimodal.models.tuning import LastLayers, LoRA, NormsAndBiases
 else:
@@ -74,12 +74,12 @@ __all__ = [
     "Ordinal",
     "PatchStem",
     "QuickGELU",
-    "Rates",
     "Regression",
     "ResamplerFusion",
     "Task",
     "TextTransformer",
     "Tower",
+    "TowerOptim",
     "Transformer",
     "TransformerEncoder",
     "VideoTransformer",

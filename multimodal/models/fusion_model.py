@@ -1,4 +1,4 @@
-"""The model that fuses: towers, what relates their tokens, and tasks on top."""
+"""The fusion model: towers, a fusion of their tokens, and tasks on top."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.core.batch import EncoderOutput
-from multimodal.models.fusion.contract import FusionOutput
-from multimodal.models.tasks.contract import FusedBatch, Parts, Task
+from multimodal.models.fusion.base import FusionOutput
+from multimodal.models.tasks.base import FusedBatch, Task, TaskContext
 from multimodal.models.towers import EmbeddingModel, Tower
 
 
 class FusionModel(EmbeddingModel):
-    """Towers, a fusion of their tokens, and tasks on what it makes of them.
+    """Towers, a fusion of their tokens, and tasks on the result.
 
     Args:
         towers: as of ``EmbeddingModel``; a head is only needed where embeddings are.
         fusion: called as ``fusion(widths={modality: width})``.
-        tasks: name -> called as ``task(parts=Parts(...))``.
+        tasks: name -> called as ``task(parts=TaskContext(...))``.
         fused: the modalities that the fusion reads; None for all towers.
         modality_dropout: probability that a sample's modality is left out in training; one always
             stays. The training module draws.
 
     Raises:
-        ValueError: for a fused modality without a tower, two towers that are one, no tasks and no
-            heads, a dropout outside [0, 1); and by the tasks.
+        ValueError: if given a fused modality without a tower, two towers that are one, no tasks and
+            no heads, a dropout outside [0, 1); and by the tasks.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class FusionModel(EmbeddingModel):
         self.modality_dropout = modality_dropout
         encoders = {name: self.tower(name).encoder for name in towers}
         self.fusion = fusion(widths={name: encoders[name].width for name in names})
-        parts = Parts(int(self.fusion.width), encoders, names)  # type: ignore[arg-type]
+        parts = TaskContext(int(self.fusion.width), encoders, names)  # type: ignore[arg-type]
         self.tasks = nn.ModuleDict(
             {n: task(parts=parts) for n, task in (tasks or {}).items() if task is not None}
         )
@@ -101,7 +101,7 @@ class FusionModel(EmbeddingModel):
         presence: Mapping[str, Tensor],
         need_attention: bool = False,
     ) -> FusionOutput:
-        """What the fusion makes of those of the modalities that it reads."""
+        """The fusion's output for the modalities that it reads."""
         read = {name: encoded[name] for name in self.fused if name in encoded}
         fused: FusionOutput = self.fusion(read, presence, need_attention)
         return fused
@@ -128,7 +128,7 @@ class FusionModel(EmbeddingModel):
             key: of the tasks' random choices.
 
         Raises:
-            ValueError: for a sample without any modality.
+            ValueError: if given a sample without any modality.
         """
         masks, presence = masks or {}, presence or {}
         encoded = self.encode(inputs, masks, presence)

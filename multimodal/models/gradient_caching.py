@@ -1,4 +1,4 @@
-"""Large batches in little memory: encode in pieces, recompute each piece in the backward."""
+"""Gradient caching: encodes a batch in micro-batches and recomputes each in the backward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 Encode = Callable[[Tensor, "Tensor | None"], Tensor]
 
 
-def encode_in_pieces(
+def encode_microbatched(
     encode: Encode, inputs: Tensor, mask: Tensor | None, size: int | None
 ) -> Tensor:
     """``encode(inputs, mask)`` with the activations of only ``size`` samples held at a time.

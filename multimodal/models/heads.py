@@ -40,22 +40,22 @@ class LinearHead(nn.Module):
 
 
 class IdentityHead(nn.Module):
-    """The features as they are, where the encoder's own pooling ends in the shared space (SigLIP).
+    """The features unchanged, if the encoder's own pooling ends in the shared space (SigLIP).
 
     Args:
         width: width of the features.
         embed_dim: dimensions of the shared space.
 
     Raises:
-        ValueError: when the two differ.
+        ValueError: if the two differ.
     """
 
     def __init__(self, width: int, embed_dim: int) -> None:
         super().__init__()
         if width != embed_dim:
             raise ValueError(
-                f"an identity head cannot bring features of width {width} to embed_dim="
-                f"{embed_dim}: set embed_dim={width}, or choose head=linear"
+                f"an identity head cannot map features of width {width} to embed_dim={embed_dim}: "
+                f"set embed_dim={width}, or choose head=linear"
             )
         self.embed_dim = embed_dim
 

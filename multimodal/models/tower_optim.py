@@ -11,10 +11,10 @@ from multimodal.models.tuning import layers_of
 
 
 def depths(tower: nn.Module) -> dict[str, int]:
-    """Parameter name -> how deep it lies: 0 before the first layer, L + 1 after the last of L.
+    """Parameter name -> its depth: 0 before the first layer, L + 1 after the last of L.
 
     Raises:
-        ValueError: if the encoder has no list of layers.
+        ValueError: if the encoder does not expose its layers.
     """
     encoder: Any = tower.encoder
     layers = layers_of(encoder)
@@ -31,8 +31,8 @@ def _parameters(module: Any) -> Iterator[nn.Parameter]:
     yield from () if module is None else module.parameters()
 
 
-class Rates:
-    """How fast a tower learns, where it is not as the run says.
+class TowerOptim:
+    """A tower's own optimizer settings.
 
     Args:
         lr: its peak learning rate; None: the optimizer's.
@@ -42,7 +42,7 @@ class Rates:
             al. 2020, "ELECTRA"; Bao et al. 2022, "BEiT"); 1 for equal rates.
 
     Raises:
-        ValueError: for a value out of its range.
+        ValueError: if given a value out of its range.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimodal.core.batch import EncoderOutput
-from multimodal.models.tower_optim import Rates
+from multimodal.models.tower_optim import TowerOptim
 from multimodal.models.tuning import Tuning
 
 EmbeddingKind = Literal["raw", "normalized", "scaled"]
@@ -20,18 +20,18 @@ class Tower(nn.Module):
     """An encoder and a head: one modality's way into the shared space.
 
     A frozen tower computes no gradient, stays in evaluation mode even after ``.train()``, and its
-    parameters do not ask for gradients, so that an optimizer built from those that do leaves
-    it alone: its weights stay bit by bit what they are.
+    parameters do not ask for gradients, so that an optimizer of the others ignores it: its weights
+    stay bit-identical.
 
     Inputs with one dimension more than the encoder takes (its ``input_dims``) are several clips of
-    each sample, ``[B, S, ...]``: they are embedded one by one and averaged (ImageBind's audio and
+    each sample, ``[B, S, ...]``: they are embedded individually and averaged (ImageBind's audio and
     video).
 
     Args:
         encoder: ``forward(inputs, mask) -> EncoderOutput``, with an attribute ``width``.
         head: called as ``head(width=encoder.width)``; the module has an attribute ``embed_dim``.
             None for a tower that only a fusion reads: it has no embeddings.
-        frozen: whether to keep the weights as they are.
+        frozen: whether the weights are frozen.
         tuning: called with the tower, once it is built: marks or adds what is trained
             (``multimodal.models.tuning``); None trains all of it.
         rates: its own learning rate, weight decay and gradient clipping; None: the run's.
@@ -39,7 +39,7 @@ class Tower(nn.Module):
             kept with the weights, not trained. None: 1, and nothing is kept.
 
     Raises:
-        ValueError: for a scale that is not above 0.
+        ValueError: if given a scale that is not above 0.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Tower(nn.Module):
         frozen: bool = False,
         scale: float | None = None,
         tuning: Tuning | Callable[[nn.Module], None] | None = None,
-        rates: Rates | None = None,
+        rates: TowerOptim | None = None,
     ) -> None:
         super().__init__()
         if frozen and tuning is not None:
@@ -99,7 +99,7 @@ class Tower(nn.Module):
             ``[B, embed_dim]``, by default each of norm 1; float32 under autocast too.
 
         Raises:
-            ValueError: for another kind.
+            ValueError: if given another kind.
         """
         if kind not in get_args(EmbeddingKind):
             raise ValueError(f"kind={kind!r}: expected one of {', '.join(get_args(EmbeddingKind))}")
@@ -114,7 +114,7 @@ class Tower(nn.Module):
         """The encoder's features ``[B, W]`` to embeddings ``[B, embed_dim]`` of a kind.
 
         Raises:
-            ValueError: without a head.
+            ValueError: if there is no head.
         """
         if self.head is None:
             raise ValueError("a tower without a head has no embeddings: give it one")
@@ -136,7 +136,7 @@ class EmbeddingModel(nn.Module):
         towers: modality -> tower, or -> the name of another modality whose tower it shares.
 
     Raises:
-        ValueError: when there is no tower, a shared one does not exist, or the towers differ in
+        ValueError: if there is no tower, a shared one does not exist, or the towers differ in
             ``embed_dim``.
     """
 
@@ -162,7 +162,7 @@ class EmbeddingModel(nn.Module):
         """The tower of a modality.
 
         Raises:
-            ValueError: when there is none.
+            ValueError: if there is none.
         """
         if modality not in self.towers:
             raise ValueError(
@@ -188,7 +188,7 @@ class EmbeddingModel(nn.Module):
             kind: ``raw``, ``normalized`` or ``scaled``; see ``Tower.forward``.
 
         Raises:
-            ValueError: for a modality without a tower, and for inputs that do not fit it.
+            ValueError: if given a modality without a tower, and for inputs that do not fit it.
         """
         embeddings: Tensor = self.tower(modality)(inputs, mask, kind)
         return embeddings
@@ -202,10 +202,10 @@ class EmbeddingModel(nn.Module):
 
 
 def no_weight_decay(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay spares a parameter.
+    """Whether a parameter is excluded from weight decay.
 
-    It spares biases, norms, class tokens, learned keys and queries, and scales (none of them longer
-    than 1 in two dimensions), and position tables, by whatever name.
+    Excluded are biases, norms, class tokens, learned keys and queries, and scales (none of them
+    longer than 1 in two dimensions), and position tables, by whatever name.
     """
     sides = sum(side > 1 for side in parameter.shape)
     return sides < 2 or "position" in name.rsplit(".", 1)[-1] or "position_embed" in name

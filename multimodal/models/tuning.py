@@ -1,6 +1,7 @@
-"""Which part of a tower learns: its last layers, its norms and biases, or low-rank adapters.
+"""Partial training of a tower: its last layers, its norms and biases, or low-rank adapters.
 
-Each class here is called with a tower (``encoder`` and ``head``) and marks or adds what is trained.
+Each class here is called with a tower (``encoder`` and ``head``) and marks or adds trained
+parameters.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ def layers_of(encoder: nn.Module) -> nn.ModuleList:
         ValueError: if it has none.
     """
     method: Any = getattr(encoder, "layers", None)
-    found = method() if callable(method) and not isinstance(method, nn.Module) else None
-    if not isinstance(found, nn.ModuleList):
-        raise ValueError(f"{type(encoder).__name__} has no list of layers")
-    return found
+    layers = method() if callable(method) and not isinstance(method, nn.Module) else None
+    if not isinstance(layers, nn.ModuleList):
+        raise ValueError(f"{type(encoder).__name__} does not expose its layers")
+    return layers
 
 
 class LastLayers(Tuning):
@@ -44,7 +45,7 @@ class LastLayers(Tuning):
         norm: with ``num_layers`` 0, whether the encoder's final norm learns.
 
     Raises:
-        ValueError: if the encoder has fewer layers, or none that are told apart.
+        ValueError: if the encoder has fewer layers, or does not expose them.
     """
 
     def __init__(self, num_layers: int, norm: bool = True) -> None:
@@ -54,7 +55,7 @@ class LastLayers(Tuning):
         self.norm = norm
 
     def __call__(self, tower: nn.Module) -> None:
-        """Marks what is trained."""
+        """Marks the trained parameters."""
         encoder: Any = tower.encoder
         layers = layers_of(encoder)
         if self.num_layers > len(layers):
@@ -75,7 +76,7 @@ class NormsAndBiases(Tuning):
     """
 
     def __call__(self, tower: nn.Module) -> None:
-        """Marks what is trained."""
+        """Marks the trained parameters."""
         encoder: Any = tower.encoder
         encoder.requires_grad_(False)
         for module in encoder.modules():
@@ -138,7 +139,7 @@ class LoRA(Tuning):
         peft.inject_adapter_in_model(self.peft_config(self._names(encoder)), encoder)
 
     def peft_config(self, targets: list[str]) -> Any:
-        """These settings in ``peft``'s words, for the linear maps of these full names."""
+        """These settings as a ``peft`` config, for the linear maps of these full names."""
         import peft
 
         return peft.LoraConfig(
@@ -175,18 +176,18 @@ def _head(tower: nn.Module) -> nn.Module:
 
 # Adapters and the weights under them, by name.
 
-_UNDER = ".base_layer"
-_ADDED = ".lora_"
+_BASE_LAYER = ".base_layer"
+_LORA = ".lora_"
 
 
 def is_adapter(name: str) -> bool:
     """Whether a parameter's name is an adapter's."""
-    return _ADDED in name
+    return _LORA in name
 
 
 def plain_name(name: str) -> str:
     """The name that a tensor has, or would have, without adapters."""
-    return name.replace(_UNDER, "")
+    return name.replace(_BASE_LAYER, "")
 
 
 def has_adapters(names: Sequence[str] | Mapping[str, Any]) -> bool:
@@ -201,7 +202,7 @@ def plain_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_plain(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Fills a module from weights without adapters; its own adapters stay as they are.
+    """Fills a module from weights without adapters; its own adapters are not changed.
 
     Raises:
         RuntimeError: if names or shapes differ.
@@ -213,11 +214,11 @@ def load_plain(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     for layer in module.modules():
         magnitudes = getattr(layer, "lora_magnitude_vector", None)
         for name in magnitudes if magnitudes is not None else ():
-            _measure(layer, name)
+            _init_dora_magnitude(layer, name)
 
 
 @torch.no_grad()
-def _measure(layer: Any, name: str) -> None:
+def _init_dora_magnitude(layer: Any, name: str) -> None:
     """DoRA's magnitudes are those of the weights that it starts from."""
     changed = layer.get_base_layer().weight + layer.get_delta_weight(name)
     layer.lora_magnitude_vector[name].weight.copy_(changed.norm(dim=1))
@@ -230,14 +231,14 @@ def merge_adapters(module: nn.Module) -> int:
     Returns:
         how many there were.
     """
-    found = [
+    adapted = [
         (parent, name, child)
         for parent in module.modules()
         for name, child in parent.named_children()
         if hasattr(child, "lora_A") and hasattr(child, "base_layer")
     ]
-    for parent, name, child in found:
+    for parent, name, child in adapted:
         adapter: Any = child
         adapter.merge(safe_merge=True)
         setattr(parent, name, adapter.get_base_layer())
-    return len(found)
+    return len(adapted)

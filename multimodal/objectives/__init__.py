@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from multimodal.objectives.objective import (
         ContrastiveObjective,
         ObjectiveOutput,
-        build_objective,
+        make_objective,
     )
     from multimodal.objectives.pair import LogitScale, Pair
 else:
@@ -63,5 +63,5 @@ __all__ = [
     "SupCon",
     "Triplet",
     "TwoWayLoss",
-    "build_objective",
+    "make_objective",
 ]

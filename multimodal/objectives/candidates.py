@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.core.bounds import AT_LEAST_1, SHARE, check_bounds
-from multimodal.objectives.matches import Identity
+from multimodal.objectives.matches import SampleKeys
 
 
 @runtime_checkable
 class Candidates(Protocol):
-    """What a pair needs to know; the classes below only say so."""
+    """What a pair needs to know of its candidates."""
 
     @property
     def gathers(self) -> bool:
@@ -43,7 +43,7 @@ class AllRanks:
 
 @dataclass(frozen=True)
 class Local:
-    """This rank's own batch: nothing is sent for the loss, and there are fewer negatives."""
+    """This rank's own batch: no communication for the loss, but fewer negatives."""
 
     gathers: ClassVar[bool] = False
     size: ClassVar[int] = 0
@@ -94,12 +94,12 @@ class EmbeddingQueue(nn.Module):
         self.register_buffer("filled", torch.zeros(size, dtype=torch.bool))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
 
-    def content(self) -> tuple[Tensor, Identity]:
-        """All slots, ``[size, D]`` and whose they are; the empty ones are marked."""
-        return self.embeddings, Identity(self.sample_ids, self.positive_keys, self.filled)
+    def content(self) -> tuple[Tensor, SampleKeys]:
+        """All slots, ``[size, D]``, with ids and keys; empty slots are marked."""
+        return self.embeddings, SampleKeys(self.sample_ids, self.positive_keys, self.filled)
 
     @torch.no_grad()
-    def enqueue(self, embeddings: Tensor, batch: Identity) -> None:
+    def enqueue(self, embeddings: Tensor, batch: SampleKeys) -> None:
         """Appends rows ``[N, D]``, the last ``size`` of them where there are more."""
         size = len(self.filled)
         embeddings, batch = embeddings[-size:], batch[slice(-size, None)]

@@ -1,4 +1,4 @@
-"""The three choices of a pair and what they pass each other: candidates, negatives, loss.
+"""The interfaces of a pair's three choices: candidates, negatives, loss.
 
 Rows are anchors (A), columns are candidates (C). A candidate is a *positive* of an anchor, a
 *negative*, or neither (an empty queue slot, a match that is left out). Losses and negatives see one
@@ -166,7 +166,7 @@ class TwoWayLoss(BlockLoss):
 
 @runtime_checkable
 class Negatives(Protocol):
-    """Chooses among an anchor's negatives, or weighs them.
+    """Selects or weights an anchor's negatives.
 
     Random choices are hashes of (context, anchor id, candidate id), ties go to the smaller
     candidate id: neither chunks, ranks nor recomputation change them.
@@ -240,9 +240,8 @@ def compatible(
     if not isinstance(gives, str) or not isinstance(accepts, Set) or gives in accepts:
         return None
     reasons = {
-        "weights": "gives its negatives weights, and a margin is violated or not: there is nothing "
-        "to weigh. It needs a softmax or the sigmoid loss (info_nce, dcl, sup_con, soft_target, "
-        "siglip)",
+        "weights": "weights its negatives, but a margin loss has no weights. It needs a softmax or "
+        "the sigmoid loss (info_nce, dcl, sup_con, soft_target, siglip)",
         "estimate": "corrects the denominator of a softmax, which this loss does not have. It "
         "needs a softmax loss (info_nce, dcl, sup_con, soft_target)",
     }

@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """The identity of N rows, whatever their modality.
+class SampleKeys:
+    """Sample ids and positive keys of N rows of any modality.
 
     Attributes:
         sample_ids: ``[N]`` int64.
@@ -25,15 +25,15 @@ class Identity:
     def __len__(self) -> int:
         return int(self.sample_ids.shape[0])
 
-    def __getitem__(self, rows: slice | Tensor) -> Identity:
+    def __getitem__(self, rows: slice | Tensor) -> SampleKeys:
         filled = None if self.filled is None else self.filled[rows]
-        return Identity(self.sample_ids[rows], self.positive_keys[rows], filled)
+        return SampleKeys(self.sample_ids[rows], self.positive_keys[rows], filled)
 
-    def followed_by(self, past: Identity) -> Identity:
+    def followed_by(self, past: SampleKeys) -> SampleKeys:
         """These rows, all real, and then those of a queue."""
         real = torch.ones_like(self.sample_ids, dtype=torch.bool)
         filled = torch.ones_like(past.sample_ids, dtype=torch.bool)
-        return Identity(
+        return SampleKeys(
             torch.cat([self.sample_ids, past.sample_ids]),
             torch.cat([self.positive_keys, past.positive_keys]),
             torch.cat([real, filled if past.filled is None else past.filled]),
@@ -41,9 +41,9 @@ class Identity:
 
 
 def matches(
-    anchors: Identity, candidates: Identity, keys_are_positives: bool
+    anchors: SampleKeys, candidates: SampleKeys, keys_are_positives: bool
 ) -> tuple[Tensor, Tensor]:
-    """Who is whose positive, and who may be a negative.
+    """Positives and potential negatives.
 
     A candidate with the anchor's sample id is its positive. One with an equal positive key is never
     its negative: a positive too, or left out.
@@ -64,15 +64,15 @@ def matches(
     return positives & candidates.filled, ~related & candidates.filled
 
 
-RELATED_PER_ROW = 4  # with more than this on average, lists of positives are no longer short
+RELATED_PER_ROW = 4  # above this average, lists of positives are too long
 
 
 ROWS = 1024  # compared at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """What identity says about a matrix of anchors and candidates of one batch.
+class PositiveIndex:
+    """The positives in a matrix of anchors and candidates of one batch.
 
     Attributes:
         anchors: of the A rows.
@@ -85,8 +85,8 @@ class Layout:
         keys_are_positives: see `matches`.
     """
 
-    anchors: Identity
-    candidates: Identity
+    anchors: SampleKeys
+    candidates: SampleKeys
     positive_rows: Tensor
     positive_columns: Tensor
     diagonal: int | None
@@ -100,7 +100,7 @@ class Layout:
     def fill_all_but_negatives(
         self, tile: Tensor, rows: slice, columns: slice, value: float
     ) -> None:
-        """Writes ``value`` wherever the column is no negative of the row."""
+        """Writes ``value`` wherever the column is not a negative of the row."""
         if self.diagonal is not None:
             tile.diagonal(self.diagonal + rows.start - columns.start).fill_(value)
         else:
@@ -113,29 +113,35 @@ class Layout:
             tile.masked_fill_(~(positives | negatives), value)
 
 
-def lay_out(batch: Identity, own: slice, keys_are_positives: bool) -> Layout | None:
-    """The layout of a batch's ``own`` rows against all of it; None with too many positives.
+def index_positives(
+    batch: SampleKeys, local_rows: slice, keys_are_positives: bool
+) -> PositiveIndex | None:
+    """The layout of a batch's ``local_rows`` rows against all of it; None with too many positives.
 
     Ranks that share the batch agree on whether it is None.
     """
     related = _equal_pairs(batch.sample_ids) + _equal_pairs(batch.positive_keys)
     if related > RELATED_PER_ROW * len(batch):
         return None
-    anchors = batch[own]
+    anchors = batch[local_rows]
     rows = torch.arange(len(anchors), device=batch.sample_ids.device)
     without = rows.new_zeros(())
     if related == 0:
         without += len(anchors) if len(batch) == 1 else 0
-        columns = rows + own.start
-        return Layout(anchors, batch, rows, columns, own.start, without, keys_are_positives)
-    found = [rows.new_zeros(0, 2)]
+        columns = rows + local_rows.start
+        return PositiveIndex(
+            anchors, batch, rows, columns, local_rows.start, without, keys_are_positives
+        )
+    entries_by_chunk = [rows.new_zeros(0, 2)]
     for start in range(0, len(anchors), ROWS):
         part = anchors[slice(start, start + ROWS)]
         positives, negatives = matches(part, batch, keys_are_positives)
         without += (~negatives.any(dim=1)).sum()
-        found.append(positives.nonzero() + rows.new_tensor([start, 0]))
-    entries = torch.cat(found)
-    return Layout(anchors, batch, entries[:, 0], entries[:, 1], None, without, keys_are_positives)
+        entries_by_chunk.append(positives.nonzero() + rows.new_tensor([start, 0]))
+    entries = torch.cat(entries_by_chunk)
+    return PositiveIndex(
+        anchors, batch, entries[:, 0], entries[:, 1], None, without, keys_are_positives
+    )
 
 
 def _equal_pairs(values: Tensor) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from multimodal.core.distributed import world_size
 from multimodal.objectives.candidates import Candidates
-from multimodal.objectives.gathered_batch import View, all_ranks, this_rank
+from multimodal.objectives.gathered_batch import GatheredBatch, gather_batch, local_batch
 from multimodal.objectives.interfaces import Context, Loss, Negatives
 from multimodal.objectives.pair import Pair
 from multimodal.objectives.pair_metrics import similarity_metrics
@@ -19,7 +19,7 @@ from multimodal.objectives.pair_metrics import similarity_metrics
 
 @dataclass(slots=True)
 class ObjectiveOutput:
-    """What a step learns from, and what it shows.
+    """The loss and metrics of a step.
 
     Attributes:
         loss: scalar. Its mean over ranks is the loss of the global batch, and DDP's mean of the
@@ -47,7 +47,7 @@ class ContrastiveObjective(nn.Module):
         momentum: of the moving average of the towers that fills the pairs' queues; None without.
 
     Raises:
-        ValueError: without pairs, or if their queues ask for different momenta.
+        ValueError: if there are no pairs, or if their queues use different momenta.
     """
 
     def __init__(self, pairs: Mapping[str, Pair], chunk_size: int | None = None) -> None:
@@ -58,7 +58,7 @@ class ContrastiveObjective(nn.Module):
             raise ValueError(f"chunk_size must be at least 1, or null, given {chunk_size}")
         momenta = {pair.candidates.momentum for pair in pairs.values()} - {None}
         if len(momenta) > 1:
-            raise ValueError("the pairs' queues ask for different momenta; one average fills all")
+            raise ValueError("the pairs' queues use different momenta; one average fills all")
         self.pairs = nn.ModuleDict(pairs)
         self.chunk_size = chunk_size
         self.momentum: float | None = momenta.pop() if momenta else None
@@ -111,28 +111,28 @@ class ContrastiveObjective(nn.Module):
                 f"there are the pairs {', '.join(self.pairs)}"
             )
         with torch.autocast(sample_ids.device.type, enabled=False):
-            local = this_rank(embeddings, sample_ids, positive_keys)
+            local = local_batch(embeddings, sample_ids, positive_keys)
             sent = _modalities(pair for pair in active.values() if pair.candidates.gathers)
-            everyone = all_ranks(local, sent)
-            num_samples = len(everyone.batch)
+            global_batch = gather_batch(local, sent)
+            num_samples = len(global_batch.sample_keys)
             total = torch.zeros((), device=sample_ids.device)
             metrics: dict[str, Tensor] = {}
             for name, pair in active.items():
-                _check_enough(name, pair, everyone)
-                view = everyone if pair.candidates.gathers else local
-                scale = pair.scale().to(view.side(pair.other).dtype)
-                context = Context(seed, step, name, "", scale, view.side(pair.other).shape[1])
-                value, without = pair(view, context, self.chunk_size)
+                _check_enough(name, pair, global_batch)
+                gathered = global_batch if pair.candidates.gathers else local
+                scale = pair.scale().to(gathered.side(pair.other).dtype)
+                context = Context(seed, step, name, "", scale, gathered.side(pair.other).shape[1])
+                value, without = pair(gathered, context, self.chunk_size)
                 # the mean over ranks of W x (sum over own anchors) / N is the mean over all N
                 value = value * world_size() / num_samples
                 total = total + pair.weight * value
-                share = world_size() * len(local.batch) / num_samples
-                metrics |= _similarities(name, pair, view, share)
+                share = world_size() * len(local.sample_keys) / num_samples
+                metrics |= _similarities(name, pair, gathered, share)
                 metrics[f"loss/{name}"] = value.detach()
                 metrics[f"logit_scale/{name}"] = scale.detach()
                 metrics[f"without_negatives/{name}"] = world_size() * without
             if self.training:
-                self._remember(active.values(), everyone, momentum_embeddings)
+                self._stage_for_queues(active.values(), global_batch, momentum_embeddings)
         return ObjectiveOutput(total, metrics)
 
     def update_queues(self, applied: bool = True) -> None:
@@ -144,13 +144,13 @@ class ContrastiveObjective(nn.Module):
         pairs = ((name, cast("Pair", pair)) for name, pair in self.pairs.items())
         return {name: pair for name, pair in pairs if pair.active(modalities, source)}
 
-    def _remember(
+    def _stage_for_queues(
         self,
         active: Iterable[Pair],
-        everyone: View,
+        global_batch: GatheredBatch,
         momentum_embeddings: Mapping[str, Tensor] | None,
     ) -> None:
-        """Hands what goes into the queues to the pairs that have one."""
+        """Passes the batch to the pairs that have a queue."""
         queued = [pair for pair in active if pair.candidates.size]
         if not queued:
             return
@@ -160,14 +160,16 @@ class ContrastiveObjective(nn.Module):
                     "candidates.momentum is set, but no momentum_embeddings are given to fill the "
                     "queue; give them, or set candidates.momentum=null"
                 )
-            own = everyone.batch[everyone.own]
-            average = this_rank(momentum_embeddings, own.sample_ids, own.positive_keys)
-            everyone = all_ranks(average, _modalities(queued))
+            local_keys = global_batch.sample_keys[global_batch.local_rows]
+            average = local_batch(
+                momentum_embeddings, local_keys.sample_ids, local_keys.positive_keys
+            )
+            global_batch = gather_batch(average, _modalities(queued))
         for pair in queued:
-            pair.remember(everyone)
+            pair.stage_for_queue(global_batch)
 
 
-def build_objective(
+def make_objective(
     pairs: Mapping[str, Mapping[str, Any] | None],
     loss: Loss | None,
     negatives: Negatives | None,
@@ -187,7 +189,7 @@ def build_objective(
         chunk_size: see `ContrastiveObjective`.
 
     Raises:
-        ValueError: naming the pair and what is wrong with it.
+        ValueError: if a pair is invalid; the message names it and the error.
     """
     defaults = {"loss": loss, "negatives": negatives, "candidates": candidates}
     built = {}
@@ -207,17 +209,23 @@ def _modalities(pairs: Iterable[Pair]) -> list[str]:
     return sorted({name for pair in pairs for name in (pair.anchor, pair.other)})
 
 
-def _similarities(name: str, pair: Pair, view: View, share: float) -> dict[str, Tensor]:
+def _similarities(
+    name: str, pair: Pair, gathered: GatheredBatch, share: float
+) -> dict[str, Tensor]:
     """What a pair's similarities are like, as this rank's share of the mean over all ranks."""
     means = similarity_metrics(
-        view.side(pair.anchor), view.side(pair.other), view.batch, view.own, pair.keys_are_positives
+        gathered.side(pair.anchor),
+        gathered.side(pair.other),
+        gathered.sample_keys,
+        gathered.local_rows,
+        pair.keys_are_positives,
     )
     return {f"{metric}/{name}": share * mean for metric, mean in means.items()}
 
 
-def _check_enough(name: str, pair: Pair, everyone: View) -> None:
+def _check_enough(name: str, pair: Pair, global_batch: GatheredBatch) -> None:
     gathers = pair.candidates.gathers
-    num_samples = len(everyone.batch) if gathers else everyone.largest
+    num_samples = len(global_batch.sample_keys) if gathers else global_batch.max_rows
     if num_samples < 2 and num_samples + pair.num_queued() < 2:
         raise ValueError(
             f"pair '{name}' has fewer than two candidates, so there is nothing to contrast with; "

@@ -1,4 +1,4 @@
-"""One pair of modalities: its choices, what it learns, and its loss."""
+"""One pair of modalities: its choices, its parameters, and its loss."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.objectives.candidates import Candidates, EmbeddingQueue
-from multimodal.objectives.gathered_batch import View
+from multimodal.objectives.gathered_batch import GatheredBatch
 from multimodal.objectives.interfaces import Context, Loss, Negatives, compatible
 from multimodal.objectives.kernels.blockwise import block_sum, chunked_direction
-from multimodal.objectives.kernels.fused import fused_sum, fuses
-from multimodal.objectives.kernels.hardest import mined_directions, mines
-from multimodal.objectives.matches import Identity, lay_out
+from multimodal.objectives.kernels.fused import fused_sum, has_fused_kernel
+from multimodal.objectives.kernels.hardest import hardest_k, mined_directions
+from multimodal.objectives.matches import SampleKeys, index_positives
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LogitScale:
 
 
 class Pair(nn.Module):
-    """Two modalities that are brought together.
+    """Two modalities that are aligned.
 
     Args:
         anchor: the first modality; rows of the similarity matrix.
@@ -103,7 +103,7 @@ class Pair(nn.Module):
                 f"{type(loss).__name__} has no bias, but logit_bias is {logit_bias}; set it to null"
             )
         self.queues = nn.ModuleDict()
-        self._pending: list[tuple[tuple[Tensor, Tensor], Identity]] = []
+        self._pending: list[tuple[tuple[Tensor, Tensor], SampleKeys]] = []
         if candidates.size:
             if embed_dim is None:
                 raise ValueError("a queue needs embed_dim")
@@ -119,8 +119,7 @@ class Pair(nn.Module):
     def scale(self) -> Tensor:
         """The multiplier of the cosines: a scalar, at most ``logit_scale.max``.
 
-        In training the parameter itself is brought back to its bound, where a gradient can still
-        move it.
+        In training the parameter itself is clamped to its bound, where it still gets a gradient.
         """
         if self.training and self.logit_scale.requires_grad:
             with torch.no_grad():
@@ -129,12 +128,12 @@ class Pair(nn.Module):
         return self.logit_scale.clamp(max=self.max_logit_scale).exp()
 
     def forward(
-        self, view: View, context: Context, chunk_size: int | None = None
+        self, gathered: GatheredBatch, context: Context, chunk_size: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """The loss summed over this rank's samples, and how many anchors had no negative.
 
         Args:
-            view: the batch.
+            gathered: the batch.
             context: of the step; its direction is filled in here.
             chunk_size: rows per block; None decides by the number of candidates.
 
@@ -142,27 +141,34 @@ class Pair(nn.Module):
             two scalars: the sum, both directions joined as the loss says, not yet weighted; and
             the count, over both directions.
         """
-        total, without = self._sum(view, context, chunk_size)
+        total, without = self._sum(gathered, context, chunk_size)
         return total / 2 if self.loss.directions == "mean" else total, without
 
-    def _sum(self, view: View, context: Context, chunk_size: int | None) -> tuple[Tensor, Tensor]:
-        """Both directions summed up, on the quickest path that the combination has."""
-        sides = (view.side(self.anchor), view.side(self.other))
+    def _sum(
+        self, gathered: GatheredBatch, context: Context, chunk_size: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of both directions, on the fastest path for the combination."""
+        sides = (gathered.side(self.anchor), gathered.side(self.other))
         scale = context.scale
         bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias.to(scale.dtype)
-        fused, mined = fuses(self.loss, self.negatives), mines(self.loss, self.negatives)
+        fused, mined = (
+            has_fused_kernel(self.loss, self.negatives),
+            hardest_k(self.loss, self.negatives),
+        )
         if not self.queues and (fused or mined):
-            layout = lay_out(view.batch, view.own, self.keys_are_positives)
-            if layout is not None and fused:
-                return fused_sum(self.loss, sides, layout, view, scale, bias)
-            if layout is not None and mined:
-                directions = mined_directions(self.loss, sides, layout, view, *mined)
+            positive_index = index_positives(
+                gathered.sample_keys, gathered.local_rows, self.keys_are_positives
+            )
+            if positive_index is not None and fused:
+                return fused_sum(self.loss, sides, positive_index, gathered, scale, bias)
+            if positive_index is not None and mined:
+                directions = mined_directions(self.loss, sides, positive_index, gathered, *mined)
                 return block_sum(directions, sides, scale, bias)
         names = (self.anchor, self.other)
         directions = [
             chunked_direction(
                 side,
-                view,
+                gathered,
                 self._past(names[1 - side]),
                 self.loss,
                 self.negatives,
@@ -174,7 +180,7 @@ class Pair(nn.Module):
         ]
         return block_sum(directions, sides, scale, bias)
 
-    def _past(self, modality: str) -> tuple[Tensor, Identity] | None:
+    def _past(self, modality: str) -> tuple[Tensor, SampleKeys] | None:
         return cast("EmbeddingQueue", self.queues[modality]).content() if self.queues else None
 
     def num_queued(self) -> int:
@@ -182,10 +188,10 @@ class Pair(nn.Module):
         past = self._past(self.other)
         return 0 if past is None or past[1].filled is None else int(past[1].filled.sum())
 
-    def remember(self, everyone: View) -> None:
-        """Keeps all ranks' batch for the queues until its step is applied or given up."""
-        sides = everyone.side(self.anchor).detach(), everyone.side(self.other).detach()
-        self._pending.append((sides, everyone.batch))
+    def stage_for_queue(self, global_batch: GatheredBatch) -> None:
+        """Keeps all ranks' batch for the queues until its step is applied or skipped."""
+        sides = global_batch.side(self.anchor).detach(), global_batch.side(self.other).detach()
+        self._pending.append((sides, global_batch.sample_keys))
 
     def update_queues(self, applied: bool) -> None:
         """Queues the batches since the last call, or drops them if the step was not applied."""

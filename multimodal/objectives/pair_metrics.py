@@ -1,11 +1,11 @@
-"""What a pair's similarities look like, measured cheaply and beside the loss."""
+"""Cheap statistics of a pair's similarities, beside the loss."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from multimodal.objectives.matches import Identity, matches
+from multimodal.objectives.matches import SampleKeys, matches
 
 MEASURED_ROWS = 256  # anchors per rank and step; enough for a curve, and little beside the loss
 MEASURED_ENTRIES = 2**19  # numbers held at a time
@@ -13,15 +13,19 @@ MEASURED_ENTRIES = 2**19  # numbers held at a time
 
 @torch.no_grad()
 def similarity_metrics(
-    anchors: Tensor, candidates: Tensor, batch: Identity, own: slice, keys_are_positives: bool
+    anchors: Tensor,
+    candidates: Tensor,
+    batch: SampleKeys,
+    local_rows: slice,
+    keys_are_positives: bool,
 ) -> dict[str, Tensor]:
     """Means over this rank's first `MEASURED_ROWS` anchors, against all of the batch.
 
     Args:
         anchors: ``[N, D]``, all rows of the anchor modality.
         candidates: ``[N, D]``, of the other.
-        batch: whose they are.
-        own: this rank's rows.
+        batch: their sample ids and keys.
+        local_rows: this rank's rows.
         keys_are_positives: see `matches`.
 
     Returns:
@@ -30,10 +34,10 @@ def similarity_metrics(
         hardest_negative_similarity: mean cosine with the most similar negative, where there is one.
         Scalars on the device; zeros without anchors.
     """
-    end = min(own.stop, own.start + MEASURED_ROWS)
+    end = min(local_rows.stop, local_rows.start + MEASURED_ROWS)
     step = max(1, MEASURED_ENTRIES // max(1, len(batch)))
     sums = [anchors.new_zeros(()) for _ in range(5)]
-    for start in range(own.start, end, step):
+    for start in range(local_rows.start, end, step):
         rows = slice(start, min(start + step, end))
         similarities_AC = anchors[rows] @ candidates.T
         positives, negatives = matches(batch[rows], batch, keys_are_positives)
@@ -53,7 +57,7 @@ def similarity_metrics(
             total += part
     right, positive, num_positives, negative, num_negatives = sums
     return {
-        "accuracy": right / max(1, end - own.start),
+        "accuracy": right / max(1, end - local_rows.start),
         "positive_similarity": positive / num_positives.clamp(min=1),
         "hardest_negative_similarity": negative / num_negatives.clamp(min=1),
     }

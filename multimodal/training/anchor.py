@@ -1,4 +1,4 @@
-"""The anchor: towers taken, and usually frozen, from an earlier run.
+"""The anchor run: an earlier run that towers are loaded from, usually frozen.
 
 ImageBind (Girdhar et al. 2023, section 3.3) aligns every modality to the frozen image tower of a
 trained CLIP. `anchor.checkpoint` names that run; where it is null, the sample experiment trains
@@ -30,22 +30,25 @@ from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.load import config_of
 from multimodal.inference.checkpoint.tokenizer_check import (
     fingerprints,
-    other_tokenizers,
+    tokenizer_mismatches,
     tokenizers_of,
 )
 from multimodal.inference.checkpoint.weights import weights_of
 from multimodal.models.towers import EmbeddingModel
 from multimodal.models.tuning import has_adapters, load_plain, plain_state
 
-# What decides the anchor's weights; loggers, folders and the like do not.
-DECISIVE = (
+# The keys that determine the anchor's weights; loggers, folders and the like do not.
+WEIGHT_KEYS = (
     "seed", "embed_dim", "model", "pairs", "loss", "negatives", "candidates", "data", "optimizer",
     "scheduler", "micro_batch_size",
 )  # fmt: skip
-DECISIVE_WHERE_GIVEN = ("fusion", "tasks")
-OF_EMBEDDINGS = ("head.", "scale")  # of a tower: what a fusion that reads its tokens leaves out
-# By these a process takes itself for a rank that torchrun or srun has started.
-OF_A_LAUNCHER = (
+OPTIONAL_WEIGHT_KEYS = ("fusion", "tasks")
+EMBEDDING_ONLY_KEYS = (
+    "head.",
+    "scale",
+)  # of a tower: what a fusion that reads its tokens leaves out
+# Environment variables that mark a process as a rank of torchrun or srun.
+LAUNCHER_ENV_PREFIXES = (
     "SLURM_", "TORCHELASTIC_", "GROUP_", "ROLE_", "MASTER_", "RANK", "LOCAL_RANK", "WORLD_SIZE",
     "LOCAL_WORLD_SIZE",
 )  # fmt: skip
@@ -53,7 +56,7 @@ FORWARDED = ("trainer", "trainer.devices", "trainer.accelerator", "trainer.preci
 
 
 class AnchorError(UserError, RuntimeError):
-    """An anchor that cannot be trained, found, or fitted into this run's towers."""
+    """An anchor that is missing, fails to train, or does not fit this run's towers."""
 
 
 def forwarded(overrides: Sequence[str]) -> list[str]:
@@ -61,18 +64,20 @@ def forwarded(overrides: Sequence[str]) -> list[str]:
     return [o for o in overrides if o.lstrip("+").split("=", 1)[0] in FORWARDED]
 
 
-def kept_folder(cfg: DictConfig, anchor_cfg: DictConfig) -> Path:
+def cache_dir(cfg: DictConfig, anchor_cfg: DictConfig) -> Path:
     """The folder of the anchor run that ``anchor_cfg`` describes: equal settings, equal folder."""
     settings = OmegaConf.to_container(anchor_cfg, resolve=True)
     assert isinstance(settings, dict)
-    decisive = {name: settings.get(name) for name in DECISIVE}
-    decisive |= {name: settings[name] for name in DECISIVE_WHERE_GIVEN if settings.get(name)}
-    decisive["data"] = {k: v for k, v in settings["data"].items() if k != "num_workers"}
+    settings_of_weights = {name: settings.get(name) for name in WEIGHT_KEYS}
+    settings_of_weights |= {
+        name: settings[name] for name in OPTIONAL_WEIGHT_KEYS if settings.get(name)
+    }
+    settings_of_weights["data"] = {k: v for k, v in settings["data"].items() if k != "num_workers"}
     sources = anchor_cfg.data.sources
     hashes = sorted(manifest_hash(sources[name].manifest) for name in sources)
     hashes += sorted(fingerprints(tokenizers_of(anchor_cfg)).values())
     steps = anchor_cfg.trainer.get("max_steps")
-    digest = stable_hash(repr(decisive), repr(hashes), repr(steps)) & (2**40 - 1)
+    digest = stable_hash(repr(settings_of_weights), repr(hashes), repr(steps)) & (2**40 - 1)
     return Path(cfg.anchor.folder) / f"{cfg.anchor.experiment}-{digest:010x}"
 
 
@@ -107,7 +112,7 @@ def resolve_anchor(cfg: DictConfig) -> str | None:
             for source in hydra.runtime.config_sources
             if source.provider == "command-line"
         ]
-    folder = kept_folder(cfg, compose("train", overrides))
+    folder = cache_dir(cfg, compose("train", overrides))
     done = folder / "metrics.json"
     other = lock.holder(folder)
     if other is not None and is_first_rank():
@@ -131,9 +136,9 @@ def _train(experiment: str, overrides: list[str], config_folders: list[str], fol
     command = [sys.executable, "-m", "multimodal.cli"]
     for config_folder in config_folders:
         command += ["--config-dir", config_folder]
-    # A process of its own: this one has not started its ranks, nor used its random numbers, yet.
+    # In a separate process: this one has not started its ranks or used its random numbers yet.
     command += [*overrides, "resume=auto", f"hydra.run.dir={folder}"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(OF_A_LAUNCHER)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_ENV_PREFIXES)}
     status = subprocess.run(command, env=environment, check=False).returncode
     if status != 0:
         raise AnchorError(f"training the anchor failed with exit status {status}: see above")
@@ -165,12 +170,12 @@ def load_anchor(
         The configuration of the anchor's run.
 
     Raises:
-        AnchorError: naming every tower, tensor and setting that does not fit.
+        AnchorError: if towers do not fit; the message names every tower, tensor and setting.
     """
     checkpoint = store.read(path)
     anchor_cfg = config_of(checkpoint, path, list(cfg.get("allowed_packages") or ()), named_by(cfg))
     state = weights_of(checkpoint, path)
-    faults: list[str] = []
+    problems: list[str] = []
     for tower in cfg.anchor.towers:
         prefix = f"model.towers.{tower}."
         weights = {
@@ -179,24 +184,27 @@ def load_anchor(
             if name.startswith(prefix)
         }
         if not weights:
-            faults.append(f"the anchor has no tower '{tower}'")
+            problems.append(f"the anchor has no tower '{tower}'")
             continue
         if model.tower(tower).head is None:
-            weights = {n: t for n, t in weights.items() if not n.startswith(OF_EMBEDDINGS)}
+            weights = {n: t for n, t in weights.items() if not n.startswith(EMBEDDING_ONLY_KEYS)}
         tuned = not has_adapters(weights)
         own = plain_state(model.towers[tower]) if tuned else model.towers[tower].state_dict()
         for name in sorted(own.keys() | weights.keys()):
             ours, theirs = own.get(name), weights.get(name)
             if ours is None or theirs is None or ours.shape != theirs.shape:
-                faults.append(f"towers.{tower}.{name}: {_shape(theirs)} there, {_shape(ours)} here")
+                problems.append(
+                    f"towers.{tower}.{name}: checkpoint has {_shape(theirs)}, this run has "
+                    f"{_shape(ours)}"
+                )
         known = tower in checkpoint.get("origin", {}).get("tokenizers", {}) and tower in tokenizers
-        if known:  # by what it does, wherever its file lies
-            faults += other_tokenizers(checkpoint, {tower: tokenizers[tower]}, path)
-        faults += _differing_transform(tower, cfg, anchor_cfg, () if known else ("tokenizer",))
-        if not faults:
+        if known:  # by its behaviour, wherever its file is
+            problems += tokenizer_mismatches(checkpoint, {tower: tokenizers[tower]}, path)
+        problems += _differing_transform(tower, cfg, anchor_cfg, () if known else ("tokenizer",))
+        if not problems:
             (load_plain if tuned else _load)(model.towers[tower], weights)
-    if faults:
-        shown = "\n  ".join(faults[:20])
+    if problems:
+        shown = "\n  ".join(problems[:20])
         raise AnchorError(f"{path} does not fit this run's towers:\n  {shown}")
     return anchor_cfg
 
@@ -212,12 +220,14 @@ def _shape(tensor: Any) -> str:
 def _differing_transform(
     tower: str, cfg: DictConfig, anchor_cfg: DictConfig, more: Sequence[str]
 ) -> list[str]:
-    # A frozen tower reads what it was trained on: the same tokens, the same normalisation.
+    # A frozen tower needs the inputs that it was trained on: the same tokens, the same
+    # normalisation.
     ours, theirs = (c.data.transforms.get(tower) for c in (cfg, anchor_cfg))
     if ours is None or theirs is None:
         return []
     return [
-        f"data.transforms.{tower}.{key}: {theirs.get(key)} there, {ours.get(key)} here"
+        f"data.transforms.{tower}.{key}: checkpoint has {theirs.get(key)}, this run has "
+        f"{ours.get(key)}"
         for key in (*more, "context_length", "size", "mean", "std")
         if ours.get(key) != theirs.get(key)
     ]

@@ -21,7 +21,7 @@ from multimodal.inference.checkpoint.tokenizer_check import (
     tokenizers_in,
 )
 from multimodal.models.fusion_model import FusionModel
-from multimodal.objectives.objective import ContrastiveObjective, build_objective
+from multimodal.objectives.objective import ContrastiveObjective, make_objective
 from multimodal.training import checkpoint_plugin
 from multimodal.training.callbacks.frozen_cache import FrozenCache
 from multimodal.training.callbacks.optimizer_overrides import AllowedChanges
@@ -32,15 +32,15 @@ from multimodal.training.modules.contrastive import ContrastiveModule
 from multimodal.training.modules.fusion import FusionModule
 from multimodal.training.resume import Resumed
 
-LATER = ("checkpoint", "stop")  # callbacks, in this order
+CALLBACKS_RUN_LAST = ("checkpoint", "stop")  # callbacks, in this order
 
 
-def build_objective_of(cfg: DictConfig) -> ContrastiveObjective:
+def build_objective(cfg: DictConfig) -> ContrastiveObjective:
     """The pairs of ``cfg.pairs``, each with its own or the experiment's loss and negatives."""
     pairs = build(cfg, "pairs", convert="all")
     parts = {name: build(cfg, name) for name in ("loss", "negatives", "candidates")}
     with constructor_errors(cfg.pairs):
-        return build_objective(pairs, embed_dim=cfg.embed_dim, **parts)
+        return make_objective(pairs, embed_dim=cfg.embed_dim, **parts)
 
 
 def build_module(cfg: DictConfig) -> ContrastiveModule | FusionModule:
@@ -54,10 +54,10 @@ def build_module(cfg: DictConfig) -> ContrastiveModule | FusionModule:
     }
     module: ContrastiveModule | FusionModule
     if isinstance(model, FusionModel):
-        objective = build_objective_of(cfg) if cfg.pairs else None
+        objective = build_objective(cfg) if cfg.pairs else None
         module = FusionModule(model=model, objective=objective, **shared)
     else:
-        objective = build_objective_of(cfg)
+        objective = build_objective(cfg)
         with constructor_errors(cfg):
             module = ContrastiveModule(
                 model=model, objective=objective, micro_batch_size=cfg.micro_batch_size, **shared
@@ -87,14 +87,17 @@ def build_trainer(
         cfg: the configuration.
         folder: the run's.
         run_config: the configuration as text, for its checkpoints and loggers (`portable_yaml`).
-        origin: of the run (`origin_of`), for its checkpoints.
-        resumed: what the run goes on from.
+        origin: of the run (`provenance`), for its checkpoints.
+        resumed: the checkpoint that the run resumes from.
     """
     callbacks: list[pl.Callback] = [RandomState(), StepAxis()]
     if resumed is not None and resumed.changed and not resumed.path.is_dir():
         callbacks.append(AllowedChanges(resumed.changed))
-    # What saves comes after all that a step changes, and what ends the run after that.
-    for name in sorted(cfg.callbacks, key=lambda name: LATER.index(name) if name in LATER else -1):
+    # Callbacks that save follow those that change state, and those that end the run come last.
+    for name in sorted(
+        cfg.callbacks,
+        key=lambda name: CALLBACKS_RUN_LAST.index(name) if name in CALLBACKS_RUN_LAST else -1,
+    ):
         if cfg.callbacks[name] is None:
             continue
         extra: dict[str, Any] = {}
@@ -144,13 +147,13 @@ def _prepare_wandb(
     logger.rename(OmegaConf.select(OmegaConf.create(content), "logger.wandb.name"))
     if resumed is not None:
         run_id = resumed.loggers.get("wandb", {}).get("id")
-        logger.go_on(run_id, resumed.step, resumed.path.parents[1] / NOTE)
+        logger.resume(run_id, resumed.step, resumed.path.parents[1] / NOTE)
     elif cfg.resume == "auto":  # killed before its first checkpoint
-        logger.go_on(None, -1, folder / NOTE)
+        logger.resume(None, -1, folder / NOTE)
 
 
-def origin_of(cfg: DictConfig, data: MultimodalDataModule) -> dict[str, Any]:
-    """Where a run comes from: the code's version, hashes of the manifests and the tokenizers."""
+def provenance(cfg: DictConfig, data: MultimodalDataModule) -> dict[str, Any]:
+    """Provenance of a run: the code's version, hashes of the manifests and the tokenizers."""
     sources = cfg.data.sources
     manifests = {
         str(name): manifest_hash(source.manifest)

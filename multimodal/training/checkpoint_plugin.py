@@ -12,13 +12,13 @@ from multimodal.inference.checkpoint.store import read
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's door to `write_atomically` and `read`.
+    """Lightning's adapter for `write_atomically` and `read`.
 
-    A save that the file system refuses is told on standard error and raises nothing, since other
-    ranks would wait for this one in a barrier: who cannot go on without it reads ``failure``.
+    A failed save is reported on stderr and raises nothing, since other ranks would wait for this
+    one in a barrier: callers that need the checkpoint read ``failure``.
 
     Attributes:
-        failure: what the last save failed of; None if it did not.
+        failure: the error of the last save; None if it succeeded.
     """
 
     def __init__(self) -> None:

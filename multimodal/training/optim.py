@@ -1,4 +1,4 @@
-"""What the optimizer sees: which parameters, with which weight decay, at which learning rate."""
+"""Parameter groups of the optimizer: weight decay and learning rate of each parameter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from multimodal.core.distributed import is_split
-from multimodal.models.tower_optim import Rates, depths
+from multimodal.models.tower_optim import TowerOptim, depths
 from multimodal.models.towers import Tower, no_weight_decay
 
 
@@ -20,7 +20,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     """The trainable parameters, with and without weight decay, in a stable order.
 
     CLIP (Radford et al. 2021, section 2.5) decays "all weights that are not gains or biases".
-    Towers with ``rates`` of their own are groups of their own; `scale_rates` finishes them.
+    Towers with their own ``rates`` have their own groups; `scale_learning_rates` finishes them.
 
     Args:
         module: every parameter with ``requires_grad`` is taken; frozen ones stay out.
@@ -38,10 +38,10 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
             "nothing to train: every tower is frozen and every logit scale is fixed; set "
             "`frozen: false` on at least one tower"
         )
-    own = own_rates(module)
+    own = tower_optim(module)
     groups: dict[tuple[float | None, float, float], dict[str, Any]] = {}
     for name, parameter in trainable:
-        rates, scale = own.get(name, (Rates(), 1.0))
+        rates, scale = own.get(name, (TowerOptim(), 1.0))
         decay = weight_decay if rates.weight_decay is None else rates.weight_decay
         decay = 0.0 if no_weight_decay(name, parameter) else decay
         group = groups.setdefault((rates.lr, scale, decay), {"params": [], "weight_decay": decay})
@@ -56,13 +56,13 @@ def _rank(key: tuple[float | None, float, float]) -> tuple[bool, float, bool]:
     return lr is not None, -scale, decay == 0
 
 
-def own_rates(module: nn.Module) -> dict[str, tuple[Rates, float]]:
+def tower_optim(module: nn.Module) -> dict[str, tuple[TowerOptim, float]]:
     """Parameter name -> its tower's rates and what its depth makes of them.
 
     Raises:
-        ValueError: if a tower has a ``layer_decay`` and its encoder no list of layers.
+        ValueError: if a tower has a ``layer_decay`` and its encoder does not expose its layers.
     """
-    found: dict[str, tuple[Rates, float]] = {}
+    optim: dict[str, tuple[TowerOptim, float]] = {}
     for path, tower in module.named_modules():
         if isinstance(tower, Tower) and tower.rates is not None:
             decay = tower.rates.layer_decay
@@ -72,8 +72,8 @@ def own_rates(module: nn.Module) -> dict[str, tuple[Rates, float]]:
             last = max(places.values())
             prefix = f"{path}." if path else ""
             for name, depth in places.items():
-                found[f"{prefix}{name}"] = (tower.rates, decay ** (last - depth))
-    return found
+                optim[f"{prefix}{name}"] = (tower.rates, decay ** (last - depth))
+    return optim
 
 
 def names_of_groups(optimizer: Optimizer, module: nn.Module) -> list[list[str]]:
@@ -82,14 +82,14 @@ def names_of_groups(optimizer: Optimizer, module: nn.Module) -> list[list[str]]:
     return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
 
 
-def scale_rates(optimizer: Optimizer) -> None:
+def scale_learning_rates(optimizer: Optimizer) -> None:
     """Multiplies every group's learning rate by its ``lr_scale``; schedules start from there."""
     for group in optimizer.param_groups:
         group["lr"] *= group.get("lr_scale", 1.0)
 
 
 def clip_towers(module: nn.Module) -> list[Tensor]:
-    """Clips the gradients of the towers that have a ``max_norm`` of their own.
+    """Clips the gradients of the towers that have their own ``max_norm``.
 
     Returns:
         the parameters of all the others, which the run's own norm is for.
@@ -108,7 +108,7 @@ def clip_towers(module: nn.Module) -> list[Tensor]:
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The 2-norm of all ``gradients``; those that are split among ranks count as a whole."""
+    """The 2-norm of all ``gradients``; sharded ones count as a whole."""
     split = [gradient for gradient in gradients if is_split(gradient)]
     whole = [gradient for gradient in gradients if not is_split(gradient)]
     norms = [nn.utils.get_total_norm(kind) for kind in (whole, split) if kind]
@@ -116,8 +116,8 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
-def clip_split(gradients: Sequence[Tensor], limit: float, algorithm: str | None) -> None:
-    """Clips gradients of which some are split among ranks: by their norm, or each ``value``."""
+def clip_sharded_grads(gradients: Sequence[Tensor], limit: float, algorithm: str | None) -> None:
+    """Clips gradients of which some are sharded: by their norm, or each ``value``."""
     parts = [g.to_local() if is_split(g) else g for g in gradients]
     if algorithm == "value":
         for part in parts:

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it is one of this experiment."""
+"""Finds the checkpoint to resume from, and checks that it is of the same experiment."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from multimodal.config import stored_config
 from multimodal.config.problems import did_you_mean
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.file import CheckpointError
-from multimodal.inference.checkpoint.tokenizer_check import require_same_tokenizers
+from multimodal.inference.checkpoint.tokenizer_check import check_same_tokenizers
 
-# These say where and how a run happens, how it is watched and when it ends; not what is learned.
-FREE = (
+# Keys about where and how a run happens, its logging and its end; not about what is learned.
+IGNORED_KEYS = (
     "name", "resume", "resume_allow", "logger", "evaluation", "debug", "allowed_packages",
     "allowed_addresses", "anchor", "callbacks", "trainer", "sweep_metric", "data.num_workers",
     "data.cache_mb", "data.val_sources", "data.eval_batch_size", "data.max_bad_fraction",
@@ -26,16 +26,16 @@ FREE = (
     # The loader compares global batches and the shards themselves, and says what to set.
     "data.batch_size", "data.sources.*.batch_size", "data.sources.*.manifest",
 )  # fmt: skip
-DECISIVE = (
+COMPARED_KEYS = (
     "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
     "trainer.gradient_clip_algorithm", "callbacks.ema.decay", "callbacks.ema.warmup",
 )  # fmt: skip
-# A longer training is the same experiment, but its learning rate is another curve: told, let pass.
-LENGTH = ("scheduler.max_steps",)
+# A longer training is the same experiment, but with a different learning-rate curve: warn only.
+WARN_ONLY_KEYS = ("scheduler.max_steps",)
 
 
 def find(resume: str | None, folder: Path) -> Path | None:
-    """The checkpoint to go on from: a path, or for ``auto`` the newest whole one in ``folder``.
+    """The checkpoint to resume from: a path, or for ``auto`` the newest valid one in ``folder``.
 
     Raises:
         CheckpointError: if the named file is missing or damaged, or all of the folder's are.
@@ -57,7 +57,7 @@ def flat(tree: Any, where: str = "") -> dict[str, Any]:
 
 
 def _under(path: str, pattern: str) -> bool:
-    """Whether ``path`` is ``pattern`` or lies below it; a ``*`` stands for one name."""
+    """Whether ``path`` is ``pattern`` or below it; a ``*`` matches one name."""
     names, wanted = path.split("."), pattern.split(".")
     return len(names) >= len(wanted) and all(
         name == want or want == "*" for name, want in zip(names, wanted, strict=False)
@@ -69,18 +69,18 @@ def _any(path: str, patterns: Sequence[str]) -> bool:
 
 
 def differences(saved: Any, present: Any) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (value in the checkpoint, value now) of what decides what is learned."""
+    """Dotted key -> (checkpoint's value, present value) of the compared keys that differ."""
     then, now = flat(saved), flat(present)
     absent = object()
     return {
         key: (then.get(key, "absent"), now.get(key, "absent"))
         for key in sorted(then.keys() | now.keys())
         if then.get(key, absent) != now.get(key, absent)
-        and (not _any(key, FREE) or _any(key, DECISIVE))
+        and (not _any(key, IGNORED_KEYS) or _any(key, COMPARED_KEYS))
     }
 
 
-def refuse_another_experiment(
+def check_same_experiment(
     saved: Any, present: Any, allowed: Sequence[str], path: str | Path
 ) -> dict[str, Any]:
     """Compares the configuration in a checkpoint with that of this run.
@@ -95,26 +95,29 @@ def refuse_another_experiment(
         The keys that differ and are allowed to, with their present values.
 
     Raises:
-        CheckpointError: listing every key that differs and is not allowed to, or a name in
-            ``allowed`` that is no key.
+        CheckpointError: if keys differ that are not allowed to, or a name in ``allowed`` is not a
+            key.
     """
     known = flat(saved).keys() | flat(present).keys()
     for name in allowed:
         if not any(_under(key, name) for key in known):
             raise CheckpointError(
-                f"resume.allow names '{name}', which is no key of this experiment; "
+                f"resume.allow names '{name}', which is not a key of this experiment; "
                 f"{did_you_mean(name, known)}"
             )
     changed = differences(saved, present)
-    refused = {key: values for key, values in changed.items() if not _any(key, [*allowed, *LENGTH])}
+    refused = {
+        key: values for key, values in changed.items() if not _any(key, [*allowed, *WARN_ONLY_KEYS])
+    }
     if refused:
         shown = "\n".join(
-            f"  {key}: {then!r} there, {now!r} here" for key, (then, now) in refused.items()
+            f"  {key}: checkpoint {then!r}, this run {now!r}"
+            for key, (then, now) in refused.items()
         )
         names = ",".join(refused)
         raise CheckpointError(
-            f"{path} is of another experiment; these keys differ:\n{shown}\n"
-            f"Set them as they were, or let them differ: 'resume.allow=[{names}]'"
+            f"{path} belongs to a different experiment; these keys differ:\n{shown}\nRestore them, "
+            f"or allow them to differ: 'resume.allow=[{names}]'"
         )
     for key, (then, now) in changed.items():
         print(f"resuming with {key}={now!r}, which was {then!r}", file=sys.stderr)
@@ -122,7 +125,7 @@ def refuse_another_experiment(
 
 
 def check_origin(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """Tells, without refusing it, that the checkpoint was made by other code."""
+    """Notes that the checkpoint was made by a different version of the code."""
     then, now = saved.get("code"), present.get("code")
     if then and then != now:
         print(f"note: the checkpoint was made by the code {then}; this is {now}", file=sys.stderr)
@@ -151,12 +154,12 @@ def check_length(cfg: DictConfig, step: int, path: str | Path) -> None:
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a run goes on from.
+    """The checkpoint that a run resumes from.
 
     Attributes:
         path: of the checkpoint.
         step: its optimizer step.
-        loggers: what loggers have to know to go on: name -> plain values.
+        loggers: the loggers' state: name -> plain values.
         changed: the keys that differ from the checkpoint's configuration, with present values.
     """
 
@@ -169,7 +172,7 @@ class Resumed:
 def resume(
     cfg: DictConfig, folder: Path, run_config: str, origin: Mapping[str, Any]
 ) -> Resumed | None:
-    """What to go on from; None for a new run.
+    """The checkpoint to resume from; None for a new run.
 
     Args:
         cfg: with ``resume`` and ``resume_allow``.
@@ -189,10 +192,10 @@ def resume(
         own = list(cfg.get("allowed_packages") or ())
         saved = OmegaConf.to_container(stored_config(content["config"], path, own))
         present = OmegaConf.to_container(OmegaConf.create(run_config))
-        changed = refuse_another_experiment(saved, present, list(cfg.resume_allow), path)
+        changed = check_same_experiment(saved, present, list(cfg.resume_allow), path)
     else:
-        raise CheckpointError(f"{path} holds no configuration: not one of our runs")
-    require_same_tokenizers(content, origin["tokenizers"], path)
+        raise CheckpointError(f"{path} contains no configuration: not written by multimodal")
+    check_same_tokenizers(content, origin["tokenizers"], path)
     check_origin(content.get("origin", {}), origin)
     print(f"resuming from {path} (step {content['global_step']})", file=sys.stderr)
     check_length(cfg, content["global_step"], path)

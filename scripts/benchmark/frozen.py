@@ -3,7 +3,7 @@
 
 Both train in this process, in turns, on one thread and without workers, and the steps' processor
 time is compared. The cache is filled before. The towers have random weights: time does not depend
-on them. One more run without the cache tells what each modality costs: to decode, transform and
+on them. One more run without the cache measures the cost of each modality: to decode, transform and
 collate, and to embed. What of it belongs to frozen towers is all that the cache can save.
 """
 
@@ -138,15 +138,15 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="as for scripts/train.py")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, list[float]] = {"plain": [], "cached": []}
+    times: dict[str, list[float]] = {"plain": [], "cached": []}
     with tempfile.TemporaryDirectory() as folder:
         train(Path(folder), True, 4, args.overrides)
         for _ in range(args.rounds):
-            for name, values in found.items():
+            for name, values in times.items():
                 clock = train(Path(folder), name == "cached", args.steps, args.overrides)
                 values.append(clock.samples / clock.seconds)
         parts = breakdown(train(Path(folder), False, args.steps, args.overrides, watched=True))
-    result: dict[str, Any] = {name: statistics.median(values) for name, values in found.items()}
+    result: dict[str, Any] = {name: statistics.median(values) for name, values in times.items()}
     result["breakdown"] = parts
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "frozen.json").write_text(json.dumps(result) + "\n")

@@ -1,4 +1,4 @@
-"""The rivals: losses as they are usually written, over the full matrix of similarities."""
+"""The baselines: standard implementations of the losses, over the full matrix of similarities."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Trains each modality alone, mean, concat, cross-attention and bottleneck on the digits and, in five
 folds of two people, on the smart watch: the same encoders, epochs and optimizer for all, with and
 without modality dropout. Every run is a line of FOLDER/fusion.jsonl, and what is there is not
-trained again: stopped, it goes on where it was. Then FOLDER/fusion.md holds the table and
+trained again: if interrupted, it resumes. Then FOLDER/fusion.md holds the table and
 FOLDER/fusion.svg the picture of accuracy against the share of test samples that miss a modality.
 ``--validation`` scores on the digits' validation split and on two of the training people, whom it
 leaves out of training: what is chosen is chosen there. One core, about fifty minutes.
@@ -31,7 +31,7 @@ from multimodal.core.batch import Batch
 from multimodal.core.hashing import generator, stable_hash
 from multimodal.core.tensor_hashing import pair_hash
 from multimodal.data.loading.collate import Sample, load
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.source import Source
 from multimodal.training.build import build_module
 from multimodal.training.modules.fusion import FusionModule
@@ -75,15 +75,15 @@ def source(cfg: DictConfig, split: Any) -> Source:
 
 
 def tensors(cfg: DictConfig, split: Any, draws: int) -> list[dict[str, Tensor]]:
-    """All samples of a split, ``draws`` times augmented, or once as they are (0)."""
+    """All samples of a split, ``draws`` times augmented, or once unchanged (0)."""
     transforms = build(cfg, "data", "transforms", convert="all")
     samples = source(cfg, split)
     versions = []
     for repeat in range(max(draws, 1)):
         loaded = []
         for index in range(len(samples)):
-            draw = Draw(0, 0, samples.name, index, repeat) if draws else None
-            sample = load(samples, transforms, index, draw)
+            rng = SampleRNG(0, 0, samples.name, index, repeat) if draws else None
+            sample = load(samples, transforms, index, rng)
             assert isinstance(sample, Sample)
             loaded.append(sample.inputs)
         versions.append(
@@ -148,22 +148,22 @@ def scores(module: FusionModule, inputs: dict[str, Tensor], seed: int) -> dict[s
         batch.presence = presence
         return task.score(task.observe(module.fuse(batch))).values["accuracy"]
 
-    found = {"all": accuracy({})}
+    accuracies = {"all": accuracy({})}
     observed = task.observe(module.fuse(batch_of(inputs, rows)))
-    found |= {f"own/{n}": s.values["accuracy"] for n, s in task.own_scores(observed).items()}  # type: ignore[operator]
+    accuracies |= {f"own/{n}": s.values["accuracy"] for n, s in task.own_scores(observed).items()}  # type: ignore[operator]
     if len(names) > 1:
         # A sample that misses a modality misses one, drawn by a hash; the shares are nested.
         draws = pair_hash(rows, torch.arange(2), stable_hash("missing", seed)).double() / 2**63
         which = (draws[:, 1] * len(names)).long()
         for share in SHARES[1:]:
             gone = draws[:, 0] < share / 100
-            found[f"missing/{share}"] = accuracy(
+            accuracies[f"missing/{share}"] = accuracy(
                 {name: ~(gone & (which == index)) for index, name in enumerate(names)}
             )
         for name in names:
             nobody = torch.zeros(count, dtype=torch.bool)
-            found[f"only/{name}"] = accuracy({n: nobody for n in names if n != name})
-    return found
+            accuracies[f"only/{name}"] = accuracy({n: nobody for n in names if n != name})
+    return accuracies
 
 
 def forest(train: dict[str, Tensor], test: dict[str, Tensor], seed: int) -> float:

@@ -21,7 +21,7 @@ def spread(lines: list[dict[str, Any]], score: str) -> tuple[float, float, int] 
     for line in lines:
         if score in line["scores"]:
             by_seed.setdefault(line["run"]["seed"], []).append(100 * line["scores"][score])
-    values = [statistics.mean(found) for found in by_seed.values()]
+    values = [statistics.mean(accuracies) for accuracies in by_seed.values()]
     if not values:
         return None
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -33,11 +33,13 @@ def chosen(done: list[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
     return [line for line in done if all(line["run"][k] == v for k, v in wanted.items())]
 
 
-def cell(found: tuple[float, float, int] | None) -> str:
+def cell(summary: tuple[float, float, int] | None) -> str:
     """``12.3 ± 0.4``; of one seed, without a deviation."""
-    if found is None:
+    if summary is None:
         return ""
-    return f"{found[0]:.1f} ± {found[1]:.1f}" if found[2] > 1 else f"{found[0]:.1f} (one seed)"
+    return (
+        f"{summary[0]:.1f} ± {summary[1]:.1f}" if summary[2] > 1 else f"{summary[0]:.1f} (one seed)"
+    )
 
 
 def tables(done: list[dict[str, Any]]) -> str:
@@ -77,8 +79,10 @@ def picture(done: list[dict[str, Any]], path: Path) -> None:
         for index, method in enumerate(METHODS):
             for dropout, style in ((DROPOUT, "-"), (0.0, "--")):
                 own = chosen(done, set=name, method=method, dropout=dropout)
-                found = [spread(own, f"missing/{s}" if s else "all") for s in SHARES]
-                points = [(s, *f[:2]) for s, f in zip(SHARES, found, strict=True) if f is not None]
+                summaries = [spread(own, f"missing/{s}" if s else "all") for s in SHARES]
+                points = [
+                    (s, *f[:2]) for s, f in zip(SHARES, summaries, strict=True) if f is not None
+                ]
                 if points:
                     xs, ys, deviations = zip(*points, strict=True)
                     axis.errorbar(

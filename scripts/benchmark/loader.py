@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from multimodal.data.decoding.jpeg import decode_jpeg
 from multimodal.data.loading.loader import ScheduledLoader
 from multimodal.data.packing.write import ShardEntry, ShardWriter, write_manifest
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.settings import LoaderSettings
 from multimodal.data.source import Source
 from multimodal.data.transforms import image
@@ -58,7 +58,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         manifest = make_shards(Path(folder), args.samples, args.pixels)
-        found = {
+        results = {
             "pixels": args.pixels,
             "samples": args.samples,
             "tar": compare(
@@ -77,11 +77,11 @@ def main() -> None:
                 "theirs": theirs(manifest, workers),
             }
             runs = {name: drain(loader) for name, loader in loaders.items()}
-            found[f"{workers} workers"] = compare(runs, args.rounds, clock)
+            results[f"{workers} workers"] = compare(runs, args.rounds, clock)
             del loaders
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "loader.json").write_text(json.dumps(found, indent=1) + "\n")
-    show(found, args.samples)
+    (args.output / "loader.json").write_text(json.dumps(results, indent=1) + "\n")
+    show(results, args.samples)
 
 
 def photo(number: int, pixels: int) -> Image.Image:
@@ -254,8 +254,8 @@ def steps(manifest: Path, pixels: int, rounds: int) -> dict[str, float]:
         name: lambda call=call: sum(call(n) is None for n in range(len(files)))
         for name, call in calls.items()
     }
-    found = compare(runs, rounds, time.process_time)
-    return {name: round(seconds / len(files) * 1e6) for name, seconds in found.items()}
+    results = compare(runs, rounds, time.process_time)
+    return {name: round(seconds / len(files) * 1e6) for name, seconds in results.items()}
 
 
 def fidelity(manifest: Path) -> dict[str, float]:
@@ -267,14 +267,14 @@ def fidelity(manifest: Path) -> dict[str, float]:
     )
     worst, errors = 0.0, []
     for index in range(min(64, len(source))):
-        draw = Draw(0, 0, source.name, index, 0)
+        rng = SampleRNG(0, 0, source.name, index, 0)
         picture = Image.open(io.BytesIO(source.read(index).members["jpg"]))
         for transform in (plain, small):
-            least = {"image": lambda h, w, t=transform, d=draw: t.least(d, h, w)}
-            chosen = least if transform.reduced else None
-            value = source.decode(index, draw, ["image"], chosen).values["image"]
+            min_size = {"image": lambda h, w, t=transform, d=rng: t.min_size(d, h, w)}
+            chosen = min_size if transform.reduced else None
+            value = source.decode(index, rng, ["image"], chosen).values["image"]
             height, width = value.shape[:2]
-            box = transform.geometry.box(draw, height, width)
+            box = transform.geometry.box(rng, height, width)
             x, y = picture.width / width, picture.height / height
             edges = (box.left, box.top, box.left + box.width, box.top + box.height)
             exact = tuple(edge * factor for edge, factor in zip(edges, (x, y, x, y), strict=True))
@@ -286,7 +286,7 @@ def fidelity(manifest: Path) -> dict[str, float]:
                 expected = picture.crop(edges)
                 expected = expected.resize((SIZE, expected.height), Image.Resampling.BICUBIC)
                 expected = expected.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-            result = transform(value, draw).permute(1, 2, 0).numpy() * 255
+            result = transform(value, rng).permute(1, 2, 0).numpy() * 255
             difference = (result - np.asarray(expected, np.float32))[4:-4, 4:-4]
             if transform.reduced:
                 errors.append(float((difference**2).mean()))
@@ -295,19 +295,19 @@ def fidelity(manifest: Path) -> dict[str, float]:
     return {"max_lsb": round(worst, 3), "reduced_db": 10 * math.log10(255**2 / np.mean(errors))}
 
 
-def show(found: dict, samples: int) -> None:
+def show(results: dict, samples: int) -> None:
     """The table."""
-    tar = found["tar"]
+    tar = results["tar"]
     print(f"tar reading: {tar['ours'] / tar['theirs']:.3f} of webdataset's time")
-    fine = found["fidelity"]
+    fine = results["fidelity"]
     print(
         f"pixels within {fine['max_lsb']:.2f} LSB of Pillow's bicubic; reduced decoding "
         f"{fine['reduced_db']:.1f} dB"
     )
-    print("microseconds a picture:", ", ".join(f"{k} {v}" for k, v in found["steps_us"].items()))
+    print("microseconds a picture:", ", ".join(f"{k} {v}" for k, v in results["steps_us"].items()))
     whole = samples // BATCH * BATCH
-    for name in (key for key in found if key.endswith("workers")):
-        row = found[name]
+    for name in (key for key in results if key.endswith("workers")):
+        row = results[name]
         print(
             f"{name}: webdataset and Pillow {whole / row['theirs']:.0f} samples/s, ours "
             f"{whole / row['ours']:.0f} ({row['theirs'] / row['ours']:.2f}x), reduced "

@@ -1,7 +1,7 @@
 # python scripts/benchmark/loss.py --sizes 1024 4096
 """Memory and time of the objectives beside the same losses over full matrices.
 
-Every measurement is a process of its own: one thread, one forward and backward from unit
+Every measurement runs in its own process: one thread, one forward and backward from unit
 embeddings, processor time, peak memory beyond the embeddings and their gradients. A row and its
 rival take turns, and medians are compared. "Out of memory" is a result.
 """
@@ -29,7 +29,7 @@ ROUNDS = {1024: 7, 4096: 5, 16384: 3, 32768: 1}
 
 
 def main() -> None:
-    """Measures what is asked for, prints lines as they are done, and draws them."""
+    """Measures the selected cases, prints each line when done, and plots them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES)
     parser.add_argument("--sizes", nargs="+", type=int, default=list(ROUNDS))
@@ -55,12 +55,12 @@ def main() -> None:
 def compare(loss: str, dtype: str, size: int, rounds: int) -> dict[str, Any]:
     """Both rows, in turns: medians of the seconds, maxima of the megabytes; None: out of memory."""
     line: dict[str, Any] = {"loss": loss, "dtype": dtype, "size": size, "rounds": rounds}
-    found: dict[str, list[dict[str, float] | None]] = {method: [] for method in METHODS}
+    by_method: dict[str, list[dict[str, float] | None]] = {method: [] for method in METHODS}
     for _ in range(rounds):
-        for method, measured in found.items():
+        for method, measured in by_method.items():
             if None not in measured:
                 measured.append(in_own_process(loss, method, dtype, str(size)))
-    for method, measured in found.items():
+    for method, measured in by_method.items():
         rows = [row for row in measured if row is not None]
         fits = len(rows) == rounds
         line[method] = {
@@ -138,7 +138,7 @@ def ours(loss: str) -> Callable[..., Any]:
     from multimodal.objectives.losses.sigmoid import SigLIP
     from multimodal.objectives.losses.softmax import InfoNCE
     from multimodal.objectives.negatives.selection import Hard, InBatch
-    from multimodal.objectives.objective import build_objective
+    from multimodal.objectives.objective import make_objective
 
     choices = {
         "info_nce": (InfoNCE(), InBatch()),
@@ -146,7 +146,7 @@ def ours(loss: str) -> Callable[..., Any]:
         "hardest": (Hinge(hardest=True), InBatch()),
         "top_16": (InfoNCE(), Hard(k=16)),
     }
-    objective = build_objective({"p": {"anchor": "a", "other": "b"}}, *choices[loss], AllRanks())
+    objective = make_objective({"p": {"anchor": "a", "other": "b"}}, *choices[loss], AllRanks())
 
     def step(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         ids = torch.arange(len(a))

@@ -61,10 +61,10 @@ def indices(rows: np.ndarray[Any, Any], questions: np.ndarray[Any, Any]) -> Tabl
         index = Index(rows, ["image"] * len(rows), kind)  # type: ignore[arg-type]
         built = time.perf_counter() - start
         start = time.perf_counter()
-        found = [{item.row for item in index.search(q, 10)["image"]} for q in questions]
+        hits = [{item.row for item in index.search(q, 10)["image"]} for q in questions]
         rate = len(questions) / (time.perf_counter() - start)
-        exact = exact or found
-        shared = sum(len(a & b) for a, b in zip(exact, found, strict=True))
+        exact = exact or hits
+        shared = sum(len(a & b) for a, b in zip(exact, hits, strict=True))
         recall = shared / sum(map(len, exact))
         table.add_row(kind, f"{built:.1f}", f"{rate:,.0f}", f"{recall:.4f}")
     return table

@@ -5,7 +5,7 @@ Each combination trains `+experiment=clip` on three drawing styles of the emoji,
 of steps (about a minute of one core's time) and on the same batches. It is validated on the fourth:
 a picture in a style that it has not seen has to find its name among those of all concepts, and a
 name its picture. One line per finished run goes into a file, so that a command that was interrupted
-goes on where it was; the table is printed at the end.
+resumes; the table is printed at the end.
 """
 
 from __future__ import annotations
@@ -137,11 +137,11 @@ def validation_embeddings(
 ) -> tuple[torch.Tensor, ...]:
     """Embeddings of pictures and of names, and their keys."""
     module.eval()
-    found: list[tuple[torch.Tensor, ...]] = []
+    batches: list[tuple[torch.Tensor, ...]] = []
     for batch in data.val_dataloader()[0]:
         embedded = module.embed(batch)
-        found.append((embedded["image"], embedded["text"], batch.positive_keys))
-    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        batches.append((embedded["image"], embedded["text"], batch.positive_keys))
+    return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
 
 
 def table(runs: list[dict[str, Any]]) -> str:
@@ -155,9 +155,9 @@ def table(runs: list[dict[str, Any]]) -> str:
         "| loss | negatives | R@1, each seed | mean | x chance | x in-batch InfoNCE | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
-    for choice, found in scores.items():
-        mean = statistics.mean(found)
-        each = ", ".join(f"{100 * score:.2f}" for score in found)
+    for choice, values in scores.items():
+        mean = statistics.mean(values)
+        each = ", ".join(f"{100 * score:.2f}" for score in values)
         beside = f"{mean / statistics.mean(plain):.1f}" if any(plain) else ""
         seconds = statistics.mean(run["seconds"] for run in runs if chosen(run) == choice)
         lines.append(

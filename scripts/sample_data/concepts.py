@@ -213,7 +213,7 @@ def load_concepts(cache: Path, pinned_names: Iterable[str]) -> tuple[list[Concep
     for style, package in STYLES.items():
         sets[style], codes = read_npm_json(package, cache, "icons.json", "chars.json")
         by_code[style] = {code.upper().replace("-FE0F", ""): icon for code, icon in codes.items()}
-    found = []
+    loaded = []
     for entry in sorted((e for e in entries if "group" in e), key=lambda e: e["order"]):
         code, slug = entry["hexcode"].replace("-FE0F", ""), _slug(entry["label"])
         icons = {style: by_code[style].get(code, slug) for style in STYLES}
@@ -222,12 +222,12 @@ def load_concepts(cache: Path, pinned_names: Iterable[str]) -> tuple[list[Concep
             for style, icon in icons.items()
         )
         if drawn:
-            found.append((code, entry, icons))
-    names = [_plain(entry["label"]) for _, entry, _ in found]
-    subgroups = [meta["subgroups"][str(entry["subgroup"])] for _, entry, _ in found]
+            loaded.append((code, entry, icons))
+    names = [_plain(entry["label"]) for _, entry, _ in loaded]
+    subgroups = [meta["subgroups"][str(entry["subgroup"])] for _, entry, _ in loaded]
     keys = [family_key(name, sub) for name, sub in zip(names, subgroups, strict=True)]
     drawings = {
-        style: np.stack([np.asarray(draw_icon(sets[style], icons[style])) for *_, icons in found])
+        style: np.stack([np.asarray(draw_icon(sets[style], icons[style])) for *_, icons in loaded])
         for style in SEEN_STYLES
     }
     copies = near_copies(drawings)
@@ -238,7 +238,7 @@ def load_concepts(cache: Path, pinned_names: Iterable[str]) -> tuple[list[Concep
     splits = assign_splits(names, families, copies.any(1).tolist(), pinned)
     concepts = []
     for (code, entry, icons), name, subgroup, family, split in zip(
-        found, names, subgroups, families, splits, strict=True
+        loaded, names, subgroups, families, splits, strict=True
     ):
         group = meta["groups"][str(entry["group"])].replace("-", " & ")
         tags = tuple(_plain(tag) for tag in entry.get("tags", ()) if _plain(tag) != name)

@@ -50,9 +50,9 @@ def load_recordings(cache: Path) -> dict[str, Any]:
         RuntimeError: the file is not the known one.
     """
     data = read_wheel(SEGLEARN, cache, "seglearn/data/watch_dataset.npy")
-    found = hashlib.sha256(data).hexdigest()
-    if found != DATA_SHA256:
-        raise RuntimeError(f"watch_dataset.npy has SHA-256 {found}, expected {DATA_SHA256}")
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != DATA_SHA256:
+        raise RuntimeError(f"watch_dataset.npy has SHA-256 {digest}, expected {DATA_SHA256}")
     recordings: dict[str, Any] = np.load(io.BytesIO(data), allow_pickle=True).item()
     return recordings
 

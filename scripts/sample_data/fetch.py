@@ -147,11 +147,11 @@ def fetch(package: Package, cache: Path) -> Path:
         escaped = cache / package.filename.replace("~", "%7e")
         if escaped != path and escaped.exists():
             escaped.rename(path)
-    found = sha256(path)
-    if found != package.sha256:
+    digest = sha256(path)
+    if digest != package.sha256:
         raise RuntimeError(
-            f"{path} has SHA-256 {found}, expected {package.sha256}: "
-            f"remove it to fetch it again, or pin the new version with care"
+            f"{path} has SHA-256 {digest}, expected {package.sha256}: remove it to fetch it again, "
+            "or pin the new version with care"
         )
     return path
 

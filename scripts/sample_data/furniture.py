@@ -142,12 +142,12 @@ def _entries(cache: Path) -> Iterator[tuple[str, dict[str, str], zipfile.ZipFile
 
 def load_models(cache: Path) -> list[Model]:
     """All models of all catalogs."""
-    found = []
+    models = []
     for catalog, entry, archive in _entries(cache):
         name = re.sub(r"\s+\d+$", "", entry["name"].lower())
         tags = [tag.strip().lower() for tag in entry["tags"].split(",")]
         rotation = entry.get("modelRotation", "1 0 0 0 1 0 0 0 1").split()
-        found.append(
+        models.append(
             (
                 name,
                 {
@@ -167,8 +167,8 @@ def load_models(cache: Path) -> list[Model]:
                 },
             )
         )
-    nouns = head_nouns({name for name, _ in found})
-    return [Model(name=name, head_noun=nouns[name], **rest) for name, rest in found]
+    nouns = head_nouns({name for name, _ in models})
+    return [Model(name=name, head_noun=nouns[name], **rest) for name, rest in models]
 
 
 def assign_splits(models: Iterable[Model]) -> dict[str, str]:

@@ -44,11 +44,11 @@ def npy(array: np.ndarray) -> bytes:
 def read_series(text: str) -> list[tuple[np.ndarray, str]]:
     """Series ``[6, T]`` and class of every row of a ``.ts`` file."""
     rows = text.split("@data", 1)[1].split()
-    found = []
+    series = []
     for row in rows:
         *channels, label = row.split(":")
-        found.append((np.array([c.split(",") for c in channels], np.float64), label.lower()))
-    return found
+        series.append((np.array([c.split(",") for c in channels], np.float64), label.lower()))
+    return series
 
 
 def build(

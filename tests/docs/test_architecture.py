@@ -25,7 +25,7 @@ ROOMS = (
 
 
 def test_imports_keep_to_the_contracts():
-    # In a process of its own: the linter switches off the loggers of the one that it runs in.
+    # In a separate process: the linter switches off the loggers of the one that it runs in.
     code = "from importlinter.cli import lint_imports; import sys; sys.exit(lint_imports())"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False

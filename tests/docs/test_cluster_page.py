@@ -1,4 +1,4 @@
-"""docs/cluster.md: what can be run here is run as it stands, the rest composes."""
+"""docs/cluster.md: commands that can run here are run, the rest composes."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 from experiment_helpers import ROOT, composed
 
 from multimodal.config import check
-from multimodal.config.composing.command_line import arrange
+from multimodal.config.composing.command_line import normalize_args
 
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
 
@@ -41,7 +41,7 @@ def test_every_training_composes_and_is_checked(command):
     words = shlex.split(command.strip().splitlines()[-1])
     words = words[words.index("scripts/train.py") + 1 :]
     unknown = ("-m", "+launcher=", "hydra")  # `compose` knows no Hydra of a job
-    own = [word.partition(",")[0] for word in arrange(words) if not word.startswith(unknown)]
+    own = [word.partition(",")[0] for word in normalize_args(words) if not word.startswith(unknown)]
     with composed(*own) as cfg:
         check(cfg)
 

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from multimodal.config import arrange, check, config_dir, defaults_bound
+from multimodal.config import check, config_dir, defaults_bound, normalize_args
 from multimodal.config.targets.signatures import BUILT_BY_US, GIVEN_TO_MODEL, HYDRA_KEYS, resolve
 from multimodal.config.tree import nodes
 
@@ -27,7 +27,7 @@ NO_BLOCKS = ("ex", "debug", "train.", "sweep", "launcher")  # they build on othe
 def test_a_yaml_holds_every_parameter_of_its_classes_and_no_other(name):
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         composed = compose(name.removesuffix(".yaml"))
-    faults = []
+    problems = []
     for where, node in nodes(OmegaConf.to_container(composed, resolve=False)):
         target = str(node.get("_target_", ""))
         if not target.startswith("multimodal."):
@@ -39,9 +39,9 @@ def test_a_yaml_holds_every_parameter_of_its_classes_and_no_other(name):
         exempt = exempt | (set(GIVEN_TO_MODEL) if name.startswith("model") else set())
         # The code that calls a partial gives what has no default.
         exempt |= {n for n, p in parameters.items() if p.default is p.empty and "_partial_" in node}
-        faults += [f"{where}: unknown {key}" for key in given - parameters.keys()]
-        faults += [f"{where}: lacks {key}" for key in parameters.keys() - given - exempt]
-    assert faults == []
+        problems += [f"{where}: unknown {key}" for key in given - parameters.keys()]
+        problems += [f"{where}: lacks {key}" for key in parameters.keys() - given - exempt]
+    assert problems == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
@@ -79,7 +79,7 @@ def test_an_experiment_says_what_differs_and_no_more(experiment):
     ids=lambda words: " ".join(words),
 )  # fmt: skip
 def test_every_choice_goes_with_clip(words):
-    words = arrange(["+experiment=clip", *words])
+    words = normalize_args(["+experiment=clip", *words])
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         check(compose("train", words))
 

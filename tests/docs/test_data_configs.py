@@ -47,7 +47,7 @@ def test_every_source_trains_on_standardised_inputs(data):
             check(batch, data.sources[name])
             for modality, inputs in batch.inputs.items():
                 values.setdefault(modality, []).append(inputs.float().flatten())
-        assert not loader.tally.reasons
+        assert not loader.counter.reasons
     for modality in values.keys() - {"text"}:
         everything = torch.cat(values[modality])
         assert abs(float(everything.mean())) < 1, modality
@@ -69,4 +69,4 @@ def test_validation_reads_every_sample_once(data):
             assert len(batch.metadata) == len(batch)
             ids += batch.sample_ids.tolist()
         assert len(set(ids)) == len(ids) == len(data.val_sources[name])
-        assert not loader.tally.reasons
+        assert not loader.counter.reasons

@@ -1,4 +1,4 @@
-"""docs/data.md: each of its recipes packs what it says it packs, and trains from it."""
+"""docs/data.md: each of its recipes packs the described data, and trains from it."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def test_a_recipe_does_what_it_says(tmp_path, monkeypatch, heading):
 
 def test_every_reason_is_on_the_page_and_no_other():
     table = PAGE.partition("| reason | |")[2].partition("\n\n")[0]
-    told = set(re.findall(r"`(\w+)`", table))
+    documented = set(re.findall(r"`(\w+)`", table))
     files = Path(errors.__file__).parent.rglob("*.py")
     code = "".join(path.read_text() for path in files if path.parent.name != "packing")
     raised = set(re.findall(r'DecodeError\(\s*"(\w+)"', code))
     raised |= set(re.findall(r'"(shard_\w+)"', code))
     raised |= set(re.findall(r'\("(duplicate_\w+)",', code))
-    assert told == raised
+    assert documented == raised

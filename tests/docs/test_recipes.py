@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from multimodal.data.decoding.decode import Signal
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.audio import AudioTransform
 from multimodal.data.transforms.depth import DepthTransform
 
-DRAW = Draw(0, 0, "s", 0, 0)
+DRAW = SampleRNG(0, 0, "s", 0, 0)
 
 
 def audio(**choices) -> AudioTransform:
@@ -44,7 +44,7 @@ def test_clips_are_spread_from_the_beginning_to_the_end():
         part = Signal(whole.samples[:, start : start + length], 16_000)
         torch.testing.assert_close(clip, audio()(part, None))
     assert transform.is_random
-    drawn = {float(transform(whole, Draw(0, 0, "s", i, 0)).sum()) for i in range(5)}
+    drawn = {float(transform(whole, SampleRNG(0, 0, "s", i, 0)).sum()) for i in range(5)}
     assert len(drawn) == 5
     assert transform(whole, DRAW).shape == (1, 128, 204)
 

@@ -129,7 +129,7 @@ def json_bytes(**content) -> bytes:
 
 
 def number_samples(count: int, start: int = 0, prefix: str = "s") -> list[Sample]:
-    """Samples whose array holds their number: whatever is delivered can be told apart."""
+    """Samples whose array holds their number: each delivered sample can be identified."""
     return [
         (
             f"{prefix}{number:05d}",

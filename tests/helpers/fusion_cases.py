@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from multimodal.core.batch import EncoderOutput
-from multimodal.models.fusion.contract import Fusion
+from multimodal.models.fusion.base import Fusion
 from multimodal.models.fusion.cross import CoAttentionFusion, CrossAttentionFusion
 from multimodal.models.fusion.latent import BottleneckFusion, MergedFusion, ResamplerFusion
 from multimodal.models.fusion.pooled import ConcatFusion, GatedFusion, LowRankFusion, MeanFusion

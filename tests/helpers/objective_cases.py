@@ -12,7 +12,7 @@ from multimodal.objectives.interfaces import Context, compatible
 from multimodal.objectives.losses.margin import Hinge, Triplet
 from multimodal.objectives.losses.sigmoid import SigLIP
 from multimodal.objectives.losses.softmax import DCL, InfoNCE, SoftTarget, SupCon
-from multimodal.objectives.matches import Identity
+from multimodal.objectives.matches import SampleKeys
 from multimodal.objectives.negatives.reweighting import Debiased, Reweighted
 from multimodal.objectives.negatives.selection import (
     DistanceWeighted,
@@ -22,7 +22,7 @@ from multimodal.objectives.negatives.selection import (
     Random,
     SemiHard,
 )
-from multimodal.objectives.objective import ContrastiveObjective, build_objective
+from multimodal.objectives.objective import ContrastiveObjective, make_objective
 
 LOSSES = [
     InfoNCE(),
@@ -161,7 +161,7 @@ def dense_objective(
     return total / 2 if pair.loss.directions == "mean" else total
 
 
-def make_objective(
+def one_pair_objective(
     loss: object,
     strategy: object,
     candidates: object | None = None,
@@ -170,12 +170,12 @@ def make_objective(
 ) -> ContrastiveObjective:
     """One pair 'image_text' in float64, its queues (if any) filled with 5 of 8."""
     pairs = {"image_text": {"anchor": "image", "other": "text", **pair}}
-    objective = build_objective(
+    objective = make_objective(
         pairs, loss, strategy, candidates or AllRanks(), embed_dim=6, chunk_size=chunk_size
     )
     past = batch(99, 5)
     for queue in objective.pairs["image_text"].queues.values():
-        queue.enqueue(past.image, Identity(past.sample_ids, past.positive_keys))
+        queue.enqueue(past.image, SampleKeys(past.sample_ids, past.positive_keys))
     return objective.double()
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.core.batch import EncoderOutput
-from multimodal.models.fusion.contract import FusionOutput
-from multimodal.models.tasks.contract import FusedBatch, Parts
+from multimodal.models.fusion.base import FusionOutput
+from multimodal.models.tasks.base import FusedBatch, TaskContext
 
 WIDTH, OWN = 6, {"image": 5, "text": 4}
 
@@ -22,9 +22,9 @@ class Encoder(nn.Module):
         self.width = width
 
 
-def parts(**more: nn.Module) -> Parts:
+def parts(**more: nn.Module) -> TaskContext:
     encoders = {name: Encoder(width) for name, width in OWN.items()} | more
-    return Parts(WIDTH, encoders, list(OWN))
+    return TaskContext(WIDTH, encoders, list(OWN))
 
 
 def fused(

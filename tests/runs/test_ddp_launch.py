@@ -77,7 +77,7 @@ def launch(folder: Path, *words: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def told(folder: Path, rank: int) -> dict:
+def seen(folder: Path, rank: int) -> dict:
     return json.loads((folder / f"told{rank}.json").read_text())
 
 
@@ -88,13 +88,13 @@ def test_every_job_of_a_sweep_has_its_ranks_in_its_one_folder(tmp_path):
     assert there == ["0", "1", "multirun.yaml", "sweep.csv"]
     for job in (0, 1):
         for rank in (0, 1):
-            report = told(tmp_path / "runs" / str(job), rank)
+            report = seen(tmp_path / "runs" / str(job), rank)
             assert report["value"] == job + 1
             assert report["text"] == "a, b=c"
             assert report["world"] == 2
             assert Path(report["output"]) == tmp_path / "runs" / str(job)
         # Nothing of the job before is left in the environment of this one.
-        assert told(tmp_path / "runs" / str(job), 0)["before"] == []
+        assert seen(tmp_path / "runs" / str(job), 0)["before"] == []
         assert (tmp_path / "runs" / str(job) / ".hydra" / "overrides.yaml").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job.py", "own configs", "runs"]
 
@@ -102,7 +102,7 @@ def test_every_job_of_a_sweep_has_its_ranks_in_its_one_folder(tmp_path):
 def test_a_single_run_has_one_folder(tmp_path):
     launch(tmp_path, "value=3", "hydra.run.dir='runs/a b'")
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["a b"]
-    assert [told(tmp_path / "runs" / "a b", rank)["value"] for rank in (0, 1)] == [3, 3]
+    assert [seen(tmp_path / "runs" / "a b", rank)["value"] for rank in (0, 1)] == [3, 3]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from experiment_helpers import losses, run_training, train_here, weights, write_sensor_shards
 from rank_helpers import Ranks, callback, lines
 
-from multimodal.data.errors import OtherBatches
+from multimodal.data.errors import DataMismatchError
 from multimodal.inference.checkpoint import store
 
 # A global batch of 16 of 160 samples: an epoch is 10 steps. Everything that is random is on.
@@ -55,15 +55,15 @@ def completed(words, folder, shards, ranks):
         (1, 0),
     ],
 )
-def test_a_run_killed_in_mid_epoch_goes_on_to_the_last_bit(shards, tmp_path, ranks, workers):
+def test_a_run_killed_in_mid_epoch_resumes_bit_exactly(shards, tmp_path, ranks, workers):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     words = [*RANDOM, KEPT, f"data.num_workers={workers}", f"data.batch_size={16 // ranks}",
              "trainer.max_steps=57", "callbacks.checkpoint.every_n_train_steps=7"]  # fmt: skip
     completed([*words, callback("NoteBatches", folder=str(whole))], whole, shards, ranks)
 
     words.append(callback("NoteBatches", folder=str(killed)))
-    fault = callback("KillAll", folder=str(killed), step=12)
-    with Ranks([*words, fault], killed, shards, ranks) as run:
+    problem = callback("KillAll", folder=str(killed), step=12)
+    with Ranks([*words, problem], killed, shards, ranks) as run:
         assert run.codes(300) == [-signal.SIGKILL] * ranks, run.output()
     assert all((killed / f"killed_{rank}").exists() for rank in range(ranks))
     assert max(losses(killed)) == 12
@@ -90,7 +90,7 @@ def test_a_run_killed_in_mid_epoch_goes_on_to_the_last_bit(shards, tmp_path, ran
 
 
 @pytest.mark.quick
-def test_a_run_falls_twice_inside_accumulations_and_goes_on_to_the_last_bit(
+def test_a_run_fails_twice_inside_accumulations_and_resumes_bit_exactly(
     shards, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("SENSOR_SHARDS", str(shards))
@@ -104,9 +104,9 @@ def test_a_run_falls_twice_inside_accumulations_and_goes_on_to_the_last_bit(
     whole, fallen = tmp_path / "whole", tmp_path / "fallen"
     train_here(whole, *words)
     for step in (5, 9):
-        fault = callback("Fall", step=step)
+        problem = callback("Fall", step=step)
         with pytest.raises(OSError, match="inside an accumulation"):
-            train_here(fallen, *words, fault, "resume=auto")
+            train_here(fallen, *words, problem, "resume=auto")
         assert max(store.steps(fallen / "checkpoints")) == step - 1
     train_here(fallen, *words, "resume=auto")
     assert learned(fallen) == learned(whole)
@@ -193,13 +193,13 @@ def test_another_number_of_ranks_trains_on_the_same_global_batches(shards, tmp_p
 
 
 @pytest.mark.quick
-def test_a_global_batch_that_is_not_kept_is_refused_before_the_first_step(
+def test_a_global_batch_that_is_not_kept_is_rejected_before_the_first_step(
     shards, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("SENSOR_SHARDS", str(shards))
     train_here(tmp_path / "run", "trainer.max_steps=2", "data.batch_size=15", "~evaluation")
     path = tmp_path / "run" / "checkpoints" / "step=00000002.ckpt"
-    with pytest.raises(OtherBatches, match=r"was 15, is 16 \(16 on each of 1 devices\)"):
+    with pytest.raises(DataMismatchError, match=r"was 15, is 16 \(16 on each of 1 devices\)"):
         train_here(
             tmp_path / "other", "trainer.max_steps=4", "data.batch_size=16", "~evaluation",
             f"resume='{path}'",

@@ -78,7 +78,9 @@ def test_a_folder_becomes_one_file(tmp_path, capsys):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("name", ["__0_0.distcp", "rest.pt", ".metadata", "sha256.json"])
-def test_a_flipped_bit_in_any_file_is_told_and_the_folder_before_is_used(tmp_path, capsys, name):
+def test_a_flipped_bit_in_any_file_is_detected_and_the_previous_folder_is_used(
+    tmp_path, capsys, name
+):
     for step in (10, 20):
         sharded.write(content(step), tmp_path / f"step={step:08d}.ckpt")
     file = tmp_path / "step=00000020.ckpt" / name
@@ -86,8 +88,12 @@ def test_a_flipped_bit_in_any_file_is_told_and_the_folder_before_is_used(tmp_pat
     raw[len(raw) // 2] ^= 1
     file.write_bytes(raw)
     assert store.newest(tmp_path) == tmp_path / "step=00000010.ckpt"
-    told = capsys.readouterr().err
-    assert "hash mismatch" in told or "is no sharded checkpoint" in told or "is missing" in told
+    output = capsys.readouterr().err
+    assert (
+        "hash mismatch" in output
+        or "is not a sharded checkpoint" in output
+        or "is missing" in output
+    )
     file.unlink()
     with pytest.raises(CheckpointError):
         store.read(tmp_path / "step=00000020.ckpt")
@@ -103,7 +109,7 @@ class Payload:
 
 
 @pytest.mark.quick
-def test_code_in_the_description_of_the_tensors_is_refused_and_not_executed(tmp_path):
+def test_code_in_the_description_of_the_tensors_is_rejected_and_not_executed(tmp_path):
     path, trace = tmp_path / "step=00000003.ckpt", tmp_path / "executed"
     sharded.write(content(), path)
     (path / ".metadata").write_bytes(pickle.dumps(Payload(trace)))
@@ -131,7 +137,7 @@ def test_a_full_disk_leaves_the_folder_before(small_disk):
 
 
 @pytest.mark.quick
-def test_what_is_not_split_is_refused_with_the_reason():
+def test_unsupported_features_are_rejected_with_the_reason():
     clip = "+experiment=clip"
     words = ["callbacks=ema", "micro_batch_size=4", "candidates=queue", "candidates.momentum=0.9"]
     with composed(clip, "trainer=fsdp", *words) as cfg, pytest.raises(ConfigError) as caught:
@@ -199,9 +205,9 @@ def test_it_trains_as_ddp_does(split, whole):
         same(ours["state"][index], state, 1e-5)
 
 
-def test_it_is_killed_and_goes_on_to_the_last_bit(split, shards, tmp_path):
-    fault = callback("KillAll", folder=str(tmp_path), step=5)
-    run(tmp_path, shards, STRATEGY, fault, codes=[-signal.SIGKILL] * 2)
+def test_it_is_killed_and_resumes_bit_exactly(split, shards, tmp_path):
+    problem = callback("KillAll", folder=str(tmp_path), step=5)
+    run(tmp_path, shards, STRATEGY, problem, codes=[-signal.SIGKILL] * 2)
     assert list(store.steps(tmp_path / "checkpoints")) == [2, 4]
     run(tmp_path, shards, STRATEGY, "resume=auto")
     assert losses(tmp_path) == losses(split)
@@ -211,7 +217,7 @@ def test_it_is_killed_and_goes_on_to_the_last_bit(split, shards, tmp_path):
         same(ours["optimizer_states"][0]["state"][index], state, 0)
 
 
-def test_runs_of_other_kinds_go_on_from_it_and_it_from_theirs(split, whole, shards, tmp_path):
+def test_other_strategies_resume_from_it_and_it_from_theirs(split, whole, shards, tmp_path):
     def go_on(name, source, *words, ranks=2):
         path = f"resume='{checkpoint(source, 4)}'"
         folder = run(tmp_path / name, shards, *words, path, codes=[0] * ranks)
@@ -235,14 +241,14 @@ def test_its_checkpoint_is_loaded_and_becomes_one_file(split, tmp_path):
     same(joined.state_dict(), model.state_dict(), 0)
 
 
-def test_the_last_stay_and_another_experiment_is_refused(split, shards, tmp_path):
+def test_the_last_stay_and_another_experiment_is_rejected(split, shards, tmp_path):
     copy = shutil.copytree(split, tmp_path / "run")
     refused = run_training(
         ["+experiment=sensor", *WORDS, "optimizer.lr=0.1", "resume=auto", f"hydra.run.dir={copy}"],
         shards,
     )
     assert refused.returncode == 1
-    assert "optimizer.lr: 0.005 there, 0.1 here" in refused.stderr
+    assert "optimizer.lr: checkpoint 0.005, this run 0.1" in refused.stderr
     run(tmp_path / "short", shards, STRATEGY, "callbacks.checkpoint.keep_last=2")
     assert sorted(p.name for p in (tmp_path / "short" / "checkpoints").iterdir()) == [
         "step=00000006.ckpt", "step=00000008.ckpt",

@@ -43,7 +43,7 @@ def fuse_here(folder, *words):
 
 
 @pytest.mark.quick
-def test_resuming_in_the_middle_of_an_epoch_continues_to_the_last_bit(here):
+def test_resuming_in_the_middle_of_an_epoch_continues_bit_exactly(here):
     every = ("callbacks.checkpoint.every_n_train_steps=3", "callbacks.checkpoint.keep_last=9")
     settings = (*SHORT, *every)  # an epoch has five steps
     fuse_here(here / "whole", *settings)
@@ -102,7 +102,7 @@ def test_encoders_from_a_contrastive_checkpoint_of_ours(here, complete, monkeypa
         fuse_here(here / "other", anchor, "model.towers.image.encoder.channels=[8,32]", *SHORT)
 
 
-def test_a_run_tells_what_each_modality_brings_and_where_it_looked(here, monkeypatch):
+def test_a_run_reports_each_modality_and_its_attention(here, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(here))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     logged = {}

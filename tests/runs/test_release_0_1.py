@@ -17,7 +17,7 @@ from experiment_helpers import train_here
 
 from multimodal.data.source import Source
 from multimodal.evaluation.run import evaluate_run
-from multimodal.evaluation.trained_pairs import temperatures, trained_pairs
+from multimodal.evaluation.trained_pairs import pair_temperatures, trained_pairs
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.load import load_model
 from multimodal.inference.checkpoint.weights import weights_of
@@ -99,7 +99,7 @@ def losses_in(folder: Path) -> dict[str, float]:
 def figures(run: str, folder: Path) -> dict[str, float]:
     path = checkpoint_in(folder)
     model, cfg = load_model(path)
-    warm = temperatures(cfg, weights_of(store.read(path), path))
+    warm = pair_temperatures(cfg, weights_of(store.read(path), path))
     return evaluate_run(model, cfg, folder, trained_pairs(cfg), warm).flat()
 
 

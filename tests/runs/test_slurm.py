@@ -83,7 +83,7 @@ def test_a_job_and_a_task_of_an_array_are_queued_again_by_their_names(slurm, mon
     assert {path.name for path in folder.glob("requeue_*")} == {"requeue_77", "requeue_70_3"}
 
 
-def test_jobs_of_a_sweep_are_submitted_pre_empted_and_go_on(slurm, tmp_path):
+def test_jobs_of_a_sweep_are_submitted_preempted_and_resumed(slurm, tmp_path):
     folder, environment = slurm
     slow = callback("SlowSteps", folder="${hydra:runtime.output_dir}", seconds=0.2)
     command = [sys.executable, "scripts/train.py", "-m", "--config-dir", str(OWN_CONFIGS),
@@ -122,7 +122,7 @@ def test_jobs_of_a_sweep_are_submitted_pre_empted_and_go_on(slurm, tmp_path):
 
 
 def test_tasks_of_srun_are_the_ranks_of_one_run(slurm, tmp_path):
-    """Two tasks, one told to end: one folder, one checkpoint, one `scontrol requeue`."""
+    """Two tasks, one signalled to stop: one folder, one checkpoint, one `scontrol requeue`."""
     folder, environment = slurm
     slow = callback("SlowSteps", folder=str(tmp_path), seconds=0.2)
     words = [*FAST, "trainer.accelerator=cpu",

@@ -1,4 +1,4 @@
-"""Signals: one rank is told, all ranks stop with one checkpoint and the signal's exit code."""
+"""Signals: one rank is signalled, all ranks stop with one checkpoint and the signal's exit code."""
 
 import signal
 import time

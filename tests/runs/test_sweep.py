@@ -84,7 +84,7 @@ def test_local_processes_run_the_jobs(shards, tmp_path):
     shown(done.stdout, tmp_path)
 
 
-def test_a_search_that_was_killed_goes_on_from_its_study(shards, tmp_path):
+def test_a_search_that_was_killed_resumes_from_its_study(shards, tmp_path):
     import optuna
 
     kill = callback("KillJob", folder=str(tmp_path), job="1")

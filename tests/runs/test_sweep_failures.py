@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from multimodal.cli import main
-from multimodal.config import ConfigError, Fault
+from multimodal.config import ConfigError, ConfigProblem
 
 CONFIG = """
 value: 0
@@ -31,7 +31,7 @@ def job(cfg):
         file.write(f"{cfg.value}\n")
     if not Path(cfg.folder, "repaired").exists():
         if cfg.value == 2:
-            raise ConfigError([Fault("value", "is 2")])
+            raise ConfigError([ConfigProblem("value", "is 2")])
         if cfg.value == 3:
             raise RuntimeError("three\nis too many")
         if cfg.value == 4:
@@ -76,7 +76,7 @@ def states(table):
 
 FAILURES = [
     "done",
-    "failed: 1 fault in the configuration: value; is 2",
+    "failed: 1 error in the configuration: value; is 2",
     "failed: RuntimeError: three; is too many",
     "failed: SystemExit: 2",
 ]

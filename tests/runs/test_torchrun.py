@@ -10,7 +10,7 @@ import pytest
 from experiment_helpers import OWN_CONFIGS, ROOT, losses, train_here, write_sensor_shards
 from rank_helpers import FAST
 
-from multimodal.cli.jobs.start_time import UnsharedStart, share_start_time
+from multimodal.cli.jobs.start_time import StartTimeError, share_start_time
 
 JOB = """
 import time, sys
@@ -76,11 +76,11 @@ def test_an_evaluation_under_torchrun_is_that_of_one_process(tmp_path, monkeypat
 
 
 @pytest.mark.quick
-def test_ranks_that_cannot_agree_are_refused(monkeypatch):
+def test_ranks_that_cannot_agree_are_rejected(monkeypatch):
     for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(UnsharedStart, match=r"give one folder to all: hydra\.run\.dir="):
+    with pytest.raises(StartTimeError, match=r"give one folder to all: hydra\.run\.dir="):
         share_start_time(["+experiment=clip"])
     share_start_time(["+experiment=clip", f"hydra.run.dir={Path('x')}"])

@@ -47,7 +47,7 @@ def test_a_made_up_sensor_needs_yaml_only(shards, tmp_path):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_continues_to_the_last_bit(here, workers):
+def test_resuming_continues_bit_exactly(here, workers):
     settings = (*SHORT, KEEP, f"data.num_workers={workers}")
     train_here(here / "whole", *settings)
     middle = here / "whole" / "checkpoints" / "step=00000004.ckpt"
@@ -81,7 +81,7 @@ def test_equal_seeds_are_equal_runs_and_others_are_not(here):
     assert losses(here / "a")[1] != losses(here / "c")[1]
 
 
-def test_two_runs_of_the_same_command_are_equal_to_the_bit(shards, tmp_path):
+def test_two_runs_of_the_same_command_are_bit_identical(shards, tmp_path):
     """Threads are pinned to one; augmentation is on, and two workers load."""
     words = ["+experiment=sensor", "trainer.max_steps=100", "data.num_workers=2", "~evaluation"]
     for name in ("a", "b"):

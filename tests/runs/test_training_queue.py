@@ -66,7 +66,7 @@ def test_the_queue_moves_by_a_batch_per_step_and_the_average_by_its_share(here):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("choice", [QUEUE, MOMENTUM, RANDOM], ids=["queue", "momentum", "random"])
-def test_resuming_continues_to_the_last_bit(here, choice):
+def test_resuming_continues_bit_exactly(here, choice):
     train_here(here / "whole", *SHORT, *choice)
     middle = here / "whole" / "checkpoints" / "step=00000003.ckpt"
     train_here(here / "resumed", *SHORT, *choice, f"resume='{middle}'")

@@ -1,4 +1,4 @@
-"""Weights and Biases: offline, without a network, after an error, and when a run goes on."""
+"""Weights and Biases: offline, without a network, after an error, and on resume."""
 
 import contextlib
 import json
@@ -74,7 +74,7 @@ def test_a_resumed_run_keeps_its_id_and_logs_no_step_twice(here):
     assert steps(moved) == [9, 10]
 
 
-def test_a_killed_run_has_its_rows_and_goes_on_with_the_next(shards, tmp_path):
+def test_a_killed_run_has_its_rows_and_resumes_with_the_next(shards, tmp_path):
     kill = callback("Kill", folder=str(tmp_path), step=6)
     slow = callback("SlowSteps", folder=str(tmp_path), seconds=1.0)
     words = ["+experiment=sensor", *SHORT, "logger=wandb", "logger.wandb.offline=true"]
@@ -120,8 +120,8 @@ def test_a_service_that_is_stopped_does_not_hold_the_training(row_bytes, seconds
     assert done.returncode == 0, done.stderr[-3000:]
     (service,) = re.findall(r"^stopped (\d+)$", done.stderr, re.MULTILINE)
     assert not Path(f"/proc/{service}").exists()
-    told = f"Weights and Biases has failed (its service has not answered for {seconds} s)"
-    assert done.stderr.count("WARNING: Weights and Biases") == done.stderr.count(told) == 1
+    output = f"Weights and Biases has failed (its service has not answered for {seconds} s)"
+    assert done.stderr.count("WARNING: Weights and Biases") == done.stderr.count(output) == 1
     assert "Traceback" not in done.stderr
     assert sorted(losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
 
@@ -136,9 +136,9 @@ def test_a_service_that_is_stopped_holds_neither_a_start_nor_the_next_run(
     for step in (1, 2):
         first.log_metrics({"a": 1.0}, step)
     first.finish(failed=False)
-    told = capsys.readouterr().err
-    assert told.count("WARNING: Weights and Biases") == 1
-    assert "has failed (its service has not answered for 2 s)" in told
+    output = capsys.readouterr().err
+    assert output.count("WARNING: Weights and Biases") == 1
+    assert "has failed (its service has not answered for 2 s)" in output
     with pytest.raises(LookupError):
         wandb_service()
 
@@ -177,15 +177,15 @@ def test_the_report_and_its_figures_are_in_the_run(here):
 
 
 @pytest.mark.quick
-def test_a_run_that_is_not_resumed_is_another_and_one_without_a_checkpoint_goes_on(tmp_path):
+def test_a_run_that_is_not_resumed_is_another_and_one_without_a_checkpoint_is_resumed(tmp_path):
     note = tmp_path / "wandb.json"
     note.write_text('{"id": "abc", "step": 3, "logged": ["a"]}\n')
     fresh = WandbLogger("p", save_dir=str(tmp_path))
     assert fresh.run_id != WandbLogger("p", save_dir=str(tmp_path)).run_id
-    fresh.go_on(None, -1, note)
+    fresh.resume(None, -1, note)
     assert fresh.run_id == "abc"
     fixed = WandbLogger("p", id="mine", save_dir=str(tmp_path))
-    fixed.go_on("abc", 2, note)
+    fixed.resume("abc", 2, note)
     assert fixed.run_id == "mine"
 
 
@@ -219,7 +219,7 @@ def test_steps_go_up_and_a_step_gets_what_it_lacks(tmp_path):
     step = "trainer/global_step"
     assert run.rows == [{"a": 1.0, step: 1}, {"a": 2.0, step: 2}, {"b": 3.0, step: 2}]
     again = made(tmp_path, Run())
-    again.go_on(logger.run_id, 1, tmp_path / "wandb.json")
+    again.resume(logger.run_id, 1, tmp_path / "wandb.json")
     for number in (1, 2, 3):
         again.log_metrics({"a": 1.0, "d": 1.0}, number)
     assert again.experiment.rows == [{"d": 1.0, step: 2}, {"a": 1.0, "d": 1.0, step: 3}]
@@ -237,8 +237,8 @@ def test_an_error_while_logging_ends_the_logging_only(tmp_path, capsys):
     logger.report(Path(__file__), {})
     logger.finish(failed=False)
     assert [row["trainer/global_step"] for row in run.rows] == [1]
-    told = capsys.readouterr().err
-    assert told.count("Weights and Biases has failed (the service is gone)") == 1
+    output = capsys.readouterr().err
+    assert output.count("Weights and Biases has failed (the service is gone)") == 1
 
 
 class PipedRun(Run):
@@ -281,10 +281,10 @@ def test_a_stopped_process_is_waited_for_in_bounded_time(while_logging, piped, t
     logger.finish(failed=False)
     assert [row["trainer/global_step"] for row in piped.rows] == [1]
     assert piped.service.returncode == -signal.SIGKILL
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     limit = 0.5 if while_logging else 1
-    assert told.count(f"its service has not answered for {limit:g} s") == 1
-    assert told.count("WARNING") == 1
+    assert output.count(f"its service has not answered for {limit:g} s") == 1
+    assert output.count("WARNING") == 1
 
 
 @pytest.mark.quick

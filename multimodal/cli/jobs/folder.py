@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from multimodal.core.errors import ConfigError, Fault, UserError
+from multimodal.core.errors import ConfigError, ConfigProblem, UserError
 from multimodal.core.process import lock
 from multimodal.core.process.provenance import is_first_rank
 from multimodal.core.process.secrets import redacted, secrets_in
@@ -25,7 +25,7 @@ def refuse_taken_folder(cfg: DictConfig) -> None:
 
     Raises:
         FolderInUseError: if another run is under way in the folder.
-        RunFolderError: if the folder holds a run, and this one does not go on with it.
+        RunFolderError: if the folder holds a run that this one does not resume.
         ConfigError: if the folder would be named by a secret.
     """
     try:
@@ -55,18 +55,18 @@ def refuse_secret_names(cfg: DictConfig, folder: Path) -> None:
             f"names the run's folder by a secret (of {', '.join(keys)}), and names of folders are "
             "written down everywhere; give hydra.run.dir=outputs/NAME"
         )
-        raise ConfigError([Fault("hydra.run.dir", problem)])
+        raise ConfigError([ConfigProblem("hydra.run.dir", problem)])
 
 
 def refuse_to_start_over(resume: str | None, folder: Path) -> None:
-    """Refuses to begin anew in a folder that holds a run.
+    """Rejects a new run in a folder that holds one.
 
     Args:
-        resume: what the run goes on from: ``auto``, a checkpoint, or None.
+        resume: the checkpoint to resume from: ``auto``, a path, or None.
         folder: the run's.
 
     Raises:
-        RunFolderError: if it does not go on with the run that is there.
+        RunFolderError: if it does not resume the existing run.
     """
     checkpoints = folder / "checkpoints"
     there = [path.name for path in sorted(checkpoints.glob("step=*.ckpt"))[-1:]]

@@ -1,4 +1,4 @@
-"""One job around its training: what is noted before and after it, and what must not be noted."""
+"""Wraps one job: records it before and after training, without secrets."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from multimodal.core.process.secrets import (
 
 
 def run_job(cfg: DictConfig, job: Callable[[DictConfig], None]) -> float | None:
-    """Runs ``job`` unless its sweep has done so before; what the run leaves holds no secrets.
+    """Runs ``job`` unless its sweep has finished it before; its outputs hold no secrets.
 
-    The run holds its folder meanwhile. A job of a sweep that was cut off goes on from its newest
+    The run holds its folder meanwhile. An interrupted job of a sweep resumes from its newest
     checkpoint.
 
     Args:
         cfg: as Hydra composed it.
-        job: trains, or whatever the program does.
+        job: the program's work, training for example.
 
     Returns:
         The value of ``sweep_metric``; None where there is none.
@@ -139,8 +139,8 @@ def protect(cfg: DictConfig, folder: Path) -> list[str]:
     literal = [where for where, secret in raw if secret not in os.environ.values()]
     for where in dict.fromkeys(where for where, _ in found if where in literal):
         print(
-            f"WARNING: {where} looks like a key or a password. It is not written down, but others "
-            f"may read it in the list of processes: put it into an environment variable and write "
+            f"WARNING: {where} looks like a key or a password. It is not recorded, but others may "
+            "read it in the process list: put it into an environment variable and write "
             f"'{where}=${{oc.env:NAME}}'",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""Threads that wait leave their core to the processes that load data."""
+"""Limits OpenMP spinning, so that waiting threads leave their core to the workers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import os
 _SPINS = "1000"  # what libgomp itself takes where one process has more threads than cores
 
 
-def share_cores() -> None:
+def limit_openmp_spinning() -> None:
     """Has OpenMP's threads sleep soon when they wait, unless the environment says otherwise.
 
-    Between two operations they turn 300,000 times by default, on a core that decoding needs: with
-    one loading process on two cores, `+experiment=clip` trained 1.15 and `+experiment=imagebind`
-    1.4 times as fast without (`GOMP_SPINCOUNT=300000` before the command is the default). No
-    result depends on it. libgomp reads the variable when it is loaded, so this has to
-    come before torch is imported.
+    Between two operations they spin by default, on a core that decoding needs: with one loading
+    process on two cores, `+experiment=clip` trained 1.15 and `+experiment=imagebind` 1.4 times as
+    fast without (`GOMP_SPINCOUNT=300000` before the command is the default). No result depends on
+    it. libgomp reads the variable when it is loaded, so this has to come before torch is imported.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = _SPINS

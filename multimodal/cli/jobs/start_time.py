@@ -1,4 +1,4 @@
-"""Ranks that were started one by one (torchrun, srun) agree on when their run began.
+"""Ranks that were started separately (torchrun, srun) agree on their run's start time.
 
 The folder of a run holds the time of its start. Ranks that read it from their own clocks would
 scatter their outputs over several folders.
@@ -17,8 +17,8 @@ import hydra.core.utils
 from multimodal.core.errors import UserError
 
 
-class UnsharedStart(UserError, RuntimeError):
-    """Ranks that have no way to agree on the folder of their run."""
+class StartTimeError(UserError, RuntimeError):
+    """Ranks that cannot agree on the folder of their run."""
 
 
 def share_start_time(words: Sequence[str]) -> None:
@@ -28,27 +28,27 @@ def share_start_time(words: Sequence[str]) -> None:
     restart by torchrun finds the time of the first start, and so the folder of the first.
 
     Args:
-        words: the command line; nothing is needed where it gives ``hydra.run.dir``.
+        words: the command line; nothing is done if it sets ``hydra.run.dir``.
 
     Raises:
-        UnsharedStart: if there is nothing to agree by.
+        StartTimeError: if they cannot agree.
     """
     if any(word.startswith("hydra.run.dir=") for word in words):
         return
     moment = _shared_moment()
     if moment is not None:
-        _stop_the_clock_of_hydra(moment)
+        _freeze_hydra_now(moment)
 
 
-def _stop_the_clock_of_hydra(moment: float) -> None:
+def _freeze_hydra_now(moment: float) -> None:
     class Then(datetime):
-        """A clock that stands still."""
+        """A frozen clock."""
 
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> Then:
             return cls.fromtimestamp(moment, tz)
 
-    # What its resolver of ``${now:...}`` asks; `tests/test_torchrun.py` tells if that changes.
+    # What its resolver of ``${now:...}`` asks; `tests/test_torchrun.py` fails if that changes.
     hydra.core.utils.datetime = Then  # type: ignore[attr-defined]
 
 
@@ -58,14 +58,14 @@ def _shared_moment() -> float | None:
         if int(environment.get("WORLD_SIZE", "1")) == 1:
             return None
         if environment.get("TORCHELASTIC_USE_AGENT_STORE", "False") != "True":
-            raise UnsharedStart(_advice("torchrun, without a store of its own,"))
+            raise StartTimeError(_advice("torchrun without its own store"))
         return _of_the_store()
     if int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
         if "SLURM_JOB_START_TIME" in environment:
             return float(environment["SLURM_JOB_START_TIME"])
-        raise UnsharedStart(_advice("srun"))
+        raise StartTimeError(_advice("srun"))
     if int(environment.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in environment:
-        raise UnsharedStart(_advice("a launcher of its own kind"))
+        raise StartTimeError(_advice("an unknown launcher"))
     return None
 
 

@@ -1,4 +1,4 @@
-"""Sweeps: what is finished is not run again, and at the end there is a table."""
+"""Sweeps: finished jobs are skipped, and a table is written at the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SweepRecord(Callback):
     """Hydra's callback before a sweep: alone in its folder, and on with a study."""
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
-        """Lets an Optuna study that goes on run the trials that are missing, in new folders."""
+        """Lets a continued Optuna study run the missing trials, in new folders."""
         words = OmegaConf.to_container(config.hydra.overrides, resolve=False)
         if secrets := [secret for _, secret in secrets_in(words)]:
             redact_records(secrets)  # Hydra logs every job's words
@@ -40,7 +40,7 @@ class SweepRecord(Callback):
         if trials:
             with open_dict(config):
                 sweeper.n_trials = max(0, sweeper.n_trials - complete)
-                # Trials are numbered anew by each start, the folders must not be.
+                # Each start renumbers the trials, but folders must not be reused.
                 config.hydra.overrides.hydra.append(
                     f"hydra.sweep.subdir=from{trials}_${{hydra.job.num}}"
                 )

@@ -1,4 +1,4 @@
-"""The first gate: does the command line compose? Says what was meant, within a second."""
+"""The first check: whether the command line composes, with suggestions, within a second."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from yaml import YAMLError
 
 from multimodal.config.composing.confinement import NAMES, leaves, wandering_names, wandering_option
-from multimodal.config.problems import ConfigError, Fault, did_you_mean, nearest
+from multimodal.config.problems import ConfigError, ConfigProblem, did_you_mean, nearest
 from multimodal.config.tree import keys
 
 VERSION_BASE = "1.3"
@@ -34,7 +34,7 @@ _ADDED = "debug|sweep|launcher"  # groups that say how, on top of any experiment
 
 
 def config_dir() -> Path:
-    """The folder of our configs: inside an installed package, at the root of a checkout.
+    """The folder of our configs: inside an installed package, or at the root of a checkout.
 
     Raises:
         FileNotFoundError: if the installation lacks it.
@@ -46,14 +46,14 @@ def config_dir() -> Path:
     raise FileNotFoundError(f"no configs beside or inside {package}: install the package again")
 
 
-def arrange(argv: Sequence[str]) -> list[str]:
-    """``argv`` with what is easy to type made what Hydra needs.
+def normalize_args(argv: Sequence[str]) -> list[str]:
+    """Rewrites shorthand arguments in ``argv`` to what Hydra expects.
 
     ``debug=``, ``sweep=`` and ``launcher=`` become `+debug=NAME` and so on, and come after
     ``+experiment=NAME``: Hydra merges an added group after all those of the defaults list, and a
-    `debug` listed there would lose to the experiment that it is to cut short. ``resume.allow=`` is
-    the key `resume_allow`, as `resume` itself holds a path. A value with an equals sign, as the
-    paths of our checkpoints, is put in quotes: Hydra's grammar knows it only so.
+    `debug` listed there would be overridden by the experiment that it shortens. ``resume.allow=``
+    is the key `resume_allow`, as `resume` itself holds a path. A value with an equals sign, as the
+    paths of our checkpoints, is quoted, as Hydra's grammar requires.
     """
     arranged = [re.sub(r"^resume\.allow=", "resume_allow=", word) for word in argv]
     arranged = [
@@ -71,8 +71,8 @@ def arrange(argv: Sequence[str]) -> list[str]:
 def compose_or_explain(argv: Sequence[str], config_name: str) -> DictConfig | None:
     """Composes what the command line asks for, as a dry run.
 
-    Hydra answers a misspelt key with the advice to append it by a plus; this names the nearest
-    right one instead. ``--help`` and the like are left to Hydra, as is a ``--config-path``.
+    Hydra answers a misspelt key with the advice to append it with a plus; this suggests the nearest
+    valid key instead. ``--help`` and the like are left to Hydra, as is a ``--config-path``.
 
     Args:
         argv: the command line after the program's name.
@@ -83,7 +83,7 @@ def compose_or_explain(argv: Sequence[str], config_name: str) -> DictConfig | No
         is run.
 
     Raises:
-        ConfigError: naming every word that does not fit.
+        ConfigError: if an argument is invalid; the message names every such argument.
     """
     args = get_args_parser().parse_args(argv)
     if args.help or args.hydra_help or args.shell_completion or args.config_path:
@@ -93,14 +93,16 @@ def compose_or_explain(argv: Sequence[str], config_name: str) -> DictConfig | No
     except HydraException as error:
         word = str(getattr(error, "override", "") or "command line")
         reason = str(error).splitlines()[1:2] or [str(error)]
-        raise ConfigError([Fault(word, f"is no override key=value: {reason[0]}")]) from None
+        raise ConfigError(
+            [ConfigProblem(word, f"is not a valid override (expected key=value): {reason[0]}")]
+        ) from None
     try:
         cfg = _compose_or_explain(args, config_name, overrides)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{mark.name}, line {mark.line + 1}" if mark else "a configuration file"
         problem = getattr(error, "problem", None) or error
-        raise ConfigError([Fault(where, f"is no YAML as it stands: {problem}")]) from None
+        raise ConfigError([ConfigProblem(where, f"is not valid YAML: {problem}")]) from None
     single = not args.multirun and cfg.hydra.mode in (None, RunMode.RUN)
     return cfg if single and args.cfg is None and args.info is None else None
 
@@ -108,7 +110,7 @@ def compose_or_explain(argv: Sequence[str], config_name: str) -> DictConfig | No
 def _compose_or_explain(args: Namespace, config_name: str, overrides: list[Override]) -> DictConfig:
     composer = _Composer(args.config_name or config_name, args.config_dir, args.overrides)
     _refuse_wandering(composer, args, overrides)
-    if unknown := [fault for o in overrides for fault in _unknown_options(composer, o)]:
+    if unknown := [problem for o in overrides for problem in _unknown_options(composer, o)]:
         raise ConfigError(unknown)
     words = [word for override in overrides for word in composer.first_choice(override)]
     try:
@@ -117,22 +119,22 @@ def _compose_or_explain(args: Namespace, config_name: str, overrides: list[Overr
         raise ConfigError(_explain(composer, overrides, error)) from None
     if wandering := list(wandering_names(cfg)):
         raise ConfigError(wandering)
-    if args.cfg is None and args.info is None and (faults := _missing(composer, cfg)):
-        raise ConfigError(faults)
+    if args.cfg is None and args.info is None and (problems := _missing(composer, cfg)):
+        raise ConfigError(problems)
     return cfg
 
 
 def _refuse_wandering(composer: _Composer, args: Namespace, overrides: list[Override]) -> None:
     """Refuses options and names that lead out of their folders, in every job of a sweep."""
     name = args.config_name or ""
-    faults = list(wandering_option(f"--config-name {name}", "", [name]))
+    problems = list(wandering_option(f"--config-name {name}", "", [name]))
     for override in overrides:
         key, word = override.key_or_group, str(override.input_line)
         if key in NAMES or leaves(key) or composer.repository.group_exists(key):
             values = [] if override.is_delete() else composer.choices(override)
-            faults += wandering_option(word, key, values)
-    if faults:
-        raise ConfigError(faults)
+            problems += wandering_option(word, key, values)
+    if problems:
+        raise ConfigError(problems)
 
 
 class _Composer:
@@ -145,7 +147,9 @@ class _Composer:
         if extra_dir is not None:
             folder = Path(extra_dir).absolute()
             if not folder.is_dir():
-                raise ConfigError([Fault(f"--config-dir {extra_dir}", f"there is no {folder}")])
+                raise ConfigError(
+                    [ConfigProblem(f"--config-dir {extra_dir}", f"there is no {folder}")]
+                )
             path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
         self._loader = ConfigLoaderImpl(path)
         self._config_name = config_name
@@ -182,18 +186,20 @@ class _Composer:
         return list(override.sweep_string_iterator())
 
 
-def _explain(composer: _Composer, overrides: list[Override], error: Exception) -> list[Fault]:
-    """The faults of the first kind that is found; later kinds could be no more than its echo."""
+def _explain(
+    composer: _Composer, overrides: list[Override], error: Exception
+) -> list[ConfigProblem]:
+    """The problems of the first kind that occurs; later kinds could be its consequences."""
     chosen = [o for o in overrides if composer.repository.group_exists(o.key_or_group)]
     given = [o for o in overrides if o not in chosen]
-    # What overrides a choice within another one (`encoder@towers.x=...`) needs that one first.
+    # An override of a choice within another one (`encoder@towers.x=...`) needs the outer one first.
     chosen.sort(key=lambda override: override.package is not None)
-    faults: list[Fault] = []
+    problems: list[ConfigProblem] = []
     words: list[str] = []
     try:
         base = composer.compose(words)
     except HydraException as root_error:
-        return [Fault("command line", _reason(composer, root_error, []))]
+        return [ConfigProblem("command line", _reason(composer, root_error, []))]
     for override in chosen:
         added = composer.first_choice(override)
         choices = base.hydra.runtime.choices
@@ -201,35 +207,37 @@ def _explain(composer: _Composer, overrides: list[Override], error: Exception) -
             base = composer.compose([*words, *added])
             words += added
         except HydraException as choice_error:
-            faults.append(_wrong_choice(composer, override, choice_error, list(choices)))
-    faults += [] if faults else [f for o in given for f in _wrong_key(composer, o, base)]
-    return faults or [Fault("command line", _reason(composer, error, []))]
+            problems.append(_wrong_choice(composer, override, choice_error, list(choices)))
+    problems += [] if problems else [f for o in given for f in _wrong_key(composer, o, base)]
+    return problems or [ConfigProblem("command line", _reason(composer, error, []))]
 
 
-def _missing(composer: _Composer, cfg: DictConfig) -> list[Fault]:
+def _missing(composer: _Composer, cfg: DictConfig) -> list[ConfigProblem]:
     missing = [str(key) for key in cfg if OmegaConf.is_missing(cfg, key)]
     if "model" in missing and "experiment" not in cfg.hydra.runtime.choices:
         options = ", ".join(composer.options("experiment"))
-        return [Fault("command line", f"choose +experiment=NAME, one of {options}")]
-    return [Fault(key, f"has no value: give it as {key}=...") for key in missing]
+        return [ConfigProblem("command line", f"choose +experiment=NAME, one of {options}")]
+    return [ConfigProblem(key, f"has no value: set it with {key}=...") for key in missing]
 
 
-def _unknown_options(composer: _Composer, override: Override) -> Iterator[Fault]:
+def _unknown_options(composer: _Composer, override: Override) -> Iterator[ConfigProblem]:
     group = override.key_or_group
     if override.is_delete() or not composer.repository.group_exists(group):
         return
     for option in composer.choices(override):
         if option in ("None", "null"):
             key = override.get_key_element().lstrip("+")
-            yield Fault(str(override.input_line), f"to leave '{key}' out, write ~{key}")
+            yield ConfigProblem(str(override.input_line), f"to remove '{key}', write ~{key}")
         elif not composer.repository.config_exists(f"{group}/{option}"):
             options = composer.options(group)
             close = nearest(option, options)
             if group in _PLUGINS and not close:
-                yield Fault(str(override.input_line), f"'{group}' has no '{option}'; {_EXTRA}")
+                yield ConfigProblem(
+                    str(override.input_line), f"'{group}' has no '{option}'; {_EXTRA}"
+                )
                 continue
             guess = f"did you mean {override.get_key_element()}={close[0]}? " if close else ""
-            yield Fault(
+            yield ConfigProblem(
                 str(override.input_line),
                 f"'{group}' has no option '{option}'; {guess}options: {', '.join(options)}",
             )
@@ -237,27 +245,29 @@ def _unknown_options(composer: _Composer, override: Override) -> Iterator[Fault]
 
 def _wrong_choice(
     composer: _Composer, override: Override, error: Exception, choices: list[str]
-) -> Fault:
+) -> ConfigProblem:
     word = str(override.input_line)
     key = override.get_key_element().lstrip("+~")
     if override.is_add() and key in choices:
-        return Fault(word, f"'{key}' has a choice already; write {word.lstrip('+')}")
+        return ConfigProblem(word, f"'{key}' is already chosen; write {word.lstrip('+')}")
     if not override.is_add() and key not in choices:
         close = nearest(key, [c for c in choices if "/" not in c or "@" in c]) if "@" in key else []
         advice = f"did you mean '{close[0]}'?" if close else f"write +{word.lstrip('+~')}"
-        return Fault(word, f"nothing chooses '{key}' so far; {advice}")
-    return Fault(word, _reason(composer, error, choices))
+        return ConfigProblem(word, f"'{key}' is not in the defaults list; {advice}")
+    return ConfigProblem(word, _reason(composer, error, choices))
 
 
-def _wrong_key(composer: _Composer, override: Override, base: DictConfig) -> Iterator[Fault]:
+def _wrong_key(
+    composer: _Composer, override: Override, base: DictConfig
+) -> Iterator[ConfigProblem]:
     word, key = str(override.input_line), override.key_or_group
     known = list(keys(base))
     there = key in known or _in_a_list(base, key)
     if override.is_add() and there and not isinstance(override.value(), dict | list):
         if OmegaConf.select(base, key, throw_on_missing=False) is not None:
-            yield Fault(word, f"'{key}' is there already; write {word.lstrip('+')}")
+            yield ConfigProblem(word, f"'{key}' exists already; write {word.lstrip('+')}")
     elif not there and not override.is_add() and not override.is_force_add():
-        yield Fault(word, f"no key '{key}'; {_nearest_key(key, known, composer.groups())}")
+        yield ConfigProblem(word, f"no key '{key}'; {_nearest_key(key, known, composer.groups())}")
 
 
 def _in_a_list(base: DictConfig, key: str) -> bool:
@@ -267,7 +277,7 @@ def _in_a_list(base: DictConfig, key: str) -> bool:
 
 
 def _nearest_key(key: str, known: list[str], groups: list[str]) -> str:
-    """In the deepest block that is there; else a key elsewhere of that name; else any close one."""
+    """In the deepest existing block; else a key of that name elsewhere; else any close one."""
     known = [name for name in known if not name.rpartition(".")[2].startswith("_")]
     head, parts = "", key.split(".")
     while parts and f"{head}{parts[0]}" in known:
@@ -286,7 +296,7 @@ def _nearest_key(key: str, known: list[str], groups: list[str]) -> str:
 
 
 def _reason(composer: _Composer, error: Exception, choices: list[str]) -> str:
-    """Hydra's own words, shortened, with the nearest right name where one can be told."""
+    """Hydra's own message, shortened, with the nearest valid name if there is one."""
     first = str(error).split("\n")[0].removesuffix(" No match in the defaults list.")
     first = first.rstrip(".:")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

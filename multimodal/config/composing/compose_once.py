@@ -20,8 +20,8 @@ _MODE = "hydra.mode=RUN"  # which Hydra adds where no mode is given
 def composed_once() -> Iterator[None]:
     """Within, the configuration that was composed first is handed on to the job.
 
-    Hydra's own look at it, for the mode, sees the same. Other words, other folders, and the jobs
-    of a sweep are composed anew. `--help` asks for the options of each group, and Hydra would copy
+    Hydra's own look at it, for the mode, sees the same. Other words, other folders, and the jobs of
+    a sweep are composed again. `--help` asks for the options of each group, and Hydra would copy
     its whole store of configurations for every one.
     """
     compose, options = ConfigLoaderImpl.load_configuration, ConfigLoaderImpl.get_group_options

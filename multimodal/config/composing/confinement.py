@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from multimodal.core.errors import Fault
+from multimodal.core.errors import ConfigProblem
 
 # Keys whose values become parts of paths, or options of a group.
 NAMES = (
@@ -24,23 +24,23 @@ def leaves(text: str) -> bool:
     return any(bool(path.anchor) or ".." in path.parts for path in kinds)
 
 
-def wandering_option(word: str, group: str, options: list[str]) -> Iterator[Fault]:
+def wandering_option(word: str, group: str, options: list[str]) -> Iterator[ConfigProblem]:
     """The faults of a word that chooses ``options`` of ``group`` outside of its folder."""
     for option in [group, *options]:
         if leaves(option):
-            yield Fault(
+            yield ConfigProblem(
                 word,
                 f"'{option}' leads out of the folders of configurations; an option is a name in "
                 "its group, and more folders are added by --config-dir or hydra.searchpath",
             )
 
 
-def wandering_names(cfg: DictConfig) -> Iterator[Fault]:
+def wandering_names(cfg: DictConfig) -> Iterator[ConfigProblem]:
     """The faults of names that lead out of their folder, in a composed configuration."""
     for key in NAMES:
         value = _value(cfg, key)
         if isinstance(value, str) and leaves(value):
-            yield Fault(
+            yield ConfigProblem(
                 key,
                 f"'{value}' leads out of the folder that it is a name in; give a plain name, and "
                 "the place of a run by hydra.run.dir=FOLDER (of a sweep: hydra.sweep.dir=FOLDER)",

@@ -1,1 +1,1 @@
-"""Rules across fields, one function each: from the plain tree of a configuration to its faults."""
+"""Rules across fields, one function each: from a configuration's plain tree to its problems."""

@@ -1,22 +1,24 @@
-"""Rules of the data: what its options ask of the rest of a configuration."""
+"""Rules of the data: what its options require."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from multimodal.config.problems import Fault
+from multimodal.config.problems import ConfigProblem
 from multimodal.config.tree import at, block
 
 
-def frozen_towers_to_cache(tree: dict[str, Any]) -> Iterator[Fault]:
+def frozen_towers_to_cache(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
     """``data.cache_frozen`` needs a frozen tower, and ``cache_frozen.views`` needs it."""
     views, towers = at(tree, "cache_frozen.views"), block(tree, "model.towers")
     if at(tree, "data.cache_frozen") is not True:
         if views is not None:
-            yield Fault("cache_frozen.views", "goes with data.cache_frozen=true, which is not set")
+            yield ConfigProblem("cache_frozen.views", "requires data.cache_frozen=true")
         return
     if isinstance(views, int) and views < 1:
-        yield Fault("cache_frozen.views", f"must be at least 1, or null, given {views}")
+        yield ConfigProblem("cache_frozen.views", f"must be at least 1, or null, given {views}")
     if towers and not any(at(tower, "frozen") is True for tower in towers.values()):
-        yield Fault("data.cache_frozen", "there is no tower with `frozen: true` to be cached")
+        yield ConfigProblem(
+            "data.cache_frozen", "there is no tower with `frozen: true` to be cached"
+        )

@@ -1,11 +1,11 @@
-"""Rules of the evaluation: what its tasks ask for is there."""
+"""Rules of the evaluation: the modalities and sets that its tasks need exist."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from multimodal.config.problems import Fault, did_you_mean
+from multimodal.config.problems import ConfigProblem, did_you_mean
 from multimodal.config.tree import at, block
 
 Tree = dict[str, Any]
@@ -26,7 +26,7 @@ def _tasks(where: str, entry: Tree, kind: str) -> Iterator[tuple[str, Tree]]:
             yield f"{where}.{kind}[{index}]", task
 
 
-def modalities_of_tasks(tree: Tree) -> Iterator[Fault]:
+def modalities_of_tasks(tree: Tree) -> Iterator[ConfigProblem]:
     """Probes and composed queries ask for modalities that their set, and its training, carry."""
     for where, entry, carried in _sets(tree):
         for place, task in _tasks(where, entry, "probes"):
@@ -37,22 +37,28 @@ def modalities_of_tasks(tree: Tree) -> Iterator[Fault]:
             for source, known in sources.items():
                 if isinstance(modality, str) and known and modality not in known:
                     guess = did_you_mean(modality, known)
-                    yield Fault(f"{place}.modality", f"{source} has no '{modality}'; {guess}")
+                    yield ConfigProblem(
+                        f"{place}.modality", f"{source} has no '{modality}'; {guess}"
+                    )
         for place, task in _tasks(where, entry, "composed"):
             asked = [*block(task, "query"), task.get("gallery")]
             for modality in asked:
                 if isinstance(modality, str) and modality not in carried:
                     guess = did_you_mean(modality, carried)
-                    yield Fault(place, f"the set's source has no '{modality}'; {guess}")
+                    yield ConfigProblem(place, f"the set's source has no '{modality}'; {guess}")
 
 
-def sets_in_training(tree: Tree) -> Iterator[Fault]:
+def sets_in_training(tree: Tree) -> Iterator[ConfigProblem]:
     """The sets evaluated in training exist, and an interval is a number of at least 1."""
     sets = block(tree, "evaluation.sets")
     names = at(tree, "evaluation.in_training")
     for name in names if isinstance(names, list) else ():
         if isinstance(name, str) and name not in sets:
-            yield Fault("evaluation.in_training", f"no set '{name}'; {did_you_mean(name, sets)}")
+            yield ConfigProblem(
+                "evaluation.in_training", f"no set '{name}'; {did_you_mean(name, sets)}"
+            )
     every = at(tree, "evaluation.every")
     if isinstance(every, int) and not isinstance(every, bool) and every < 1:
-        yield Fault("evaluation.every", f"given {every}, expected at least 1, or null for never")
+        yield ConfigProblem(
+            "evaluation.every", f"given {every}, expected at least 1, or null for never"
+        )

@@ -1,11 +1,11 @@
-"""Rules across fields for models that fuse: tasks, their targets, and what may be missing."""
+"""Rules for fusion models: tasks, their targets, and modalities that may be missing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from multimodal.config.problems import Fault, did_you_mean
+from multimodal.config.problems import ConfigProblem, did_you_mean
 from multimodal.config.tree import at, block
 
 Tree = dict[str, Any]
@@ -30,20 +30,24 @@ def _sources(tree: Tree) -> Iterator[tuple[str, Tree]]:
                 yield f"{path}.{name}", source
 
 
-def tasks_or_pairs(tree: Tree) -> Iterator[Fault]:
-    """There is something to learn, and what is to be learned from."""
+def tasks_or_pairs(tree: Tree) -> Iterator[ConfigProblem]:
+    """There is something to learn, and something to learn it from."""
     pairs = tree.get("pairs")
     if isinstance(tree.get("fusion"), dict):
         if not _tasks(tree) and not pairs:
-            yield Fault("tasks", "nothing to learn: the fusion has no task, and there are no pairs")
+            yield ConfigProblem(
+                "tasks", "nothing to learn: the fusion has no task, and there are no pairs"
+            )
     elif _tasks(tree):
-        yield Fault("fusion", "the tasks need a fusion to read from; choose fusion=cross_attention")
+        yield ConfigProblem(
+            "fusion", "the tasks need a fusion to read from; choose fusion=cross_attention"
+        )
     elif pairs == {}:
-        yield Fault("pairs", "nothing to learn: there are neither pairs nor tasks")
+        yield ConfigProblem("pairs", "nothing to learn: there are neither pairs nor tasks")
 
 
-def targets_of_tasks(tree: Tree) -> Iterator[Fault]:
-    """Every task's target is read by some source, and is no modality that the model sees."""
+def targets_of_tasks(tree: Tree) -> Iterator[ConfigProblem]:
+    """Every task's target is read by some source, and is not an input of the model."""
     sources = [source for where, source in _sources(tree) if where.startswith("data.sources")]
     carried = {name for source in sources for name in block(source, "modalities")}
     for name, task in _tasks(tree).items():
@@ -51,35 +55,37 @@ def targets_of_tasks(tree: Tree) -> Iterator[Fault]:
         if not isinstance(target, str) or not carried:
             continue
         if target not in carried:
-            yield Fault(where, f"no source has '{target}'; {did_you_mean(target, carried)}")
+            yield ConfigProblem(where, f"no source has '{target}'; {did_you_mean(target, carried)}")
         elif target in block(tree, "model.towers"):
-            yield Fault(where, f"'{target}' has a tower: the model would be shown the answer")
+            yield ConfigProblem(
+                where, f"'{target}' has a tower: the target would be an input of the model"
+            )
 
 
-def fused_modalities(tree: Tree) -> Iterator[Fault]:
-    """What the fusion reads, asks with, and what tasks compare, has a tower."""
+def fused_modalities(tree: Tree) -> Iterator[ConfigProblem]:
+    """Every modality that the fusion reads or queries with, and that tasks compare, has a tower."""
     towers = block(tree, "model.towers")
     if not isinstance(tree.get("fusion"), dict) or not towers:
         return
     fused = _fused(tree)
     for name in fused:
         if name not in towers:
-            yield Fault("model.fused", f"no tower '{name}'; {did_you_mean(name, towers)}")
+            yield ConfigProblem("model.fused", f"no tower '{name}'; {did_you_mean(name, towers)}")
     query = at(tree, "fusion.query")
     if isinstance(query, str) and query not in fused:
-        yield Fault("fusion.query", f"'{query}' is not fused; {did_you_mean(query, fused)}")
+        yield ConfigProblem("fusion.query", f"'{query}' is not fused; {did_you_mean(query, fused)}")
     for name, task in _tasks(tree).items():
         for side in ("first", "second"):
             modality = task.get(side)
             if isinstance(modality, str) and modality not in fused:
-                yield Fault(
+                yield ConfigProblem(
                     f"tasks.{name}.{side}",
                     f"'{modality}' is not fused; {did_you_mean(modality, fused)}",
                 )
 
 
-def optional_modalities(tree: Tree) -> Iterator[Fault]:
-    """Only a fusion does without a modality: a pair compares what is there."""
+def optional_modalities(tree: Tree) -> Iterator[ConfigProblem]:
+    """Only a fusion can miss a modality: a pair compares both of its modalities."""
     paired = {
         side: name
         for name, pair in block(tree, "pairs").items()
@@ -90,52 +96,55 @@ def optional_modalities(tree: Tree) -> Iterator[Fault]:
     for where, source in _sources(tree):
         for modality, entry in block(source, "modalities").items():
             if isinstance(entry, dict) and entry.get("optional") is True and modality in paired:
-                yield Fault(
+                yield ConfigProblem(
                     f"{where}.modalities.{modality}.optional",
-                    f"the pair '{paired[modality]}' compares it: it cannot be missing",
+                    f"the pair '{paired[modality]}' needs it: it cannot be optional",
                 )
     if paired and isinstance(dropout := at(tree, "model.modality_dropout"), float) and dropout > 0:
-        yield Fault(
+        yield ConfigProblem(
             "model.modality_dropout",
             f"given {dropout}, but the pairs compare modalities: set it to 0.0",
         )
 
 
-def one_pass(tree: Tree) -> Iterator[Fault]:
+def one_pass(tree: Tree) -> Iterator[ConfigProblem]:
     """A fusion encodes a batch in one pass, from its inputs, and its pairs have no queue."""
     if not isinstance(tree.get("fusion"), dict):
         return
     if tree.get("micro_batch_size") is not None:
-        yield Fault(
+        yield ConfigProblem(
             "micro_batch_size",
             "a fusion encodes its batch at once: leave it null, and take a smaller batch with "
             "trainer.accumulate_grad_batches",
         )
     if at(tree, "data.cache_frozen") is True:
-        yield Fault("data.cache_frozen", "a fusion reads tokens, which are not cached: false")
+        yield ConfigProblem(
+            "data.cache_frozen", "a fusion reads tokens, which are not cached: false"
+        )
     queue = "multimodal.objectives.Queue"
     for name, pair in block(tree, "pairs").items():
         own = pair.get("candidates") if isinstance(pair, dict) else None
         if at(own or tree.get("candidates"), "_target_") == queue:
-            yield Fault(
+            yield ConfigProblem(
                 f"pairs.{name}",
                 "queues are for contrastive runs; beside a fusion take candidates=all_ranks",
             )
 
 
-def captions_see_no_later_words(tree: Tree) -> Iterator[Fault]:
-    """A text that is to be predicted is not fused, and its tower is causal."""
+def captions_see_no_later_words(tree: Tree) -> Iterator[ConfigProblem]:
+    """A predicted text is not fused, and its tower is causal."""
     for name, task in _tasks(tree).items():
         if not str(task.get("_target_", "")).endswith(".Captioning"):
             continue
         text = task.get("text", "text")
         if text in _fused(tree):
-            yield Fault(
+            yield ConfigProblem(
                 f"tasks.{name}",
-                f"the fusion reads '{text}', which is to be predicted; leave it out of model.fused",
+                f"the fusion reads '{text}', which is the text to predict; leave it out of "
+                "model.fused",
             )
         if at(tree, f"model.towers.{text}.encoder.trunk.causal") is False:
-            yield Fault(
+            yield ConfigProblem(
                 f"model.towers.{text}.encoder.trunk.causal",
-                "given false, but captioning needs a tower whose words see no later ones: true",
+                "given false, but captioning needs a causal text tower: true",
             )

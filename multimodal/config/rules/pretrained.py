@@ -1,4 +1,4 @@
-"""Rules about models of ``transformers``: they are fed what they were trained on."""
+"""Rules about models of ``transformers``: their inputs are preprocessed as in their training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from multimodal.config.problems import Fault
+from multimodal.config.problems import ConfigProblem
 from multimodal.config.tree import at, block
 from multimodal.core.hf_files import (
     ANY_SIZE,
@@ -34,18 +34,20 @@ def _models(tree: Tree) -> Iterator[tuple[str, str, Tree]]:
             yield modality, name, transform if isinstance(transform, dict) else {}
 
 
-def inputs_of_models(tree: Tree) -> Iterator[Fault]:
-    """Pictures and sounds are sized and normalised as the model's files say."""
+def inputs_of_models(tree: Tree) -> Iterator[ConfigProblem]:
+    """Images and audio are resized and normalised as the model's files specify."""
     for modality, name, transform in _models(tree):
         where, target = f"data.transforms.{modality}", str(transform.get("_target_"))
         if target.endswith(_TAKES_OVER):
             if transform.get("name") != name:
-                yield Fault(f"{where}.name", f"given {transform.get('name')}, expected {name}")
+                yield ConfigProblem(
+                    f"{where}.name", f"given {transform.get('name')}, expected {name}"
+                )
             continue
         content = content_of(name, PREPROCESSOR)
         kind = content.get("feature_extractor_type")
         if kind in OWN_FEATURES and target.endswith(".AudioTransform"):
-            yield Fault(
+            yield ConfigProblem(
                 where,
                 f"makes Kaldi filter banks, but {name} takes what a {kind} makes; "
                 f"data/transform@{where}=sound_huggingface takes all its settings over",
@@ -56,7 +58,7 @@ def inputs_of_models(tree: Tree) -> Iterator[Fault]:
             ours = transform.get(key)
             if ours is not None and (sized or key != "size") and not _equal(ours, theirs):
                 group = "picture" if key == "size" or isinstance(theirs, list) else "sound"
-                yield Fault(
+                yield ConfigProblem(
                     f"{where}.{key}",
                     f"given {ours}, but {name} was trained with {theirs} ({PREPROCESSOR}): set "
                     f"{where}.{key}={theirs}, or take all its settings over by "
@@ -64,8 +66,8 @@ def inputs_of_models(tree: Tree) -> Iterator[Fault]:
                 )
 
 
-def tokenizers_of_models(tree: Tree) -> Iterator[Fault]:
-    """Words are cut by the model's own tokenizer, where its folder has one."""
+def tokenizers_of_models(tree: Tree) -> Iterator[ConfigProblem]:
+    """Texts are tokenized by the model's own tokenizer, if its folder has one."""
     for modality, name, transform in _models(tree):
         given = transform.get("tokenizer")
         if given is None or not any(file_of(name, file) for file in TOKENIZERS):
@@ -73,10 +75,10 @@ def tokenizers_of_models(tree: Tree) -> Iterator[Fault]:
         if at(given, "name") != name:
             where = f"data.transforms.{modality}.tokenizer"
             shown = at(given, "name") or at(given, "_target_") or given
-            yield Fault(
+            yield ConfigProblem(
                 where,
-                f"given {shown}, but {name} has a tokenizer of its own, whose ids its weights are "
-                f"for: tokenizer=huggingface {where}.name={name}",
+                f"given {shown}, but {name} has its own tokenizer, for whose ids it was trained: "
+                f"tokenizer=huggingface {where}.name={name}",
             )
 
 
@@ -86,15 +88,15 @@ def _equal(ours: Any, theirs: Any) -> bool:
     try:
         return math.isclose(float(ours), float(theirs), rel_tol=1e-3)
     except (TypeError, ValueError):
-        return True  # a value that is wrong in another way, which another rule tells
+        return True  # a value that is wrong in another way, which another rule reports
 
 
 def _resolve(name: str | None, key: str) -> Any:
     if name is None:
-        raise ValueError("the encoder has no name, that is no folder that would tell")
+        raise ValueError("the encoder has no name, so no folder that states it")
     settings = input_settings(name)
     if key not in settings:
-        raise ValueError(f"{name} has no {PREPROCESSOR} that tells the {key}")
+        raise ValueError(f"{name} has no {PREPROCESSOR} that states the {key}")
     return settings[key]
 
 

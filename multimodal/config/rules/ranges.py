@@ -1,11 +1,11 @@
-"""Rules about numbers that mean the same wherever they stand: sizes, counts and shares."""
+"""Rules about numbers with the same meaning everywhere: sizes, counts and shares."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from multimodal.config.problems import Fault
+from multimodal.config.problems import ConfigProblem
 from multimodal.config.tree import join, nodes
 
 Tree = dict[str, Any]
@@ -26,7 +26,7 @@ OURS = ("multimodal.", "pytorch_lightning.")
 SEEDS = 2**32  # numpy's generators know no others
 
 
-def numbers_in_range(tree: Tree) -> Iterator[Fault]:
+def numbers_in_range(tree: Tree) -> Iterator[ConfigProblem]:
     """Sizes and counts are at least 1, shares between 0 and 1, in the blocks that we know."""
     for where, node in nodes(tree):
         if not str(node.get("_target_", OURS[0])).startswith(OURS):
@@ -34,10 +34,10 @@ def numbers_in_range(tree: Tree) -> Iterator[Fault]:
         for key, value in node.items():
             for place, number in _numbers(value, join(where, str(key))):
                 if expected := _expected(str(key), number):
-                    yield Fault(place, f"given {number!r}, expected {expected}")
+                    yield ConfigProblem(place, f"given {number!r}, expected {expected}")
     seed = tree.get("seed")
     if type(seed) is int and not 0 <= seed < SEEDS:
-        yield Fault("seed", f"given {seed}, expected a number from 0 to {SEEDS - 1}")
+        yield ConfigProblem("seed", f"given {seed}, expected a number from 0 to {SEEDS - 1}")
 
 
 def _numbers(value: Any, where: str) -> Iterator[tuple[str, float]]:

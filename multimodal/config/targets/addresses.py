@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from multimodal.config.problems import ConfigError, Fault
+from multimodal.config.problems import ConfigError, ConfigProblem
 from multimodal.config.tree import at, leaves
 
 KEY = "allowed_addresses"  # of the root; null in a configuration of the user's own
@@ -39,13 +39,15 @@ def is_named(address: str, named: Iterable[str]) -> bool:
     )
 
 
-def refuse_unnamed(tree: Any, named: Sequence[str] | None, where: str = "") -> Iterator[Fault]:
-    """A fault for every address in ``tree`` that nobody has named; none where all may be opened."""
+def refuse_unnamed(
+    tree: Any, named: Sequence[str] | None, where: str = ""
+) -> Iterator[ConfigProblem]:
+    """A problem for every address in ``tree`` that is not named; none if all may be opened."""
     if named is None:
         return
     for place, value in leaves(tree, where):
         if is_address(value) and not is_named(value, named):
-            yield Fault(place, unnamed(value))
+            yield ConfigProblem(place, unnamed(value))
 
 
 def require_named(cfg: DictConfig, where: str, address: str) -> None:
@@ -54,8 +56,8 @@ def require_named(cfg: DictConfig, where: str, address: str) -> None:
     Raises:
         ConfigError: naming it and how to allow it.
     """
-    if faults := list(refuse_unnamed(address, cfg.get(KEY), where)):
-        raise ConfigError(faults)
+    if problems := list(refuse_unnamed(address, cfg.get(KEY), where)):
+        raise ConfigError(problems)
 
 
 def unnamed(address: str) -> str:
@@ -66,7 +68,7 @@ def unnamed(address: str) -> str:
     )
 
 
-def unnamed_addresses(tree: dict[str, Any]) -> Iterator[Fault]:
+def unnamed_addresses(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
     """Nothing that an evaluation builds has an address that only the file names."""
     named = tree.get(KEY)
     for path in OPENED:

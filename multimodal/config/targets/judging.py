@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from multimodal.config.problems import Fault
+from multimodal.config.problems import ConfigProblem
 from multimodal.config.targets.kinds import Kind, fits, items_of, kinds_at, kinds_of, parameters_of
 from multimodal.config.targets.known import is_known
 from multimodal.config.targets.resolving import TargetError, inside, is_own, refused_name, resolve
@@ -17,16 +17,16 @@ HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _ANYTHING = Kind(object)  # a parameter of the user's own class that says nothing of its kind
 
 
-def foreign_targets(tree: Any, packages: Sequence[str], where: str = "") -> Iterator[Fault]:
+def foreign_targets(tree: Any, packages: Sequence[str], where: str = "") -> Iterator[ConfigProblem]:
     """Refuses, before importing anything, a `_target_` that is not a public name of a package."""
     for place, node in nodes(tree, where):
         if "_target_" in node and (reason := refused_name(node["_target_"], packages)):
-            yield Fault(join(place, "_target_"), reason)
+            yield ConfigProblem(join(place, "_target_"), reason)
 
 
 def misplaced(
     tree: Any, packages: tuple[str, ...], strict: bool, path: Sequence[str] = ()
-) -> Iterator[Fault]:
+) -> Iterator[ConfigProblem]:
     """Refuses what is not of the kind of its place, without calling or instantiating anything.
 
     Args:
@@ -47,7 +47,7 @@ class _Judge:
     packages: tuple[str, ...]
     strict: bool
 
-    def region(self, value: Any, where: str, path: tuple[str, ...]) -> Iterator[Fault]:
+    def region(self, value: Any, where: str, path: tuple[str, ...]) -> Iterator[ConfigProblem]:
         """What lies outside of blocks: kinds are those of the place."""
         if isinstance(value, dict):
             if "_target_" in value and not (self.strict and is_known(path, value)):
@@ -61,17 +61,17 @@ class _Judge:
 
     def block(
         self, node: dict[str, Any], where: str, path: tuple[str, ...], kinds: Sequence[Kind]
-    ) -> Iterator[Fault]:
+    ) -> Iterator[ConfigProblem]:
         """One block and what is nested in it."""
         target = node["_target_"]
         try:
             built = resolve(target, self.packages)
         except TargetError as error:
-            if self.strict:  # otherwise `unbound` says so
-                yield Fault(join(where, "_target_"), str(error))
+            if self.strict:  # otherwise `invalid_arguments` says so
+                yield ConfigProblem(join(where, "_target_"), str(error))
             return
         if reason := self._unfit(built, kinds, node):
-            yield Fault(join(where, "_target_"), f"given '{target}', {reason}")
+            yield ConfigProblem(join(where, "_target_"), f"given '{target}', {reason}")
             return
         by_name, in_order = parameters_of(built)
         for key, child in node.items():
@@ -88,7 +88,7 @@ class _Judge:
 
     def filled(
         self, value: Any, where: str, path: tuple[str, ...], annotation: Any, owner: Any
-    ) -> Iterator[Fault]:
+    ) -> Iterator[ConfigProblem]:
         """What fills a parameter of ``owner``: its kinds are those of the annotation."""
         if isinstance(value, dict) and "_target_" in value:
             kinds = kinds_of(annotation) or kinds_at(path)

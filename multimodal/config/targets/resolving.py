@@ -15,12 +15,12 @@ from multimodal.config.problems import did_you_mean
 from multimodal.config.targets.renamed import renamed
 
 ALLOWED = ("multimodal", "torch.nn", "torch.optim", "pytorch_lightning")
-# Where classes that the allowed packages offer under their own names are really defined.
+# Where classes that the allowed packages re-export are defined.
 _HOMES = {"pytorch_lightning": ("lightning_fabric",)}
 
 
 class TargetError(ValueError):
-    """A `_target_` that does not lead to an allowed class or function."""
+    """A `_target_` that is not an allowed class or function."""
 
 
 def allowed_packages(own: Any) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def _step(owner: Any, part: str, path: str) -> Any:
         if owner is not None and hasattr(owner, part):
             return getattr(owner, part)
         return importlib.import_module(path)
-    except Exception as error:  # a package of the user's own may fail in any way
+    except Exception as error:  # a user's package may fail in any way
         if isinstance(error, ModuleNotFoundError) and error.name == path and owner is not None:
             raise _absent(owner, part, path) from error
         raise TargetError(f"'{path}' cannot be imported: {error}") from error

@@ -1,8 +1,8 @@
 """Everything that Hydra will build: do its parameters fit its signature?
 
-A `_target_` in a YAML is the registry, so its signature is the schema. Two blind spots: keys that
-a class swallows by ``**kwargs`` (some third-party ones do; ours never), and values that only a
-constructor can judge.
+A `_target_` in a YAML is the registry, so its signature is the schema. Two blind spots: keys that a
+class accepts through ``**kwargs`` (some third-party ones do; ours never), and values that only a
+constructor can validate.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from multimodal.config.annotations import hints_of, mismatches
-from multimodal.config.problems import Fault, did_you_mean
+from multimodal.config.problems import ConfigProblem, did_you_mean
 from multimodal.config.targets.judging import HYDRA_KEYS
 from multimodal.config.targets.resolving import TargetError, allowed_packages, refused_name, resolve
 from multimodal.config.tree import join, nodes
@@ -24,7 +24,7 @@ BUILT_BY_US = {
     "pairs.*.logit_scale": ("multimodal.objectives.LogitScale", ()),
     "evaluation.sets.*": ("multimodal.evaluation.EvaluationSet", ()),
 }
-# Groups of the root that the model is called with, beside what stands in its own block.
+# Groups of the root that the model is called with, in addition to its own block.
 GIVEN_TO_MODEL = ("fusion", "tasks")
 
 
@@ -57,7 +57,7 @@ def _matches(where: str, pattern: str) -> bool:
     )
 
 
-def unbound(tree: dict[str, Any]) -> Iterator[Fault]:
+def invalid_arguments(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
     """Binds the keys of every block to the signature of what it builds."""
     packages, told = allowed_packages(tree.get("allowed_packages")), set()
     for block in blocks(tree):
@@ -66,14 +66,14 @@ def unbound(tree: dict[str, Any]) -> Iterator[Fault]:
         try:
             built = resolve(block.target, packages)
         except TargetError as error:
-            if str(error) not in told:  # a module that does not import is one fault, not many
-                yield Fault(join(block.where, "_target_"), str(error))
+            if str(error) not in told:  # report a module that does not import once
+                yield ConfigProblem(join(block.where, "_target_"), str(error))
             told.add(str(error))
         else:
             yield from _against_signature(block, built)
 
 
-def _against_signature(block: Block, built: Any) -> Iterator[Fault]:
+def _against_signature(block: Block, built: Any) -> Iterator[ConfigProblem]:
     where, node, target, optional, given = block
     parameters = parameters_of(built)
     named = {
@@ -94,16 +94,18 @@ def _against_signature(block: Block, built: Any) -> Iterator[Fault]:
                 yield from mismatches(value, hints.get(key, Any), join(where, key))
         elif not swallows:
             guess = did_you_mean(key, [*named, *HYDRA_KEYS] if key.startswith("_") else named)
-            yield Fault(join(where, key), f"{target} has no parameter '{key}'; {guess}")
+            yield ConfigProblem(join(where, key), f"{target} has no parameter '{key}'; {guess}")
     for name in given:
         if name not in named and not swallows:
-            yield Fault(name, f"{target} has no {name}; a model that fuses has, or write ~{name}")
+            yield ConfigProblem(
+                name, f"{target} has no {name}; a model that fuses has, or write ~{name}"
+            )
     if node.get("_partial_") is True:
         return
     filled |= set(given)
     for name, parameter in named.items():
         if name not in filled and parameter.default is parameter.empty and name not in optional:
-            yield Fault(where, f"{target} needs '{name}', which is not given")
+            yield ConfigProblem(where, f"{target} needs '{name}', which is not given")
 
 
 def parameters_of(built: Any) -> dict[str, inspect.Parameter]:

@@ -1,4 +1,4 @@
-"""How a program ends on an error: a message for its user, a traceback for a fault of ours."""
+"""How a program ends on an error: a message for its user, a traceback for a bug of ours."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def message_of(error: BaseException) -> str | None:
-    """The message to print in place of a traceback; None for a fault of ours."""
+    """The message to print in place of a traceback; None for a bug of ours."""
     if isinstance(error, UserError):
         return _without_traceback(str(error), type(error).__name__)
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
@@ -68,15 +68,15 @@ def _log_files_warn_once() -> Iterator[None]:
     if "handleError" in vars(logging.FileHandler):  # a job within the command line
         yield
         return
-    usual, told = logging.Handler.handleError, set[str]()
+    usual, reported = logging.Handler.handleError, set[str]()
 
     def handle(self: logging.FileHandler, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             usual(self, record)
-        elif self.baseFilename not in told:
-            told.add(self.baseFilename)
-            whole = "The lines before are whole, the work goes on"
+        elif self.baseFilename not in reported:
+            reported.add(self.baseFilename)
+            whole = "The lines before are whole, the work continues"
             print(f"WARNING: {unwritable(self.baseFilename, error, whole)}", file=sys.stderr)
 
     logging.FileHandler.handleError = handle  # type: ignore[method-assign,assignment]

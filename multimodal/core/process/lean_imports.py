@@ -184,7 +184,7 @@ class _DeferredLoader(Loader):
 
 
 class _Loaded(Loader):
-    """Hands out a module as it is, for an import that would execute it a second time."""
+    """Returns a loaded module, for an import that would execute it again."""
 
     def __init__(self, module: ModuleType) -> None:
         self._module, self._spec = module, module.__spec__

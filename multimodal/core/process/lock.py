@@ -26,7 +26,7 @@ from multimodal.core.errors import UserError
 
 NAME = "run.lock"
 _BEAT_S = 5.0
-_SILENT_S = 4 * _BEAT_S  # a holder on another host whose heartbeat stands still so long is dead
+_SILENT_S = 4 * _BEAT_S  # a holder on another host without a heartbeat for this long is dead
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _held: dict[str, int] = {}  # folder -> process: record locks do not exclude within a process
@@ -46,7 +46,7 @@ class Holder:
         started: when the run began, for messages.
         machine: what process ids are unique in: this boot of this host, this container.
         born: when the process started, in the machine's own terms; a reused pid has another.
-        inode: of the lock file; a copy of the folder has another and is held by nobody.
+        inode: of the lock file; a copy of the folder has another and is not held.
     """
 
     host: str
@@ -61,7 +61,7 @@ class Holder:
 
 
 def holder(folder: Path) -> Holder | None:
-    """The process that holds ``folder``, if it is alive; None where nobody does."""
+    """The process that holds ``folder``, if it is alive; None if it is free."""
     path = folder / NAME
     record = _read(path)
     if record is None or _held.get(_key(folder)) == os.getpid():
@@ -108,7 +108,7 @@ def _message(folder: Path, other: Holder | None) -> str:
     who = "another process" if other is None else str(other)
     return (
         f"{folder} is in use by another run ({who}); wait for it to end or stop it, or give this "
-        "run a folder of its own: hydra.run.dir=outputs/NAME (of a sweep: hydra.sweep.dir=...)"
+        "run its own folder: hydra.run.dir=outputs/NAME (of a sweep: hydra.sweep.dir=...)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Where a run comes from: its command, the code, the installed packages, the machine."""
+"""Provenance of a run: its command, code, installed packages and machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def describe(command: list[str]) -> dict[str, Any]:
     """What `run.json` says of a start, as plain values.
 
     Args:
-        command: the words that started it.
+        command: its command-line arguments.
     """
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -58,7 +58,7 @@ def is_first_rank() -> bool:
 
 
 def command_line() -> list[str]:
-    """The words that started this process, as one would type them."""
+    """The command line of this process, as typed."""
     return [Path(sys.executable).name, *sys.argv]
 
 

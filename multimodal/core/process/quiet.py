@@ -7,7 +7,7 @@ import warnings
 
 # Devices that are not there, advertisements, fonts: remarks, which end where warnings begin.
 LIBRARIES = ("pytorch_lightning", "lightning_fabric", "lightning", "torchmetrics", "matplotlib")
-# Lightning's remarks on itself, and advice that is wrong for our loaders.
+# Lightning's own messages, and advice that does not apply to our loaders.
 WARNINGS = (
     ".*LeafSpec.*",
     "Found .* in eval mode at the start of training.*",

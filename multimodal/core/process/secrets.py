@@ -1,4 +1,4 @@
-"""Keys and passwords have no place in a configuration; what looks like one is not written down."""
+"""Finds keys and passwords in configurations, and redacts them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LIKELY = r"key|token"
 _KEY_SURE = re.compile(rf"(^|[_-])(?:{_SURE})$", re.IGNORECASE)
 _KEY_LIKELY = re.compile(rf"(^|[_-])(?:{_LIKELY})$", re.IGNORECASE)
 _BEGIN, _IS = r"(?:^|[\s{,._+\"'])", r"['\"]?\s*[=:]\s*['\"]?"
-# In the words of a command line: `a.api_key=...`, `{api_key: ...}`.
+# In command-line arguments: `a.api_key=...`, `{api_key: ...}`.
 _ASSIGNED = [
     (re.compile(rf"{_BEGIN}(?:{names}){_IS}([^\s'\",}}]+)", re.IGNORECASE), sure)
     for names, sure in ((_SURE, True), (_LIKELY, False))
@@ -52,7 +52,7 @@ _SECRET_VARIABLE = re.compile(
 )
 _SCHEMES = ("basic", "bearer", "digest", "none", "null", "oauth", "iam", "true", "false", REDACTED)
 _SHORTEST = 12  # of a value that is secret by the likely name of its key
-_DISTINCT = 8  # characters from which on a secret is replaced wherever it stands
+_DISTINCT = 8  # minimum characters of a secret that is replaced anywhere
 _WORD = 4  # and from which on it is as a whole word
 
 
@@ -136,7 +136,7 @@ def redacted_tree(tree: Any, raw: Any, secrets: Iterable[str], name: str = "") -
         tree: resolved.
         raw: the same, with its interpolations.
         secrets: of the whole.
-        name: the key that ``tree`` stands at.
+        name: the key of ``tree``.
     """
     secrets = list(secrets)
     if isinstance(tree, Mapping):
@@ -171,7 +171,7 @@ class RedactingFilter(logging.Filter):
 def redact_records(secrets: Iterable[str]) -> None:
     """Replaces secrets in every record that this process logs from now on.
 
-    Unlike a filter this outlives that handlers are configured anew, as Hydra's launchers do.
+    Unlike a filter, this survives a reconfiguration of handlers, as Hydra's launchers do.
     """
     make, known = logging.getLogRecordFactory(), list(secrets)
 

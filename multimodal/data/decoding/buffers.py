@@ -1,4 +1,4 @@
-"""Memory that is used again as soon as nobody looks at it; new pages are slow to come by."""
+"""A reusable buffer pool, which avoids the page faults of fresh allocations."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 
-class Pool:
-    """A few buffers. Whatever lies in one holds a reference to it, and nobody else gets it then.
+class BufferPool:
+    """A pool of buffers. A buffer is not handed out again while anything references it.
 
     Args:
-        size: most buffers that are kept.
+        size: maximum number of pooled buffers.
     """
 
     def __init__(self, size: int) -> None:
@@ -28,7 +28,7 @@ class Pool:
         return sys.getrefcount(self._buffers[place])
 
     def take(self, length: int) -> NDArray[np.uint8]:
-        """A buffer of at least ``length`` bytes that nothing lies in."""
+        """An unused buffer of at least ``length`` bytes."""
         free = [n for n in range(len(self._buffers)) if self._references(n) == self._unused]
         for place in free:
             if length <= len(self._buffers[place]):
@@ -41,11 +41,11 @@ class Pool:
         return buffer
 
 
-_BATCHES = Pool(6)
+_BATCHES = BufferPool(6)
 
 
 def empty_batch(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor; in a worker, one that the training process can read as it is."""
+    """An uninitialised tensor; in a worker, in shared memory."""
     size = int(np.prod(shape)) * dtype.itemsize
     if get_worker_info() is not None:
         storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]

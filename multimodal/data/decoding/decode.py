@@ -1,8 +1,8 @@
 """From the bytes of a member to a value. Members are untrusted.
 
 Decoders are chosen from an allowlist by the last extension. Nothing here can execute code (there is
-no pickle), and the size of what a member would become is taken from its header and held against
-``Limits`` before anything is decoded.
+no pickle), and the decoded size is read from the header and checked against ``Limits`` before
+anything is decoded.
 """
 
 from __future__ import annotations
@@ -71,18 +71,18 @@ class Signal:
 Value: TypeAlias = "NDArray[Any] | Signal | Video | str"
 
 
-# Height and width of a picture -> the smallest ones that will do.
-Least: TypeAlias = "Callable[[int, int], tuple[int, int]]"
+# Height and width of an image -> the smallest sufficient ones.
+MinSize: TypeAlias = "Callable[[int, int], tuple[int, int]]"
 
 
-def decode(member: str, data: bytes, limits: Limits, least: Least | None = None) -> Any:
+def decode(member: str, data: bytes, limits: Limits, min_size: MinSize | None = None) -> Any:
     """Decodes one member.
 
     Args:
         member: its name; the last extension, in any case, chooses the decoder.
         data: its bytes.
         limits: the sizes that are accepted.
-        least: where a picture may come smaller than it is, which JPEGs are decoded to faster.
+        min_size: the smallest size that is sufficient; JPEGs are decoded faster at a reduced size.
 
     Returns:
         * png, jpg, jpeg, webp, gif: uint8 ``[H, W, 3]``, turned upright by EXIF, on white where it
@@ -107,7 +107,7 @@ def decode(member: str, data: bytes, limits: Limits, least: Least | None = None)
     _check_size(len(data), limits.max_bytes, "max_bytes")
     try:
         if decoder is _image:
-            return _image(data, limits, least)
+            return _image(data, limits, min_size)
         return decoder(data, limits)
     except DecodeError:
         raise
@@ -122,10 +122,10 @@ def _check_size(actual: int, most: int, limit: str) -> None:
         raise DecodeError("too_large", f"{actual} is over {limit}={most}")
 
 
-def _image(data: bytes, limits: Limits, least: Least | None = None) -> NDArray[Any]:
+def _image(data: bytes, limits: Limits, min_size: MinSize | None = None) -> NDArray[Any]:
     if (plain := plain_size(data)) is not None:
         _check_size(plain[0] * plain[1], limits.max_pixels, "max_pixels")
-        return decode_jpeg(data, *plain, plain if least is None else least(*plain))
+        return decode_jpeg(data, *plain, plain if min_size is None else min_size(*plain))
     # Pillow has its own, fixed limit, which raises while the header is read.
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_PICTURES)
@@ -135,7 +135,7 @@ def _image(data: bytes, limits: Limits, least: Least | None = None) -> NDArray[A
     turned = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
     if image.format == "JPEG" and image.mode == "RGB" and not turned:
         height, width = image.height, image.width
-        enough = least(height, width) if least is not None else (height, width)
+        enough = min_size(height, width) if min_size is not None else (height, width)
         return decode_jpeg(data, height, width, enough)
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # "I;16", "I;16B" or "I"

@@ -1,4 +1,4 @@
-"""JPEGs by libjpeg-turbo, into memory that is used again as soon as nobody looks at it."""
+"""JPEG decoding by libjpeg-turbo into pooled buffers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from multimodal.data.decoding.buffers import Pool
+from multimodal.data.decoding.buffers import BufferPool
 
-_POOL = Pool(4)
+_POOL = BufferPool(4)
 _SCAN, _APP1 = b"\xda", b"\xe1"  # kinds of segments
 
 
@@ -39,7 +39,9 @@ def _may_have_exif(data: bytes) -> bool:
     return True
 
 
-def decode_jpeg(data: bytes, height: int, width: int, least: tuple[int, int]) -> NDArray[np.uint8]:
+def decode_jpeg(
+    data: bytes, height: int, width: int, min_size: tuple[int, int]
+) -> NDArray[np.uint8]:
     """RGB pixels ``[H, W, 3]``, equal to Pillow's unless reduced.
 
     Reduced pictures have a half, a quarter or an eighth of the sides, and come of as many of the
@@ -49,7 +51,7 @@ def decode_jpeg(data: bytes, height: int, width: int, least: tuple[int, int]) ->
         data: a JPEG in colour.
         height: in its header.
         width: in its header.
-        least: the smallest height and width that will do; ``(height, width)`` for the whole.
+        min_size: the smallest sufficient height and width; ``(height, width)`` for full size.
 
     Raises:
         ValueError: if it is cut or broken.
@@ -57,7 +59,7 @@ def decode_jpeg(data: bytes, height: int, width: int, least: tuple[int, int]) ->
     smallest = 0, 0
     for part in (8, 4, 2):
         reduced = -(-height // part), -(-width // part)
-        if reduced[0] >= least[0] and reduced[1] >= least[1]:
+        if reduced[0] >= min_size[0] and reduced[1] >= min_size[1]:
             smallest = reduced
             break
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(

@@ -32,8 +32,8 @@ class Video:
         container: its demuxer.
         height: of a frame, in pixels.
         width: of a frame, in pixels.
-        seconds: length; 0 where the header does not tell.
-        rate: frames per second; 0 where the header does not tell.
+        seconds: duration; 0 if the header does not state it.
+        rate: frames per second; 0 if the header does not state it.
     """
 
     data: bytes
@@ -55,7 +55,7 @@ class Video:
         Raises:
             DecodeError: with the reason ``corrupt`` or ``empty``.
         """
-        found: list[NDArray[np.uint8]] = []
+        frames: list[NDArray[np.uint8]] = []
         latest: Any = None
         try:
             with _open(self.data, self.container) as container:
@@ -67,22 +67,22 @@ class Video:
                 origin = float((stream.start_time or 0) * (stream.time_base or 0))
                 for frame in container.decode(stream):
                     moment = 0.0 if frame.time is None else frame.time - origin
-                    # Until the next frame comes, the one before is shown.
-                    while len(found) < len(times) and times[len(found)] < moment - 1e-6:
-                        found.append(_pixels(frame if latest is None else latest))
+                    # The previous frame is shown until the next one.
+                    while len(frames) < len(times) and times[len(frames)] < moment - 1e-6:
+                        frames.append(_pixels(frame if latest is None else latest))
                     latest = frame
-                    if len(found) == len(times):
+                    if len(frames) == len(times):
                         break
-                if latest is not None and len(found) < len(times):
+                if latest is not None and len(frames) < len(times):
                     last = _pixels(latest)
-                    found += [last] * (len(times) - len(found))
+                    frames += [last] * (len(times) - len(frames))
         except DecodeError:
             raise
         except Exception as error:  # libraries raise all sorts of errors on damaged input
             raise DecodeError("corrupt", f"the video: {type(error).__name__}: {error}") from error
-        if not found:
+        if not frames:
             raise DecodeError("empty", "the video has no frames")
-        return np.stack(found)
+        return np.stack(frames)
 
 
 def open_video(data: bytes, extension: str, max_pixels: int, max_seconds: float) -> Video:
@@ -90,7 +90,7 @@ def open_video(data: bytes, extension: str, max_pixels: int, max_seconds: float)
 
     Raises:
         DecodeError: with the reason ``empty``, ``corrupt`` or ``too_large``.
-        Exception: PyAV's own, where it is no video.
+        Exception: PyAV's own, if it is not a video.
     """
     with _open(data, CONTAINERS[extension]) as container:
         if not len(container.streams):  # what a cut header leaves
@@ -118,7 +118,7 @@ def open_video(data: bytes, extension: str, max_pixels: int, max_seconds: float)
 
 def _open(data: bytes, container: str) -> Any:
     av = module_of("video", "av", "decoding a video")
-    av.logging.set_level(av.logging.PANIC)  # its remarks on damaged files are told as reasons
+    av.logging.set_level(av.logging.PANIC)  # its messages about damaged files become reasons
     return av.open(io.BytesIO(data), mode="r", format=container)
 
 

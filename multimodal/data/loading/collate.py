@@ -13,11 +13,11 @@ from torch import Tensor
 from multimodal.core.batch import Batch
 from multimodal.core.suggest import suggest
 from multimodal.data.decoding.decode import Value
-from multimodal.data.errors import BadSample, ShardError
+from multimodal.data.errors import BadSampleError, ShardError
 from multimodal.data.loading.frozen_embeddings import FrozenEmbeddings
 from multimodal.data.loading.tally import Rejection
-from multimodal.data.sample_decoder import Decoded, Readable, SampleDecoder
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_decoder import Decoded, SampleDecoder, ShardReader
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.source import Place, Source
 from multimodal.data.transforms.base import Transform
 
@@ -42,7 +42,7 @@ def load(
     source: Source,
     transforms: Mapping[str, Transform],
     index: int,
-    draw: Draw | None,
+    rng: SampleRNG | None,
     modalities: Collection[str] | None = None,
     frozen: Mapping[str, FrozenEmbeddings] | None = None,
     caption: int = 0,
@@ -53,56 +53,56 @@ def load(
         source: of the sample.
         transforms: by modality.
         index: of the sample.
-        draw: its random choices; None for none.
+        rng: its random choices; None for none.
         modalities: those wanted; None for all.
         frozen: those that are read as embeddings; what is aligned with such a modality gets the
             geometry of the view that was embedded.
         caption: which of several captions, without a draw.
 
     Raises:
-        RuntimeError: on an error that is not the sample's fault but the transform's, with the
-            place of the sample.
+        RuntimeError: if given an error of the transform rather than of the sample; the message
+            locates the sample.
     """
     wanted = source.modalities if modalities is None else modalities
     try:
         embeddings = {}
         for name, table in (frozen or {}).items():
-            view = 0 if draw is None else draw.choose_view(table.views)
+            view = 0 if rng is None else rng.choose_view(table.views)
             embeddings[name] = table.read(index, view)
-            if draw is not None and hasattr(transforms[name], "geometry"):
-                draw = replace(draw, view=view)
+            if rng is not None and hasattr(transforms[name], "geometry"):
+                rng = replace(rng, view=view)
         wanted = [name for name in wanted if name not in embeddings]
-        least = {
-            name: functools.partial(transforms[name].least, draw)  # type: ignore[attr-defined]
+        min_size = {
+            name: functools.partial(transforms[name].min_size, rng)  # type: ignore[attr-defined]
             for name in wanted
             if getattr(transforms[name], "reduced", False)
         }
-        decoded = source.decode(index, draw, wanted, least, caption)
+        decoded = source.decode(index, rng, wanted, min_size, caption)
         inputs = {
             name: _transform(
-                transforms[name], name, value, draw, source.name, lambda: source.place(index)
+                transforms[name], name, value, rng, source.name, lambda: source.place(index)
             )
             for name, value in decoded.values.items()
         }
-    except BadSample as error:
+    except BadSampleError as error:
         place = source.place(index)
         whole_shard = isinstance(error, ShardError)
         return Rejection(source.name, place.shard, place.key, error.reason, str(error), whole_shard)
-    return Sample(decoded, inputs, caption if draw is None else draw.repeat, embeddings)
+    return Sample(decoded, inputs, caption if rng is None else rng.repeat, embeddings)
 
 
 def load_from(
-    decoder: SampleDecoder, transforms: Mapping[str, Transform], sample: Readable, draw: Draw
+    decoder: SampleDecoder, transforms: Mapping[str, Transform], sample: ShardReader, rng: SampleRNG
 ) -> Sample | Rejection:
-    """The same of a sample that stands alone, as it came out of a stream."""
+    """The same for a single sample from a stream."""
     place = Place(sample.path.name, sample.keys[0])
     try:
-        decoded = decoder.decode(sample, 0, place.shard, draw)
+        decoded = decoder.decode(sample, 0, place.shard, rng)
         inputs = {
-            name: _transform(transforms[name], name, value, draw, decoder.name, lambda: place)
+            name: _transform(transforms[name], name, value, rng, decoder.name, lambda: place)
             for name, value in decoded.values.items()
         }
-    except BadSample as error:
+    except BadSampleError as error:
         return Rejection(decoder.name, *place, error.reason, str(error))
     return Sample(decoded, inputs, 0, {})
 
@@ -111,17 +111,17 @@ def _transform(
     transform: Transform,
     name: str,
     value: Value,
-    draw: Draw | None,
+    rng: SampleRNG | None,
     source: str,
     where: Callable[[], Place],
 ) -> Tensor:
     # What collate finishes may come unfinished.
-    prepare: Callable[[Value, Draw | None], Tensor] = getattr(transform, "prepare", transform)
+    prepare: Callable[[Value, SampleRNG | None], Tensor] = getattr(transform, "prepare", transform)
     try:
-        return prepare(value, draw)
-    except BadSample:
+        return prepare(value, rng)
+    except BadSampleError:
         raise
-    except Exception as error:  # a transform of the user's own may fail in any way
+    except Exception as error:  # a user's transform may fail in any way
         place = where()
         raise RuntimeError(
             f"the transform of {name!r} fails on {source}, shard {place.shard}, key "
@@ -144,8 +144,8 @@ def collate(
         inputs[name], mask = transforms[name].collate(given)
         if not present.all():
             presence[name] = present
-            inputs[name] = _spread(inputs[name], present)
-            mask = None if mask is None else _spread(mask, present)
+            inputs[name] = _scatter_present(inputs[name], present)
+            mask = None if mask is None else _scatter_present(mask, present)
         if mask is not None:
             masks[name] = mask
     return Batch(
@@ -166,11 +166,11 @@ def collate(
     )
 
 
-def _spread(rows: Tensor, present: Tensor) -> Tensor:
+def _scatter_present(rows: Tensor, present: Tensor) -> Tensor:
     """``rows`` at the places of the samples that have them, zeros at the others."""
-    spread = rows.new_zeros(len(present), *rows.shape[1:])
-    spread[present] = rows
-    return spread
+    scattered = rows.new_zeros(len(present), *rows.shape[1:])
+    scattered[present] = rows
+    return scattered
 
 
 def check_transforms(

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from multimodal.core.batch import Batch
 from multimodal.data.loading.collate import Sample, check_transforms, collate, load
-from multimodal.data.loading.tally import Rejection, Tally
+from multimodal.data.loading.tally import Rejection, SampleCounter
 from multimodal.data.loading.workers import Steps, make_loader, one_thread
 from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
@@ -18,7 +18,7 @@ class EvaluationLoader:
     """A whole source in order, without random choices; the last batch may be smaller.
 
     A bad sample is left out, counted by reason and logged. One of several captions that are all
-    kept comes as so many rows, which share its other modalities; ``Batch.repeats`` counts them.
+    kept gives one row each, which share its other modalities; ``Batch.repeats`` counts them.
 
     Args:
         source: the samples.
@@ -31,7 +31,7 @@ class EvaluationLoader:
             them.
 
     Attributes:
-        tally: delivered and bad samples.
+        counter: delivered and bad samples.
 
     Raises:
         ValueError: by ``check_transforms``, if the source lacks one of the modalities, or if it
@@ -48,10 +48,10 @@ class EvaluationLoader:
         whole_batches: bool = False,
     ) -> None:
         wanted = source.modalities if modalities is None else tuple(modalities)
-        strangers = sorted(set(wanted) - set(source.modalities))
-        if strangers:
+        unknown = sorted(set(wanted) - set(source.modalities))
+        if unknown:
             raise ValueError(
-                f"source {source.name!r} has no modality {strangers[0]!r}; it has: "
+                f"source {source.name!r} has no modality {unknown[0]!r}; it has: "
                 f"{', '.join(source.modalities)}"
             )
         if len(source) < world_size and not whole_batches:
@@ -61,7 +61,7 @@ class EvaluationLoader:
             )
         check_transforms(source.name, wanted, data.transforms)
         loading, batch_size = data.loading, data.batch_size
-        self.tally = Tally(loading.max_bad_fraction, loading.max_bad_run)
+        self.counter = SampleCounter(loading.max_bad_fraction, loading.max_bad_run)
         mine = range(rank, len(source), world_size)
         self._steps = Steps(range(-(-len(mine) // batch_size)))
         if whole_batches:
@@ -75,7 +75,7 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch, outcomes in self._batches:
-            self.tally.add(outcomes, replaced=False)
+            self.counter.add(outcomes, replaced=False)
             if batch is not None:
                 yield batch
 
@@ -114,8 +114,8 @@ class _EvaluationBatches(Dataset[tuple["Batch | None", list["Rejection | None"]]
             return first
         rows = [first]
         for caption in range(1, first.decoded.captions):
-            assert self.source.decoder.kept is not None
-            kept = [self.source.decoder.kept]
+            assert self.source.decoder.multi_caption is not None
+            kept = [self.source.decoder.multi_caption]
             other = load(self.source, self.transforms, index, None, kept, caption=caption)
             if isinstance(other, Rejection):
                 return other

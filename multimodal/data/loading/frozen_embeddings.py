@@ -21,12 +21,12 @@ TODO, DONE, BAD = 0, 1, 2
 class FrozenEmbeddings:
     """``[n, K, D]`` float32: K views of each of n samples of a source, for one modality.
 
-    Several processes may fill one table, each its own samples, and a table that was left half
-    filled is filled on. Travels to other processes as its path.
+    Several processes may fill one table, each its own samples, and an incomplete table is
+    completed. Pickles as its path.
 
     Args:
         folder: of the table; ``create`` makes one.
-        writable: whether it is to be filled.
+        writable: whether it will be filled.
 
     Attributes:
         views: K.

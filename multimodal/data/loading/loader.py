@@ -9,13 +9,13 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from multimodal.core.batch import Batch
-from multimodal.data.errors import OtherBatches, TooManyBadSamples
+from multimodal.data.errors import DataMismatchError, TooManyBadSamplesError
 from multimodal.data.loading.collate import Sample, check_transforms, collate, load
 from multimodal.data.loading.resume_signature import differences, signature
 from multimodal.data.loading.schedule import BatchSchedule, SourceSize
-from multimodal.data.loading.tally import Rejection, Tally, named
+from multimodal.data.loading.tally import Rejection, SampleCounter, named
 from multimodal.data.loading.workers import Steps, end_workers, make_loader, one_thread
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.settings import LoaderSettings, OrderSettings
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
@@ -24,10 +24,9 @@ from multimodal.data.transforms.base import Transform
 class ScheduledLoader:
     """One rank's slices of the batches of a ``BatchSchedule``.
 
-    Each iteration is one epoch. The position is a count of the batches handed out, whatever the
-    workers have read ahead, and depends neither on the rank nor on how many ranks or workers there
-    are: a run resumes at any of them with the batches that would have come, as long as the global
-    batches stay the same.
+    Each iteration is one epoch. The position counts the batches handed out, regardless of what the
+    workers have prefetched, and depends neither on the rank nor on the number of ranks or workers:
+    a run resumes with the same batches at any of them, as long as the global batches stay the same.
 
     A bad sample is counted by reason and logged; the next sample of the source that can be read
     takes its place.
@@ -44,7 +43,7 @@ class ScheduledLoader:
 
     Attributes:
         schedule: the global batches.
-        tally: delivered and bad samples of this rank since the loader was made.
+        counter: delivered and bad samples of this rank since the loader was made.
 
     Raises:
         ValueError: by ``BatchSchedule`` and ``check_transforms``.
@@ -80,7 +79,7 @@ class ScheduledLoader:
             },
             **asdict(order),
         )
-        self.tally = Tally(loading.max_bad_fraction, loading.max_bad_run)
+        self.counter = SampleCounter(loading.max_bad_fraction, loading.max_bad_run)
         self._epoch = 0
         self._position = 0  # batches of this epoch handed out
         self._resumed = False
@@ -100,13 +99,13 @@ class ScheduledLoader:
         first = self._epoch * len(self)
         self._steps.span = range(first + self._position, first + len(self))
         for batch, outcomes in self._batches:
-            self.tally.add(outcomes, replaced=True)
+            self.counter.add(outcomes, replaced=True)
             self._position += 1
             yield batch
-        self.tally.end_epoch(self._epoch)
+        self.counter.end_epoch(self._epoch)
 
     def close(self) -> None:
-        """Ends the processes that load; another iteration starts new ones."""
+        """Shuts the workers down; another iteration starts new ones."""
         end_workers(self._batches)
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,7 +120,8 @@ class ScheduledLoader:
         """Continues after the last batch that the saved loader has handed out.
 
         Raises:
-            OtherBatches: if the batches would not be those of the saved run; says what to set.
+            DataMismatchError: if the batches would differ from those of the saved run; the message
+                says what to set.
         """
         changes = differences(
             state["signature"],
@@ -130,8 +130,10 @@ class ScheduledLoader:
             {name for name, source in self._sources.items() if source.batch_size is not None},
         )
         if changes:
-            raise OtherBatches(
-                "\n  - ".join(["the data of this run are not those of the checkpoint:", *changes])
+            raise DataMismatchError(
+                "\n  - ".join(
+                    ["the data of this run differ from those of the checkpoint:", *changes]
+                )
             )
         self._epoch, self._position = state["epoch"], state["position"]
         if self._position >= len(self):  # saved after the last batch of an epoch
@@ -140,7 +142,7 @@ class ScheduledLoader:
 
 
 class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
-    """Step -> this rank's slice of the batch, and what became of its places.
+    """Step -> this rank's slice of the batch, and the outcome of each position.
 
     It is what the workers run.
     """
@@ -179,7 +181,7 @@ class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
         return batch, [outcome for _, outcome in places]
 
     def _fetch_ahead(self, step: int) -> None:
-        """Has the shards of this step fetched side by side, and those of a later one begun."""
+        """Fetches the shards of this step in parallel, and starts on those of a later one."""
         for ahead in (0, self.ahead):
             spec = self.schedule(step + ahead)
             self.sources[spec.source].fetch_ahead(spec.indices.tolist())
@@ -191,20 +193,20 @@ class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
         source = self.sources[name]
         tried: list[Rejection] = []
         while len(tried) <= self.max_bad_run:
-            draw = Draw(self.schedule.seed, epoch, name, index, repeat)
-            sample = load(source, self.transforms, index, draw, frozen=source.frozen)
+            rng = SampleRNG(self.schedule.seed, epoch, name, index, repeat)
+            sample = load(source, self.transforms, index, rng, frozen=source.frozen)
             if isinstance(sample, Sample):
                 return sample, tried[0] if tried else None
             tried.append(sample)
-            index = source.after(index, sample.whole_shard)
-        raise TooManyBadSamples(
-            f"{len(tried)} samples of {name!r} in a row are bad, over max_bad_run="
-            f"{self.max_bad_run}; {named(tried[-3:])}"
+            index = source.next_index(index, sample.whole_shard)
+        raise TooManyBadSamplesError(
+            f"{len(tried)} consecutive samples of {name!r} could not be read, over "
+            f"max_bad_run={self.max_bad_run}; {named(tried[-3:])}"
         )
 
 
 def steps_ahead(schedule: BatchSchedule) -> int:
-    """So many steps before they are needed, remote shards begin to be fetched: half a block.
+    """How many steps ahead remote shards are fetched: half a block.
 
     A block's shards are all asked for within its first few batches, so they must come while the
     block before is being used up.

@@ -1,4 +1,4 @@
-"""What a run's batches depend on, to be kept in its checkpoints and compared at a resume."""
+"""Everything that a run's batches depend on; saved in checkpoints and compared on resume."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multimodal.data.source import Source
 
 
 def signature(schedule: BatchSchedule, sources: Mapping[str, Source]) -> dict[str, Any]:
-    """Plain values, equal for equal global batches; nothing of a rank, a worker or their number."""
+    """Plain values that are equal for equal global batches, independent of ranks and workers."""
     return {
         "seed": schedule.seed,
         "block_shards": schedule.block_shards,
@@ -35,7 +35,7 @@ def differences(
     world_size: int,
     own_batch_sizes: Collection[str],
 ) -> list[str]:
-    """What differs between two signatures, each with what to set.
+    """The differences between two signatures, each with what to set.
 
     Args:
         saved: signature in a checkpoint.
@@ -55,7 +55,7 @@ def differences(
         elif then["shards"] != now["shards"]:
             changes.append(
                 f"source {name!r} had other shards ({then['samples']} samples, now "
-                f"{now['samples']}): bring them back, or begin a new run"
+                f"{now['samples']}): restore them, or start a new run"
             )
         elif then["batch_size"] != now["batch_size"]:
             own = f"sources.{name}." if name in own_batch_sizes else ""
@@ -74,11 +74,11 @@ def differences(
         elif then.get("views", {}) != now["views"]:
             changes.append(
                 f"source {name!r} had the cached views {then.get('views', {}) or 'none'}, has "
-                f"{now['views'] or 'none'}: bring back data.cache_frozen and cache_frozen.views"
+                f"{now['views'] or 'none'}: restore data.cache_frozen and cache_frozen.views"
             )
         elif then["batches"] != now["batches"]:
             changes.append(
                 f"source {name!r} had {then['batches']} batches an epoch, has {now['batches']}: "
-                "bring back repeat, weight, drop_last and epoch_steps"
+                "restore repeat, weight, drop_last and epoch_steps"
             )
     return changes

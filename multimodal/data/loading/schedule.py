@@ -1,7 +1,7 @@
-"""Which samples make up which batch: a pure function of the seed, the sources and the step.
+"""The samples of each batch: a pure function of the seed, the sources and the step.
 
-Nothing here is iterated, so the position of a run is one number, and resuming is asking for the
-next step. Rank and number of workers do not enter: the schedule speaks of global batches.
+There is no iterator state: the position of a run is one number, and resuming asks for the next
+step. Ranks and workers play no role: the schedule is one of global batches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from multimodal.core.hashing import generator
 from multimodal.data.lru import LRU
 
-_WINDOW = 4096  # steps whose order is worked out together
+_WINDOW = 4096  # steps whose order is computed together
 
 Indices: TypeAlias = "NDArray[np.int64]"
 
@@ -64,7 +64,7 @@ class BatchSpec:
 
     Attributes:
         step: the position it was asked for with, counted from 0 over all epochs.
-        epoch: the epoch that the step lies in.
+        epoch: the epoch of the step.
         source: name of the source.
         indices: ``[B]`` int64, samples of the source.
         repeats: ``[B]`` int64, for each the number of its earlier uses in this epoch; an index and
@@ -104,8 +104,8 @@ class BatchSchedule:
         batches: for each source, its batches in an epoch.
 
     Raises:
-        ValueError: when weights and repeats are mixed, when a source has fewer samples than a
-            batch, or when its weight is too small for even one batch.
+        ValueError: if weights and repeats are mixed, when a source has fewer samples than a batch,
+            or when its weight is too small for even one batch.
     """
 
     def __init__(
@@ -148,9 +148,9 @@ class BatchSchedule:
         epoch, window = key
         offsets = generator(self.seed, epoch, "order").permutation(len(self.batches))
         counts = np.array(list(self.batches.values()), np.int64)
-        # Batch i of N stands at (i + offset) / N of the epoch: as even as it gets.
+        # Batch i of N is at (i + offset) / N of the epoch: as even as possible.
         shifts = (offsets + 0.5) / len(counts)
-        # So the step of rank r stands at r / steps, give or take one batch of each source.
+        # So the step of rank r is at r / steps, plus or minus one batch of each source.
         first = window * _WINDOW
         last = min(first + _WINDOW, self.steps_per_epoch)
         low = (first - len(counts) - 1) / self.steps_per_epoch
@@ -260,7 +260,7 @@ def _count_batches(
     by_size = {}
     for name, source in sources.items():
         draws = source.repeat * source.num_samples
-        # A hair's breadth, so that 0.1 x 30 / 3 is one batch, whatever floats make of it.
+        # A small tolerance, so that 0.1 x 30 / 3 is one batch despite rounding.
         batches = draws / source.batch_size + (1e-9 if drop_last else -1e-9)
         by_size[name] = int(np.floor(batches) if drop_last else np.ceil(batches))
         if by_size[name] < 1:

@@ -1,4 +1,4 @@
-"""Accounts of what was delivered and what was bad, and the limits at which a run stops."""
+"""Counts delivered and bad samples, and enforces the limits on bad ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from multimodal.data.errors import TooManyBadSamples
+from multimodal.data.errors import TooManyBadSamplesError
 
 log = logging.getLogger(__name__)
 
@@ -16,14 +16,14 @@ _NAMED = 3  # places that an error names, and shards that a summary does
 
 
 class Rejection(NamedTuple):
-    """A sample that was stepped over, and why.
+    """A skipped sample, and why.
 
     Attributes:
         source: name of its source.
         shard: name of its shard.
         key: its name in the shard.
         reason: the short word that it is counted by.
-        message: what was found and what was expected.
+        message: the actual and the expected value.
         whole_shard: whether the shard is bad, and so all of its samples.
     """
 
@@ -39,12 +39,12 @@ class Rejection(NamedTuple):
         return f"{self.source}, shard {self.shard}, key {self.key!r}"
 
 
-class Tally:
+class SampleCounter:
     """Counts delivered and bad samples, and stops the run when too many are bad.
 
     Every place of a batch is counted once: its own sample is delivered, or it is bad and another
     one may have taken its place. So over an epoch in which each sample has one place, ``delivered``
-    and ``bad`` sum to the number of samples, whatever was put in the bad ones' places.
+    and ``bad`` sum to the number of samples, regardless of replacements.
 
     Args:
         max_bad_fraction: of all places met, but never counted of fewer than 1,000.
@@ -85,10 +85,10 @@ class Tally:
 
         Args:
             outcomes: for each place None, or why its own sample is not there.
-            replaced: whether another sample stands in a bad one's place.
+            replaced: whether another sample replaces a bad one.
 
         Raises:
-            TooManyBadSamples: if a limit is passed; the message names shards and keys.
+            TooManyBadSamplesError: if a limit is passed; the message names shards and keys.
         """
         for rejection in outcomes:
             if rejection is None:
@@ -106,18 +106,18 @@ class Tally:
     def _check(self) -> None:
         met = self.delivered + self.bad
         if self.bad > self.max_bad_fraction * max(met, _TOLERATED_FROM):
-            raise TooManyBadSamples(
+            raise TooManyBadSamplesError(
                 f"{self.bad} of {met} samples are bad ({self}), over "
                 f"max_bad_fraction={self.max_bad_fraction:g}; {named(self._last)}"
             )
         if self._run > self.max_bad_run:
-            raise TooManyBadSamples(
+            raise TooManyBadSamplesError(
                 f"{self._run} samples in a row are bad ({self}), over "
                 f"max_bad_run={self.max_bad_run}; {named(self._last)}"
             )
 
     def end_epoch(self, epoch: int) -> None:
-        """Logs what the epoch that ends here has delivered, and what was bad in it by reason."""
+        """Logs the epoch's delivered samples, and the bad ones by reason."""
         delivered, replaced, reasons = self._epoch
         bad = self.reasons - reasons
         summary = (
@@ -141,7 +141,7 @@ class Tally:
 
 
 def named(rejections: Sequence[Rejection] | deque[Rejection]) -> str:
-    """The last rejections in words: where, and why."""
+    """The last rejections as text: where, and why."""
     return "the last: " + "; ".join(f"{r.where()}: {r.message}" for r in rejections)
 
 

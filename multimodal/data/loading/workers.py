@@ -1,4 +1,4 @@
-"""The processes that load: a ``DataLoader`` over whole batches, with nothing left to chance."""
+"""DataLoader workers: deterministic, whole batches."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ def make_loader(
     """
     num_workers = settings.num_workers
     if num_workers is None:
-        num_workers = workers_of_machine()
+        num_workers = default_num_workers()
     return WorkerLoader(
         dataset,
         batch_size=None,
         sampler=steps,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=settings.prefetch if num_workers else None,
         persistent_workers=persistent and num_workers > 0,
         timeout=settings.worker_timeout_s or 0 if num_workers else 0,
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator(),  # otherwise each iteration would draw from the global one
     )
 
 
 def end_workers(loader: DataLoader[Item]) -> None:
-    """Ends the persistent workers of a loader; another iteration starts new ones."""
+    """Shuts the persistent workers of a loader down; another iteration starts new ones."""
     if isinstance(loader._iterator, WorkerIterator):
         end_iteration(loader._iterator)
     loader._iterator = None
@@ -73,10 +73,10 @@ def end_iteration(iterator: Iterator[Item]) -> None:
         iterator._shutdown_workers()
 
 
-def workers_of_machine() -> int:
+def default_num_workers() -> int:
     """Cores that this process may use, shared by the node's training processes, less one each.
 
-    None where a core is all there is: then a worker would only take turns with training.
+    None if there is only one core: a worker would only alternate with training.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
@@ -87,8 +87,7 @@ def workers_of_machine() -> int:
 def one_thread() -> Iterator[None]:
     """Limits torch to one thread, also where batches are loaded in the training process.
 
-    What is done to a sample is too small to be shared between threads: they would spend many times
-    the work waiting for each other.
+    The work per sample is too small for threads: they would mostly wait for each other.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -98,11 +97,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    # Machines signal whole process groups; the training still needs its workers to finish a step.
+def _ignore_signals(worker: int) -> None:
+    # Schedulers signal whole process groups; training still needs its workers to finish a step.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _as_it_is(item: Item) -> Item:
+def _identity(item: Item) -> Item:
     return item

@@ -1,4 +1,4 @@
-"""Manifests for tars that someone else made, and the check of tars against their manifest."""
+"""Creates manifests for existing tars, and verifies tars against their manifest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from multimodal.data.decoding.decode import Limits, decode
-from multimodal.data.errors import BadSample
+from multimodal.data.errors import BadSampleError
 from multimodal.data.packing.parallel import in_parallel
 from multimodal.data.packing.write import ShardEntry, json_keys, write_manifest
 from multimodal.data.shards.manifest import load_manifest
@@ -21,8 +21,8 @@ from multimodal.data.shards.tar import Shard
 _SPLITS = {"test": "test", **dict.fromkeys(("val", "valid", "validation", "dev"), "val")}
 
 
-class Fault(NamedTuple):
-    """Something that is wrong with a shard, or with one sample of it where a key is given."""
+class ShardProblem(NamedTuple):
+    """A problem of a shard, or of one of its samples if a key is given."""
 
     shard: str
     key: str
@@ -32,11 +32,11 @@ class Fault(NamedTuple):
 
 class _Looked(NamedTuple):
     entry: ShardEntry | None
-    faults: list[Fault]
+    problems: list[ShardProblem]
 
 
 def split_in_name(name: str) -> str:
-    """The split that a shard's name tells: ``val`` or ``test``, otherwise ``train``."""
+    """The split in a shard's name: ``val`` or ``test``, otherwise ``train``."""
     words = set(re.split(r"[^a-z]+", name.lower()))
     return next((split for word, split in _SPLITS.items() if word in words), "train")
 
@@ -49,21 +49,21 @@ def index(
     skip_broken: bool = False,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Path, list[Fault]]:
-    """Writes a manifest for the tars of a folder, which stay as they are.
+) -> tuple[Path, list[ShardProblem]]:
+    """Writes a manifest for the tars of a folder, which are not changed.
 
     Args:
         folder: of the tars; the manifest goes into it.
         name: of the source and its manifest.
-        kinds: of members whose names do not tell what they hold.
+        kinds: of members whose names do not imply their kind.
         split: name of a shard -> its split.
         skip_broken: leaves broken tars out of the manifest, instead of refusing them all.
         workers: processes.
-        progress: told the tars that are done and all of them.
+        progress: called with the number of finished tars and their total.
 
     Returns:
-        Path of the manifest, and what is wrong: tars that were left out, samples that training
-        will step over (they count in the manifest).
+        Path of the manifest, and the problems: tars that were left out, samples that training will
+        skip (they count in the manifest).
 
     Raises:
         ValueError: if there are no tars, if one is broken, or if a member cannot be read by
@@ -73,17 +73,17 @@ def index(
     if not paths:
         raise ValueError(f"no *.tar in {folder}")
     looked = in_parallel(_look, [(path, split(path.name)) for path in paths], workers, progress)
-    entries = [found.entry for found in looked if found.entry is not None]
-    faults = [fault for found in looked for fault in found.faults]
-    broken = [fault for fault in faults if not fault.key]
+    entries = [result.entry for result in looked if result.entry is not None]
+    problems = [problem for result in looked for problem in result.problems]
+    broken = [problem for problem in problems if not problem.key]
     if broken and not skip_broken:
-        lines = [f"{fault.shard}: {fault.detail}" for fault in broken]
+        lines = [f"{problem.shard}: {problem.detail}" for problem in broken]
         raise ValueError(
             "\n  - ".join(["these tars are broken (--skip-broken leaves them out):", *lines])
         )
     path = folder / f"{name}.json"
     write_manifest(path, name, f"tars of {folder.name}", entries, kinds or {})
-    return path, faults
+    return path, problems
 
 
 def verify(
@@ -91,22 +91,22 @@ def verify(
     limits: Limits | None = None,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[int, list[Fault]]:
-    """Holds every shard of a manifest against its hash and count, and decodes every member.
+) -> tuple[int, list[ShardProblem]]:
+    """Checks every shard of a manifest for its hash and count, and decodes every member.
 
     Args:
         path: of the manifest.
         limits: what is accepted; None for the default.
         workers: processes.
-        progress: told the shards that are done and all of them.
+        progress: called with the number of finished shards and their total.
 
     Returns:
-        The number of samples that are in order, and what is wrong. Together with the samples of
-        the faults they are all that the manifest counts.
+        The number of good samples, and the problems. Together with the samples of the problems they
+        are all that the manifest counts.
     """
     manifest = load_manifest(path)
     if is_remote(manifest.folder):
-        raise ValueError(f"{path}: the shards are at {manifest.folder}; verify them where they lie")
+        raise ValueError(f"{path}: the shards are at {manifest.folder}; verify them there")
     jobs = [
         (
             Path(manifest.folder) / table.name(number),
@@ -119,7 +119,9 @@ def verify(
         for number in range(len(table))
     ]
     results = in_parallel(_verify_one, jobs, workers, progress)
-    return sum(good for good, _ in results), [fault for _, faults in results for fault in faults]
+    return sum(good for good, _ in results), [
+        problem for _, problems in results for problem in problems
+    ]
 
 
 def _look(job: tuple[Path, str]) -> _Looked:
@@ -127,37 +129,39 @@ def _look(job: tuple[Path, str]) -> _Looked:
     path, split = job
     try:
         shard = Shard(path)
-    except BadSample as error:
-        return _Looked(None, [Fault(path.name, "", error.reason, str(error))])
+    except BadSampleError as error:
+        return _Looked(None, [ShardProblem(path.name, "", error.reason, str(error))])
     if len(shard) == 0:
-        return _Looked(None, [Fault(path.name, "", "empty", "has no samples")])
-    faults = [
-        Fault(path.name, stray, "stray", "is no part of a sample: its name is not KEY.FIELD")
-        for stray in shard.strays
+        return _Looked(None, [ShardProblem(path.name, "", "empty", "has no samples")])
+    problems = [
+        ShardProblem(
+            path.name, stray, "stray", "does not belong to a sample: its name is not KEY.FIELD"
+        )
+        for stray in shard.stray_members
     ]
     counts: Counter[str] = Counter()
     documents: dict[str, list[Any]] = {}
     for place, key in enumerate(shard.keys):
         try:
             shard.check(place)
-        except BadSample as error:
-            faults.append(Fault(path.name, key, error.reason, error.detail))
+        except BadSampleError as error:
+            problems.append(ShardProblem(path.name, key, error.reason, error.detail))
             continue
         fields = shard.fields(place)
         counts.update(fields)
         for field in fields:
             if field.rpartition(".")[2] == "json":
                 documents.setdefault(field, []).append(_keys(shard.read(place, field)))
-    keys = {field: json_keys(found) for field, found in documents.items()}
+    keys = {field: json_keys(objects) for field, objects in documents.items()}
     size, digest = path.stat().st_size, _hash(path)
     entry = ShardEntry(path.name, split, len(shard), size, digest, sorted(counts), keys)
-    return _Looked(entry, faults)
+    return _Looked(entry, problems)
 
 
 def _keys(data: bytes) -> Any:
     try:
         return json.loads(data)
-    except (ValueError, RecursionError):  # verify tells it
+    except (ValueError, RecursionError):  # verify reports it
         return None
 
 
@@ -169,22 +173,22 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _verify_one(job: tuple[Path, int, int, bytes, Limits]) -> tuple[int, list[Fault]]:
+def _verify_one(job: tuple[Path, int, int, bytes, Limits]) -> tuple[int, list[ShardProblem]]:
     path, samples, size, sha256, limits = job
     try:
         shard = Shard(path, samples, size, sha256)
-    except BadSample as error:
-        return 0, [Fault(path.name, "", error.reason, str(error))]
+    except BadSampleError as error:
+        return 0, [ShardProblem(path.name, "", error.reason, str(error))]
     checked = [_verify_sample(shard, place, limits) for place in range(len(shard))]
-    faults = [fault for fault in checked if fault is not None]
-    return len(shard) - len(faults), faults
+    problems = [problem for problem in checked if problem is not None]
+    return len(shard) - len(problems), problems
 
 
-def _verify_sample(shard: Shard, place: int, limits: Limits) -> Fault | None:
+def _verify_sample(shard: Shard, place: int, limits: Limits) -> ShardProblem | None:
     try:
         shard.check(place)
         for field in shard.fields(place):
             decode(field, shard.read(place, field), limits)
-    except BadSample as error:
-        return Fault(shard.path.name, shard.keys[place], error.reason, error.detail)
+    except BadSampleError as error:
+        return ShardProblem(shard.path.name, shard.keys[place], error.reason, error.detail)
     return None

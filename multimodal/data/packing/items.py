@@ -1,4 +1,4 @@
-"""What is to be packed: the samples of a folder, of a table or of other shards, one item each."""
+"""The samples to pack, from a folder, a table or other shards, one item each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TextIO
 from multimodal.core.extras import module_of
 from multimodal.core.strict_json import excerpt
 from multimodal.core.suggest import suggest
-from multimodal.data.errors import BadSample
+from multimodal.data.errors import BadSampleError
 from multimodal.data.shards.tar import Shard
 
 TABLES = (".csv", ".tsv", ".parquet", ".jsonl")
@@ -28,7 +28,7 @@ class InShard(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Something that is not packed, and why."""
+    """A sample that is not packed, and why."""
 
     key: str
     reason: str
@@ -56,19 +56,21 @@ class Item:
 
         Raises:
             OSError: if a file cannot be read.
-            BadSample: if another shard cannot, or if ``json`` is no object.
+            BadSampleError: if another shard cannot, or if ``json`` is not an object.
         """
-        found = {name: _read(where) for name, where in self.members.items()}
-        text = found.pop("json", None)
+        contents = {name: _read(where) for name, where in self.members.items()}
+        text = contents.pop("json", None)
         if text is None:
-            return found, dict(self.metadata)
+            return contents, dict(self.metadata)
         try:
             metadata = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise BadSample("corrupt", f"'json' is not JSON: {error}") from error
+            raise BadSampleError("corrupt", f"'json' is not JSON: {error}") from error
         if not isinstance(metadata, dict):
-            raise BadSample("metadata", f"expected a JSON object, got {type(metadata).__name__}")
-        return found, metadata | self.metadata
+            raise BadSampleError(
+                "metadata", f"expected a JSON object, got {type(metadata).__name__}"
+            )
+        return contents, metadata | self.metadata
 
 
 def items_of(
@@ -77,7 +79,7 @@ def items_of(
     texts: Sequence[str] = (),
     key: str | None = None,
 ) -> Iterator[Item | Refusal]:
-    """The samples of ``source``, in a fixed order, or why they are none.
+    """The samples of ``source`` in a fixed order, or why they are not samples.
 
     Args:
         source: a folder of files that share a stem (``a/photo1.jpg``, ``a/photo1.txt``); a table
@@ -107,7 +109,7 @@ def items_of(
 
 
 def _folder(folder: Path) -> Iterator[Item | Refusal]:
-    found: dict[str, dict[str, Path | InShard]] = {}
+    samples: dict[str, dict[str, Path | InShard]] = {}
     sizes: dict[str, int] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -118,9 +120,9 @@ def _folder(folder: Path) -> Iterator[Item | Refusal]:
         if not member:
             yield Refusal(name.as_posix(), "no_field", "a file without an extension")
             continue
-        found.setdefault(key, {})[member] = path
+        samples.setdefault(key, {})[member] = path
         sizes[key] = sizes.get(key, 0) + path.stat().st_size
-    for key, members in found.items():
+    for key, members in samples.items():
         yield Item(key, members, {}, sizes[key])
 
 
@@ -128,13 +130,13 @@ def _shards(tars: Sequence[Path]) -> Iterator[Item | Refusal]:
     for path in tars:
         try:
             shard = Shard(path)
-        except BadSample as error:
+        except BadSampleError as error:
             yield Refusal(path.name, error.reason, str(error))
             continue
         for place, key in enumerate(shard.keys):
             try:
                 shard.check(place)
-            except BadSample as error:
+            except BadSampleError as error:
                 yield Refusal(key, error.reason, f"{path.name}: {error.detail}")
                 continue
             names = shard.fields(place)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from multimodal.core.files import remove_leftovers, write_bytes, write_errors
 from multimodal.core.hashing import stable_hash
 from multimodal.data.decoding.decode import decode
-from multimodal.data.errors import BadSample
+from multimodal.data.errors import BadSampleError
 from multimodal.data.packing.items import Item, Refusal
 from multimodal.data.packing.parallel import in_parallel
 from multimodal.data.packing.plan import Plan, split_of
@@ -22,7 +22,7 @@ from multimodal.data.packing.quality import Quality
 from multimodal.data.packing.write import PACKED, ShardEntry, ShardWriter, json_keys, write_manifest
 from multimodal.data.shards.manifest import kind_of
 
-_DONE = ".make_shards"  # folder of what was finished, for a run that goes on
+_DONE = ".make_shards"  # folder of finished work, for a resumed run
 _TAR_BLOCK = 512
 
 
@@ -52,7 +52,7 @@ class _Done:
 
 
 def pack(
-    found: Iterable[Item | Refusal],
+    given: Iterable[Item | Refusal],
     folder: Path,
     plan: Plan,
     workers: int = 1,
@@ -60,15 +60,15 @@ def pack(
 ) -> Packed:
     """Packs samples into shards, and writes the manifest, ``report.json`` and ``refused.jsonl``.
 
-    Every sample is decoded once; what training would refuse is not packed. A run that was broken
-    off goes on with the shards that are missing; a finished one only writes the report again.
+    Every sample is decoded once; what training would reject is not packed. An interrupted run
+    continues with the missing shards; a finished one only rewrites the report.
 
     Args:
-        found: the samples.
+        given: the samples.
         folder: of the shards; made if it is not there.
         plan: how to pack.
         workers: processes.
-        progress: told the samples that are done and all of them, after each shard.
+        progress: called with the number of finished samples and their total, after each shard.
 
     Raises:
         ValueError: if nothing can be packed.
@@ -76,7 +76,7 @@ def pack(
     with write_errors(folder):
         (folder / _DONE).mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder, f"{plan.name}-")
-    items, refused = _sorted_out(found, plan)
+    items, refused = _sorted_out(given, plan)
     jobs = _jobs(items, plan)
     work = functools.partial(_pack_one, folder=folder, plan=plan)
     done = in_parallel(work, jobs, workers, progress, lambda job: len(job.items))
@@ -96,11 +96,11 @@ def pack(
     return Packed(path, report)
 
 
-def _sorted_out(found: Iterable[Item | Refusal], plan: Plan) -> tuple[list[Item], list[Refusal]]:
-    """What has a key of its own, and what has not."""
+def _sorted_out(given: Iterable[Item | Refusal], plan: Plan) -> tuple[list[Item], list[Refusal]]:
+    """Samples with a unique key, and refusals of the others."""
     items: dict[str, Item] = {}
     refused = []
-    for item in found:
+    for item in given:
         if isinstance(item, Refusal):
             refused.append(item)
         elif item.key in items:
@@ -147,13 +147,13 @@ def _group(item: Item, key: str | None) -> Any:
     if value is None and "json" in item.members:
         try:
             value = item.read()[1].get(key)
-        except (OSError, BadSample):  # refused where it is packed
+        except (OSError, BadSampleError):  # refused where it is packed
             return item.key
     return value
 
 
 def _pack_one(job: _Job, folder: Path, plan: Plan) -> _Done:
-    """One shard; taken as it is if an earlier run has finished it of the same samples."""
+    """One shard; reused if an earlier run has packed it from the same samples."""
     record = folder / _DONE / f"{job.name}.json"
     fingerprint = _fingerprint(job, plan)
     if (done := _finished(record, folder / job.name, fingerprint)) is not None:
@@ -167,7 +167,7 @@ def _pack_one(job: _Job, folder: Path, plan: Plan) -> _Done:
         for item in job.items:
             try:
                 members, values, metadata = _checked(item, plan)
-            except BadSample as error:
+            except BadSampleError as error:
                 refused.append(Refusal(item.key, error.reason, error.detail))
                 continue
             except OSError as error:
@@ -197,14 +197,14 @@ def _checked(item: Item, plan: Plan) -> tuple[dict[str, bytes], dict[str, Any], 
     members, metadata = item.read()
     for name in plan.required:
         if name not in members and (name != "json" or not metadata):
-            raise BadSample("missing", f"no member {name!r}")
+            raise BadSampleError("missing", f"no member {name!r}")
     if not members and not metadata:
-        raise BadSample("empty", "the sample has no members")
+        raise BadSampleError("empty", "the sample has no members")
     try:
         for name in members:
             kind_of(name, plan.kinds)
     except ValueError as error:
-        raise BadSample("unsupported", str(error)) from error
+        raise BadSampleError("unsupported", str(error)) from error
     values = {name: decode(name, data, plan.limits) for name, data in members.items()}
     return members, values, metadata
 
@@ -252,7 +252,7 @@ def _refuse_all_gone(entries: Sequence[ShardEntry], refused: Sequence[Refusal]) 
     raise ValueError(
         f"nothing to pack: {len(refused)} samples were refused ({dict(reasons)}); {first}"
         if refused
-        else "nothing to pack: no samples were found"
+        else "nothing to pack: there are no samples"
     )
 
 

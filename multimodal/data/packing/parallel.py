@@ -1,4 +1,4 @@
-"""Work spread over processes, with its results in order and its progress told."""
+"""Runs jobs in processes, with results in order and progress reports."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def in_parallel(
         work: a function of a module, as it travels to other processes.
         jobs: what it is called with.
         workers: processes; 1 works in this one.
-        progress: told what is done and the sum of all, after each job.
+        progress: called with the finished amount and the total, after each job.
         size: what a job counts in this.
     """
     results: list[Result] = []
     total, done = sum(map(size, jobs)), 0
     progress(0, total)
 
-    def collect(found: Iterable[Result]) -> None:
+    def collect(arrived: Iterable[Result]) -> None:
         nonlocal done
-        for job, result in zip(jobs, found, strict=True):
+        for job, result in zip(jobs, arrived, strict=True):
             results.append(result)
             done += size(job)
             progress(done, total)

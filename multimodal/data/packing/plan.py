@@ -21,7 +21,7 @@ class Plan:
         max_samples: most samples of a shard.
         max_bytes: most bytes of a shard, about.
         required: members that every sample must have.
-        kinds: of members whose names do not tell what they hold.
+        kinds: of members whose names do not imply their kind.
         label: metadata key whose values' balance is reported.
         seed: of the order of the samples; the splits do not depend on it.
         description: one line about the data.

@@ -1,4 +1,4 @@
-"""What a data set is like: lengths and repeats of texts, coverage, balance, near-duplicates."""
+"""Statistics of a data set: lengths and repeats of texts, coverage, balance, near-duplicates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_COMMON = 20  # repeated texts and classes that a report lists
 
 @dataclass(slots=True)
 class Quality:
-    """What is kept of each sample; a few dozen bytes.
+    """Statistics of each sample; a few dozen bytes.
 
     Attributes:
         samples: their number.
@@ -50,7 +50,7 @@ class Quality:
         metadata: Mapping[str, Any],
         label: str | None,
     ) -> None:
-        """Notes one sample: its members' bytes and decoded values, and its metadata."""
+        """Adds one sample: its members' bytes and decoded values, and its metadata."""
         self.samples += 1
         self.members.update(members.keys())
         for name, data in members.items():
@@ -66,7 +66,7 @@ class Quality:
             self.labels[str(metadata.get(label))] += 1
 
     def merge(self, other: Quality) -> None:
-        """Adds what another has noted."""
+        """Merges another instance."""
         self.samples += other.samples
         self.pictures += other.pictures
         for name in _COUNTS:

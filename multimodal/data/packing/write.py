@@ -1,4 +1,4 @@
-"""Tars and manifests on disk: their bytes depend on the samples alone, and they come whole."""
+"""Writes tars and manifests: deterministic bytes, atomic writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multimodal.core.files import NewFile, write_text
 from multimodal.data.shards.manifest import FORMAT, TABLE_SUFFIX, kind_of
 from multimodal.data.shards.table import ShardRow, ShardTable
 
-PACKED = "The shards that are done are whole: the same command goes on with them"
+PACKED = "Finished shards are whole: the same command resumes with them"
 MOST_LISTED = 10_000  # shards in a manifest itself
 
 
@@ -43,7 +43,7 @@ class Extent(NamedTuple):
 
 
 class ShardWriter:
-    """One tar, sample after sample; it takes its name when it is whole.
+    """Writes one tar, sample by sample; it gets its name when it is complete.
 
     Equal samples give equal bytes: times, owners and modes are fixed.
 
@@ -65,7 +65,7 @@ class ShardWriter:
             self._tar.addfile(info, io.BytesIO(data))
 
     def close(self) -> Extent:
-        """Finishes the shard and puts it in its place."""
+        """Completes the shard and renames it to its final name."""
         self._tar.close()
         self._file.commit()
         return Extent(self._file.written, self._digest.hexdigest())
@@ -118,7 +118,7 @@ def write_manifest(
         name: of the source.
         description: one line about it.
         shards: in the order of the samples' indices.
-        kinds: of members whose names do not tell what they hold.
+        kinds: of members whose names do not imply their kind.
         origin: where the data come from.
         licences: of the parts.
 

@@ -1,4 +1,4 @@
-"""The manifest beside a set of shards: what its samples hold, and how many there are where."""
+"""The manifest beside a set of shards: the content of its samples and their number per shard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from multimodal.core import strict_json
 from multimodal.core.suggest import suggest
-from multimodal.data.shards.manifest_faults import FORMAT, KINDS, check_manifest
+from multimodal.data.shards.manifest_errors import FORMAT, KINDS, check_manifest
 from multimodal.data.shards.paths import resolve
 from multimodal.data.shards.remote import is_remote, read_url
 from multimodal.data.shards.table import ShardRow, ShardTable
@@ -49,7 +49,7 @@ class Manifest:
     """One source's manifest.
 
     Attributes:
-        path: where it was read from: a local path, or a URL; shards lie in the same folder.
+        path: where it was read from: a local path, or a URL; shards are in the same folder.
         name: name of the source.
         description: one line about it.
         fields: what each member holds.
@@ -78,7 +78,7 @@ class Manifest:
         return own if self.base is None else f"{own}/{self.base}"
 
     def split(self, *names: str) -> ShardTable:
-        """The shards of a split, or of several, one after the other.
+        """The shards of one split, or of several in order.
 
         Raises:
             ValueError: if there is no such split, or none is named.
@@ -136,7 +136,7 @@ def load_manifest(path: str | Path) -> Manifest:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a manifest, listing every fault that was found.
+        ValueError: if it is not a valid manifest; the message lists every error.
     """
     file = str(path) if is_remote(str(path)) else resolve(path)
     content = strict_json.parse(_content(path), f"the manifest {path}")

@@ -9,20 +9,21 @@ SAMPLES_FOLDER = Path(__file__).parents[1] / "samples"
 
 
 def resolve(path: str | Path) -> Path:
-    """The local path that ``path`` stands for.
+    """The local path of ``path``.
 
     Args:
         path: a file path, absolute or relative to the working directory, where ``~`` is the home
             folder; or ``samples://NAME``, a file of the sample corpus.
 
     Raises:
-        ValueError: for any other ``scheme://``, and for a ``samples://`` name outside its folder.
+        ValueError: if given any other ``scheme://``, and for a ``samples://`` name outside its
+            folder.
     """
     text = str(path)
     if text.startswith(SAMPLES_PREFIX):
         target = (SAMPLES_FOLDER / text.removeprefix(SAMPLES_PREFIX)).resolve()
         if not target.is_relative_to(SAMPLES_FOLDER.resolve()):
-            raise ValueError(f"{text!r} leads out of the sample corpus")
+            raise ValueError(f"{text!r} is outside of the sample corpus")
         return target
     if "://" in text:
         scheme = text.split("://", 1)[0]

@@ -1,4 +1,4 @@
-"""Shards behind URLs: fetched whole into a folder that all processes of a node share.
+"""Remote shards, fetched whole into a cache that all processes of a node share.
 
 Any URL that fsspec knows (``s3://``, ``gs://``, ``hf://``, ``https://`` ...), with the package that
 it asks for; nothing is ever run by a shell.
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class RemoteShard(NamedTuple):
-    """A shard, as a manifest tells of it."""
+    """A remote shard and its manifest entry."""
 
     url: str
     size: int
@@ -42,8 +42,8 @@ class RemoteShard(NamedTuple):
 
 def is_remote(path: str) -> bool:
     """Whether ``path`` is a URL that fsspec is to open."""
-    scheme, found, _ = path.partition("://")
-    return bool(found) and scheme not in ("samples", "file")
+    scheme, separator, _ = path.partition("://")
+    return bool(separator) and scheme not in ("samples", "file")
 
 
 def unknown_scheme(url: str) -> str:
@@ -68,13 +68,13 @@ def read_url(url: str, limit: int) -> bytes:
             content: bytes = file.read(limit)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{url} is not there") from error
-    except Exception as error:  # every file system has errors of its own
+    except Exception as error:  # every file system has its own errors
         raise OSError(f"{url} cannot be read: {type(error).__name__}: {error}") from error
     return content
 
 
 class ShardCache:
-    """At most so many bytes of shards, named by their hashes; the longest unused make room.
+    """An LRU cache of shards on disk, named by their hashes.
 
     Processes may share the folder: each shard is fetched once, and one that somebody has opened
     can be read to its end even after it was removed (the file system keeps it until then).
@@ -113,7 +113,7 @@ class ShardCache:
             self._fetch(shard)
 
     def fetch_ahead(self, shards: Iterable[RemoteShard]) -> None:
-        """Begins to fetch what is not there, and returns at once; failures show when it is used."""
+        """Starts to fetch missing shards and returns at once; failures surface on use."""
         if self._pool is None or self._pool[0] != os.getpid():  # threads do not survive a fork
             self._pool = os.getpid(), ThreadPoolExecutor(_FETCHERS, "fetch")
             self._under_way = {}
@@ -127,7 +127,7 @@ class ShardCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._fetch(shard)
         except (ShardError, ValueError, OSError):
-            pass  # told by `open`, with the samples that need it
+            pass  # `open` reports it, with the samples that need it
 
     def _path(self, shard: RemoteShard) -> Path:
         return self.folder / f"{shard.sha256.hex()}.tar"
@@ -159,27 +159,27 @@ class ShardCache:
                         if attempt == _ATTEMPTS - 1 or error.reason == "shard_missing":
                             raise
                         time.sleep(_PAUSE * 2**attempt)
-                # Never while somebody lists the folder: a listing may miss a file that is renamed.
+                # Never during a listing of the folder, which may miss a renamed file.
                 with self._locked("evict", fcntl.LOCK_SH):
                     os.replace(part, path)
             finally:
                 part.unlink(missing_ok=True)
 
     def _make_room(self, shard: RemoteShard, part: Path) -> None:
-        """Removes what was not used for longest, and reserves the place of what is to come."""
+        """Evicts the least recently used shards, and reserves space for the next one."""
         if shard.size > self.max_bytes:
             raise ValueError(
                 f"{shard.url} has {shard.size} bytes, the cache {self.folder} holds at most "
                 f"{self.max_bytes}: raise data.remote_cache_gb"
             )
         with self._locked("evict", fcntl.LOCK_EX):
-            found: dict[Path, os.stat_result] = {}
+            cached: dict[Path, os.stat_result] = {}
             for path in self.folder.iterdir():
                 if path.suffix in (".tar", ".part") and path != part:
                     with suppress(FileNotFoundError):  # a download that failed was removed
-                        found[path] = path.stat()
-            spent = sum(status.st_size for status in found.values())
-            for path, status in sorted(found.items(), key=lambda pair: pair[1].st_mtime):
+                        cached[path] = path.stat()
+            spent = sum(status.st_size for status in cached.values())
+            for path, status in sorted(cached.items(), key=lambda pair: pair[1].st_mtime):
                 if spent + shard.size <= self.max_bytes:
                     break
                 if path.suffix == ".tar" or self._is_stale(path):
@@ -206,7 +206,7 @@ def _download(shard: RemoteShard, part: Path) -> None:
         raise ShardError(shard.url, 0, "is not there", "shard_missing") from error
     except ValueError as error:
         raise ShardError(shard.url, 0, str(error), "shard_missing") from error
-    except Exception as error:  # every file system has errors of its own
+    except Exception as error:  # every file system has its own errors
         if (refusal := refusal_of(error)) is not None and refusal.errno in _OF_THE_DISK:
             part.unlink(missing_ok=True)
             raise WriteError(unwritable(part, refusal, _WHOLE, _ADVICE)) from error
@@ -220,20 +220,20 @@ def _download(shard: RemoteShard, part: Path) -> None:
         while block := file.read(1 << 20):
             digest.update(block)
     if digest.digest() != shard.sha256:
-        detail = f"its content has another hash than the manifest says ({shard.sha256.hex()[:12]})"
+        detail = f"sha256 differs from the manifest ({shard.sha256.hex()[:12]})"
         raise ShardError(shard.url, 0, detail, "shard_hash")
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """What opens a URL, and the path in it.
+    """The file system of a URL, and the path in it.
 
     Raises:
-        ValueError: if nothing does, naming the package that would.
+        ValueError: if none supports it; the message names the missing package.
     """
     try:
         from fsspec.core import url_to_fs
 
-        found: tuple[Any, str] = url_to_fs(url)
-        return found
+        opened: tuple[Any, str] = url_to_fs(url)
+        return opened
     except (ImportError, ValueError) as error:
         raise ValueError(f"cannot open {url}: {error}") from error

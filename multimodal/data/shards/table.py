@@ -1,4 +1,4 @@
-"""A shard table as columns: arrays in memory, or files that are mapped and never copied."""
+"""A shard table as columns: arrays in memory, or memory-mapped files."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class MappedColumn(np.memmap):
 
 
 def open_column(path: Path) -> MappedColumn:
-    """Maps an ``.npy`` file, whose content is read as it is looked at.
+    """Memory-maps an ``.npy`` file.
 
     Raises:
         ValueError: if it is not an array of numbers or bytes.
     """
     try:
         column: MappedColumn = open_memmap(path, "r").view(MappedColumn)
-    except Exception as error:  # of a header, numpy raises whatever its tokenizer does
+    except Exception as error:  # numpy raises anything that its header tokenizer does
         raise ValueError(f"{path} is not an array file that can be mapped: {error}") from error
     column.path = path
     return column
@@ -95,7 +95,7 @@ class ShardTable:
 
     @classmethod
     def joined(cls, tables: Sequence[ShardTable]) -> ShardTable:
-        """The shards of several tables, one after the other."""
+        """The concatenated shards of several tables."""
         if len(tables) == 1:
             return tables[0]
         samples = np.concatenate([table.samples for table in tables])
@@ -119,13 +119,12 @@ class ShardTable:
         """The table in ``folder``, mapped.
 
         Raises:
-            ValueError: if a file is not the one that the manifest speaks of, or the columns do not
-                fit each other.
+            ValueError: if a file is not the one in the manifest, or the columns are inconsistent.
         """
         for name in COLUMNS:
             path = folder / f"{name}.npy"
             if not path.is_file() or _entry(path) != columns.get(name):
-                raise ValueError(f"{path} is missing, or is not the one that the manifest names")
+                raise ValueError(f"{path} is missing, or differs from the manifest")
         table = cls(*(open_column(folder / f"{name}.npy") for name in COLUMNS))
         table._check(folder)
         return table
@@ -146,7 +145,7 @@ class ShardTable:
             if column.min() < 1 or column.max() > most:
                 raise ValueError(f"{folder / name}.npy holds numbers that are not in [1, {most:,}]")
         if self.starts[0] or not np.array_equal(np.diff(self.starts), self.samples):
-            raise ValueError(f"starts and samples in {folder} do not fit each other")
+            raise ValueError(f"starts and samples in {folder} are inconsistent")
         if self.names.dtype.itemsize > MAX_NAME:
             raise ValueError(f"{folder}/names.npy: at most {MAX_NAME:,} bytes are possible")
         for first in range(0, shards, _CHECKED_AT_A_TIME):
@@ -164,11 +163,11 @@ class ShardTable:
         """File name of a shard, relative to the manifest's folder.
 
         Raises:
-            ValueError: if it would lead out of there.
+            ValueError: if it is outside of that folder.
         """
         name = bytes(self.names[shard]).decode()
         if not is_inside(name):
-            raise ValueError(f"the shard's name {name!r} leads out of the manifest's folder")
+            raise ValueError(f"the shard's name {name!r} is outside of the manifest's folder")
         return name
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -194,7 +193,7 @@ def _check_names(names: list[bytes], folder: Path) -> None:
     except UnicodeDecodeError as error:
         raise ValueError(f"{folder}/names.npy: names are not UTF-8: {error}") from error
     if _OUTSIDE.search(text) or text.count("\0") != len(names) - 1:
-        raise ValueError(f"{folder}/names.npy: a shard's name leads out of the manifest's folder")
+        raise ValueError(f"{folder}/names.npy: a shard's name is outside of the manifest's folder")
 
 
 def _shape(table: ShardTable, name: str) -> str:

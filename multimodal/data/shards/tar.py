@@ -27,9 +27,9 @@ class Shard:
     afterwards is one slice of the map. The map is shared between the processes that fork from the
     one that opened it.
 
-    A sample is a run of members with one key. Where a key comes back after others, or a member of
-    a sample comes twice, nobody can say what belongs together: every run of that key is a sample
-    that ``check`` refuses, and the others are as good as ever.
+    A sample is a run of members with one key. Where a key comes back after others, or a member of a
+    sample occurs twice, the sample is ambiguous: every run of that key is a sample that ``check``
+    rejects; the others are unaffected.
 
     Args:
         path: a local, uncompressed tar.
@@ -39,11 +39,11 @@ class Shard:
 
     Attributes:
         keys: the samples' keys, in order.
-        strays: members that are no part of a sample, as their names are not KEY.FIELD.
+        stray_members: members outside of any sample, as their names are not KEY.FIELD.
 
     Raises:
-        ShardError: when the file is missing, cut, or has another size, hash or number of samples
-            than given, when a header is broken, and when a member is neither a file nor a folder.
+        ShardError: if the file is missing, cut, or has another size, hash or number of samples than
+            given, when a header is broken, and when a member is neither a file nor a folder.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Shard:
         self.path = path
         self._map = _open(path, size)
         if sha256 is not None and hashlib.sha256(self._map).digest() != sha256:
-            detail = f"its content has another hash than the manifest says ({sha256.hex()[:12]}...)"
+            detail = f"sha256 differs from the manifest ({sha256.hex()[:12]}...)"
             raise ShardError(str(path), 0, detail, "shard_hash")
         self.keys: list[str] = []
-        self.strays: list[str] = []
-        self._faults: dict[int, tuple[str, str]] = {}  # reason and detail of samples that are bad
+        self.stray_members: list[str] = []
+        self._problems: dict[int, tuple[str, str]] = {}  # reason and detail of samples that are bad
         fields: list[dict[str, None]] = []  # ordered
         starts: list[int] = []
         sizes: list[int] = []
@@ -68,18 +68,18 @@ class Shard:
         for member in walk(self._slice, str(path), len(self._map)):
             key, field = split_name(member.name)
             if not field:
-                self.strays.append(member.name)
+                self.stray_members.append(member.name)
                 continue
             if not self.keys or key != self.keys[-1]:
                 if key in seen:
-                    fault = ("duplicate_key", f"key {key!r} occurs twice, with others between")
-                    self._faults[seen[key]] = self._faults[len(self.keys)] = fault
+                    problem = ("duplicate_key", f"key {key!r} occurs twice, with others between")
+                    self._problems[seen[key]] = self._problems[len(self.keys)] = problem
                 seen[key] = len(self.keys)
                 self.keys.append(key)
                 fields.append({})
             if field in fields[-1]:
                 detail = f"member {member.name!r} occurs twice"
-                self._faults[len(self.keys) - 1] = ("duplicate_member", detail)
+                self._problems[len(self.keys) - 1] = ("duplicate_member", detail)
                 continue
             fields[-1][field] = None
             starts.append(member.start)
@@ -101,13 +101,13 @@ class Shard:
         return self._map[position : position + size]
 
     def check(self, index: int) -> None:
-        """Refuses a sample whose members cannot be told from another's.
+        """Rejects a sample whose members are ambiguous.
 
         Raises:
             DecodeError: with the reason ``duplicate_key`` or ``duplicate_member``.
         """
-        if index in self._faults:
-            raise DecodeError(*self._faults[index])
+        if index in self._problems:
+            raise DecodeError(*self._problems[index])
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -86,7 +86,7 @@ def walk(read_at: ReadAt, path: str, length: int | None = None) -> Iterator[Memb
 
 
 def _parse_header(header: bytes, path: str, position: int) -> tuple[bytes, int, str]:
-    """Type, content size and name; the checksum tells a header from anything else."""
+    """Type, content size and name; the checksum identifies a header."""
     expected = _number(header[148:156])
     # The sum is taken with the checksum field itself read as eight spaces.
     actual = sum(header) - sum(header[148:156]) + 8 * ord(" ")

@@ -1,9 +1,9 @@
 """``data=stream``: streaming of resampled shards, for shard lists without a manifest.
 
-What it gives up against a manifest: shards are drawn with replacement, so that an epoch is a number
-of batches and no promise that each sample comes once; a run cannot be resumed at its place, only
-with other draws; the batches depend on the numbers of ranks and workers; a damaged shard is noticed
-only when its end is reached, and what came before it has been delivered.
+Its limitations compared with a manifest: shards are drawn with replacement, so that an epoch is a
+number of batches and no promise that each sample comes once; a run cannot be resumed at its place,
+only with other draws; the batches depend on the numbers of ranks and workers; a damaged shard is
+noticed only when its end is reached, and what came before it has been delivered.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from multimodal.core.hashing import generator, stable_hash
 from multimodal.core.settings import flattened
 from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.data.decoding.decode import Limits
-from multimodal.data.errors import TooManyBadSamples
+from multimodal.data.errors import TooManyBadSamplesError
 from multimodal.data.loading.collate import Sample, check_transforms, collate, load_from
-from multimodal.data.loading.tally import Rejection, Tally, named
+from multimodal.data.loading.tally import Rejection, SampleCounter, named
 from multimodal.data.loading.workers import end_iteration, make_loader, one_thread
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.settings import LoaderSettings, OrderSettings, ReadSettings
 from multimodal.data.source import Source, SourceContext
 from multimodal.data.streaming.shard import read_shard
@@ -35,9 +35,9 @@ from multimodal.data.transforms.base import Transform
 
 log = logging.getLogger(__name__)
 
-PROMISES = (
+LIMITATIONS = (
     "data=stream: shards are drawn with replacement, so an epoch may miss samples and repeat "
-    "others; a resumed run draws anew; batches depend on the numbers of ranks and workers. A "
+    "others; a resumed run makes new draws; batches depend on the numbers of ranks and workers. A "
     "manifest (make_shards.py index) gives all three"
 )
 
@@ -95,7 +95,7 @@ class StreamDataModule(MultimodalDataModule):
         self.shuffle = shuffle
 
     def check_batches(self, world_size: int) -> None:
-        """Refuses sources whose modalities have no transform; how long they are nobody knows.
+        """Rejects sources whose modalities have no transform; their length is unknown.
 
         Raises:
             ValueError: naming the modality.
@@ -115,13 +115,13 @@ class StreamLoader:
         data: the sources and options.
 
     Attributes:
-        tally: delivered and bad samples of this rank; a bad shard counts as one.
+        counter: delivered and bad samples of this rank; a bad shard counts as one.
     """
 
     def __init__(self, data: StreamDataModule) -> None:
-        log.warning(PROMISES)
+        log.warning(LIMITATIONS)
         data.check_batches(distributed.world_size())
-        self.tally = Tally(data.loading.max_bad_fraction, data.loading.max_bad_run)
+        self.counter = SampleCounter(data.loading.max_bad_fraction, data.loading.max_bad_run)
         self._data = data
         self._epoch = 0
 
@@ -130,15 +130,15 @@ class StreamLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         dataset = _Stream(self._data, self._epoch, distributed.rank())
-        # Workers begin anew with each epoch: what they were reading is given up.
+        # Workers restart with each epoch: what they were reading is discarded.
         batches = iter(make_loader(dataset, None, self._data.loading, persistent=False))
         try:
             for batch, rejections in itertools.islice(batches, len(self)):
-                self.tally.add([*rejections, *[None] * len(batch)], replaced=False)
+                self.counter.add([*rejections, *[None] * len(batch)], replaced=False)
                 yield batch
         finally:
             end_iteration(batches)
-        self.tally.end_epoch(self._epoch)
+        self.counter.end_epoch(self._epoch)
         self._epoch += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class StreamLoader:
         return {"epoch": self._epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with draws that were not made before."""
+        """Continues with new draws."""
         log.warning("data=stream resumes with other draws, not at the place of the checkpoint")
         self._epoch = state["epoch"] + 1
 
@@ -200,7 +200,7 @@ class _Stream(IterableDataset[tuple[Batch, list[Rejection]]]):
             rejections.append(item)
             run.append(item)
             if len(run) > self.max_bad_run:
-                raise TooManyBadSamples(
+                raise TooManyBadSamplesError(
                     f"{len(run)} samples or shards in a row are bad, over "
                     f"max_bad_run={self.max_bad_run}; {named(run[-3:])}"
                 )
@@ -221,5 +221,5 @@ class _Stream(IterableDataset[tuple[Batch, list[Rejection]]]):
                 yield item
                 continue
             index = stable_hash(item.shard, item.keys[0])
-            draw = Draw(self.seed, self.epoch, f"{name}/{self.rank}/{worker}", index, number)
-            yield load_from(source.decoder, self.transforms, item, draw)
+            rng = SampleRNG(self.seed, self.epoch, f"{name}/{self.rank}/{worker}", index, number)
+            yield load_from(source.decoder, self.transforms, item, rng)

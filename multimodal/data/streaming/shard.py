@@ -25,21 +25,21 @@ _COMPRESSED: dict[bytes, Callable[[BinaryIO], Any]] = {
 
 
 class Streamed:
-    """One sample as it came: a shard of a single place."""
+    """One streamed sample: a shard with a single sample."""
 
     def __init__(self, shard: str, key: str) -> None:
         self.shard = shard
-        self.path = Path(shard)  # names it in messages, and is never opened
+        self.path = Path(shard)  # for messages, never opened
         self.keys = [key]
         self.members: dict[str, bytes] = {}
         self.sizes: dict[str, int] = {}
         self.kept = 0  # bytes
-        self.twice: str | None = None
+        self.duplicate_member: str | None = None
 
     def add(self, member: Member, field: str, content: Callable[[Member], bytes]) -> None:
         """Takes a member; its content is read only where the sample has room for it."""
         if field in self.sizes:
-            self.twice = member.name
+            self.duplicate_member = member.name
         self.sizes[field] = member.size
         self.kept += member.size
         if self.kept <= MAX_SAMPLE:
@@ -66,15 +66,15 @@ class Streamed:
 
     def check(self, index: int) -> None:
         """Refuses a sample with two members of one name."""
-        if self.twice is not None:
-            raise DecodeError("duplicate_member", f"member {self.twice!r} occurs twice")
+        if self.duplicate_member is not None:
+            raise DecodeError("duplicate_member", f"member {self.duplicate_member!r} occurs twice")
 
 
 def read_shard(source: str, url: str) -> Iterator[Streamed | Rejection]:
-    """The samples of one shard as they come; at a fault, its name, and no more of the shard.
+    """The samples of one shard in order; on an error, its reason, and nothing more of the shard.
 
-    The members of a sample stand next to each other and never cross a shard's end. The sample
-    that a fault or a missing end mark leaves open is not delivered.
+    The members of a sample stand next to each other and never cross a shard's end. The sample that
+    an error or a missing end mark leaves open is not delivered.
     """
     name = url.rpartition("/")[2]
     sample: Streamed | None = None
@@ -85,14 +85,14 @@ def read_shard(source: str, url: str) -> Iterator[Streamed | Rejection]:
                 key, field = split_name(member.name)
                 if not field:
                     continue
-                # Its content is read first: a fault there leaves the sample before it open.
+                # Its content is read first: an error there leaves the previous sample incomplete.
                 same = sample is not None and key == sample.keys[0]
                 current = sample if sample is not None and same else Streamed(name, key)
                 current.add(member, field, lambda found: _content(reader, found, url))
                 if sample is not None and not same:
                     yield sample
                 sample = current
-    except Exception as error:  # a file system, a decompressor: each has errors of its own
+    except Exception as error:  # file systems and decompressors each have their own errors
         reason, message = "shard", f"shard {url}: {type(error).__name__}: {error}"
         if isinstance(error, ShardError):
             reason, message = error.reason, str(error)

@@ -15,20 +15,20 @@ from multimodal.data.source import SourceContext
 
 
 class StreamSource:
-    """Samples of a list of shards, in no order that could be told beforehand.
+    """Samples of a list of shards, in no predictable order.
 
     Args:
         urls: of the shards: paths, ``samples://NAME``, or URLs that fsspec opens; ``{000..123}``
             stands for all of these numbers. ``pipe:COMMAND`` is refused unless allowed.
         modalities: as ``multimodal.data.Source`` takes them.
-        kinds: what members hold whose names do not tell (``{gyro.npy: imu}``).
+        kinds: kinds of members whose names do not imply them (``{gyro.npy: imu}``).
         positive_key: JSON key whose equal values make samples positives of each other.
         batch_size: per device; None for ``data.batch_size``.
         weight: share of the batches; None for 1.
         allow: schemes that are refused otherwise: ``[pipe]`` runs each URL's command in a shell.
 
     Raises:
-        ValueError: for an empty list, and for a ``pipe:`` that is not allowed.
+        ValueError: if given an empty list, and for a ``pipe:`` that is not allowed.
     """
 
     def __init__(

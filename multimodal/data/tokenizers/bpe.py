@@ -1,4 +1,4 @@
-"""Byte-pair encoding: train a vocabulary, load one. The door to the tokenizers library."""
+"""Byte-pair encoding: train a vocabulary, load one. The only user of the tokenizers library."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class TextTokenizer(Protocol):
 
 
 def fingerprint(tokenizer: TextTokenizer) -> str:
-    """16 hexadecimal digits, equal for tokenizers that give the same ids, wherever they lie.
+    """16 hexadecimal digits, equal for tokenizers that give the same ids, whatever their paths.
 
-    Told by what a tokenizer does: its special ids, the text of every id (of 65,536 evenly spaced
-    ones, where there are more), and the ids of some texts.
+    Computed from a tokenizer's behaviour: its special ids, the text of every id (of 65,536 evenly
+    spaced ones, where there are more), and the ids of some texts.
     """
     step = 1 + tokenizer.vocab_size // 65_536
     words = [tokenizer.decode([number]) for number in range(0, tokenizer.vocab_size, step)]
@@ -67,7 +67,7 @@ class BPETokenizer:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no tokenizer, or one without the start and end tokens.
+        ValueError: if it is not a tokenizer, or lacks the start and end tokens.
     """
 
     def __init__(self, path: str) -> None:
@@ -149,7 +149,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no tokenizer, or one without the start and end tokens.
+        ValueError: if it is not a tokenizer, or lacks the start and end tokens.
     """
     file = resolve(path)
     if not file.is_file():

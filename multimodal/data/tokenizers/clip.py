@@ -1,4 +1,4 @@
-"""The byte-pair encoding of CLIP, exactly: same ids as the tokenizer that its weights grew up with.
+"""CLIP's byte-pair encoding, with ids identical to those of its original tokenizer.
 
 Source: Radford et al. 2021, section 2.4, and the tokenizer of the release, whose behaviour on the
 texts of ``tests/vectors/clip_tokens.json`` is reproduced to the id.
@@ -38,8 +38,8 @@ class CLIPTokenizer:
             earlier download from the hub has left in its cache.
 
     Raises:
-        FileNotFoundError: if it is found in none of these places; the message names them.
-        ValueError: if the file is no such vocabulary.
+        FileNotFoundError: if it is in none of these places; the message lists them.
+        ValueError: if the file is not such a vocabulary.
     """
 
     def __init__(self, vocabulary: str | None = None) -> None:
@@ -86,12 +86,15 @@ def find_vocabulary(vocabulary: str | None) -> Path:
     """The file that ``vocabulary`` names, or the first there is.
 
     Raises:
-        FileNotFoundError: saying where it was looked for, and the three ways to give it.
+        FileNotFoundError: if there is none; the message lists the searched places and the three
+            ways to provide it.
     """
     if vocabulary is not None and not vocabulary.startswith(HUB):
         path = resolve(vocabulary)
         if not path.is_file():
-            raise FileNotFoundError(f"no vocabulary {vocabulary} (looked at {path}). {ways()}")
+            raise FileNotFoundError(
+                f"no vocabulary {vocabulary} (looked at {path}). {vocabulary_help()}"
+            )
         return path
     if vocabulary is not None:
         return _from_hub(vocabulary.removeprefix(HUB), only_cached=False)
@@ -103,8 +106,8 @@ def find_vocabulary(vocabulary: str | None) -> Path:
     return _from_hub(REPOSITORY, only_cached=True)
 
 
-def ways() -> str:
-    """How to give CLIP's vocabulary."""
+def vocabulary_help() -> str:
+    """How to provide CLIP's vocabulary."""
     return (
         "CLIP's vocabulary comes from (1) a local file, vocabulary=PATH, of "
         f"{FILE} or transformers' merges.txt; (2) an installed package that carries it "
@@ -121,7 +124,7 @@ def _from_hub(repository: str, only_cached: bool) -> Path:
     except Exception as error:  # not installed, not reachable, not there: many kinds
         where = "cached from the hub" if only_cached else f"in {repository} of the hub"
         reason = type(error).__name__
-        raise FileNotFoundError(f"no vocabulary {where} ({reason}). {ways()}") from error
+        raise FileNotFoundError(f"no vocabulary {where} ({reason}). {vocabulary_help()}") from error
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:
@@ -129,9 +132,9 @@ def _merges(path: Path) -> list[tuple[str, str]]:
     try:
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no vocabulary of CLIP: {error}") from error
+        raise ValueError(f"{path} is not a vocabulary of CLIP: {error}") from error
     lines = text.split("\n")[1 : NUM_MERGES + 1]  # the first says the version
     merges = [tuple(line.split()) for line in lines]
     if len(merges) < NUM_MERGES or any(len(merge) != 2 for merge in merges):
-        raise ValueError(f"{path} is no vocabulary of CLIP: {NUM_MERGES} merges were expected")
+        raise ValueError(f"{path} is not a vocabulary of CLIP: {NUM_MERGES} merges were expected")
     return [(first, second) for first, second in merges]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from multimodal.core.files import write_text
-from multimodal.data.errors import BadSample
-from multimodal.data.sample_rng import Draw
+from multimodal.data.errors import BadSampleError
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.shards.paths import resolve
 from multimodal.data.source import Source
 from multimodal.data.tokenizers.bpe import BPETokenizer, train_bpe
@@ -54,9 +54,9 @@ class CorpusTokenizer(BPETokenizer):
 def _texts(source: Source, modality: str, passes: int) -> Iterator[str]:
     for number in range(passes):
         for index in range(len(source)):
-            draw = Draw(0, number, source.name, index, 0)
+            rng = SampleRNG(0, number, source.name, index, 0)
             try:
-                value = source.decode(index, draw, [modality]).values[modality]
-            except BadSample:  # counted and logged where batches are made
+                value = source.decode(index, rng, [modality]).values[modality]
+            except BadSampleError:  # counted and logged by the loader
                 continue
             yield str(value)

@@ -6,7 +6,7 @@ import string
 from pathlib import Path
 from typing import Any
 
-from multimodal.core.hf_files import library
+from multimodal.core.hf_files import import_transformers
 from multimodal.data.shards.paths import resolve
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -56,7 +56,7 @@ class HuggingFaceTokenizer:
 
 
 def _load(name: str, offline: bool) -> Any:
-    transformers = library("HuggingFaceTokenizer")
+    transformers = import_transformers("HuggingFaceTokenizer")
     path = resolve(name)
     if path.suffix == ".json" and path.is_file():
         return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import Stacked, require_finite
 
 
@@ -41,12 +41,12 @@ class ArrayTransform(Stacked):
         """Whether draws change the result."""
         return self.noise > 0
 
-    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+    def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One array.
 
         Args:
             value: numbers of the given shape.
-            draw: the sample's random choices; None for no noise.
+            rng: the sample's random choices; None for no noise.
 
         Returns:
             float32 of the given shape.
@@ -55,11 +55,11 @@ class ArrayTransform(Stacked):
             DecodeError: if the shape differs, or the array holds infinity or NaN.
         """
         if not isinstance(value, np.ndarray) or value.shape != self.shape:
-            found = getattr(value, "shape", type(value).__name__)
-            raise DecodeError("shape", f"expected an array {self.shape}, got {found}")
+            given = getattr(value, "shape", type(value).__name__)
+            raise DecodeError("shape", f"expected an array {self.shape}, got {given}")
         require_finite(value)
         result = (value.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
-        if draw is not None and self.noise:
-            random = draw.stream("array")
+        if rng is not None and self.noise:
+            random = rng.stream("array")
             result += np.float32(self.noise) * random.standard_normal(self.shape, np.float32)
         return torch.from_numpy(result)

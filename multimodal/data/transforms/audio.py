@@ -14,7 +14,7 @@ from torch import Tensor
 from multimodal.core.settings import flattened
 from multimodal.data.decoding.decode import Signal
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import Stacked, require_finite, standardisation
 from multimodal.data.transforms.filterbank import FilterBank, FilterBankSettings, resample
 
@@ -60,8 +60,8 @@ class SoundChanges:
 class AudioTransform(Stacked):
     """Mono log-mel spectrogram of a fixed number of frames.
 
-    Channels are averaged. A longer sound is cut to its middle, a shorter one stands in the middle
-    of silence; in training both are shifted in time.
+    Channels are averaged. A longer sound is cropped to its centre, a shorter one is centred in
+    silence; in training both are shifted in time.
 
     Args:
         num_frames: frames of the result; at 10 ms a frame, 198 are two seconds.
@@ -120,19 +120,19 @@ class AudioTransform(Stacked):
         """Whether draws change the result."""
         return self.changes.any or self.num_clips > 1
 
-    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+    def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One spectrogram.
 
         Args:
             value: a ``Signal`` with at least one channel and one sample.
-            draw: the sample's random choices; None for the middle, unchanged.
+            rng: the sample's random choices; None for the middle, unchanged.
 
         Returns:
             float32 ``[1, num_mel_bins, num_frames]``, standardised; outside of training, with
             several clips, ``[num_clips, 1, num_mel_bins, num_frames]``.
 
         Raises:
-            DecodeError: if the value is no sound, has an implausible rate, or holds infinity or
+            DecodeError: if the value is not audio, has an implausible rate, or contains infinity or
                 NaN.
         """
         if not isinstance(value, Signal) or value.samples.ndim != 2 or value.samples.size == 0:
@@ -140,7 +140,7 @@ class AudioTransform(Stacked):
         if not _SLOWEST <= value.rate <= _FASTEST:
             raise DecodeError("unsupported", f"a sampling rate of {value.rate:g} Hz")
         require_finite(value.samples)
-        random = draw.stream("audio") if draw is not None else None
+        random = rng.stream("audio") if rng is not None else None
         if self.num_clips == 1:
             return self._clip(value, random, None)
         if random is not None:

@@ -12,18 +12,18 @@ from torch import Tensor
 
 from multimodal.data.decoding.buffers import empty_batch
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 
 
 class Transform(Protocol):
     """From the decoded value of one modality to what its encoder takes."""
 
-    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+    def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One sample's input.
 
         Args:
             value: what the source decoded.
-            draw: the sample's random choices; None for the one result that evaluation uses.
+            rng: the sample's random choices; None for the one result that evaluation uses.
 
         Raises:
             DecodeError: if the value is not what this transform takes.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from multimodal.core.settings import flattened
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import Stacked, require_finite, require_shares, standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 
@@ -121,25 +121,25 @@ class DepthTransform(Stacked):
         """Whether draws change the result."""
         return self.geometry.is_random or any((self.distance, self.dropout, self.erasing))
 
-    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+    def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One depth map.
 
         Args:
             value: ``[H, W]`` of raw depth, 0 or less where there is no measurement.
-            draw: the sample's random choices; None for the central square, unchanged.
+            rng: the sample's random choices; None for the central square, unchanged.
 
         Returns:
             float32 ``[1, size, size]``.
 
         Raises:
-            DecodeError: if the value is no map of one channel, or holds infinity or NaN.
+            DecodeError: if the value is not a map of one channel, or contains infinity or NaN.
         """
         if not isinstance(value, np.ndarray) or value.ndim != 2 or 0 in value.shape:
-            found = getattr(value, "shape", type(value).__name__)
-            raise DecodeError("unsupported", f"expected a depth map [H, W], got {found}")
+            given = getattr(value, "shape", type(value).__name__)
+            raise DecodeError("unsupported", f"expected a depth map [H, W], got {given}")
         require_finite(value)
         raw = torch.from_numpy(value.astype(np.float32))
-        random = draw.stream("depth") if draw is not None else None
+        random = rng.stream("depth") if rng is not None else None
         factor = self.unit_m
         if random is not None:
             factor *= 1 + self.distance * random.uniform(-1, 1)
@@ -147,7 +147,7 @@ class DepthTransform(Stacked):
         measured = raw > 0
         result = self._represent(metres, measured).sub_(self.mean).div_(self.std)
         pair = torch.stack([result.mul_(measured), measured.float()])
-        box = self.geometry.box(draw, *value.shape)
+        box = self.geometry.box(rng, *value.shape)
         result, share = crop_and_resize(pair, box, self.size, "bilinear")
         # Averages over measured pixels only; a result that is mostly unmeasured stays so.
         result = torch.where(share > 0.5, result / share.clamp(min=0.5), 0)[None]

@@ -68,9 +68,9 @@ class FilterBankSettings:
 class FilterBank:
     """Kaldi's ``compute-fbank-feats`` with Hanning windows and without dither.
 
-    Per window: the mean is removed, pre-emphasis of 0.97 (the first value stands in for the one
-    before it), Hanning window, power spectrum of the next power of two, triangular filters that
-    are evenly spaced in mel = 1127 ln(1 + f / 700), natural logarithm. Only whole windows count
+    Per window: the mean is removed, pre-emphasis of 0.97 (the first value replaces the one before
+    it), Hanning window, power spectrum of the next power of two, triangular filters that are evenly
+    spaced in mel = 1127 ln(1 + f / 700), natural logarithm. Only whole windows count
     (``snip-edges``).
 
     Args:

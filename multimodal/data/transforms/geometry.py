@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 
 _ATTEMPTS = 10
 
@@ -32,8 +32,8 @@ class Box:
 class Geometry:
     """Random resized crop (Szegedy et al. 2015, section 6) and horizontal flip.
 
-    The choice is made from the sample's ``Draw.geometry`` and in fractions of height and width:
-    pictures of one sample that show the same view get the same crop, at any resolution.
+    The choice is made from the sample's ``SampleRNG.geometry`` and in fractions of height and
+    width: pictures of one sample that show the same view get the same crop, at any resolution.
 
     Args:
         scale: range of the crop's share of the picture's area; [1, 1] for the central square. A
@@ -70,11 +70,11 @@ class Geometry:
         """Whether draws change it."""
         return self.scale != (1.0, 1.0) or self.flip > 0
 
-    def box(self, draw: Draw | None, height: int, width: int) -> Box:
+    def box(self, rng: SampleRNG | None, height: int, width: int) -> Box:
         """What to keep of a ``height`` x ``width`` picture; its central square without a draw."""
-        if draw is None:
+        if rng is None:
             return _centre(height, width)
-        random = draw.geometry()
+        random = rng.geometry()
         flip = next(random) < self.flip
         log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(_ATTEMPTS if self.scale != (1.0, 1.0) else 0):
@@ -142,9 +142,9 @@ def crop_and_resize(
 
 
 def _cut(pictures: Tensor, rows: slice, columns: slice) -> Tensor:
-    """A part of ``[C, H, W]``; where the channels lie together, copied so that its rows do too.
+    """A part of ``[C, H, W]``; in channels-last memory, copied so that its rows are contiguous.
 
-    The resize needs them so, and numpy copies them in a third of the time that it would take.
+    The resize needs that layout, and numpy's copy takes a third of the time of torch's.
     """
     part = pictures[:, rows, columns]
     if pictures.stride(0) != 1 or part.shape[2] == pictures.shape[2]:
@@ -153,9 +153,9 @@ def _cut(pictures: Tensor, rows: slice, columns: slice) -> Tensor:
 
 
 def _as_batch(picture: Tensor) -> Tensor:
-    """``[1, C, H, W]``; where a picture's channels lie together, torch has to see that they do.
+    """``[1, C, H, W]``; in channels-last memory, with strides from which torch recognises it.
 
-    By the strides that ``[None]`` gives to ``[C, H, W]`` it does not, and takes the result apart.
+    With the strides that ``[None]`` gives to ``[C, H, W]`` it does not, and copies the result.
     """
     return picture.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multimodal.core.hf_files import library
+from multimodal.core.hf_files import import_transformers
 from multimodal.data.decoding.decode import Signal
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import Stacked, require_finite
 from multimodal.data.transforms.filterbank import resample
 
@@ -22,8 +22,7 @@ class HuggingFaceSound(Stacked):
     """What the model's feature extractor makes of a window of the sound.
 
     Rate, kind of features and normalisation all are the extractor's (Whisper, wav2vec2, AST, CLAP).
-    In training the window lies anywhere, otherwise in the middle; a shorter sound is followed by
-    silence.
+    In training the window is random, otherwise centred; a shorter sound is padded with silence.
 
     Args:
         name: a folder that holds a ``preprocessor_config.json``, or a name on the hub.
@@ -47,18 +46,18 @@ class HuggingFaceSound(Stacked):
         """Whether draws change the result."""
         return True
 
-    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+    def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One sound.
 
         Args:
             value: a ``Signal`` with at least one channel and one sample.
-            draw: the sample's random choices; None for the middle.
+            rng: the sample's random choices; None for the middle.
 
         Returns:
             float32, as the model takes it: ``[T]`` of waveform models, else features.
 
         Raises:
-            DecodeError: if the value is no sound, or holds infinity or NaN.
+            DecodeError: if the value is not audio, or contains infinity or NaN.
         """
         if not isinstance(value, Signal) or value.samples.ndim != 2 or value.samples.size == 0:
             raise DecodeError("unsupported", f"expected a sound, got {type(value).__name__}")
@@ -66,7 +65,7 @@ class HuggingFaceSound(Stacked):
         rate = round(value.rate)
         wanted = math.ceil(self.num_samples * rate / self.sample_rate)
         spare = max(0, value.samples.shape[1] - wanted)
-        place = 0.5 if draw is None else float(draw.stream("audio").random())
+        place = 0.5 if rng is None else float(rng.stream("audio").random())
         start = round(place * spare)
         part = value.samples[:, start : start + wanted].mean(0, dtype=np.float32)
         wave = resample(torch.from_numpy(part), rate, self.sample_rate)[: self.num_samples]
@@ -77,7 +76,7 @@ class HuggingFaceSound(Stacked):
 
 
 def _load(name: str, offline: bool) -> Any:
-    transformers = library("HuggingFaceSound")
+    transformers = import_transformers("HuggingFaceSound")
     here = Path(name).expanduser().is_dir()
     path = str(Path(name).expanduser()) if here else name
     try:

@@ -15,7 +15,7 @@ from torch import Tensor
 from multimodal.core.settings import flattened
 from multimodal.data.decoding.buffers import empty_batch
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import require_shares, standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 from multimodal.data.transforms.rand_augment import rand_augment
@@ -160,9 +160,9 @@ class ImageTransform:
         self._factor = torch.from_numpy(1 / (255 * deviations)).view(3, 1, 1)
         self._offset = torch.from_numpy(-means / deviations).view(3, 1, 1)
 
-    def least(self, draw: Draw | None, height: int, width: int) -> tuple[int, int]:
+    def min_size(self, rng: SampleRNG | None, height: int, width: int) -> tuple[int, int]:
         """The smallest height and width of the whole picture that the result can be made of."""
-        box = self.geometry.box(draw, height, width)
+        box = self.geometry.box(rng, height, width)
         factor = _HEADROOM * self.size / min(box.height, box.width)
         return math.ceil(height * factor), math.ceil(width * factor)
 
@@ -180,40 +180,40 @@ class ImageTransform:
     def _changes_colours(self) -> bool:
         return bool(self.colours.is_random or self.erasing or self.augment.augment_operations)
 
-    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+    def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One picture.
 
         Args:
             value: uint8 ``[H, W, 3]``, or 16-bit greyscale ``[H, W]``.
-            draw: the sample's random choices; None for the central square, unchanged.
+            rng: the sample's random choices; None for the central square, unchanged.
 
         Returns:
             float32 ``[3, size, size]``, standardised.
 
         Raises:
-            DecodeError: if the value is no picture.
+            DecodeError: if the value is not an image.
         """
-        pixels = self.prepare(value, draw)
+        pixels = self.prepare(value, rng)
         return self._standardise(pixels) if pixels.dtype == torch.uint8 else pixels
 
-    def prepare(self, value: Any, draw: Draw | None) -> Tensor:
+    def prepare(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """The same, but as uint8 ``[3, size, size]`` where no colours change.
 
         ``collate`` standardises such a picture right into its batch.
         """
         pixels = torch.from_numpy(_as_rgb(value)).permute(2, 0, 1)
-        box = self.geometry.box(draw, *pixels.shape[1:])
+        box = self.geometry.box(rng, *pixels.shape[1:])
         pixels = crop_and_resize(pixels, box, self.size, self.interpolation, self.border)
-        if draw is None or not self._changes_colours:
+        if rng is None or not self._changes_colours:
             return pixels
-        random = draw.stream("image")
+        random = rng.stream("image")
         if self.augment.augment_operations:
             augmented = rand_augment(
                 pixels.permute(1, 2, 0).numpy(),
                 self.augment.augment_operations,
                 self.augment.augment_magnitude,
                 self.augment.augment_spatial,
-                draw.stream("image.augment"),
+                rng.stream("image.augment"),
             )
             pixels = torch.from_numpy(augmented.copy()).permute(2, 0, 1)
         picture = pixels.to(torch.float32, memory_format=torch.contiguous_format)
@@ -248,7 +248,7 @@ def _as_rgb(value: Any) -> NDArray[np.uint8]:
         if value.dtype in (np.uint16, np.int32) and value.ndim == 2:
             gray = (np.clip(value, 0, 65535) // 257).astype(np.uint8)
             return np.repeat(gray[..., None], 3, 2)
-    found = (
+    given = (
         f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
     )
-    raise DecodeError("unsupported", f"expected a picture, got {found}")
+    raise DecodeError("unsupported", f"expected a picture, got {given}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from multimodal.data.decoding.decode import Signal
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import Stacked, require_finite, standardisation
 
 
@@ -71,18 +71,18 @@ class IMUTransform(Stacked):
         """Always: of a longer signal a window is drawn."""
         return True
 
-    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+    def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One window.
 
         Args:
             value: a ``Signal`` of as many channels as there are means.
-            draw: the sample's random choices; None for the middle, unchanged.
+            rng: the sample's random choices; None for the middle, unchanged.
 
         Returns:
             float32 ``[channels, length]``, standardised.
 
         Raises:
-            DecodeError: if the value is no such signal, or holds infinity or NaN.
+            DecodeError: if the value is not such a signal, or contains infinity or NaN.
         """
         if not isinstance(value, Signal) or value.samples.ndim != 2 or value.samples.size == 0:
             raise DecodeError("unsupported", f"expected a signal, got {type(value).__name__}")
@@ -96,7 +96,7 @@ class IMUTransform(Stacked):
         if len(value.samples) != channels:
             raise DecodeError("shape", f"expected [{channels}, T], got {list(value.samples.shape)}")
         require_finite(value.samples)
-        random = draw.stream("imu") if draw is not None else None
+        random = rng.stream("imu") if rng is not None else None
         samples = self._window(value, random)
         if random is not None:
             samples = self._move(samples, random)
@@ -111,7 +111,7 @@ class IMUTransform(Stacked):
         """``[channels, at most length]`` at our rate."""
         samples = value.samples
         step = value.rate / self.rate_hz  # samples of the signal to one of the result
-        # A hair's breadth, so that rates like 0.1 do not lose the last value to rounding.
+        # A small tolerance, so that rates like 0.1 do not lose the last value to rounding.
         available = math.floor((samples.shape[1] - 1) / step + 1e-6) + 1
         count = min(self.length, available)
         spare = available - count

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import Stacked
 
 
@@ -21,13 +21,13 @@ class LabelTransform(Stacked):
         classes: their names, or numbers, as the metadata have them.
 
     Raises:
-        ValueError: for fewer than two, or equal ones.
+        ValueError: if given fewer than two, or equal ones.
     """
 
     def __init__(self, classes: Sequence[str | int]) -> None:
         self._places = _places(classes)
 
-    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+    def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """An int64 scalar.
 
         Raises:
@@ -45,17 +45,17 @@ class LabelSetTransform(Stacked):
         classes: the labels' names, as the metadata have them.
 
     Raises:
-        ValueError: for fewer than two, or equal ones.
+        ValueError: if given fewer than two, or equal ones.
     """
 
     def __init__(self, classes: Sequence[str | int]) -> None:
         self._places = _places(classes)
 
-    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+    def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """float32 ``[C]`` of 0 and 1.
 
         Raises:
-            DecodeError: if the value is no list of these labels.
+            DecodeError: if the value is not a list of these labels.
         """
         if not isinstance(value, list) or not all(
             isinstance(label, str | int) and label in self._places for label in value
@@ -75,7 +75,7 @@ class NumberTransform(Stacked):
         std: divides, above 0.
 
     Raises:
-        ValueError: for fewer than one output, or a deviation that is not above 0.
+        ValueError: if given fewer than one output, or a deviation that is not above 0.
     """
 
     def __init__(self, outputs: int = 1, mean: float = 0.0, std: float = 1.0) -> None:
@@ -85,7 +85,7 @@ class NumberTransform(Stacked):
         self.mean = mean
         self.std = std
 
-    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+    def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """float32 ``[outputs]``.
 
         Raises:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.tokenizers.bpe import BPETokenizer, TextTokenizer
 
-_WORDS = 8  # times the length asked for: so many are tokenized, and no more
+_WORDS = 8  # times the context length: more characters are not tokenized
 
 
 class TextTransform:
@@ -28,7 +28,8 @@ class TextTransform:
 
     Raises:
         FileNotFoundError: if there is no such tokenizer.
-        ValueError: if ``context_length`` leaves no room for a text, or ``drop`` is no probability.
+        ValueError: if ``context_length`` leaves no room for a text, or ``drop`` is not a
+            probability.
     """
 
     def __init__(
@@ -57,37 +58,37 @@ class TextTransform:
         """Whether draws change the result."""
         return self.drop > 0
 
-    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+    def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One text.
 
         Args:
             value: the text.
-            draw: the sample's random choices; None for the whole text.
+            rng: the sample's random choices; None for the whole text.
 
         Returns:
             int64 ``[T]``, T at most ``context_length``.
 
         Raises:
-            DecodeError: if the value is no text, or an empty one.
+            DecodeError: if the value is not a text, or is empty.
         """
         if not isinstance(value, str):
             raise DecodeError("unsupported", f"expected a text, got {type(value).__name__}")
         ids = self._encode(value)
         if not ids:
             raise DecodeError("empty", "the text has no characters")
-        if draw is not None and self.drop:
-            places = draw.stream("text.drop").random(len(ids))
-            last = places.max()  # one token stays, whatever happens
+        if rng is not None and self.drop:
+            places = rng.stream("text.drop").random(len(ids))
+            last = places.max()  # at least one token stays
             ids = [token for token, u in zip(ids, places, strict=True) if u >= min(self.drop, last)]
         room = self.context_length - len(self._start) - len(self._end)
         return torch.tensor([*self._start, *ids[:room], *self._end])
 
     def _encode(self, text: str) -> list[int]:
-        """Its ids, or the first of them: of a book only the beginning is looked at."""
+        """Its ids, or the first of them: only the beginning of a long text is tokenized."""
         words = text.split(maxsplit=_WORDS * self.context_length)
         if len(words) > _WORDS * self.context_length:
             ids = self.tokenizer.encode(text[: -len(words[-1])])
-            if len(ids) >= _WORDS * self.context_length:  # not where words came to nothing
+            if len(ids) >= _WORDS * self.context_length:  # unless the text has no tokens
                 return ids
         return self.tokenizer.encode(text)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multimodal.core.settings import flattened
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import Stacked, require_finite, require_shares, standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 
@@ -59,28 +59,28 @@ class ThermalTransform(Stacked):
         """Whether draws change the result."""
         return self.geometry.is_random or self.erasing > 0
 
-    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+    def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One thermal picture.
 
         Args:
             value: ``[H, W]`` of raw counts; of an 8-bit picture ``[H, W, 3]`` the first channel.
-            draw: the sample's random choices; None for the central square, unchanged.
+            rng: the sample's random choices; None for the central square, unchanged.
 
         Returns:
             float32 ``[1, size, size]``, standardised.
 
         Raises:
-            DecodeError: if the value is no picture, or holds infinity or NaN.
+            DecodeError: if the value is not an image, or contains infinity or NaN.
         """
         if not isinstance(value, np.ndarray) or value.ndim not in (2, 3) or 0 in value.shape:
-            found = getattr(value, "shape", type(value).__name__)
-            raise DecodeError("unsupported", f"expected a thermal picture [H, W], got {found}")
+            given = getattr(value, "shape", type(value).__name__)
+            raise DecodeError("unsupported", f"expected a thermal picture [H, W], got {given}")
         require_finite(value)
         raw = torch.from_numpy((value if value.ndim == 2 else value[..., 0]).astype(np.float32))
         span = self.maximum - self.minimum
         result = raw.sub_(self.minimum).div_(span).clamp_(0, 1).sub_(self.mean).div_(self.std)
-        box = self.geometry.box(draw, *raw.shape)
+        box = self.geometry.box(rng, *raw.shape)
         result = crop_and_resize(result[None], box, self.size, "bilinear").contiguous()
-        if draw is not None:
-            erase(result, self.erasing, draw.stream("thermal"))
+        if rng is not None:
+            erase(result, self.erasing, rng.stream("thermal"))
         return result

@@ -13,7 +13,7 @@ from torch import Tensor
 from multimodal.core.settings import flattened
 from multimodal.data.decoding.video import Video
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import Stacked, standardisation
 from multimodal.data.transforms.geometry import Box, Geometry, crop_and_resize, squares
 
@@ -23,7 +23,7 @@ class VideoTransform(Stacked):
 
     In training there is one clip, which begins at a random time; otherwise the clips are spread
     evenly over the video, and each is seen in one crop or several. A video shorter than a clip
-    stands still on its last frame.
+    repeats its last frame.
 
     Args:
         size: side of the square frames, in pixels.
@@ -31,7 +31,7 @@ class VideoTransform(Stacked):
         clip_seconds: length of a clip; null for the whole video.
         mean: per channel, of values in [0, 1].
         std: per channel.
-        clips: of each video, outside of training; several are embedded one by one and averaged.
+        clips: of each video, outside of training; several are embedded individually and averaged.
         crops: of each of these clips: squares, evenly spread along the longer side (ImageBind: 3);
             1 for the middle.
         interpolation: ``bicubic`` or ``bilinear``.
@@ -80,30 +80,30 @@ class VideoTransform(Stacked):
         """Whether draws change the result."""
         return self.geometry.is_random or self.clip_seconds is not None
 
-    def __call__(self, value: Any, draw: Draw | None) -> Tensor:
+    def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """The clips of one video.
 
         Args:
             value: a ``Video``.
-            draw: the sample's random choices; None for evenly spread clips, unchanged.
+            rng: the sample's random choices; None for evenly spread clips, unchanged.
 
         Returns:
             float32 ``[3, num_frames, size, size]``, standardised; of several clips or crops,
             outside of training, ``[clips * crops, 3, num_frames, size, size]``.
 
         Raises:
-            DecodeError: if the value is no video, or has no frames.
+            DecodeError: if the value is not a video, or has no frames.
         """
         if not isinstance(value, Video):
             raise DecodeError("unsupported", f"expected a video, got {type(value).__name__}")
-        times = self.times(value.seconds, draw)
+        times = self.times(value.seconds, rng)
         order = np.argsort(times, axis=None, kind="stable")
         frames = value.frames(times.ravel()[order].tolist())
         height, width = frames.shape[1:3]
-        if draw is None:
+        if rng is None:
             boxes = squares(height, width, self.crops)
         else:
-            boxes = [self.geometry.box(draw, height, width)]
+            boxes = [self.geometry.box(rng, height, width)]
         places = torch.from_numpy(np.argsort(order))
         views = [self._view(frames, box)[:, places] for box in boxes]
         if len(boxes) == len(times) == 1:
@@ -127,15 +127,15 @@ class VideoTransform(Stacked):
     def _standardise(self, pixels: Tensor) -> Tensor:
         return torch.mul(pixels, self._factor).add_(self._offset).contiguous()
 
-    def times(self, seconds: float, draw: Draw | None) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def times(self, seconds: float, rng: SampleRNG | None) -> np.ndarray[Any, np.dtype[np.float64]]:
         """When the frames are shown: ``[clips, num_frames]`` seconds; one clip in training."""
         length = seconds if self.clip_seconds is None else min(self.clip_seconds, seconds)
         spare = seconds - length
-        if draw is None:
+        if rng is None:
             places = (np.arange(self.clips) + 0.5) / self.clips
         else:
-            places = draw.stream("video").random(1)
-        # Frames stand in the middle of equal parts of their clip.
+            places = rng.stream("video").random(1)
+        # Frames are at the centres of equal parts of their clip.
         parts = (np.arange(self.num_frames) + 0.5) / self.num_frames * length
         starts: np.ndarray[Any, np.dtype[np.float64]] = places[:, None] * spare
         return starts + parts

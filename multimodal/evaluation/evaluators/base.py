@@ -2,7 +2,7 @@
 
 A new evaluation is one file: a dataclass with `evaluate`, whose fields are its YAML, and an
 `Outcome` that knows its row in ``metrics.json``, its lines in the terminal and its part of the
-report. A set asks it by name, beside the evaluators that have keys of their own::
+report. A set asks it by name, beside the evaluators with their own keys::
 
     evaluators:
       hubness: {_target_: my_package.Hubness, modality: image}
@@ -105,7 +105,7 @@ class EmbedsMore(Protocol):
     """Embeds what a set does not hold: prompts, and samples to learn from."""
 
     def missing(self, modalities: Collection[str]) -> list[str]:
-        """Those of ``modalities`` that the model has no tower for."""
+        """The ``modalities`` without a tower."""
         ...
 
     def values(self, modality: str, values: Sequence[Any]) -> Tensor:

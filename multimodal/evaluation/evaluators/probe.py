@@ -50,7 +50,7 @@ class ProbeResult(Outcome):
 
     @property
     def group(self) -> str:
-        """Probes stand together."""
+        """Probes are shown together."""
         return "Classifiers on frozen embeddings"
 
     def row(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class ProbeTask:
         draws: how often they are drawn.
 
     Raises:
-        ValueError: on fewer than one shot or draw.
+        ValueError: if given fewer than one shot or draw.
     """
 
     modality: str

@@ -162,12 +162,12 @@ class ComposedQuery:
     """Retrieval by a sum: the weighted embeddings of several modalities of a sample.
 
     Args:
-        query: modality -> weight, two or more; a negative weight takes away.
+        query: modality -> weight, two or more; a negative weight subtracts.
         gallery: the modality to find, not one of the query's.
         examples: queries drawn with their neighbours in the report.
 
     Raises:
-        ValueError: on fewer modalities, a weight of 0, or a gallery that the query holds.
+        ValueError: if given fewer modalities, a weight of 0, or a gallery that the query holds.
     """
 
     query: Mapping[str, float]
@@ -240,7 +240,7 @@ def score_retrieval(
         lengths: ``[N, 2]`` float64, seconds of the sound and letters of the text, for a baseline.
 
     Raises:
-        ValueError: on NaN, or if no query has a right answer.
+        ValueError: if given NaN, or if no query has a right answer.
     """
     groups = merge_groups(embedded.keys, embedded.items[query], embedded.items[gallery])
     rows, columns = (first_of_each(embedded.items[modality]) for modality in (query, gallery))

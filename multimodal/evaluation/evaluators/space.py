@@ -22,13 +22,13 @@ from multimodal.evaluation.evaluators.base import (
 )
 from multimodal.evaluation.metrics import diagnostics
 from multimodal.evaluation.metrics.diagnostics import PairDiagnostics, SpaceDiagnostics
-from multimodal.evaluation.metrics.tsne import lay_out
+from multimodal.evaluation.metrics.tsne import tsne_points
 from multimodal.evaluation.report.sections import Section
 
 SPACE = (
     "Alignment: mean squared distance of the two embeddings of a sample (0 is best). Gap: distance "
     "between the modalities' means. Uniformity: how evenly the sphere is used (lower is more "
-    "even). Effective rank: dimensions that are really used. Temperature: of the pair in training."
+    "even). Effective rank: effectively used dimensions. Temperature: of the pair in training."
 )
 MAP = (
     "Every point is one input. Near points are near in the embedding space (t-SNE: distances "
@@ -124,7 +124,7 @@ class EmbeddingMap(Outcome):
         set: name of the evaluation set.
         points: ``[n, 2]`` in [0, 1].
         modalities: n names.
-        labels: n classes; empty where there is no label to colour by.
+        labels: n classes; empty without a label to colour by.
         captions: n names of samples.
     """
 
@@ -160,7 +160,7 @@ class MapTask:
             alone.
 
     Raises:
-        ValueError: on fewer than three samples.
+        ValueError: if given fewer than three samples.
     """
 
     samples: int = 150
@@ -185,7 +185,7 @@ class MapTask:
             order.sort(key=lambda index: labels[index])
         chosen = [order[place] for place in evenly_spaced(len(captions), self.samples)]
         modalities = list(embedded.embeddings)
-        points = lay_out(torch.cat([embedded.embeddings[name][chosen] for name in modalities]))
+        points = tsne_points(torch.cat([embedded.embeddings[name][chosen] for name in modalities]))
         yield EmbeddingMap(
             embedded.name,
             points,

@@ -95,7 +95,7 @@ class ZeroShotTask:
             takes the labels that occur in the set.
 
     Raises:
-        ValueError: on no template, or one without exactly one ``{}``.
+        ValueError: if given no template, or one without exactly one ``{}``.
     """
 
     modality: str
@@ -169,7 +169,7 @@ def score_zero_shot(
         trained: whether the modality was trained together with text.
 
     Raises:
-        ValueError: on NaN.
+        ValueError: if given NaN.
     """
     classes = list(prompt_embeddings)
     places = {name: place for place, name in enumerate(classes)}

@@ -1,4 +1,4 @@
-"""How a space of embeddings is used: alignment, uniformity, modality gap, effective rank."""
+"""Diagnostics of an embedding space: alignment, uniformity, modality gap, effective rank."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SpaceDiagnostics:
 
     Attributes:
         uniformity: log of the mean Gaussian potential (`uniformity`), -4 to 0, low is spread out.
-        effective_rank: dimensions that are really used (`effective_rank`), 1 to D.
+        effective_rank: effectively used dimensions (`effective_rank`), 1 to D.
     """
 
     uniformity: float
@@ -98,7 +98,7 @@ def effective_rank(x: Tensor) -> float:
         From 1 (all on one line) to min(N, D).
 
     Raises:
-        ValueError: If all of ``x`` is zero.
+        ValueError: if all of ``x`` is zero.
     """
     # Singular values by the smaller Gram matrix would square the condition; N is bounded instead.
     values = torch.linalg.svdvals(x.double())

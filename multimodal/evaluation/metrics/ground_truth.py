@@ -1,8 +1,8 @@
-"""What counts as one item and as a right answer, from a set's samples.
+"""Distinct items and right answers of a set's samples.
 
 Two samples whose inputs are equal (two sounds with the same picture, two chairs both called
-"chair") cannot be told apart by that modality: they are one item of a gallery, and whoever finds
-the one has found the other.
+"chair") cannot be distinguished by that modality: they are one item of a gallery, and retrieving
+one counts as retrieving the other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def merge_groups(*groupings: Tensor) -> Tensor:
-    """The finest grouping that is no finer than any of ``groupings``.
+    """The finest grouping that is coarser than or equal to each of ``groupings``.
 
     Samples that share a value in one grouping are together in the result, and so are those linked
     by a chain of such samples.

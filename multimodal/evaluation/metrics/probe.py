@@ -85,7 +85,7 @@ class FewShot:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What frozen embeddings are worth to a classifier.
+    """Scores of classifiers on frozen embeddings.
 
     Attributes:
         linear: logistic regression on all training samples.
@@ -129,20 +129,20 @@ def probe(
         seed: of the draws and of the part held out.
 
     Raises:
-        ValueError: If ``train`` has fewer than two classes, or ``test`` one that it lacks.
+        ValueError: if ``train`` has fewer than two classes, or ``test`` one that it lacks.
     """
     classes, counts = np.unique(train.labels, return_counts=True)
-    strays = sorted(set(test.labels.tolist()) - set(classes.tolist()))
-    if len(classes) < 2 or strays:
+    unknown = sorted(set(test.labels.tolist()) - set(classes.tolist()))
+    if len(classes) < 2 or unknown:
         raise ValueError(
-            f"a probe needs at least two classes, and those of the test samples among them; "
-            f"training has {len(classes)}, without {strays or 'none'} of the test samples'"
+            "a probe needs at least two classes, and those of the test samples among them; "
+            f"training has {len(classes)}, without {unknown or 'none'} of the test samples'"
         )
     from sklearn.neighbors import KNeighborsClassifier
 
     random = np.random.default_rng(seed)
-    fitted, judge = (train, validation) if validation else hold_out(train, seed)
-    strength = choose_strength(fitted, judge)
+    fit_set, selection_set = (train, validation) if validation else hold_out(train, seed)
+    strength = choose_strength(fit_set, selection_set)
     few = []
     for count in sorted(set(shots)):
         if count > counts.min():
@@ -200,7 +200,7 @@ def fit_linear(train: Samples, strength: float) -> LogisticRegression:
 
     model = LogisticRegression(C=1 / strength, max_iter=300, tol=1e-4)
     with warnings.catch_warnings():
-        # On separable samples a weak penalty goes on for ever; its accuracy does not.
+        # On separable samples a weak penalty never converges; its accuracy does.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(train.vectors, train.labels)
 
@@ -221,17 +221,17 @@ def _few_shot(
     )
     few = train.take(drawn)
     rest = np.setdiff1d(np.arange(len(train)), drawn)
-    judge = validation or (train.take(rest) if len(rest) else few)
-    model = fit_linear(few, choose_strength(few, judge))
+    selection_set = validation or (train.take(rest) if len(rest) else few)
+    model = fit_linear(few, choose_strength(few, selection_set))
     return float(model.score(test.vectors, test.labels))
 
 
 def _score(model: Any, test: Samples, strength: float | None = None) -> Accuracy:
     from sklearn.metrics import balanced_accuracy_score
 
-    said = model.predict(test.vectors)
+    predictions = model.predict(test.vectors)
     return Accuracy(
-        float((said == test.labels).mean()),
-        float(balanced_accuracy_score(test.labels, said)) if len(said) else 0.0,
+        float((predictions == test.labels).mean()),
+        float(balanced_accuracy_score(test.labels, predictions)) if len(predictions) else 0.0,
         strength,
     )

@@ -1,6 +1,6 @@
-"""Where right answers stand in a ranking, with ties scored by their expectation.
+"""Ranks of right answers, with ties scored by their expectation.
 
-Tied items may stand in any order; every figure is the mean over all of them (McSherry and Najork,
+Tied items may be in any order; every metric is the mean over all of them (McSherry and Najork,
 "Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores",
 ECIR 2008). Nothing is sorted but the right answers: each is ranked by counting what scores above
 it, so the memory is that of the scores, and a figure depends on no order of the items.
@@ -17,7 +17,7 @@ from torch import Tensor
 from multimodal.core import distributed
 
 CELLS = 2**22  # scores held at once
-_COUNTED = 8  # right answers per query up to which counting them one by one beats a sort
+_COUNTED = 8  # right answers per query up to which counting beats sorting
 
 Rows = Callable[[int, int], Tensor]  # rows start to stop of a matrix of scores [Q, G]
 

@@ -1,8 +1,8 @@
 """Retrieval between two sets of embeddings: recall at k, median rank, mean average precision.
 
-A gallery item is right for a query when their keys are equal, so one query may have several
-right answers and one item may answer several queries (many-to-many). A query is found at k when
-at least one right answer is among the first k, as COCO and Flickr30k are scored.
+A gallery item is right for a query when their keys are equal, so one query may have several right
+answers and one item may answer several queries (many-to-many). A query is a hit at k if at least
+one right answer is among the first k, as COCO and Flickr30k are scored.
 
 Ties are scored by their expectation over all orders of the tied items (`ranking`): a model that
 embeds everything at one point scores exactly the chance level, and no figure depends on the order
@@ -75,7 +75,8 @@ def retrieval(
             figures of all, equal to those of one process; every rank calls with equal arguments.
 
     Raises:
-        ValueError: On shapes that do not fit, NaN or infinity, or no query with a right answer.
+        ValueError: if given shapes that do not fit, NaN or infinity, or no query with a right
+            answer.
     """
     rows = similarity_rows(queries, gallery)
     return _score(
@@ -94,20 +95,20 @@ def retrieval_by_scalar(
 ) -> Retrieval:
     """Scores retrieval by the nearest value of one number per item, a baseline for shortcuts.
 
-    Spoken names, for one, are partly told apart by their duration alone: what a model scores on
-    them means something only beside this.
+    Spoken names, for one, can partly be distinguished by their duration alone: a model's scores on
+    them are meaningful only beside this.
 
     Args:
         query_values: ``[Q]`` numbers.
         gallery_values: ``[G]`` numbers, the nearest ranks first.
-        query_keys: as in :func:`retrieval`.
-        gallery_keys: as in :func:`retrieval`.
-        ks: as in :func:`retrieval`.
-        chunk_size: as in :func:`retrieval`.
-        shared: as in :func:`retrieval`.
+        query_keys: as in `retrieval`.
+        gallery_keys: as in `retrieval`.
+        ks: as in `retrieval`.
+        chunk_size: as in `retrieval`.
+        shared: as in `retrieval`.
 
     Raises:
-        ValueError: As :func:`retrieval`.
+        ValueError: see `retrieval`.
     """
     for name, values in (("query_values", query_values), ("gallery_values", gallery_values)):
         if values.ndim != 1:
@@ -136,7 +137,7 @@ def nearest(
         Similarities ``[Q, min(k, G)]`` float32, falling, and gallery indices of that shape, int64.
 
     Raises:
-        ValueError: On shapes that do not fit, NaN or infinity.
+        ValueError: if given shapes that do not fit, NaN or infinity.
     """
     rows = similarity_rows(queries, gallery)
     scores, indices = [], []
@@ -157,7 +158,7 @@ def similarity_rows(queries: Tensor, gallery: Tensor) -> Rows:
     of the product, and would break ties at random.
 
     Raises:
-        ValueError: On shapes that do not fit, NaN or infinity.
+        ValueError: if given shapes that do not fit, NaN or infinity.
     """
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         raise ValueError(

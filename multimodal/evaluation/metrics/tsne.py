@@ -1,4 +1,4 @@
-"""Embeddings laid out in two dimensions, so that neighbours stay neighbours (t-SNE)."""
+"""Embeddings in two dimensions that preserve neighbourhoods (t-SNE)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 ITERATIONS = 500
 
 
-def lay_out(embeddings: Tensor, seed: int = 0) -> Tensor:
+def tsne_points(embeddings: Tensor, seed: int = 0) -> Tensor:
     """Points for a map: van der Maaten and Hinton, "Visualizing Data using t-SNE", JMLR 2008.
 
     Args:
@@ -22,7 +22,7 @@ def lay_out(embeddings: Tensor, seed: int = 0) -> Tensor:
         ``[n, 2]`` float32 in [0, 1], the aspect of the layout kept; the same for the same input.
 
     Raises:
-        ValueError: On fewer than three embeddings.
+        ValueError: if given fewer than three embeddings.
     """
     count = len(embeddings)
     if count < 3:
@@ -33,10 +33,10 @@ def lay_out(embeddings: Tensor, seed: int = 0) -> Tensor:
     vectors = embeddings.double().numpy()
     start = PCA(2, svd_solver="full").fit_transform(vectors)
     spread = start.std(axis=0).max()
-    if spread < 1e-9:  # all at one point: nothing to lay out
+    if spread < 1e-9:  # all at one point
         return torch.full((count, 2), 0.5)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on empty clusters of tiny sets
+        warnings.simplefilter("ignore")  # warnings about empty clusters of tiny sets
         points = TSNE(
             perplexity=min(30.0, (count - 1) / 3),
             init=(1e-4 * start / spread).astype(np.float32),

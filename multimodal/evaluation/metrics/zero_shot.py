@@ -70,7 +70,7 @@ def class_embeddings(prompts: Sequence[Tensor]) -> Tensor:
         ``[C, D]``, of unit norm.
 
     Raises:
-        ValueError: On no class, or a class without prompts.
+        ValueError: if given no class, or a class without prompts.
     """
     wrong = [list(rows.shape) for rows in prompts if rows.ndim != 2 or len(rows) == 0]
     if wrong or len(prompts) == 0:
@@ -86,18 +86,18 @@ def zero_shot(
 
     Args:
         embeddings: ``[N, D]``, of unit norm.
-        classes: ``[C, D]``, of unit norm (:func:`class_embeddings`).
+        classes: ``[C, D]``, of unit norm (`class_embeddings`).
         labels: ``[N]`` int64 in ``[0, C)``, or ``[N, C]`` bool where samples have several; each
             has at least one.
         shared: each rank of the process group scores its share, as in `ranking.rank`.
 
     Raises:
-        ValueError: On no sample, shapes or labels that do not fit, NaN or infinity.
+        ValueError: if given no sample, shapes or labels that do not fit, NaN or infinity.
     """
     n_samples, n_classes = len(embeddings), len(classes)
     labels_NC = _one_hot(labels, n_samples, n_classes)
     rows = similarity_rows(embeddings, classes)
-    found = rank(rows, Answers.by_table(labels_NC), n_classes, (1, 5), shared=shared)
+    ranks = rank(rows, Answers.by_table(labels_NC), n_classes, (1, 5), shared=shared)
     by_class = rank(
         similarity_rows(classes, embeddings),
         Answers.by_table(labels_NC.T),
@@ -107,15 +107,15 @@ def zero_shot(
     )
     counts = labels_NC.sum(dim=0).double()
     present = counts > 0
-    right = (labels_NC.double() * found.hits[0][:, None]).sum(dim=0)
+    right = (labels_NC.double() * ranks.hits[0][:, None]).sum(dim=0)
     return ZeroShot(
-        top1=found.hits[0].mean().item(),
-        top5=found.hits[1].mean().item(),
+        top1=ranks.hits[0].mean().item(),
+        top5=ranks.hits[1].mean().item(),
         mean_per_class=(right[present] / counts[present]).mean().item(),
         mean_average_precision=by_class.precision.mean().item(),
         confusion=_confusion(rows, labels, n_classes) if labels.ndim == 1 else None,
-        chance_top1=hit_probability(found.positives, n_classes, 1).mean().item(),
-        chance_top5=hit_probability(found.positives, n_classes, 5).mean().item(),
+        chance_top1=hit_probability(ranks.positives, n_classes, 1).mean().item(),
+        chance_top5=hit_probability(ranks.positives, n_classes, 5).mean().item(),
         chance_mean_average_precision=chance_precision(by_class.positives, n_samples).mean().item(),
         majority=counts.max().item() / n_samples,
         samples=n_samples,

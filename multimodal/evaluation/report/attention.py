@@ -1,6 +1,6 @@
-"""Attention on what was attended to: pictures, spectrograms, words, curves.
+"""Drawings of attention on images, spectrograms, texts and curves.
 
-Everything is drawn from the tensors that the model saw, so that heat and input lie on each other.
+Everything is drawn from the model's inputs, so that heat maps and inputs are aligned.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from multimodal.data.preview import colour_mapped, image_uri
 
 PICTURE_PX = 128
 SPECTROGRAM_PX = (220, 96)
-HOT = (230, 120, 20)  # of words and stretches of time
+HOT = (230, 120, 20)  # of tokens and time spans
 LINES = ("#0072b2", "#d55e00", "#009e73")
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Attended:
-    """One modality of one sample under the eyes of one query.
+    """Attention of one query over one modality of one sample.
 
     Attributes:
-        query: who looks.
-        modality: what is looked at.
+        query: the source of the attention.
+        modality: the target of the attention.
         media: the drawing.
-        picture: the same as a picture; None where there is only a figure to read.
+        picture: the same as a picture; None if there is only a number.
     """
 
     query: str
@@ -42,7 +42,7 @@ class Attended:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One sample with what was attended to, what is true, and what the model says.
+    """One sample with its attention maps, targets and predictions.
 
     Attributes:
         name: of the sample.
@@ -86,7 +86,7 @@ def on_spectrogram(bands: Array, heat: Array) -> Image.Image:
 
 
 def on_words(words: Sequence[str], heat: Array) -> Markup:
-    """Words, each on a ground as strong as its share of the attention."""
+    """Words, each with a background as strong as its share of the attention."""
     most = max(float(heat.max()), 1e-12)
     return Markup('<span class="text">{}</span>').format(
         Markup(" ").join(
@@ -120,7 +120,7 @@ def words_picture(words: Sequence[str], heat: Array, width: int = 360) -> Image.
 
 
 def lines_picture(series: Array, heat: Array) -> Image.Image:
-    """Curves under the attention of each stretch of time, as a picture for loggers."""
+    """Curves under the attention of each time span, as a picture for loggers."""
     width, height = 440, 180
     picture = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(picture)
@@ -136,7 +136,7 @@ def lines_picture(series: Array, heat: Array) -> Image.Image:
 
 
 def on_lines(series: Array, heat: Array) -> Markup:
-    """Curves ``[channels, T]`` on grounds as strong as the attention of each stretch of time."""
+    """Curves ``[channels, T]`` on backgrounds as strong as the attention of each time span."""
     width, height = 220, 90
     step = width / len(heat)
     grounds = [

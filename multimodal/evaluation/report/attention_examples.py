@@ -1,4 +1,4 @@
-"""Where a fusion model looked: drawings of attention on held-out samples."""
+"""Drawings of a fusion model's attention on held-out samples."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from multimodal.evaluation.fusion import fuse, wanted
 from multimodal.evaluation.report import attention as drawing
 from multimodal.evaluation.report.sections import Section
 from multimodal.evaluation.sets import EvaluationSet
-from multimodal.models.fusion.contract import AttentionMap
+from multimodal.models.fusion.base import AttentionMap
 from multimodal.models.fusion_model import FusionModel
+from multimodal.models.tasks.base import FusedBatch
 from multimodal.models.tasks.captioning import Captioning
-from multimodal.models.tasks.contract import FusedBatch
 from multimodal.models.tasks.targets import TargetTask
 
-SHOWN_WORDS = 6  # of a text that asks, each with a map of its own
+SHOWN_WORDS = 6  # of a text query, each with its own map
 BEAMS = 4
 ATTENTION = (
     "Held-out samples, evenly spaced through the set and not chosen by hand, as the model saw "
-    "them. What a query attended to in the last layer glows, mean over heads; a query of several "
-    "tokens is their mean, and words ask one by one too."
+    "them. A query's attention in the last layer is highlighted, mean over heads; a query of "
+    "several tokens is their mean, and words are shown individually too."
 )
 
 
@@ -44,7 +44,7 @@ ATTENTION = (
 def examples(
     model: FusionModel, source: Source, transforms: Mapping[str, Transform], count: int
 ) -> list[drawing.Example]:
-    """Samples evenly spaced through a set, with what the model attended to and says.
+    """Samples evenly spaced through a set, with the model's attention and predictions.
 
     Args:
         model: in evaluation mode.
@@ -71,8 +71,8 @@ def examples(
             elif isinstance(task, Captioning):
                 lines += _captions(model, task, fused, transforms[task.text])
         attended = []
-        for found in _last_layers(fused.fused.attention):
-            attended += _attended(model, found, fused, transforms)
+        for attention in _last_layers(fused.fused.attention):
+            attended += _attended(model, attention, fused, transforms)
         shown.append(drawing.Example(batch.keys[0], lines, attended))
     return shown
 
@@ -83,7 +83,7 @@ def sections(
     transforms: Mapping[str, Transform],
     folder: Path,
 ) -> list[Section]:
-    """The part of the report that shows where the model looked.
+    """The part of the report that shows the model's attention.
 
     The drawings also go to ``folder`` as pictures, ``SET/NUMBER_QUERY_MODALITY.png``, for loggers.
     """
@@ -121,7 +121,7 @@ def _captions(
     assert end is not None
 
     def encode(ids: Tensor) -> Tensor:
-        # All of them are words: without a mask a tower would look for an end that is to come.
+        # All of them are words: without a mask a tower would search for an end token.
         return model.tower(task.text).encode(ids, torch.ones_like(ids, dtype=torch.bool)).tokens
 
     lines = []
@@ -139,26 +139,38 @@ def _captions(
 
 def _last_layers(maps: Sequence[AttentionMap]) -> list[AttentionMap]:
     """Of every query and kind of keys, the last layer."""
-    last = {(found.query, tuple(found.spans)): found for found in maps}
+    last = {(attention.query, tuple(attention.spans)): attention for attention in maps}
     return list(last.values())
 
 
 def _attended(
-    model: FusionModel, found: AttentionMap, fused: FusedBatch, transforms: Mapping[str, Transform]
+    model: FusionModel,
+    attention: AttentionMap,
+    fused: FusedBatch,
+    transforms: Mapping[str, Transform],
 ) -> list[drawing.Attended]:
     """The drawings of one map of a batch of one sample."""
     drawn = []
-    for modality in (name for name in found.spans if name in model.fused):
-        if modality not in fused.inputs or modality not in fused.encoded or modality == found.query:
+    for modality in (name for name in attention.spans if name in model.fused):
+        if (
+            modality not in fused.inputs
+            or modality not in fused.encoded
+            or modality == attention.query
+        ):
             continue
-        weights = found.over(modality)[0]  # [T, S]
-        real = weights.new_ones(len(weights)).bool() if found.mask is None else found.mask[0]
-        asks: list[tuple[str, Tensor]] = [(found.query, weights[real].mean(dim=0))]
-        if isinstance(transforms.get(found.query), TextTransform) and found.query in fused.inputs:
-            words = _words(fused.inputs[found.query][0], transforms[found.query])
+        weights = attention.over(modality)[0]  # [T, S]
+        real = (
+            weights.new_ones(len(weights)).bool() if attention.mask is None else attention.mask[0]
+        )
+        asks: list[tuple[str, Tensor]] = [(attention.query, weights[real].mean(dim=0))]
+        if (
+            isinstance(transforms.get(attention.query), TextTransform)
+            and attention.query in fused.inputs
+        ):
+            words = _words(fused.inputs[attention.query][0], transforms[attention.query])
             pairs = zip(words, weights, real.tolist(), strict=False)
             each = [(f"“{word}”", row) for word, row, is_real in pairs if is_real]
-            asks += each[1 : SHOWN_WORDS + 1]  # the start token stands in front
+            asks += each[1 : SHOWN_WORDS + 1]  # the start token comes first
         for query, heat in asks:
             media, picture = _draw(
                 model.tower(modality).encoder,
@@ -185,7 +197,7 @@ def _draw(encoder: nn.Module, inputs: Tensor, heat: Any, transform: Any) -> tupl
     grid = _grid(encoder, len(heat))
     if grid is None or values.ndim < 2:
         return Markup("<small>{} %</small>").format(f"{100 * heat.sum():.0f}"), None
-    heat = heat[-int(np.prod(grid)) :].reshape(grid)  # a class token stands in front
+    heat = heat[-int(np.prod(grid)) :].reshape(grid)  # a class token comes first
     if values.ndim == 2:
         heat = heat.reshape(-1)
         return drawing.on_lines(values, heat), drawing.lines_picture(values, heat)
@@ -202,6 +214,6 @@ def _grid(encoder: nn.Module, tokens: int) -> tuple[int, ...] | None:
     size = getattr(encoder, "size", None)
     if isinstance(size, tuple) and len(size) == 2:  # halved alike on both sides
         cut = round((size[0] * size[1] / tokens) ** 0.5)
-        found = (size[0] // cut, size[1] // cut)
-        return found if np.prod(found) == tokens else None
+        cells = (size[0] // cut, size[1] // cut)
+        return cells if np.prod(cells) == tokens else None
     return None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MAX_LEGEND = 16
 _SIZE, _MARGIN = 420, 10
-# One shape per modality, so that both colourings tell the modalities apart; radius 4.
+# One shape per modality, so that both colourings distinguish the modalities; radius 4.
 _SHAPES = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0Z",
     "M-3.6-3.6H3.6V3.6H-3.6Z",
@@ -36,7 +36,9 @@ def draw_map(laid_out: EmbeddingMap) -> Markup:
     ):
         kind = modalities.index(modality)
         place = classes.index(label) if label else 0
-        told = " · ".join(filter(None, [modality, caption, label if label != caption else ""]))
+        label_text = " · ".join(
+            filter(None, [modality, caption, label if label != caption else ""])
+        )
         marks.append(
             Markup(
                 '<path class="s{}" style="--class:{}" transform="translate({} {})" d="{}">'
@@ -47,7 +49,7 @@ def draw_map(laid_out: EmbeddingMap) -> Markup:
                 f"{_MARGIN + x * (_SIZE - 2 * _MARGIN):.1f}",
                 f"{_MARGIN + y * (_SIZE - 2 * _MARGIN):.1f}",
                 _SHAPES[kind % len(_SHAPES)],
-                told,
+                label_text,
             )
         )
     return Markup(

@@ -58,7 +58,7 @@ class Page:
 
     Attributes:
         name: the run's.
-        command: that made it, to be typed again.
+        command: that made it, for reuse.
         created: when, for people.
         facts: (label, value) shown large at the top.
         results: the figures.
@@ -107,16 +107,16 @@ def make_gallery(
 
 def links(results: Results) -> list[Link]:
     """One edge per pair of modalities: its mean lift over chance, over sets and directions."""
-    found: dict[tuple[str, str], list[tuple[float, bool]]] = {}
+    lifts: dict[tuple[str, str], list[tuple[float, bool]]] = {}
     for result in results.of(RetrievalResult):
         if result.composed:
             continue
         lift = _lift(result.scores.recall[1], result.scores.chance_recall[1])
         ends = sorted((result.query, result.gallery))
-        found.setdefault((ends[0], ends[1]), []).append((lift, result.trained))
+        lifts.setdefault((ends[0], ends[1]), []).append((lift, result.trained))
     return [
         Link(ends, any(trained for _, trained in values), sum(v for v, _ in values) / len(values))
-        for ends, values in found.items()
+        for ends, values in lifts.items()
     ]
 
 
@@ -171,7 +171,7 @@ def _by_set(
 def _confusion(counts: Tensor | None, classes: Sequence[str]) -> dict[str, object]:
     """Shares per row (of a label's samples), as a table or, for many classes, as a picture.
 
-    Empty where samples have several labels: then there is no one row of a sample.
+    Empty if samples have several labels: a sample has no single row then.
     """
     if counts is None:
         return {}

@@ -20,7 +20,7 @@ class Section:
         title: heading, and its word in the navigation.
         body: HTML.
         intro: a sentence or two under the heading.
-        place: parts with a smaller one stand before it.
+        place: parts with a smaller one come first.
     """
 
     anchor: str

@@ -1,4 +1,4 @@
-"""The report's part on tasks: their figures, and what each modality is worth to them."""
+"""The report's part on tasks: their metrics, and each modality's relevance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder: ``metrics.json`` and ``report.html``."""
+"""Writes the outputs of an evaluation: ``metrics.json`` and ``report.html``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from multimodal.core.files import write_text
 from multimodal.core.process.secrets import redacted, secrets_of
 from multimodal.data.decoding.decode import Signal
-from multimodal.data.preview import draw
+from multimodal.data.preview import sample_html
 from multimodal.data.source import Decoded, Source
 from multimodal.evaluation.evaluators.base import name_of
 from multimodal.evaluation.evaluators.retrieval import RetrievalResult
@@ -69,7 +69,7 @@ def write(
     )
     report = folder / "report.html"
     write_text(report, render(page))
-    # Last, and in one step: who finds it finds a finished run.
+    # Last, and atomically: its presence marks a finished run.
     write_text(folder / "metrics.json", json.dumps(results.metrics(), indent=2) + "\n")
     return report
 
@@ -87,7 +87,7 @@ def facts(model: EmbeddingModel, results: Results) -> list[tuple[str, str]]:
 
 
 def command() -> str:
-    """The command line of this process, to be typed again."""
+    """The command line of this process, for reuse."""
     program = Path(sys.argv[0])
     words = [program.name, *sys.argv[1:]]
     if program.suffix == ".py":
@@ -111,7 +111,7 @@ def galleries(results: Results, sets: Mapping[str, EvaluationSet]) -> list[Galle
                 values = decode(index).values
                 # A composed query names its parts: "image + text".
                 parts = [word for word in modality.split() if word in values]
-                return Markup("").join(_draw(name, values[name]) for name in parts)
+                return Markup("").join(_sample_html(name, values[name]) for name in parts)
 
             def caption(index: int, decode: Any = decode) -> str:
                 sample: Decoded = decode(index)
@@ -121,7 +121,7 @@ def galleries(results: Results, sets: Mapping[str, EvaluationSet]) -> list[Galle
     return drawn
 
 
-def _draw(modality: str, value: Any) -> Markup:
+def _sample_html(modality: str, value: Any) -> Markup:
     if isinstance(value, Signal):
-        return draw(modality, value.samples, value.rate)
-    return draw(modality, value)
+        return sample_html(modality, value.samples, value.rate)
+    return sample_html(modality, value)

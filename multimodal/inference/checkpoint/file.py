@@ -21,14 +21,14 @@ _FOOTER = len(_MARK) + 64
 
 
 class CheckpointError(UserError, RuntimeError):
-    """A checkpoint that is missing, damaged, not to be written, or of something else."""
+    """A checkpoint that is missing, damaged, unwritable, or not of this run."""
 
 
 def write_atomically(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Saves to a temporary file in the same folder, syncs file and folder, and renames.
 
-    Whatever happens in between, ``path`` holds either its old content or the new one, whole. The
-    file ends with the SHA-256 of all before it, which `read` verifies.
+    At any time, ``path`` holds either its complete old content or the complete new one. The file
+    ends with the SHA-256 of all before it, which `read` verifies.
 
     Raises:
         CheckpointError: if the file system refuses it (full, read-only); names path and space.
@@ -82,18 +82,19 @@ def _verify(target: Path) -> None:
         while left and (block := file.read(min(left, 1 << 20))):
             digest.update(block)
             left -= len(block)
-    told, found = footer[len(_MARK) :].decode("ascii", "replace"), digest.hexdigest()
-    if told != found:
+    recorded, actual = footer[len(_MARK) :].decode("ascii", "replace"), digest.hexdigest()
+    if recorded != actual:
         raise CheckpointError(
-            f"hash mismatch: {target} cannot be trusted. It was saved as sha256 {told[:16]}..., "
-            f"and is {found[:16]}... now: the file was damaged after it was written"
+            f"hash mismatch: {target} cannot be trusted. It was saved as sha256 "
+            f"{recorded[:16]}..., and is {actual[:16]}... now: the file was damaged after it was "
+            "written"
         )
 
 
 def remove(path: Path) -> None:
     """Removes a checkpoint: a file, or the folder of a sharded one."""
     if path.is_dir():
-        if not path.name.endswith(TEMPORARY):  # half removed, it would still look like one
+        if not path.name.endswith(TEMPORARY):  # a half-removed one would still look valid
             path = path.rename(path.with_name(f".{path.name}.old{TEMPORARY}"))
         shutil.rmtree(path)
     else:

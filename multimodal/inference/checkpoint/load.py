@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import (
-    Fault,
+    ConfigProblem,
     StoredConfigError,
     build,
     for_use,
@@ -19,9 +19,9 @@ from multimodal.config import (
 from multimodal.inference.checkpoint import file as checkpoint_file
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.tokenizer_check import (
+    check_same_tokenizers,
+    check_vocab_size,
     fingerprints,
-    require_rows,
-    require_same_tokenizers,
     tokenizers_of,
 )
 from multimodal.inference.checkpoint.weights import STATE, uses_average, weights_of
@@ -65,8 +65,10 @@ def load_model(
     cfg = for_use(config_of(checkpoint, path, allowed_packages, addresses))
     for block in ("model", "data.transforms"):
         if not isinstance(OmegaConf.select(cfg, block), DictConfig):
-            faults = [Fault(block, "is not a block of keys: nothing can be embedded with it")]
-            raise StoredConfigError(faults, str(path))
+            problems = [
+                ConfigProblem(block, "is not a block of keys: nothing can be embedded with it")
+            ]
+            raise StoredConfigError(problems, str(path))
     model = build_model(cfg)
     prefix = "model."
     state = {
@@ -82,8 +84,8 @@ def load_model(
         print(f"{path}: {used if average else other}", file=sys.stderr)
     own = cfg if transforms is None else _with_transforms(cfg, transforms)
     tokenizers = tokenizers_of(own)
-    require_rows(model, tokenizers)
-    require_same_tokenizers(checkpoint, fingerprints(tokenizers), path)
+    check_vocab_size(model, tokenizers)
+    check_same_tokenizers(checkpoint, fingerprints(tokenizers), path)
     return model.eval(), cfg
 
 
@@ -106,5 +108,7 @@ def config_of(
         ConfigError: if it names what may not stand there.
     """
     if "config" not in checkpoint:
-        raise checkpoint_file.CheckpointError(f"{path} holds no configuration: not one of our runs")
+        raise checkpoint_file.CheckpointError(
+            f"{path} contains no configuration: not written by multimodal"
+        )
     return stored_config(checkpoint["config"], path, allowed_packages, addresses)

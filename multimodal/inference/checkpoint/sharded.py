@@ -1,4 +1,4 @@
-"""Sharded checkpoints: a folder that all ranks write into, and that is there whole or not at all.
+"""Sharded checkpoints: folders that all ranks write, atomically.
 
 The tensors are in the files of ``torch.distributed.checkpoint`` (DCP), each rank its own; all else
 is in `rest.pt`, a checkpoint of one file without its tensors; `sha256.json` has every file's hash.
@@ -32,7 +32,7 @@ from multimodal.inference.checkpoint.file import CheckpointError
 REST, HASHES, METADATA = "rest.pt", "sha256.json", ".metadata"
 _MODEL, _OPTIMIZER = "state_dict", "optimizer"
 
-# All that DCP's description of the tensors is made of; it is a pickle, which could run anything.
+# The classes in DCP's tensor metadata, which is a pickle that could execute code.
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
         "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
@@ -137,11 +137,11 @@ def write(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def _together(part: Callable[[], Any], target: Path) -> list[Any]:
-    """What ``part`` returns on every rank; an error of one is an error of all."""
+    """The results of ``part`` of all ranks; an error of one is raised on all."""
     result, problem = None, None
     try:
         result = part()
-    # Whatever it is, the other ranks must not wait for this one; DCP's own is no `Exception`.
+    # Any error, so that the other ranks do not wait; DCP's own is not an `Exception`.
     except (Exception, CheckpointException) as error:
         problem = f"rank {rank()}: {_last(error)}"
     gathered = all_gather_object((result, problem))
@@ -156,7 +156,7 @@ def _together(part: Callable[[], Any], target: Path) -> list[Any]:
 
 
 def _last(error: BaseException) -> str:
-    """What an error says; of DCP's, which has a traceback in it, the end."""
+    """The message of an error; of DCP's, which contains a traceback, the last line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
@@ -179,14 +179,15 @@ def head(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     folder = Path(path)
     hashes = _hashes(folder)
-    for name, told in hashes.items():
+    for name, recorded in hashes.items():
         file = folder / name
         if not file.is_file():
-            raise CheckpointError(f"{folder} is not whole: {name} is missing")
-        if (found := _digest(file)) != told:
+            raise CheckpointError(f"{folder} is incomplete: {name} is missing")
+        if (actual := _digest(file)) != recorded:
             raise CheckpointError(
-                f"hash mismatch: {file} cannot be trusted. It was saved as sha256 {told[:16]}..., "
-                f"and is {found[:16]}... now: the file was damaged after it was written"
+                f"hash mismatch: {file} cannot be trusted. It was saved as sha256 "
+                f"{recorded[:16]}..., and is {actual[:16]}... now: the file was damaged after it "
+                "was written"
             )
     rest = checkpoint_file.load_plain(folder / REST)
     if "optimizers" not in rest:
@@ -221,8 +222,8 @@ def load(tensors: dict[str, Any], reader: Reader, alone: bool = False) -> None:
         there = saved[name].size if name in saved else None
         if there != tensor.shape:
             raise CheckpointError(
-                f"{reader.folder}: {name} is {'absent' if there is None else list(there)} there, "
-                f"{list(tensor.shape)} here"
+                f"{reader.folder}: {name}: checkpoint has "
+                f"{'none' if there is None else list(there)}, this run has {list(tensor.shape)}"
             )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -240,11 +241,11 @@ class Reader(FileSystemReader):
         self.folder = Path(path)
 
     def entries(self) -> dict[str, Any]:
-        """Name of a tensor -> what is told of it."""
+        """Name of a tensor -> its metadata."""
         return dict(self.read_metadata().state_dict_metadata)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The description of the tensors.
+        """The metadata of the tensors.
 
         Raises:
             CheckpointError: if there is more in it.
@@ -257,13 +258,11 @@ class Reader(FileSystemReader):
         except Exception as error:  # unpickling raises many kinds
             raise CheckpointError(f"{self.folder / METADATA} cannot be read: {error}") from error
         if not isinstance(metadata, Metadata):
-            raise CheckpointError(f"{self.folder / METADATA} is no description of tensors")
+            raise CheckpointError(f"{self.folder / METADATA} is not valid tensor metadata")
         known = _hashes(self.folder)
-        strangers = {str(info.relative_path) for info in metadata.storage_data.values()} - set(
-            known
-        )
-        if strangers:
-            raise CheckpointError(f"{self.folder} names files without a hash: {sorted(strangers)}")
+        unhashed = {str(info.relative_path) for info in metadata.storage_data.values()} - set(known)
+        if unhashed:
+            raise CheckpointError(f"{self.folder} names files without a hash: {sorted(unhashed)}")
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         return metadata
 
@@ -272,8 +271,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         if global_name not in _ALLOWED.get(module_name, ()):
             raise CheckpointError(
-                f"a sharded checkpoint must not name {module_name}.{global_name}: it may have been "
-                "made to run code; nothing of it was executed"
+                f"a sharded checkpoint must not name {module_name}.{global_name}: it may contain "
+                "malicious code; nothing of it was executed"
             )
         return super().find_class(module_name, global_name)
 
@@ -284,8 +283,8 @@ def _hashes(folder: Path) -> dict[str, str]:
         if {REST, METADATA} <= hashes.keys() and all(Path(name).name == name for name in hashes):
             return dict(hashes)
     except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder} is no sharded checkpoint: {HASHES}: {error}") from error
-    raise CheckpointError(f"{folder} is no sharded checkpoint: {HASHES} does not name its files")
+        raise CheckpointError(f"{folder} is not a sharded checkpoint: {HASHES}: {error}") from error
+    raise CheckpointError(f"{folder} is not a sharded checkpoint: {HASHES} does not name its files")
 
 
 def _digest(file: Path) -> str:

@@ -67,7 +67,7 @@ def steps(folder: str | os.PathLike[str]) -> dict[int, Path]:
 def newest(folder: str | os.PathLike[str]) -> Path | None:
     """The checkpoint of the highest step in ``folder`` that is whole; None when there is none.
 
-    What is damaged is told on standard error, and the one before is tried.
+    Damaged files are reported on stderr; the previous checkpoint is tried.
 
     Raises:
         CheckpointError: if there are checkpoints, but none that is whole.
@@ -95,7 +95,7 @@ def _problem(path: Path) -> str | None:
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
-    """Removes what killed saves have left in ``folder``, and returns what it was."""
+    """Removes and returns the leftovers of killed saves in ``folder``."""
     leftovers = [path for path in Path(folder).glob(f".step=*{TEMPORARY}*") if path.exists()]
     for path in leftovers:
         remove(path)

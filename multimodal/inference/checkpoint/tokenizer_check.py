@@ -1,4 +1,4 @@
-"""The tokenizers that towers were trained with: kept as fingerprints, and held against others."""
+"""Compares the fingerprints of the tokenizers that towers were trained with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from multimodal.config import ConfigError, Fault, build
+from multimodal.config import ConfigError, ConfigProblem, build
 from multimodal.data.tokenizers.bpe import BPETokenizer, TextTokenizer, fingerprint
 from multimodal.inference.checkpoint.file import CheckpointError
 from multimodal.models.towers import EmbeddingModel
@@ -28,36 +28,36 @@ def tokenizers_in(transforms: Mapping[str, Any]) -> dict[str, TextTokenizer]:
     }
 
 
-def require_rows(model: EmbeddingModel, tokenizers: Mapping[str, TextTokenizer]) -> None:
-    """Every id that a tokenizer gives has a row in its tower's table.
+def check_vocab_size(model: EmbeddingModel, tokenizers: Mapping[str, TextTokenizer]) -> None:
+    """Checks that every id of a tokenizer has a row in its tower's embedding table.
 
     Raises:
-        ConfigError: naming both numbers; a batch would only raise an IndexError.
+        ConfigError: if one has not; a batch would only raise an IndexError.
     """
-    faults = []
+    problems = []
     for name, tokenizer in tokenizers.items():
         if name not in model.towers:
             continue
         rows = getattr(model.tower(name).encoder, "vocab_size", None)
         if rows is not None and tokenizer.vocab_size > rows:
-            faults.append(
-                Fault(
+            problems.append(
+                ConfigProblem(
                     f"data.transforms.{name}.tokenizer",
-                    f"gives {tokenizer.vocab_size} ids, but the tower was built for {rows}: bring "
-                    "back the tokenizer that it was trained with, or for a new run set "
+                    f"gives {tokenizer.vocab_size} ids, but the tower was built for {rows}: "
+                    "restore the tokenizer that it was trained with, or for a new run set "
                     f"model.towers.{name}.encoder.vocab_size={tokenizer.vocab_size}",
                 )
             )
-    if faults:
-        raise ConfigError(faults)
+    if problems:
+        raise ConfigError(problems)
 
 
 def tokenizers_of(cfg: DictConfig) -> dict[str, TextTokenizer]:
     """Builds the tokenizers alone of a configuration's transforms.
 
-    One that is not there (a file, a package) is left out: whoever needs it will be told.
+    A missing one (a file, a package) is left out: its user reports the error.
     """
-    found: dict[str, TextTokenizer] = {}
+    tokenizers: dict[str, TextTokenizer] = {}
     for name, node in cfg.data.transforms.items():
         block = None if node is None else node.get("tokenizer")
         if block is None:
@@ -71,8 +71,8 @@ def tokenizers_of(cfg: DictConfig) -> dict[str, TextTokenizer]:
             if any(isinstance(each, FileNotFoundError | ImportError) for each in _causes(error)):
                 continue
             raise
-        found[str(name)] = made
-    return found
+        tokenizers[str(name)] = made
+    return tokenizers
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -82,10 +82,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def other_tokenizers(
+def tokenizer_mismatches(
     checkpoint: Mapping[str, Any], present: Mapping[str, str], path: str | Path
 ) -> list[str]:
-    """What to say of every tokenizer that is not the one in a checkpoint.
+    """A message for every tokenizer that differs from the checkpoint's.
 
     Args:
         checkpoint: its content; older ones, and imported ones, have no fingerprints.
@@ -95,20 +95,20 @@ def other_tokenizers(
     saved = checkpoint.get("origin", {}).get("tokenizers", {})
     return [
         f"data.transforms.{name}.tokenizer is not the one that {path} was trained with "
-        f"(fingerprint {saved[name]} there, {now} here): its ids mean other words. Bring the old "
-        f"tokenizer back, or name where it lies, or train anew"
+        f"(fingerprint {saved[name]} in the checkpoint, {now} now): its ids map to different "
+        "tokens. Restore the original tokenizer, set its path, or retrain"
         for name, now in present.items()
         if saved.get(name, now) != now
     ]
 
 
-def require_same_tokenizers(
+def check_same_tokenizers(
     checkpoint: Mapping[str, Any], present: Mapping[str, str], path: str | Path
 ) -> None:
-    """Refuses a checkpoint whose texts were cut into other tokens.
+    """Rejects a checkpoint that was trained with another tokenizer.
 
     Raises:
         CheckpointError: if a fingerprint differs.
     """
-    if faults := other_tokenizers(checkpoint, present, path):
-        raise CheckpointError("\n".join(faults))
+    if problems := tokenizer_mismatches(checkpoint, present, path):
+        raise CheckpointError("\n".join(problems))

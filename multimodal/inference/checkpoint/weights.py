@@ -21,7 +21,7 @@ CHOICES = ("average", "raw")
 def uses_average(
     checkpoint: Mapping[str, Any], path: str | Path, choice: str | None = None
 ) -> bool:
-    """Whether the moving average in a checkpoint is what is to be evaluated.
+    """Whether to evaluate the moving average in a checkpoint.
 
     Args:
         checkpoint: as read.
@@ -30,7 +30,7 @@ def uses_average(
             where there is one, unless ``callbacks.ema.evaluate`` was false.
 
     Raises:
-        CheckpointError: for another choice, or if there is no average to be had.
+        CheckpointError: if given another choice, or if there is no average.
     """
     if choice not in (None, *CHOICES):
         raise CheckpointError(f"weights={choice}: expected {' or '.join(CHOICES)}, or null")
@@ -50,6 +50,6 @@ def uses_average(
 def weights_of(
     checkpoint: Mapping[str, Any], path: str | Path, choice: str | None = None
 ) -> dict[str, Tensor]:
-    """The state dict of a checkpoint's module as it is to be evaluated; see `uses_average`."""
+    """The state dict of a checkpoint's module for evaluation; see `uses_average`."""
     average = checkpoint[STATE] if uses_average(checkpoint, path, choice) else {}
     return {**checkpoint["state_dict"], **average}

@@ -1,4 +1,4 @@
-"""From things to a table of their embeddings, part by part."""
+"""Embeds items into a table, part by part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from multimodal.data.decoding.decode import Signal
-from multimodal.data.errors import BadSample
+from multimodal.data.errors import BadSampleError
 from multimodal.data.preview import preview
 from multimodal.inference.embedder import Embedder
 from multimodal.inference.search.items import Item, Items, by_modality
@@ -25,17 +25,17 @@ def build_table(
     previews: bool,
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[int, int]:
-    """Embeds ``items`` into the table ``output``, or goes on where that was interrupted.
+    """Embeds ``items`` into the table ``output``, or resumes an interrupted run.
 
-    Items that cannot be read are told on standard error and left out.
+    Unreadable items are reported on stderr and left out.
 
     Args:
-        embedder: of the kind of embeddings that are wanted; a part is one of its batches.
+        embedder: of the wanted kind of embeddings; a part is one of its batches.
         items: to embed.
         output: see `PartWriter`.
         about: kept in the table.
         previews: keeps a small picture, sound or text of every item in it.
-        advance: told how many items are done.
+        advance: called with the number of finished items.
 
     Returns:
         Number of rows, and of items left out by this call.
@@ -64,7 +64,7 @@ def build_table(
 def _load(items: Items, index: int) -> Item | None:
     try:
         return items.load(index)
-    except BadSample as error:
+    except BadSampleError as error:
         print(f"left out: {items.place(index)}: {error}", file=sys.stderr)
         return None
 

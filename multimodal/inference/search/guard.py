@@ -1,4 +1,4 @@
-"""What stands before the search page: names, origins, sizes, and headers for the browser."""
+"""Guards of the search page: host names, origins, sizes, and browser headers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _HEADERS = [
 ]
 
 
-class TooLarge(Exception):
+class BodyTooLargeError(Exception):
     """More of a body has come than is allowed."""
 
 
 class Headers:
-    """Adds to every response what keeps a browser from doing more than this page needs."""
+    """Adds security headers to every response."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -48,10 +48,10 @@ class Headers:
 class OwnPagesOnly:
     """Refuses requests under a foreign name, and those that another site's page makes.
 
-    A page of another site may send requests here from the browser of whoever runs this server
-    (their answers are kept from it, what they do is not), and by a name of its own that points to
-    this machine (DNS rebinding) it would even read the answers. Programs that are not browsers
-    send no ``Origin`` and are answered.
+    A page of another site may send requests here from the browser of this server's user (their
+    answers are kept from it, what they do is not), and by a name of its own that points to this
+    machine (DNS rebinding) it would even read the answers. Programs that are not browsers send no
+    ``Origin`` and are answered.
 
     Args:
         app: behind this.
@@ -65,8 +65,8 @@ class OwnPagesOnly:
     async def __call__(self, scope: Any, receive: Receive, send: Any) -> None:
         """ASGI."""
         if scope["type"] == "http" and (problem := self._problem(scope)) is not None:
-            status, told = problem
-            answer = JSONResponse({"error": told}, status, headers={"connection": "close"})
+            status, message = problem
+            answer = JSONResponse({"error": message}, status, headers={"connection": "close"})
             await answer(scope, receive, send)
             return
         await self.app(scope, receive, send)
@@ -144,17 +144,17 @@ class BodyLimit:
             received += size
             self._under_way += size
             if received > self.limit:
-                raise TooLarge
+                raise BodyTooLargeError
             return message
 
         try:
             await self.app(scope, counted, send)
-        except TooLarge:
+        except BodyTooLargeError:
             await self._too_large(scope, receive, send)
         finally:
             self._under_way -= received
 
     async def _too_large(self, scope: Any, receive: Receive, send: Any) -> None:
-        told = f"the request is larger than {self.limit >> 20} MB"
-        answer = JSONResponse({"error": told}, status_code=413, headers={"connection": "close"})
+        message = f"the request is larger than {self.limit >> 20} MB"
+        answer = JSONResponse({"error": message}, status_code=413, headers={"connection": "close"})
         await answer(scope, receive, send)

@@ -15,9 +15,9 @@ from multimodal.inference.embedder import Embedder
 from multimodal.inference.search.table import Table, Vectors, check_fit, read_table
 
 Kind = Literal["exact", "approximate"]
-LINKS = 32  # of a node of the graph (Malkov and Yashunin 2018, M)
-BUILD_BREADTH = 80  # candidates looked at when a node is linked
-SEARCH_BREADTH = 96  # candidates looked at in a search
+HNSW_M = 32  # of a node of the graph (Malkov and Yashunin 2018, M)
+EF_CONSTRUCTION = 80  # candidates looked at when a node is linked
+EF_SEARCH = 96  # candidates looked at in a search
 
 
 class Found(NamedTuple):
@@ -69,7 +69,7 @@ class Index:
             k: at least 1.
 
         Raises:
-            ValueError: on another dimension, or a query without a direction.
+            ValueError: if given another dimension, or a query without a direction.
         """
         norm = float(np.linalg.norm(query))
         if query.shape != self.vectors.shape[1:] or not np.isfinite(norm) or norm == 0:
@@ -78,15 +78,15 @@ class Index:
                 f"got {list(query.shape)} with norm {norm:g}"
             )
         asked = np.ascontiguousarray(query[None] / norm, np.float32)
-        found = {}
+        hits = {}
         for name, rows in self._rows.items():
             scores, places = self._indices[name].search(asked, min(k, len(rows)))
-            found[name] = [
+            hits[name] = [
                 Found(int(rows[place]), float(score))
                 for score, place in zip(scores[0], places[0], strict=True)
                 if place >= 0
             ]
-        return found
+        return hits
 
 
 def build(vectors: Vectors, kind: Kind) -> Any:
@@ -97,9 +97,9 @@ def build(vectors: Vectors, kind: Kind) -> Any:
         kind: ``exact`` (IndexFlatIP) or ``approximate`` (IndexHNSWFlat).
 
     Raises:
-        MissingExtraError: without faiss, naming the extra.
+        MissingExtraError: if faiss is not installed; the message names the extra.
     """
-    # It tells which of its builds it loads, and each that is not there as a failure.
+    # It logs which of its builds it loads, and every missing one as a failure.
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     faiss = module_of("search", "faiss", "searching a table")
     dim = vectors.shape[1]
@@ -107,9 +107,9 @@ def build(vectors: Vectors, kind: Kind) -> Any:
     if kind == "exact":
         index = faiss.IndexFlatIP(dim)
     elif kind == "approximate":
-        index = faiss.IndexHNSWFlat(dim, LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = BUILD_BREADTH
-        index.hnsw.efSearch = SEARCH_BREADTH
+        index = faiss.IndexHNSWFlat(dim, HNSW_M, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = EF_CONSTRUCTION
+        index.hnsw.efSearch = EF_SEARCH
     else:
         raise ValueError(f"kind={kind!r}: expected 'exact' or 'approximate'")
     index.add(np.ascontiguousarray(vectors, np.float32))
@@ -120,7 +120,7 @@ def open_index(path: str, embedder: Embedder, approximate: bool) -> tuple[Table,
     """A table, checked to be of the embedder's model, and an index over it.
 
     Raises:
-        ValueError: if it is of another model, or empty of a direction.
+        ValueError: if it is of another model, or contains zero vectors.
         FileNotFoundError: if it is not there.
     """
     table = read_table(Path(path))

@@ -1,4 +1,4 @@
-"""What there is to embed: the samples of a manifest, or the files of a folder."""
+"""Items to embed: the samples of a manifest, or the files of a folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Item(NamedTuple):
     """One thing to embed, in all its modalities.
 
     Attributes:
-        key: where it lies in its input, to find it again.
+        key: its location in the input.
         name: what it is called.
         values: modality -> decoded value.
     """
@@ -44,16 +44,16 @@ class Items(Protocol):
         """One of them.
 
         Raises:
-            BadSample: if it cannot be read.
+            BadSampleError: if it cannot be read.
         """
         ...
 
     def place(self, index: int) -> str:
-        """Where it lies, for messages."""
+        """Its location, for messages."""
         ...
 
     def identity(self) -> str:
-        """What tells these things from others: changes when one is added or changed."""
+        """Identifies these items: changes if one is added or changed."""
         ...
 
 
@@ -98,7 +98,7 @@ class FolderItems:
 
     Args:
         folder: to look in.
-        modality: of all of its files; None tells by the extension.
+        modality: of all of its files; None infers it from the extension.
         rate_hz: makes arrays into signals (IMU) of this rate.
         limits: sizes that are decoded.
 
@@ -158,21 +158,21 @@ def extension(name: str) -> str:
 def from_bytes(
     name: str, data: bytes, modality: str | None, rate_hz: float | None, limits: Limits
 ) -> tuple[str, Any]:
-    """(modality, value) of a file that nobody vouches for; its name tells the decoder only.
+    """(modality, value) of an untrusted file; its name only selects the decoder.
 
     Raises:
         DecodeError: if it is of no known kind, too large, or not what its extension says.
     """
     kind = extension(name)
-    found = modality or MODALITIES.get(kind)
-    if found is None:
+    modality_ = modality or MODALITIES.get(kind)
+    if modality_ is None:
         known = ", ".join([*MODALITIES, *ARRAYS])
         hint = "name its modality" if kind in ARRAYS else f"expected one of {known}"
         raise DecodeError("unsupported", f"a file of type .{kind}: {hint}")
     value = decode(f"file.{kind}", data, limits)
     if kind in ARRAYS and rate_hz is not None:
         value = Signal(value, rate_hz)
-    return found, value
+    return modality_, value
 
 
 def by_modality(items: list[Item]) -> Mapping[str, list[int]]:
@@ -209,7 +209,7 @@ def items_of(cfg: DictConfig, run_cfg: DictConfig, embedder: Embedder) -> Items:
 
 def _as_the_run_reads(manifest: str, run_cfg: DictConfig) -> dict[str, Any] | None:
     """The modalities of the run's sources of that manifest, the evaluation's first."""
-    found: dict[str, Any] = {}
+    modalities: dict[str, Any] = {}
     evaluated = OmegaConf.select(run_cfg, "evaluation.sets") or {}
     nodes = [entry.get("source") for entry in evaluated.values() if entry]
     nodes += list(run_cfg.data.sources.values())
@@ -217,8 +217,8 @@ def _as_the_run_reads(manifest: str, run_cfg: DictConfig) -> dict[str, Any] | No
         if node and _same(str(node.manifest), manifest):
             given: Any = OmegaConf.to_container(node.modalities, resolve=True)
             for name, entry in given.items():
-                found.setdefault(str(name), entry)
-    return found or None
+                modalities.setdefault(str(name), entry)
+    return modalities or None
 
 
 def _same(a: str, b: str) -> bool:

@@ -1,4 +1,4 @@
-"""Queries: words, files and rows of a table, added and taken away."""
+"""Queries: texts, files and rows of a table, added and subtracted."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from multimodal.inference.search.table import Vectors
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
-    """A value of one modality and its weight in the query; below 0 it is taken away."""
+class QueryTerm:
+    """A value of one modality and its weight in the query; below 0 it is subtracted."""
 
     modality: str
     value: Any
@@ -31,7 +31,7 @@ def parse(
     modality: str | None = None,
     rate_hz: float | None = None,
     limits: Limits | None = None,
-) -> list[Term]:
+) -> list[QueryTerm]:
     """Terms from what was typed: a text, a file's path, or a list of them.
 
     An item of a list may begin with ``+`` or ``-``, or be a block ``{value, weight}``. What names
@@ -39,21 +39,21 @@ def parse(
 
     Args:
         words: the query.
-        modality: of the files; None tells by their extension.
+        modality: of the files; None infers it from their extension.
         rate_hz: of arrays that are signals.
         limits: sizes that are decoded.
 
     Raises:
-        ValueError: on an empty query, or a file that is not there.
+        ValueError: if given an empty query, or a file that is not there.
         DecodeError: if a file is not what its extension says.
     """
     listed = [words] if isinstance(words, str) else list(words)
     terms = []
     for entry in listed:
         block = dict(entry) if not isinstance(entry, str) else {"value": entry}
-        strays = sorted(set(block) - {"value", "weight"})
+        unknown = sorted(set(block) - {"value", "weight"})
         text = str(block.get("value", "")).strip()
-        if strays or not text:
+        if unknown or not text:
             raise ValueError(f"query: expected a text, a file or {{value, weight}}; got {entry!r}")
         weight = float(block.get("weight", 1.0))
         if not isinstance(words, str) and text[0] in "+-":
@@ -66,19 +66,20 @@ def parse(
 
 def _term(
     text: str, weight: float, modality: str | None, rate_hz: float | None, limits: Limits
-) -> Term:
+) -> QueryTerm:
     path = Path(text).expanduser()
     looks_like_a_file = " " not in text and extension(text) in {*MODALITIES, *ARRAYS}
     if len(text) < 1024 and path.is_file():
-        found, value = from_bytes(path.name, path.read_bytes(), modality, rate_hz, limits)
-        return Term(found, value, weight)
+        kind, value = from_bytes(path.name, path.read_bytes(), modality, rate_hz, limits)
+        return QueryTerm(kind, value, weight)
     if looks_like_a_file and "." in text:
         raise ValueError(f"query: there is no file {text}")
-    return Term("text", text, weight)
+    return QueryTerm("text", text, weight)
 
 
-def embed(embedder: Embedder, terms: Sequence[Term], rows: Sequence[tuple[Vectors, float]] = ()) \
-        -> Vectors:  # fmt: skip
+def embed(
+    embedder: Embedder, terms: Sequence[QueryTerm], rows: Sequence[tuple[Vectors, float]] = ()
+) -> Vectors:
     """The query's embedding ``[D]`` float32, of unit norm.
 
     Args:
@@ -87,8 +88,8 @@ def embed(embedder: Embedder, terms: Sequence[Term], rows: Sequence[tuple[Vector
         rows: embeddings that are there already, with their weights.
 
     Raises:
-        ValueError: for a modality that the model does not take, or terms that cancel out.
-        DecodeError: for a value that its transform does not take.
+        ValueError: if given a modality that the model does not take, or terms that cancel out.
+        DecodeError: if given a value that its transform does not take.
     """
     parts = [(embedder.values(term.modality, [term.value])[0], term.weight) for term in terms]
     parts += [(torch.from_numpy(np.asarray(vector)), weight) for vector, weight in rows]

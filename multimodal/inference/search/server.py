@@ -1,9 +1,9 @@
-"""The search page: words, pictures and sounds in, the nearest rows of a table out.
+"""The search page: texts, images and sounds in, the nearest rows of a table out.
 
 Requests are untrusted. Bodies are cut off at a limit while they arrive; uploads are decoded from
-memory by the allowlist of `data.decode`, their names tell no more than the decoder; what is shown
-comes from the table that the program was started with, by row number. No path of a request is
-ever opened, and nothing is written.
+memory by the allowlist of `data.decode`, their names only select the decoder; what is shown comes
+from the table that the program was started with, by row number. No path of a request is ever
+opened, and nothing is written.
 """
 
 from __future__ import annotations
@@ -23,14 +23,21 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from multimodal.data.decoding.decode import Limits
-from multimodal.data.errors import BadSample
+from multimodal.data.errors import BadSampleError
 from multimodal.inference.embedder import Embedder
 from multimodal.inference.search import query
 from multimodal.inference.search.guard import BodyLimit, Headers, OwnPagesOnly
 from multimodal.inference.search.index import Index
 from multimodal.inference.search.items import ARRAYS, MODALITIES
 from multimodal.inference.search.table import Table, Vectors
-from multimodal.inference.search.terms import Asked, Refused, read_form, row_of, value_of, weight_of
+from multimodal.inference.search.terms import (
+    Asked,
+    RequestError,
+    read_form,
+    row_of,
+    value_of,
+    weight_of,
+)
 
 MAX_BODY = 16 << 20
 BODIES_TOGETHER = 16  # as many of the largest at a time
@@ -61,22 +68,22 @@ def make_app(
         table: what is searched.
         index: over its rows.
         title: shown on the page.
-        hosts: names that a request may call this server by (others are refused, so that no foreign
-            page can reach it under a name of its own).
+        hosts: names that a request may call this server by (others are refused, so that foreign
+            pages cannot reach it by DNS rebinding).
         max_body: of a request, in bytes.
         rate_hz: of arrays that are signals.
     """
     search = _Search(embedder, table, index, rate_hz)
     routes = [Route(path, _static(name, kind)) for path, (name, kind) in _PAGE.items()]
-    about = {
+    facts = {
         "title": title,
         "rows": index.modalities,
         "takes": sorted(set(embedder.model.towers) & set(embedder.transforms)),
         "types": sorted({*MODALITIES, *ARRAYS}),
     }
 
-    async def tell(request: Request) -> Response:
-        return JSONResponse(about)
+    async def about(request: Request) -> Response:
+        return JSONResponse(facts)
 
     async def media(request: Request) -> Response:
         number = request.path_params["row"]
@@ -90,7 +97,7 @@ def make_app(
     return Starlette(
         routes=[
             *routes,
-            Route("/about", tell),
+            Route("/about", about),
             Route("/media/{row}", media),
             Route("/search", search.answer, methods=["POST"]),
         ],
@@ -130,22 +137,22 @@ class _Search:
         try:
             asked = await read_form(request)
             return JSONResponse(await run_in_threadpool(self._search, asked))
-        except Refused as refused:
-            return JSONResponse({"error": refused.told}, status_code=refused.status)
+        except RequestError as error:
+            return JSONResponse({"error": error.message}, status_code=error.status)
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody is there to read it
+            return Response(status_code=400)  # the client is gone
 
     def _search(self, asked: Asked) -> dict[str, Any]:
-        found = self.index.search(self._embedded(asked), asked.k)
+        hits = self.index.search(self._embedded(asked), asked.k)
         return {
             "results": {
                 modality: [self._shown(each.row, each.score) for each in nearest]
-                for modality, nearest in found.items()
+                for modality, nearest in hits.items()
             }
         }
 
     def _embedded(self, asked: Asked) -> Vectors:
-        terms: list[query.Term] = []
+        terms: list[query.QueryTerm] = []
         rows: list[tuple[Vectors, float]] = []
         for entry in asked.terms:
             if "row" in entry:
@@ -157,15 +164,17 @@ class _Search:
         try:
             with self._one_at_a_time:
                 embedded = query.embed(self.embedder, terms, rows)
-        except (BadSample, ValueError) as error:
-            raise Refused(422, str(error)) from error
+        except (BadSampleError, ValueError) as error:
+            raise RequestError(422, str(error)) from error
         except Exception as error:
             # A file that is called what it is not breaks a transform or a tower in its own way.
             if not any("modality" in entry for entry in asked.terms):
                 raise
-            raise Refused(422, f"a file is not of its modality: {type(error).__name__}") from error
+            raise RequestError(
+                422, f"a file is not of its modality: {type(error).__name__}"
+            ) from error
         if not np.isfinite(embedded).all():
-            raise Refused(422, "the query has no embedding: it holds NaN or infinity")
+            raise RequestError(422, "the query has no embedding: it holds NaN or infinity")
         return embedded
 
     def _shown(self, number: int, score: float) -> dict[str, Any]:

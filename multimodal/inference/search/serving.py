@@ -72,7 +72,7 @@ class Server(uvicorn.Server):
                 http=partial(_Protocol, self.deadlines),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
-                log_level="error",  # a client's faults are told to the client
+                log_level="error",  # client errors are reported to the client
                 timeout_keep_alive=5,
                 timeout_graceful_shutdown=int(self.deadlines.shutdown) + 2,
             )
@@ -140,7 +140,7 @@ class _Protocol(H11Protocol):
         self._look()
 
     def on_response_complete(self) -> None:
-        """An answer is sent; uvicorn waits for the next request with a time-out of its own."""
+        """An answer is sent; uvicorn waits for the next request with its own time-out."""
         super().on_response_complete()
         self._look(idle=True)
 

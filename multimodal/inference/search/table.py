@@ -1,7 +1,7 @@
 """A table of embeddings on disk: Parquet, or ``.npy`` with its keys beside it.
 
 One row per item and modality. It is written in parts beside its place, each in one step, and put
-together at the end: whoever is interrupted goes on with the next part, to the same table.
+together at the end: an interrupted run resumes with the next part, to the same table.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from multimodal.core.strict_json import excerpt, is_text
 from multimodal.inference.embedder import Embedder
 
 Vectors = NDArray[np.float32]
-# Media types of previews, which a page is sent as they are.
+# Media types of previews, sent unchanged.
 PREVIEWS = ("", "image/webp", "image/svg+xml", "audio/flac", "text/plain")
 
 COLUMNS = ("key", "modality", "name", "preview_type", "preview")
-_PARTS = "The parts that are done are whole: the same command goes on with them"
+_PARTS = "Finished parts are whole: the same command resumes with them"
 _NOTE = b"multimodal"  # of the Parquet file's metadata
 
 
@@ -40,7 +40,7 @@ class TableError(UserError, ValueError):
 
 
 class Row(NamedTuple):
-    """What stands beside an embedding.
+    """The columns beside an embedding.
 
     Attributes:
         key: of the item in its input.
@@ -75,7 +75,8 @@ class PartWriter:
         identity: of model, input and settings: parts of another identity are refused.
 
     Raises:
-        ValueError: on another extension, a table that is there already, or parts of other inputs.
+        ValueError: if given another extension, a table that is there already, or parts of other
+            inputs.
     """
 
     def __init__(self, output: Path, about: dict[str, Any], identity: str) -> None:
@@ -207,7 +208,7 @@ def _read_parquet(path: Path) -> Table:
     table = pa.parquet.read_table(path)
     missing = [name for name in (*COLUMNS, "embedding") if name not in table.column_names]
     if missing:
-        raise TableError(f"{path} is no table of embeddings: it lacks {', '.join(missing)}")
+        raise TableError(f"{path} is not a table of embeddings: it lacks {', '.join(missing)}")
     column = table.column("embedding").combine_chunks()
     chunks = column.chunks if hasattr(column, "chunks") else [column]
     dim = column.type.list_size
@@ -218,7 +219,7 @@ def _read_parquet(path: Path) -> Table:
     columns = [table.column(name).to_pylist() for name in COLUMNS]
     about = strict_json.parse((table.schema.metadata or {}).get(_NOTE, b"{}"), "its note")
     if not isinstance(about, dict) or column.null_count or len(vectors) != table.num_rows:
-        raise TableError(f"{path} is no table of embeddings: it has gaps")
+        raise TableError(f"{path} is not a table of embeddings: it has gaps")
     rows = [Row(*cells) for cells in zip(*columns, strict=True)]
     return Table(vectors.astype(np.float32), rows, about)
 
@@ -240,6 +241,6 @@ def check_fit(embedder: Embedder, table: Table) -> None:
 
 
 def about_of(checkpoint: str, digest: str, kind: str, given: str, dim: int) -> dict[str, Any]:
-    """What a table tells of itself."""
+    """A table's metadata."""
     about = {"checkpoint": Path(checkpoint).name, "weights": digest, "kind": kind}
     return json.loads(json.dumps({**about, "input": given, "embed_dim": dim}))  # type: ignore[no-any-return]

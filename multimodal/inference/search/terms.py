@@ -1,4 +1,4 @@
-"""A query's terms, out of a form that nobody vouches for."""
+"""A query's terms, from an untrusted form."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from starlette.requests import ClientDisconnect, Request
 from multimodal.core import strict_json
 from multimodal.core.strict_json import excerpt, is_text
 from multimodal.data.decoding.decode import Limits
-from multimodal.data.errors import BadSample
-from multimodal.inference.search.guard import TooLarge
+from multimodal.data.errors import BadSampleError
+from multimodal.inference.search.guard import BodyTooLargeError
 from multimodal.inference.search.items import ARRAYS, MODALITIES, extension, from_bytes
-from multimodal.inference.search.query import Term
+from multimodal.inference.search.query import QueryTerm
 
 MAX_TERMS = 8
 MAX_RESULTS = 50
@@ -23,15 +23,15 @@ MAX_TEXT = 2000
 _FILE_NAME = 80  # characters of one that are shown
 
 
-class Refused(Exception):
-    """A request that is answered with an error: status and a sentence for its sender."""
+class RequestError(Exception):
+    """A request that is answered with an error status and message."""
 
-    def __init__(self, status: int, told: str) -> None:
+    def __init__(self, status: int, message: str) -> None:
         # A name that was sent may hold what no answer can be encoded with.
-        told = told.encode("utf-8", "backslashreplace").decode()
-        super().__init__(told)
+        message = message.encode("utf-8", "backslashreplace").decode()
+        super().__init__(message)
         self.status = status
-        self.told = told
+        self.message = message
 
 
 class Upload(NamedTuple):
@@ -53,10 +53,10 @@ async def read_form(request: Request) -> Asked:
     """What a request asks for; nothing in it is decoded yet.
 
     Raises:
-        Refused: if it is not a form, or lacks what a query has.
+        RequestError: if it is not a form, or lacks what a query has.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise Refused(400, "expected a form (multipart/form-data) with the field 'terms'")
+        raise RequestError(400, "expected a form (multipart/form-data) with the field 'terms'")
     try:
         async with request.form(max_files=MAX_TERMS, max_fields=4) as form:
             files = {
@@ -65,25 +65,25 @@ async def read_form(request: Request) -> Asked:
                 if not isinstance(part, str)
             }
             return Asked(_terms(form), files, _number(form))
-    except (Refused, TooLarge, ClientDisconnect):
+    except (RequestError, BodyTooLargeError, ClientDisconnect):
         raise
     except Exception as error:  # of damaged forms, the parsers raise all sorts of errors
         detail = str(getattr(error, "message", "")) or type(error).__name__
-        raise Refused(400, f"this is not a form that can be read: {detail[:200]}") from error
+        raise RequestError(400, f"this is not a form that can be read: {detail[:200]}") from error
 
 
 def _terms(form: FormData) -> list[dict[str, Any]]:
     asked = form.get("terms")
     if not isinstance(asked, str):
-        raise Refused(400, "the form has no field 'terms'")
+        raise RequestError(400, "the form has no field 'terms'")
     try:
         listed = strict_json.parse(asked, "the field 'terms'")
     except ValueError as error:
-        raise Refused(400, str(error)) from error
+        raise RequestError(400, str(error)) from error
     if not isinstance(listed, list) or not 0 < len(listed) <= MAX_TERMS:
-        raise Refused(400, f"a query has from 1 to {MAX_TERMS} terms")
+        raise RequestError(400, f"a query has from 1 to {MAX_TERMS} terms")
     if not all(isinstance(entry, dict) for entry in listed):
-        raise Refused(400, "every term must be an object")
+        raise RequestError(400, "every term must be an object")
     return listed
 
 
@@ -92,19 +92,21 @@ def _number(form: FormData) -> int:
     plain = isinstance(number, str) and re.fullmatch(r"[0-9]{1,4}", number)
     if plain and 0 < (k := int(str(number))) <= MAX_RESULTS:
         return k
-    raise Refused(400, f"k must be a number from 1 to {MAX_RESULTS}, got {excerpt(number, 20)}")
+    raise RequestError(
+        400, f"k must be a number from 1 to {MAX_RESULTS}, got {excerpt(number, 20)}"
+    )
 
 
 def weight_of(entry: Mapping[str, Any]) -> float:
     """A term's weight.
 
     Raises:
-        Refused: if it is not a number that a query can have.
+        RequestError: if it is not a number that a query can have.
     """
     weight = entry.get("weight", 1)
     good = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not good or not 0 < abs(weight) <= 100:
-        raise Refused(400, "a weight must be a number from -100 to 100, and not 0")
+        raise RequestError(400, "a weight must be a number from -100 to 100, and not 0")
     return float(weight)
 
 
@@ -112,11 +114,11 @@ def row_of(entry: Mapping[str, Any], count: int) -> int:
     """The row that a term names, of ``count``.
 
     Raises:
-        Refused: if there is no such row.
+        RequestError: if there is no such row.
     """
     row = entry["row"]
     if not isinstance(row, int) or isinstance(row, bool) or not 0 <= row < count:
-        raise Refused(400, f"the index has no row {excerpt(row)}")
+        raise RequestError(400, f"the index has no row {excerpt(row)}")
     return row
 
 
@@ -126,7 +128,7 @@ def value_of(
     modalities: Mapping[str, Any],
     rate_hz: float | None,
     limits: Limits,
-) -> Term:
+) -> QueryTerm:
     """A term's text, or its file decoded.
 
     Args:
@@ -137,31 +139,31 @@ def value_of(
         limits: sizes that are decoded.
 
     Raises:
-        Refused: if it has neither, or the file cannot be read.
+        RequestError: if it has neither, or the file cannot be read.
     """
     weight = weight_of(entry)
     if "text" in entry:
         text = entry["text"]
         if not is_text(text) or not text.strip() or len(text) > MAX_TEXT:
-            raise Refused(400, f"a text must have from 1 to {MAX_TEXT:,} characters")
-        return Term("text", text.strip(), weight)
+            raise RequestError(400, f"a text must have from 1 to {MAX_TEXT:,} characters")
+        return QueryTerm("text", text.strip(), weight)
     file = entry.get("file")
     if not isinstance(file, str) or file not in files:
-        raise Refused(400, "every term needs a 'text', a 'row', or a 'file' that is uploaded")
+        raise RequestError(400, "every term needs a 'text', a 'row', or a 'file' that is uploaded")
     name, data = files[file]
     shown = name[:_FILE_NAME]
     if any(mark in name for mark in "/\\\0") or name in ("", ".", ".."):
-        raise Refused(400, f"{shown!r} is a path or nothing; a file needs a plain name")
+        raise RequestError(400, f"{shown!r} is a path or nothing; a file needs a plain name")
     modality = entry.get("modality")
     if modality is not None and not (isinstance(modality, str) and modality in modalities):
-        raise Refused(400, f"the model does not take {excerpt(modality)}")
+        raise RequestError(400, f"the model does not take {excerpt(modality)}")
     _check_kind(shown, extension(name), modality)
     try:
-        return Term(*from_bytes(name, data, modality, rate_hz, limits), weight)
-    except BadSample as error:
+        return QueryTerm(*from_bytes(name, data, modality, rate_hz, limits), weight)
+    except BadSampleError as error:
         status = 415 if error.reason == "unsupported" else 422
         detail = f"{shown}: cannot be read as .{extension(name)[:12]}: {error}"
-        raise Refused(status, detail) from error
+        raise RequestError(status, detail) from error
 
 
 def _check_kind(name: str, kind: str, modality: str | None) -> None:
@@ -170,4 +172,6 @@ def _check_kind(name: str, kind: str, modality: str | None) -> None:
     fixed = {"text", "audio", "image"}
     never = fixed if own == "text" else {"text"} if own == "array" else fixed - {own}
     if modality is not None and modality != own and (own == "text" or modality in never):
-        raise Refused(415, f"{name}: a file of type .{kind[:12]} is not of modality {modality!r}")
+        raise RequestError(
+            415, f"{name}: a file of type .{kind[:12]} is not of modality {modality!r}"
+        )

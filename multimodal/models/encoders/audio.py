@@ -25,7 +25,7 @@ class AudioTransformer(GridTransformer):
         pooling: ``class``, ``mean`` or ``attention``.
 
     Raises:
-        ValueError: when the stem cannot cut the spectrogram, and for choices that do not exist.
+        ValueError: if the stem cannot cut the spectrogram, and for choices that do not exist.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ class CategoryEncoder(nn.Module):
         width: width of the vector.
 
     Raises:
-        ValueError: for fewer than two categories, and for inputs of another shape or type.
+        ValueError: if given fewer than two categories, and for inputs mismatched shapes or type.
     """
 
     def __init__(self, num_categories: int, width: int) -> None:

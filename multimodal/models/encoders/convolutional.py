@@ -57,8 +57,8 @@ class ConvolutionalEncoder(nn.Module):
         groups: groups of the GroupNorms, a divisor of every stage's channels.
 
     Raises:
-        ValueError: when the lists differ in length, the groups do not divide the channels, or the
-            sides cannot be halved that often; for inputs of another shape.
+        ValueError: if the lists differ in length, the groups do not divide the channels, or the
+            sides cannot be halved that often; for inputs mismatched shapes.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from multimodal.models.layers.transformer import MLP
 
 
 class FeatureEncoder(nn.Module):
-    """Vectors ``[B, F]`` or token sequences ``[B, T, F]``: as they are, or projected.
+    """Vectors ``[B, F]`` or token sequences ``[B, T, F]``: unchanged, or projected.
 
     Args:
         in_features: F.
@@ -21,7 +21,7 @@ class FeatureEncoder(nn.Module):
         norm: a LayerNorm on what comes in, without parameters.
 
     Raises:
-        ValueError: for ``hidden`` without ``width``, and for inputs of another shape.
+        ValueError: if given ``hidden`` without ``width``, and for inputs mismatched shapes.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class FeatureEncoder(nn.Module):
             mask: bool ``[B, T]``, True where a vector is real.
 
         Raises:
-            ValueError: for inputs or a mask of another shape or type.
+            ValueError: if given inputs or a mask mismatched shapes or type.
         """
         if inputs.ndim not in (2, 3) or inputs.shape[-1] != self.in_features:
             raise ValueError(
@@ -63,7 +63,7 @@ class FeatureEncoder(nn.Module):
             )
         sequence = inputs[:, None] if inputs.ndim == 2 else inputs
         check_mask(mask, sequence.shape[:2])
-        if mask is not None:  # whatever stands there, NaN too, must not reach the result
+        if mask is not None:  # masked values, even NaN, must not reach the result
             sequence = torch.where(mask[..., None], sequence, 0.0)
         tokens = self.projection(self.norm(sequence))
         return EncoderOutput(self.pool(tokens, mask), tokens, mask)

@@ -1,4 +1,4 @@
-"""Any backbone of ``transformers`` as an encoder; the only door to its models.
+"""Any backbone of ``transformers`` as an encoder; the only user of its models.
 
 Needs the extra ``huggingface``.
 """
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.core.batch import EncoderOutput
-from multimodal.core.hf_files import input_settings, library
+from multimodal.core.hf_files import import_transformers, input_settings
 from multimodal.models.encoders.transformer import check_mask
 from multimodal.models.layers.pooling import FirstPool, LastPool, MeanPool, Pooling, make_pooler
 from multimodal.models.layers.transformer import Transformer
 
-Part = Literal["whole", "vision", "text", "audio", "encoder"]
+ModelPart = Literal["whole", "vision", "text", "audio", "encoder"]
 
 # What the models call their input; the first that a model's forward has is used.
 INPUT_NAMES = ("pixel_values", "input_ids", "input_values", "input_features", "inputs_embeds")
@@ -64,7 +64,7 @@ class HuggingFaceEncoder(nn.Module):
 
     Raises:
         ImportError: if ``transformers`` is not installed.
-        ValueError: for a model that is not there, or choices that it does not have.
+        ValueError: if given a model that is not there, or choices that it does not have.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class HuggingFaceEncoder(nn.Module):
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
         pooling: Pooling = "class",
-        part: Part = "whole",
+        part: ModelPart = "whole",
         offline: bool = True,
         gradient_checkpointing: bool = False,
         swap_audio_axes: bool = False,
     ) -> None:
         super().__init__()
-        for given, choices, key in ((pooling, Pooling, "pooling"), (part, Part, "part")):
+        for given, choices, key in ((pooling, Pooling, "pooling"), (part, ModelPart, "part")):
             if given not in get_args(choices):
                 expected = ", ".join(get_args(choices))
                 raise ValueError(f"{key}={given!r}: expected one of {expected}")
@@ -113,7 +113,7 @@ class HuggingFaceEncoder(nn.Module):
         for path, module in self.model.named_modules():
             if isinstance(module, nn.ModuleList) and path.rsplit(".", 1)[-1] in LAYERS:
                 return module
-        raise ValueError(f"{type(self.model).__name__} has no list of layers")
+        raise ValueError(f"{type(self.model).__name__} does not expose its layers")
 
     def after_layers(self) -> list[nn.Parameter]:
         """What the model names after its layers (final norms, poolers), and our pooling."""
@@ -130,7 +130,7 @@ class HuggingFaceEncoder(nn.Module):
             mask: bool ``[B, T]`` of ids or waveforms, True where a value is real.
 
         Raises:
-            ValueError: for a mask of another shape, or one that the model does not take.
+            ValueError: if given a mask mismatched shapes, or one that the model does not take.
         """
         if mask is not None:
             check_mask(mask, inputs.shape[:2])
@@ -160,7 +160,9 @@ class HuggingFaceEncoder(nn.Module):
         side = self.model.config.patch_size
         if pictures.shape[2] % side or pictures.shape[3] % side:
             height, width = pictures.shape[2:]
-            raise ValueError(f"pictures of {height} x {width} are no multiple of the patch, {side}")
+            raise ValueError(
+                f"pictures of {height} x {width} are not multiples of the patch, {side}"
+            )
         grid = (pictures.shape[2] // side, pictures.shape[3] // side)
         cut = pictures.reshape(*pictures.shape[:2], grid[0], side, grid[1], side)
         patches = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
@@ -177,7 +179,7 @@ class HuggingFaceEncoder(nn.Module):
 
 
 def _build(name: str | None, config: Mapping[str, Any] | None, offline: bool) -> Any:
-    transformers = library("encoder=huggingface")
+    transformers = import_transformers("encoder=huggingface")
     given = dict(config or {})
     _refuse_options(given)
     if name is None:
@@ -217,7 +219,7 @@ def _refuse_options(given: Mapping[str, Any]) -> None:
             _refuse_options(value)
 
 
-def _part(model: Any, part: Part) -> Any:
+def _part(model: Any, part: ModelPart) -> Any:
     if part == "whole":
         several = [
             name for name in ("vision_model", "text_model", "audio_model") if hasattr(model, name)

@@ -24,7 +24,7 @@ class IMUTransformer(GridTransformer):
         pooling: ``class``, ``mean``, ``last`` or ``attention``.
 
     Raises:
-        ValueError: when the length is not a multiple of the window, and for choices that do not
+        ValueError: if the length is not a multiple of the window, and for choices that do not
             exist.
     """
 

@@ -30,7 +30,7 @@ class TextTransformer(TransformerEncoder):
             every text has ``context_length`` tokens (SigLIP).
 
     Raises:
-        ValueError: for choices that do not exist or do not go together.
+        ValueError: if given choices that do not exist or do not go together.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class TextTransformer(TransformerEncoder):
             mask: bool ``[B, T]``, True where a token is real.
 
         Raises:
-            ValueError: for inputs or a mask of another shape or type.
+            ValueError: if given inputs or a mask mismatched shapes or type.
         """
         self._check(inputs, mask)
         if self.attend_padding:

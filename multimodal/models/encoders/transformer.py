@@ -39,7 +39,7 @@ class TransformerEncoder(nn.Module):
             ``attention``.
 
     Raises:
-        ValueError: for a choice that does not exist.
+        ValueError: if given a choice that does not exist.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TransformerEncoder(nn.Module):
         else:
             table = sincos_positions(grid, width)
             if self.class_token is not None:
-                table = F.pad(table, (0, 0, 1, 0))  # the class token is nowhere
+                table = F.pad(table, (0, 0, 1, 0))  # the class token has no position
             self.register_buffer("positions", table)
         if self.class_token is not None:
             nn.init.trunc_normal_(self.class_token, std=0.02)
@@ -108,12 +108,12 @@ class GridTransformer(TransformerEncoder):
         pooling: ``class``, ``mean``, ``last`` or ``attention``.
 
     Attributes:
-        input_dims: dimensions of a batch; one more is a batch of several clips per sample, which
-            a ``Tower`` embeds one by one.
+        input_dims: dimensions of a batch; one more is a batch of several clips per sample, which a
+            ``Tower`` embeds individually.
 
     Raises:
-        ValueError: when the stem cannot cut ``size`` into whole tokens, or for a choice that does
-            not exist.
+        ValueError: if the stem cannot cut ``size`` into whole tokens, or for a choice that does not
+            exist.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class GridTransformer(TransformerEncoder):
             mask: None; a signal of fixed size has no padding.
 
         Raises:
-            ValueError: for inputs of another shape, or when a mask is given.
+            ValueError: if given inputs mismatched shapes, or when a mask is given.
         """
         check_shape(inputs, (self.in_channels, *self.size), type(self).__name__)
         if mask is not None:
@@ -152,7 +152,7 @@ def check_shape(inputs: Tensor, shape: Sequence[int], encoder: str) -> None:
     """Refuse a batch whose samples do not have ``shape``.
 
     Raises:
-        ValueError: naming both shapes.
+        ValueError: if it does; the message names both shapes.
     """
     if tuple(inputs.shape[1:]) != tuple(shape):
         expected = ", ".join(map(str, shape))

@@ -28,8 +28,8 @@ class VisionTransformer(GridTransformer):
         pooling: ``class``, ``mean`` or ``attention``.
 
     Raises:
-        ValueError: when the image size is not a multiple of the patch size, and for choices that
-            do not exist.
+        ValueError: if the image size is not a multiple of the patch size, and for choices that do
+            not exist.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class VisionTransformer(GridTransformer):
 class VideoTransformer(GridTransformer):
     """A ViT on tubelets of clips ``[B, in_channels, num_frames, height, width]``, and on pictures.
 
-    A picture ``[B, in_channels, height, width]`` is taken as a clip that stands still, so that one
+    A picture ``[B, in_channels, height, width]`` is treated as a clip of equal frames, so that one
     tower serves both modalities, as ImageBind's does (Girdhar et al. 2023, section 3.2; tubelets:
     Arnab et al. 2021, "ViViT", section 3.2). With ``bias`` and positions of a ViT, and its kernel
     inflated (``multimodal.models.layers.stems.inflate``), a picture's features are the ViT's.
@@ -63,8 +63,7 @@ class VideoTransformer(GridTransformer):
         pooling: ``class``, ``mean`` or ``attention``.
 
     Raises:
-        ValueError: when the clip is not a multiple of the tubelet, and for choices that do not
-            exist.
+        ValueError: if the clip is not a multiple of the tubelet, and for choices that do not exist.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class VideoTransformer(GridTransformer):
             mask: None; a signal of fixed size has no padding.
 
         Raises:
-            ValueError: for inputs of another shape, or when a mask is given.
+            ValueError: if given inputs mismatched shapes, or when a mask is given.
         """
         if inputs.ndim == 4:
             inputs = inputs[:, :, None].expand(-1, -1, self.size[0], -1, -1)

@@ -1,4 +1,4 @@
-"""Fusion by cross-attention: what in one modality matters for each token of another."""
+"""Fusion by cross-attention between the tokens of modalities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from multimodal.models.fusion.contract import (
+from multimodal.models.fusion.base import (
     AttentionMap,
     Fusion,
     FusionOutput,
@@ -16,19 +16,24 @@ from multimodal.models.fusion.contract import (
     joined,
     mean_of_present,
 )
-from multimodal.models.fusion.stacks import Kinds, PooledTokens, own_block, stack
+from multimodal.models.fusion.stacks import (
+    ModalityEmbeddings,
+    PooledTokens,
+    self_attention_block,
+    stack,
+)
 from multimodal.models.layers.cross import CrossBlock
 
 
 class CrossAttentionFusion(Fusion):
-    """Every modality's tokens read every other's, in stacks of their own per ordered pair.
+    """Every modality's tokens attend to every other's, with a stack per ordered pair.
 
     For a pair i, j the tokens of i pass ``num_layers`` blocks that attend to the tokens of j, as
     the crossmodal transformers of Tsai et al. 2019, "Multimodal Transformer for Unaligned
     Multimodal Language Sequences", section 3.2; what i has read in the present others is averaged
-    (it stays as it was without any). With ``query``, only that modality reads, and the result is
-    its tokens': text that reads a picture, as in ALBEF (Li et al. 2021, section 3.1). Where the
-    query is absent a learned token asks in its place.
+    (unchanged without any). With ``query``, only that modality reads, and the result is its
+    tokens': text that reads a picture, as in ALBEF (Li et al. 2021, section 3.1). Where the query
+    is absent, a learned token replaces it.
 
     The features are a mean over modalities (over the query alone, where there is one): of each,
     the mean of its tokens, normalised and projected.
@@ -42,7 +47,7 @@ class CrossAttentionFusion(Fusion):
         query: the one modality that reads the others; None: all read each other.
 
     Raises:
-        ValueError: for a query that is no modality, and sizes that do not fit.
+        ValueError: if given a query that is not a modality, and sizes that do not fit.
     """
 
     def __init__(
@@ -56,7 +61,9 @@ class CrossAttentionFusion(Fusion):
     ) -> None:
         super().__init__(widths, width)
         if query is not None and query not in widths:
-            raise ValueError(f"query={query!r} is no modality of this fusion: {', '.join(widths)}")
+            raise ValueError(
+                f"query={query!r} is not a modality of this fusion: {', '.join(widths)}"
+            )
         self.query = query
         self.readers = self.modalities if query is None else (query,)
         self.pairs = nn.ModuleDict(
@@ -98,10 +105,14 @@ class CrossAttentionFusion(Fusion):
             return {self.query: Stream(tokens[:, 0], tokens, everywhere[:, None], everywhere)}
         own = streams[self.query]
         first = torch.arange(own.tokens.shape[1], device=own.mask.device) == 0
-        asks = ~own.present[:, None] & first  # [B, T]
-        tokens = torch.where(asks[..., None], self.stand_in.to(own.tokens.dtype), own.tokens)
+        placeholder_mask = ~own.present[:, None] & first  # [B, T]
+        tokens = torch.where(
+            placeholder_mask[..., None], self.stand_in.to(own.tokens.dtype), own.tokens
+        )
         return {
-            self.query: Stream(own.features, tokens, own.mask | asks, torch.ones_like(own.present))
+            self.query: Stream(
+                own.features, tokens, own.mask | placeholder_mask, torch.ones_like(own.present)
+            )
         }
 
     def _read(
@@ -146,7 +157,7 @@ class CoAttentionFusion(Fusion):
         mlp_ratio: hidden width of a block's MLP over W.
 
     Raises:
-        ValueError: for sizes that do not fit.
+        ValueError: if given sizes that do not fit.
     """
 
     def __init__(
@@ -158,14 +169,15 @@ class CoAttentionFusion(Fusion):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__(widths, width)
-        self.kinds = Kinds(self.modalities, width)
+        self.kinds = ModalityEmbeddings(self.modalities, width)
         sizes = (width, num_heads, mlp_ratio, num_layers)
         names = self.modalities
         self.cross = stack(
             num_layers, lambda: nn.ModuleDict({name: CrossBlock(*sizes) for name in names})
         )
         self.own = stack(
-            num_layers, lambda: nn.ModuleDict({name: own_block(*sizes) for name in names})
+            num_layers,
+            lambda: nn.ModuleDict({name: self_attention_block(*sizes) for name in names}),
         )
         self.pool = PooledTokens(names, width)
 
@@ -174,11 +186,11 @@ class CoAttentionFusion(Fusion):
         attention: list[AttentionMap] = []
         for cross, own in zip(self.cross, self.own, strict=True):
             read = {}
-            told = self.kinds(streams)
+            encoded = self.kinds(streams)
             for name, stream in streams.items():
                 tokens = stream.tokens
                 # The context says whose tokens it holds; with one modality there is none.
-                others = {other: told[other] for other in told if other != name}
+                others = {other: encoded[other] for other in encoded if other != name}
                 if others:
                     context, mask, spans = joined(others)
                     block = cross[name]  # type: ignore[index]

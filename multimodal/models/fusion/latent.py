@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from multimodal.models.fusion.contract import (
+from multimodal.models.fusion.base import (
     AttentionMap,
     Fusion,
     FusionOutput,
@@ -16,7 +16,12 @@ from multimodal.models.fusion.contract import (
     masked_mean,
     mean_of_present,
 )
-from multimodal.models.fusion.stacks import Kinds, learned_tokens, own_block, stack
+from multimodal.models.fusion.stacks import (
+    ModalityEmbeddings,
+    learned_tokens,
+    self_attention_block,
+    stack,
+)
 from multimodal.models.layers.cross import CrossBlock, self_attention_weights
 from multimodal.models.layers.transformer import Block, Transformer
 
@@ -39,7 +44,7 @@ class BottleneckFusion(Fusion):
         mlp_ratio: hidden width of a block's MLP over W.
 
     Raises:
-        ValueError: for sizes that do not fit.
+        ValueError: if given sizes that do not fit.
     """
 
     def __init__(
@@ -56,7 +61,8 @@ class BottleneckFusion(Fusion):
         sizes = (width, num_heads, mlp_ratio, num_layers)
         names = self.modalities
         self.layers = stack(
-            num_layers, lambda: nn.ModuleDict({name: own_block(*sizes) for name in names})
+            num_layers,
+            lambda: nn.ModuleDict({name: self_attention_block(*sizes) for name in names}),
         )
         self.norm = nn.LayerNorm(width)
 
@@ -92,7 +98,7 @@ class ResamplerFusion(Fusion):
 
     Source: Jaegle et al. 2021, "Perceiver", section 3; Alayrac et al. 2022, "Flamingo", section
     3.1.1. With one layer over pictures it is CoCa's attentional pooler (Yu et al. 2022, section
-    3.2). The fused tokens are the latents: as many whatever comes in.
+    3.2). The fused tokens are the latents: their number does not depend on the inputs.
 
     Args:
         widths: modality -> width of its encoder.
@@ -103,7 +109,7 @@ class ResamplerFusion(Fusion):
         mlp_ratio: hidden width of a block's MLP over W.
 
     Raises:
-        ValueError: for sizes that do not fit.
+        ValueError: if given sizes that do not fit.
     """
 
     def __init__(
@@ -116,11 +122,11 @@ class ResamplerFusion(Fusion):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__(widths, width)
-        self.kinds = Kinds(self.modalities, width)
+        self.kinds = ModalityEmbeddings(self.modalities, width)
         self.latents = learned_tokens(num_latents, width, "num_latents")
         sizes = (width, num_heads, mlp_ratio, num_layers)
         self.cross = stack(num_layers, lambda: CrossBlock(*sizes))
-        self.own = stack(num_layers, lambda: own_block(*sizes))
+        self.own = stack(num_layers, lambda: self_attention_block(*sizes))
         self.norm = nn.LayerNorm(width)
 
     def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:
@@ -153,7 +159,7 @@ class MergedFusion(Fusion):
         mlp_ratio: hidden width of a block's MLP over W.
 
     Raises:
-        ValueError: for sizes that do not fit.
+        ValueError: if given sizes that do not fit.
     """
 
     def __init__(
@@ -166,7 +172,7 @@ class MergedFusion(Fusion):
     ) -> None:
         super().__init__(widths, width)
         self.trunk = Transformer(width, num_layers, num_heads, mlp_ratio)
-        self.kinds = Kinds(self.modalities, width)
+        self.kinds = ModalityEmbeddings(self.modalities, width)
         self.class_token = learned_tokens(1, width, "class_token")
 
     def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from multimodal.models.fusion.contract import (
+from multimodal.models.fusion.base import (
     Fusion,
     FusionOutput,
     Stream,

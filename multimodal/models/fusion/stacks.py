@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from multimodal.models.fusion.contract import Stream, masked_mean, mean_of_present
+from multimodal.models.fusion.base import Stream, masked_mean, mean_of_present
 from multimodal.models.layers.transformer import Block
 
 
@@ -15,14 +15,14 @@ def stack(num_layers: int, make: Callable[[], nn.Module]) -> nn.ModuleList:
     """``num_layers`` modules that ``make`` makes.
 
     Raises:
-        ValueError: for less than one.
+        ValueError: if given less than one.
     """
     if num_layers < 1:
         raise ValueError(f"num_layers={num_layers}: expected at least 1")
     return nn.ModuleList(make() for _ in range(num_layers))
 
 
-def own_block(width: int, num_heads: int, mlp_ratio: float, num_layers: int) -> Block:
+def self_attention_block(width: int, num_heads: int, mlp_ratio: float, num_layers: int) -> Block:
     """A block of self-attention, initialised as one of a stack of ``num_layers``."""
     block = Block(width, num_heads, mlp_ratio)
     block.init(num_layers)
@@ -33,15 +33,15 @@ def learned_tokens(count: int, width: int, name: str) -> nn.Parameter:
     """``[count, width]``, near zero.
 
     Raises:
-        ValueError: for less than one, which ``name`` is to blame for.
+        ValueError: if ``count`` < 1 (``name`` is used in the message).
     """
     if count < 1:
         raise ValueError(f"{name}={count}: expected at least 1")
     return nn.Parameter(torch.randn(count, width) * 0.02)
 
 
-class Kinds(nn.Module):
-    """An embedding per modality, by which tokens of several say whose they are.
+class ModalityEmbeddings(nn.Module):
+    """An embedding per modality, which identifies its tokens.
 
     Args:
         modalities: their names.

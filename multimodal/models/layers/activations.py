@@ -25,8 +25,8 @@ def make_activation(name: Activation) -> nn.Module:
     """The module of an activation's name.
 
     Raises:
-        ValueError: for a name other than ``gelu`` (exact), ``gelu_tanh`` (its approximation by a
-            hyperbolic tangent, in released SigLIP weights) and ``quick_gelu``.
+        ValueError: if given a name other than ``gelu`` (exact), ``gelu_tanh`` (its approximation by
+            a hyperbolic tangent, in released SigLIP weights) and ``quick_gelu``.
     """
     if name not in get_args(Activation):
         raise ValueError(f"activation={name!r}: expected one of {', '.join(get_args(Activation))}")

@@ -78,7 +78,7 @@ def make_pooler(name: Pooling, trunk: Transformer) -> nn.Module:
     """The pooler of a name, sized for ``trunk``.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: if given an unknown name.
     """
     if name not in get_args(Pooling):
         raise ValueError(f"pooling={name!r}: expected one of {', '.join(get_args(Pooling))}")

@@ -25,7 +25,7 @@ def sincos_positions(grid: Sequence[int], width: int) -> Tensor:
         float32 ``[N, W]``, N the product of the grid.
 
     Raises:
-        ValueError: when the width cannot be shared out.
+        ValueError: if the width cannot be shared out.
     """
     if width % (2 * len(grid)):
         raise ValueError(
@@ -59,7 +59,7 @@ def resize_positions(table: Tensor, old: Sequence[int], new: Sequence[int]) -> T
         ``[extra + M, W]``, M the product of ``new``, of the same type.
 
     Raises:
-        ValueError: when the table does not fit ``old``, or the grids cannot be matched.
+        ValueError: if the table does not fit ``old``, or the grids cannot be matched.
     """
     extra = len(table) - math.prod(old)
     if extra < 0:

@@ -18,10 +18,10 @@ CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def per_dim(value: int | Sequence[int], dims: int, name: str) -> tuple[int, ...]:
-    """One positive integer per dimension; a single one stands for all.
+    """One positive integer per dimension; a single one applies to all.
 
     Raises:
-        ValueError: when there are more or fewer than ``dims``, or one is not positive.
+        ValueError: if there are more or fewer than ``dims``, or one is not positive.
     """
     sizes = (value,) * dims if isinstance(value, int) else tuple(value)
     if len(sizes) != dims or any(size < 1 for size in sizes):
@@ -74,8 +74,8 @@ class PatchStem(nn.Module):
         """Tokens per dimension for an input of ``size``.
 
         Raises:
-            ValueError: when an input is smaller than a patch, or when patches that neither
-                overlap nor leave gaps do not cover it exactly.
+            ValueError: if an input is smaller than a patch, or when patches that neither overlap
+                nor leave gaps do not cover it exactly.
         """
         for side, patch, stride in zip(size, self.patch_size, self.stride, strict=True):
             if side < patch:
@@ -154,7 +154,7 @@ class ConvStem(nn.Module):
         """Tokens per dimension for an input of ``size``.
 
         Raises:
-            ValueError: when a side is not a multiple of 2 to the number of convolutions.
+            ValueError: if a side is not a multiple of 2 to the number of convolutions.
         """
         if any(side % self.factor for side in size):
             raise ValueError(

@@ -16,7 +16,7 @@ def check_heads(width: int, num_heads: int) -> None:
     """Refuse a width that the heads do not divide.
 
     Raises:
-        ValueError: naming both numbers.
+        ValueError: if it is not divisible; the message names both numbers.
     """
     if width < 1 or num_heads < 1 or width % num_heads:
         raise ValueError(
@@ -72,7 +72,7 @@ class Attention(nn.Module):
             as ``torch.nn.MultiheadAttention(add_bias_kv=True)`` does and ImageBind uses.
 
     Raises:
-        ValueError: when the heads do not divide the width.
+        ValueError: if the heads do not divide the width.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class CrossAttention(nn.Module):
         context_width: width C of the other sequence; None: W.
 
     Raises:
-        ValueError: when the heads do not divide the width.
+        ValueError: if the heads do not divide the width.
     """
 
     def __init__(self, width: int, num_heads: int, context_width: int | None = None) -> None:
@@ -267,7 +267,7 @@ class Transformer(nn.Module):
         norm_eps: epsilon of every LayerNorm in here.
 
     Raises:
-        ValueError: when the heads do not divide the width, or a value is out of its range.
+        ValueError: if the heads do not divide the width, or a value is out of its range.
     """
 
     def __init__(

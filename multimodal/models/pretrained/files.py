@@ -1,4 +1,4 @@
-"""Foreign checkpoints on disk; nothing in them is executed."""
+"""Reads foreign checkpoints; nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a file, or of a folder as ``transformers`` and OpenCLIP write it.
 
     Safetensors are preferred; anything else is read by ``torch.load(weights_only=True)``, which
-    refuses whatever is more than tensors and plain containers.
+    rejects anything but tensors and plain containers.
 
     Raises:
         WeightsError: if there is no such file, or it cannot be read in this way.
@@ -44,10 +44,10 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if target.is_dir():
         if (target / INDEX).is_file():
             return _sharded(target)
-        found = [target / name for name in WEIGHTS if (target / name).is_file()]
-        if not found:
+        candidates = [target / name for name in WEIGHTS if (target / name).is_file()]
+        if not candidates:
             raise WeightsError(f"{target} holds none of {', '.join((*WEIGHTS, INDEX))}")
-        target = found[0]
+        target = candidates[0]
     if not target.is_file():
         raise WeightsError(f"no file or folder {target}")
     return read_safetensors(target) if target.suffix == ".safetensors" else _load(target)
@@ -96,7 +96,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     tensors = _nested(content)
     if tensors is None:
         raise WeightsError(
-            f"{path} is no state dict: a dict of tensors, by name, was expected, or one under "
+            f"{path} is not a state dict: expected a dict of named tensors, or one under "
             f"{', '.join(NESTED)}; it holds {_shown(content)}"
         )
     return tensors
@@ -135,10 +135,10 @@ def read_config(path: str | Path | None, weights: str | Path) -> dict[str, Any] 
     if path is None:
         folder = Path(weights).expanduser()
         folder = folder if folder.is_dir() else folder.parent
-        found = [folder / name for name in CONFIGS if (folder / name).is_file()]
-        if not found:
+        candidates = [folder / name for name in CONFIGS if (folder / name).is_file()]
+        if not candidates:
             return None
-        path = found[0]
+        path = candidates[0]
     file = Path(path).expanduser()
     if not file.is_file():
         raise WeightsError(f"no configuration {file}")

@@ -1,6 +1,6 @@
 """Checkpoints of ``transformers``' CLIP and SigLIP, for our own towers.
 
-Other architectures of ``transformers`` run as they are, in ``encoder=huggingface``.
+Other architectures of ``transformers`` run unchanged, with ``encoder=huggingface``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from multimodal.models.pretrained import plan as p
 from multimodal.models.pretrained.keys import (
-    From,
     KeyMap,
+    TensorSource,
     WeightsError,
     affine,
     changed,
@@ -54,7 +54,7 @@ def describe(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> Plan:
         state: the tensors; for their names only.
 
     Raises:
-        WeightsError: for another model, or a part that ours does not have.
+        WeightsError: if given another model, or a part that ours does not have.
     """
     kind = cfg.get("model_type")
     if kind not in ("clip", "siglip"):
@@ -167,6 +167,6 @@ def _attention_pool(theirs: str, width: int) -> KeyMap:
     )
     for part in ("weight", "bias"):
         name = (f"{theirs}.attention.in_proj_{part}",)
-        key_map[f"encoder.pool.attention.q.{part}"] = From(name, lambda x: x[:width])
-        key_map[f"encoder.pool.attention.kv.{part}"] = From(name, lambda x: x[width:])
+        key_map[f"encoder.pool.attention.q.{part}"] = TensorSource(name, lambda x: x[:width])
+        key_map[f"encoder.pool.attention.kv.{part}"] = TensorSource(name, lambda x: x[width:])
     return key_map

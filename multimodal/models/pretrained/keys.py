@@ -1,4 +1,4 @@
-"""Key maps: which foreign tensors make up one of ours, and the diff of what is left over."""
+"""Key maps from foreign tensors to ours, and the diff of unmatched ones."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from torch import Tensor
 from multimodal.core.errors import UserError
 
 
-class From(NamedTuple):
+class TensorSource(NamedTuple):
     """The foreign tensors that one of ours is made of, in the order that ``change`` takes them."""
 
     names: tuple[str, ...]
     change: Callable[..., Tensor] = lambda tensor: tensor
 
 
-KeyMap = dict[str, From]
+KeyMap = dict[str, TensorSource]
 """Our key, within a tower -> where it comes from."""
 
 
 def same(ours: str, theirs: str) -> KeyMap:
     """One tensor under another name."""
-    return {ours: From((theirs,))}
+    return {ours: TensorSource((theirs,))}
 
 
 def affine(ours: str, theirs: str) -> KeyMap:
     """Weight and bias of a linear map, a convolution or a norm."""
-    return {f"{ours}.{part}": From((f"{theirs}.{part}",)) for part in ("weight", "bias")}
+    return {f"{ours}.{part}": TensorSource((f"{theirs}.{part}",)) for part in ("weight", "bias")}
 
 
 def changed(ours: str, theirs: str, change: Callable[[Tensor], Tensor]) -> KeyMap:
     """One tensor in another shape."""
-    return {ours: From((theirs,), change)}
+    return {ours: TensorSource((theirs,), change)}
 
 
 def joined(ours: str, theirs: Sequence[str]) -> KeyMap:
     """Weights and biases of several linear maps as one, stacked in this order."""
     return {
-        f"{ours}.{part}": From(tuple(f"{name}.{part}" for name in theirs), _stack)
+        f"{ours}.{part}": TensorSource(tuple(f"{name}.{part}" for name in theirs), _stack)
         for part in ("weight", "bias")
     }
 
@@ -68,29 +68,29 @@ def transposed(tensor: Tensor) -> Tensor:
 
 @dataclass
 class Diff:
-    """What did not find its place, on both sides; names as their own side has them.
+    """Unmatched tensors of both sides, under their own names.
 
     Attributes:
-        missing: our tensors that nothing fills, each with the foreign names that were looked for.
-        unexpected: foreign tensors that fill nothing.
-        mis_shaped: both names and shapes.
+        missing: our tensors without a source, each with the foreign names looked for.
+        unexpected: foreign tensors that are not used.
+        mismatched: both names and shapes.
         allowed: those of all three that the caller has named.
     """
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    mis_shaped: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
     allowed: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.mis_shaped)
+        return bool(self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
         lines = []
         for title, entries in (
-            ("ours that nothing fills", self.missing),
-            ("theirs that fill nothing", self.unexpected),
-            ("of another shape", self.mis_shaped),
+            ("missing keys", self.missing),
+            ("unexpected keys", self.unexpected),
+            ("mismatched shapes", self.mismatched),
         ):
             if entries:
                 lines.append(f"{len(entries)} {title}:")
@@ -106,7 +106,7 @@ class WeightsError(UserError, ValueError):
 def translate(
     own: Mapping[str, Tensor], key_map: KeyMap, state: Mapping[str, Tensor], where: str
 ) -> tuple[dict[str, Tensor], set[str], list[tuple[str, tuple[str, ...]]]]:
-    """Our tensors from theirs, as far as they are there.
+    """Our tensors from theirs, where available.
 
     Args:
         own: the state dict to fill.
@@ -115,8 +115,8 @@ def translate(
         where: put before our keys in what is returned of them.
 
     Returns:
-        our key -> tensor; the foreign names used; our keys that found nothing, with what was
-        looked for.
+        our key -> tensor; the foreign names used; our keys without a match, with the names looked
+        for.
     """
     filled: dict[str, Tensor] = {}
     used: set[str] = set()
@@ -133,7 +133,7 @@ def translate(
 
 
 def require_finite(state: Mapping[str, Tensor], names: Iterable[str], where: str) -> None:
-    """Refuses weights that are no numbers.
+    """Refuses weights that are not numbers.
 
     Args:
         state: the tensors.
@@ -143,17 +143,17 @@ def require_finite(state: Mapping[str, Tensor], names: Iterable[str], where: str
     Raises:
         WeightsError: naming every tensor with NaN or infinite numbers, and how many it has.
     """
-    faults = []
+    problems = []
     for name in sorted(names):
         tensor = state[name]
         count = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
         if count:
             shape = list(tensor.shape)
-            faults.append(f"  {name} {shape}: {count} of {tensor.numel()} numbers are NaN or inf")
-    if faults:
-        more = [f"  ... and {len(faults) - 20} more"] if len(faults) > 20 else []
-        told = f"{where}: weights that are not finite, as a training that diverged leaves them:"
-        raise WeightsError("\n".join([told, *faults[:20], *more]))
+            problems.append(f"  {name} {shape}: {count} of {tensor.numel()} numbers are NaN or inf")
+    if problems:
+        more = [f"  ... and {len(problems) - 20} more"] if len(problems) > 20 else []
+        heading = f"{where}: weights that are not finite, as a training that diverged leaves them:"
+        raise WeightsError("\n".join([heading, *problems[:20], *more]))
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

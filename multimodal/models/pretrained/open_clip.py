@@ -52,7 +52,7 @@ def describe(cfg: Mapping[str, Any], state: Mapping[str, Tensor], source: str) -
         source: ``openai`` makes QuickGELU the default.
 
     Raises:
-        WeightsError: for settings that our towers do not have.
+        WeightsError: if given settings that our towers do not have.
     """
     settings = Settings(cfg, "the configuration")
     embed_dim = settings.need("embed_dim")

@@ -1,4 +1,4 @@
-"""What a foreign model is in our terms: towers as configuration, and the key map of each."""
+"""A foreign model as our configuration: its towers, and the key map of each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from multimodal.models.layers.stems import inflate
-from multimodal.models.pretrained.keys import From, KeyMap, WeightsError
+from multimodal.models.pretrained.keys import KeyMap, TensorSource, WeightsError
 
 Config = dict[str, Any]
 
@@ -63,9 +63,9 @@ class Plan:
 
 @dataclass
 class Settings:
-    """A foreign configuration that is read key by key: one that nobody reads is an error.
+    """A foreign configuration that is read key by key: an unread key is an error.
 
-    Silence would build another model than the one that was trained.
+    Ignoring one would build a different model.
     """
 
     given: Mapping[str, Any]
@@ -89,10 +89,10 @@ class Settings:
         return self.given[key]
 
     def expect(self, key: str, *values: Any) -> None:
-        """Refuse any other value: ours has no such part.
+        """Rejects any other value: ours has no such part.
 
         Raises:
-            WeightsError: naming what was given and what works.
+            WeightsError: if it has another value; the message names it and the valid ones.
         """
         if self(key, values[0]) not in values:
             works = " or ".join(repr(value) for value in values)
@@ -104,7 +104,7 @@ class Settings:
         """Every key was read.
 
         Raises:
-            WeightsError: naming those that were not.
+            WeightsError: if any key was not; the message names them.
         """
         if unread := sorted(set(self.given) - self.read):
             raise WeightsError(
@@ -193,7 +193,7 @@ def as_video(plan: TowerPlan, num_frames: int, tubelet: int) -> None:
     def inflated(*tensors: Tensor) -> Tensor:
         return inflate(change(*tensors), tubelet)
 
-    plan.key_map["encoder.stem.projection.weight"] = From(names, inflated)
+    plan.key_map["encoder.stem.projection.weight"] = TensorSource(names, inflated)
 
 
 def shape_of(state: Mapping[str, Tensor], name: str) -> torch.Size:

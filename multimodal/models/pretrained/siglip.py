@@ -46,7 +46,7 @@ def describe(cfg: Mapping[str, Any], state: Mapping[str, Tensor]) -> Plan:
         state: the tensors; a square image size that the configuration lacks is read from them.
 
     Raises:
-        WeightsError: for settings that our towers do not have.
+        WeightsError: if given settings that our towers do not have.
     """
     settings = Settings(cfg, "the configuration")
     embed_dim = settings.need("embed_dim")

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 
 from multimodal.models.layers.cross import CrossBlock
 from multimodal.models.layers.transformer import Block
-from multimodal.models.tasks.contract import FusedBatch, Parts, Task, Term
+from multimodal.models.tasks.base import FusedBatch, LossTerm, Task, TaskContext
 from multimodal.models.tasks.scores import Scores
 
 Encode = Callable[[Tensor], Tensor]
 
 
 class Captioning(Task):
-    """The next word, from the words before it and what was fused.
+    """Predicts the next token from the previous ones and the fused tokens.
 
     The text tower is the lower, unimodal half of the decoder: its tokens must not see later ones.
     The upper half attends to the fused tokens of the other modalities. Source: Yu et al. 2022,
@@ -37,15 +37,15 @@ class Captioning(Task):
         label_smoothing: share of the target that is spread over the vocabulary.
 
     Raises:
-        ValueError: if the text tower is not causal or the fusion reads the text: either would show
-            the decoder the words that it is to say; and for a smaller vocabulary than the tower's.
+        ValueError: if the text tower is not causal or the fusion reads the text: either would leak
+            the target to the decoder; and for a smaller vocabulary than the tower's.
     """
 
     terms = ("caption",)
 
     def __init__(
         self,
-        parts: Parts,
+        parts: TaskContext,
         vocab_size: int,
         num_heads: int,
         num_layers: int = 1,
@@ -57,8 +57,8 @@ class Captioning(Task):
         super().__init__(weight)
         if text in parts.fused:
             raise ValueError(
-                f"captioning: the fusion reads {text!r}, the text that is to be predicted; leave "
-                "it out of model.fused"
+                f"captioning: the fusion reads {text!r}, the text to predict; leave it out of "
+                "model.fused"
             )
         encoder = parts.encoders.get(text)
         if encoder is None or not getattr(getattr(encoder, "trunk", None), "causal", False):
@@ -100,7 +100,7 @@ class Captioning(Task):
         return logits
 
     def _log_likelihoods(self, batch: FusedBatch, rows: Tensor, contexts: Tensor) -> Tensor:
-        """``[N, T - 1]`` of the texts of ``rows``, told from the pictures of ``contexts``."""
+        """``[N, T - 1]``: log-likelihood of the texts of ``rows``, conditioned on ``contexts``."""
         tokens = batch.encoded[self.text].tokens[rows]
         fused = batch.fused
         logits = self.decode(tokens, fused.tokens[contexts], fused.mask[contexts])[:, :-1]
@@ -122,19 +122,19 @@ class Captioning(Task):
         return mask[rows][:, 1:]
 
     def _rows(self, batch: FusedBatch) -> Tensor:
-        """The samples that have a text and something to tell it from."""
+        """The samples that have a text and a fused modality."""
         rows = batch.rows(self.text)
         some = batch.fused.mask.any(dim=1)
         return rows[some[rows]] if self.text in batch.encoded else rows[:0]
 
-    def loss(self, batch: FusedBatch) -> dict[str, Term]:
+    def loss(self, batch: FusedBatch) -> dict[str, LossTerm]:
         """``caption``: cross-entropy of the next word, over words."""
         rows = self._rows(batch)
         if not len(rows):
             return {}
         real = self._real(batch, rows)
         total = -(self._log_likelihoods(batch, rows, rows) * real).sum()
-        return {"caption": Term(total, real.sum().to(total.dtype))}
+        return {"caption": LossTerm(total, real.sum().to(total.dtype))}
 
     def observe(self, batch: FusedBatch) -> dict[str, Tensor]:
         """Log likelihoods of each text: from its own picture, and from nine others'.
@@ -190,7 +190,7 @@ class Captioning(Task):
         beams: int = 1,
         length_penalty: float = 1.0,
     ) -> list[list[int]]:
-        """The likeliest texts that a search finds, without start and end tokens.
+        """The likeliest texts of a search, without start and end tokens.
 
         Args:
             encode: ids ``[n, T]`` to the text tower's tokens ``[n, T, w]``.
@@ -219,7 +219,7 @@ class Captioning(Task):
             tokens = encode(ids.flatten(0, 1))
             logits = self.decode(tokens, context, mask)[:, -1].float()
             words = logits.log_softmax(dim=-1).view(batch, beams, -1)  # [B, K, V]
-            # A finished text goes on as it is: by its end token, at no cost.
+            # A finished text is extended by its end token, at no cost.
             still = torch.full_like(words, -torch.inf)
             still[..., end] = 0.0
             words = torch.where(done[..., None], still, words)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from multimodal.models.tasks.contract import Parts, names_of
+from multimodal.models.tasks.base import TaskContext, names_of
 from multimodal.models.tasks.scores import Scores, classification_scores, multi_label_scores
 from multimodal.models.tasks.targets import TargetTask
 
@@ -27,12 +27,12 @@ class Classification(TargetTask):
         label_smoothing: share of the target that is spread over all classes.
 
     Raises:
-        ValueError: for fewer than two classes, or equal names.
+        ValueError: if given fewer than two classes, or equal names.
     """
 
     def __init__(
         self,
-        parts: Parts,
+        parts: TaskContext,
         target: str,
         classes: Sequence[str],
         weight: float = 1.0,
@@ -84,12 +84,12 @@ class MultiLabel(TargetTask):
         dropout: in front of the heads.
 
     Raises:
-        ValueError: for fewer than two labels, or equal names.
+        ValueError: if given fewer than two labels, or equal names.
     """
 
     def __init__(
         self,
-        parts: Parts,
+        parts: TaskContext,
         target: str,
         classes: Sequence[str],
         weight: float = 1.0,

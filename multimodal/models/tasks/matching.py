@@ -1,4 +1,4 @@
-"""Matching: do these two belong together? Told from the fused pair, against hard negatives.
+"""Matching: whether two inputs belong together, predicted from the fused pair; hard negatives.
 
 Sizes in comments: N pairs of a batch.
 """
@@ -13,17 +13,17 @@ from torch.nn import functional as F
 
 from multimodal.core.batch import EncoderOutput
 from multimodal.core.tensor_hashing import pair_hash
-from multimodal.models.tasks.contract import FusedBatch, Parts, Task, Term, take
+from multimodal.models.tasks.base import FusedBatch, LossTerm, Task, TaskContext, take
 from multimodal.models.tasks.scores import Scores
 
 
 class Matching(Task):
     """Image-text matching, or of any two modalities, beside a contrastive loss.
 
-    Every sample is fused three times: as it is, with another sample's second modality, and with
+    Every sample is fused three times: unchanged, with another sample's second modality, and with
     another one's first. The others are drawn from the rank's batch, likelier the more similar their
     embeddings are. Source: Li et al. 2021, "Align before Fuse" (ALBEF), section 3.2; without its
-    momentum distillation. Samples with equal positive keys are no negatives of each other.
+    momentum distillation. Samples with equal positive keys are not negatives of each other.
 
     Args:
         parts: the model's; both modalities are fused.
@@ -36,14 +36,14 @@ class Matching(Task):
             included.
 
     Raises:
-        ValueError: for a modality that is not fused, and numbers out of their range.
+        ValueError: if given a modality that is not fused, and numbers out of their range.
     """
 
     terms = ("match",)
 
     def __init__(
         self,
-        parts: Parts,
+        parts: TaskContext,
         first: str,
         second: str,
         weight: float = 1.0,
@@ -92,7 +92,7 @@ class Matching(Task):
         out: Tensor = self.head(batch.fuse(encoded, {}).features)
         return out.float() if out.dtype != torch.float64 else out
 
-    def loss(self, batch: FusedBatch) -> dict[str, Term]:
+    def loss(self, batch: FusedBatch) -> dict[str, LossTerm]:
         """``match``: cross-entropy over real pairs and two wrong ones each."""
         rows = batch.rows(*self.pair)
         if not len(rows) or any(name not in batch.encoded for name in self.pair):
@@ -104,7 +104,7 @@ class Matching(Task):
         targets = torch.zeros(len(a), dtype=torch.int64, device=rows.device)
         targets[: len(rows)] = 1
         losses = F.cross_entropy(self.logits(batch, rows[a], rows[b]), targets, reduction="none")
-        return {"match": Term(losses.sum(), torch.tensor(float(len(a)), device=rows.device))}
+        return {"match": LossTerm(losses.sum(), torch.tensor(float(len(a)), device=rows.device))}
 
     def observe(self, batch: FusedBatch) -> dict[str, Tensor]:
         """``[N, candidates]`` scores of each first with its own second, then with others'.
@@ -131,7 +131,7 @@ class Matching(Task):
         return {"margin": margin}
 
     def score(self, observed: Mapping[str, Tensor]) -> Scores:
-        """Share of right pairs ranked first, and of right and wrong ones told apart, evenly."""
+        """Share of right pairs ranked first, and of right and wrong ones distinguished."""
         margin = observed["margin"]
         own, wrong = margin[:, :1], margin[:, 1:]
         beaten, tied = (own > wrong).all(dim=1), (own >= wrong).all(dim=1)

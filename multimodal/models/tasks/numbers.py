@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multimodal.models.tasks.contract import Parts, names_of
+from multimodal.models.tasks.base import TaskContext, names_of
 from multimodal.models.tasks.scores import Scores, ordinal_scores, regression_scores
 from multimodal.models.tasks.targets import TargetTask
 
@@ -29,7 +29,7 @@ class Regression(TargetTask):
 
     def __init__(
         self,
-        parts: Parts,
+        parts: TaskContext,
         target: str,
         outputs: int = 1,
         weight: float = 1.0,
@@ -77,12 +77,12 @@ class Ordinal(TargetTask):
         dropout: in front of the heads.
 
     Raises:
-        ValueError: for fewer than two levels, or equal names.
+        ValueError: if given fewer than two levels, or equal names.
     """
 
     def __init__(
         self,
-        parts: Parts,
+        parts: TaskContext,
         target: str,
         classes: Sequence[str],
         weight: float = 1.0,

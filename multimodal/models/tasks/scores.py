@@ -1,4 +1,4 @@
-"""Scores of predictions, with what no knowledge of the input would score."""
+"""Scores of predictions, with chance levels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Scores:
 
     Attributes:
         values: metric -> value, the one to look at first in front.
-        chance: metric -> what no knowledge of the input scores, where that is known.
+        chance: metric -> chance level, if known.
         samples: how many were predicted.
     """
 

@@ -1,7 +1,7 @@
 """Tasks whose target is a label or a number of the sample, read from the fused features.
 
-Beside the fused head each modality may have a head of its own, on its encoder's features: its loss
-keeps a modality learning that the fusion would leave behind (Wang et al. 2020, "What Makes Training
+Beside the fused head each modality may have its own head, on its encoder's features: its loss keeps
+a modality learning that the fusion would leave behind (Wang et al. 2020, "What Makes Training
 Multi-modal Classification Networks Hard?"), and its score shows what the fusion adds.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from multimodal.models.tasks.contract import FusedBatch, Parts, Task, Term
+from multimodal.models.tasks.base import FusedBatch, LossTerm, Task, TaskContext
 from multimodal.models.tasks.scores import Scores
 
 
@@ -26,17 +26,17 @@ class TargetTask(Task):
         outputs: of a head.
         weight: of the task's loss in the experiment's.
         unimodal_weight: of the mean of the modalities' own losses beside the fused one; 0 for no
-            heads of their own.
+            such heads.
         unimodal_detach: the modalities' own heads learn, their encoders do not learn from them.
         dropout: on the features in front of the heads.
 
     Raises:
-        ValueError: for a weight below 0.
+        ValueError: if given a weight below 0.
     """
 
     def __init__(
         self,
-        parts: Parts,
+        parts: TaskContext,
         target: str,
         outputs: int,
         weight: float,
@@ -71,20 +71,20 @@ class TargetTask(Task):
         out: Tensor = self.heads[name](self.dropout(features))
         return out
 
-    def loss(self, batch: FusedBatch) -> dict[str, Term]:
-        """``fused``, and a term per modality that has a head of its own."""
+    def loss(self, batch: FusedBatch) -> dict[str, LossTerm]:
+        """``fused``, and a term per modality with its own head."""
         terms = {}
         rows = batch.rows(self.target)
         if len(rows):
             losses = self.losses(self.logits(batch, rows), batch.inputs[self.target][rows])
-            terms["fused"] = Term(losses.sum(), _count(rows))
+            terms["fused"] = LossTerm(losses.sum(), _count(rows))
         for name in self.heads:
             rows = batch.rows(self.target, name)
             if len(rows) and name in batch.encoded:
                 targets = batch.inputs[self.target][rows]
                 losses = self.losses(self._own_logits(batch, name, rows), targets)
                 weight = self.unimodal_weight / len(self.heads)
-                terms[name] = Term(losses.sum(), _count(rows), weight)
+                terms[name] = LossTerm(losses.sum(), _count(rows), weight)
         return terms
 
     def observe(self, batch: FusedBatch) -> dict[str, Tensor]:
@@ -109,13 +109,13 @@ class TargetTask(Task):
 
     def own_scores(self, observed: Mapping[str, Tensor]) -> dict[str, Scores]:
         """Modality -> the scores of its own head, over the samples that have it."""
-        found = {}
+        scores = {}
         for name in self.heads:
             own = observed[f"own/{name}"]
             there = ~own.isnan().any(dim=1)
             if there.any():
-                found[name] = self.scores(own[there], observed["targets"][there])
-        return found
+                scores[name] = self.scores(own[there], observed["targets"][there])
+        return scores
 
     @abstractmethod
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:

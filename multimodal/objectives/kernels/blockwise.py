@@ -1,4 +1,4 @@
-"""Any loss with any negatives over all candidates, a block of anchors at a time.
+"""Any loss with any negatives over all candidates, one block of anchors at a time.
 
 No matrix of all similarities is ever kept: each block's gradients are computed with its values.
 """
@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multimodal.objectives.gathered_batch import View
+from multimodal.objectives.gathered_batch import GatheredBatch
 from multimodal.objectives.interfaces import Context, Loss, Negatives
-from multimodal.objectives.matches import Identity, matches
+from multimodal.objectives.matches import SampleKeys, matches
 
 BLOCK_ENTRIES = 2**22  # numbers held at a time, per intermediate result
 
 # (rows, anchors [a, D], candidates, scale, bias) -> their summed loss, how many have no negative.
 # Candidates are [C, D], or [a, K, D] where each anchor has its own.
-Block = Callable[[slice, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+RowBlockLoss = Callable[[slice, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +29,22 @@ class Direction:
 
     Attributes:
         anchors: 0 or 1, the side whose samples are rows.
-        own: the rows of that side that are this rank's.
-        block: the loss of some of those rows, counted from ``own.start``.
+        local_rows: the rows of that side that are this rank's.
+        block: the loss of some of those rows, counted from ``local_rows.start``.
         size: rows per block, at least 1.
         chosen: ``[A, K]`` int64, the rows of the other side that each anchor is compared with;
             None for all of them.
     """
 
     anchors: int
-    own: slice
-    block: Block
+    local_rows: slice
+    block: RowBlockLoss
     size: int
     chosen: Tensor | None = None
 
     def rows(self) -> Iterator[slice]:
-        """The blocks, counted from ``own.start``."""
-        count = self.own.stop - self.own.start
+        """The blocks, counted from ``local_rows.start``."""
+        count = self.local_rows.stop - self.local_rows.start
         for start in range(0, count, self.size):
             yield slice(start, min(start + self.size, count))
 
@@ -69,7 +69,7 @@ def block_sum(
     return total, without
 
 
-class Once:
+class SingleUseGradients:
     """Gradients of a scalar that were formed in the forward, for one backward.
 
     They are scaled in place: a copy would double what is held.
@@ -81,7 +81,7 @@ class Once:
     def times(self, factor: Tensor) -> list[Tensor | None]:
         """The gradients times the scalar's own; a second call is an error."""
         if self._gradients is None:
-            raise RuntimeError("the objective can be differentiated once; evaluate it again")
+            raise RuntimeError("backward() already ran on this loss; recompute the forward pass")
         gradients, self._gradients = self._gradients, None
         return [None if gradient is None else gradient.mul_(factor) for gradient in gradients]
 
@@ -100,7 +100,9 @@ class _BlockSum(torch.autograd.Function):
         for direction in directions:
             row_side, column_side = direction.anchors, 1 - direction.anchors
             for rows in direction.rows():
-                place = slice(direction.own.start + rows.start, direction.own.start + rows.stop)
+                place = slice(
+                    direction.local_rows.start + rows.start, direction.local_rows.start + rows.stop
+                )
                 chosen = slice(None) if direction.chosen is None else direction.chosen[rows]
                 # where each input comes from, and so where its gradient goes
                 origins = [(row_side, place), (column_side, chosen), (2, ...), (3, ...)]
@@ -111,7 +113,7 @@ class _BlockSum(torch.autograd.Function):
                 without += count
                 if value.requires_grad:
                     _accumulate(sums, origins, inputs, value)
-        ctx.gradients = Once(sums)
+        ctx.gradients = SingleUseGradients(sums)
         ctx.mark_non_differentiable(without)
         return total, without
 
@@ -129,8 +131,8 @@ def _accumulate(
     """Adds the gradients of ``value`` to the sums of what its inputs were taken from."""
     wanted = [place for place, tensor in enumerate(inputs) if tensor.requires_grad]
     asked = [inputs[place] for place in wanted]
-    found = torch.autograd.grad(value, asked, allow_unused=True)
-    for place, gradient in zip(wanted, found, strict=True):
+    gradients = torch.autograd.grad(value, asked, allow_unused=True)
+    for place, gradient in zip(wanted, gradients, strict=True):
         side, at = origins[place]
         target = sums[side]
         if gradient is None or target is None:
@@ -143,8 +145,8 @@ def _accumulate(
 
 def chunked_direction(
     anchor_side: int,
-    view: View,
-    past: tuple[Tensor, Identity] | None,
+    gathered: GatheredBatch,
+    past: tuple[Tensor, SampleKeys] | None,
     loss: Loss,
     negatives: Negatives,
     context: Context,
@@ -155,7 +157,7 @@ def chunked_direction(
 
     Args:
         anchor_side: see `Direction`.
-        view: the batch.
+        gathered: the batch.
         past: the other side's queue, embeddings ``[Q, D]`` and identity: further candidates,
             without a gradient.
         loss: one of the losses.
@@ -164,8 +166,8 @@ def chunked_direction(
         keys_are_positives: see `matches`.
         chunk_size: rows per block; None takes as many as `BLOCK_ENTRIES` allows.
     """
-    anchors = view.batch[view.own]
-    candidates = view.batch if past is None else view.batch.followed_by(past[1])
+    anchors = gathered.sample_keys[gathered.local_rows]
+    candidates = gathered.sample_keys if past is None else gathered.sample_keys.followed_by(past[1])
 
     def block(
         rows: slice, anchors_AD: Tensor, batch_CD: Tensor, scale: Tensor, bias: Tensor
@@ -188,4 +190,4 @@ def chunked_direction(
         return loss(similarities_AC, scale, bias, positives, log_weights).sum(), without
 
     size = chunk_size or max(1, BLOCK_ENTRIES // max(1, len(candidates)))
-    return Direction(anchor_side, view.own, block, size)
+    return Direction(anchor_side, gathered.local_rows, block, size)

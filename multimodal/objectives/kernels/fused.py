@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from multimodal.core.distributed import all_gather, all_reduce_sum, world_size
-from multimodal.objectives.gathered_batch import View
+from multimodal.objectives.gathered_batch import GatheredBatch
 from multimodal.objectives.interfaces import Loss, Negatives
 from multimodal.objectives.kernels.tiled import logsumexp_both_ways, sigmoid_loss_sum
 from multimodal.objectives.losses.sigmoid import SigLIP
 from multimodal.objectives.losses.softmax import DCL, InfoNCE
-from multimodal.objectives.matches import Layout
+from multimodal.objectives.matches import PositiveIndex
 from multimodal.objectives.negatives.selection import InBatch
 
 
-def fuses(loss: Loss, negatives: Negatives) -> bool:
+def has_fused_kernel(loss: Loss, negatives: Negatives) -> bool:
     """Whether the combination has a fused path: in-batch InfoNCE without smoothing, DCL, SigLIP."""
     if not isinstance(negatives, InBatch):
         return False
@@ -27,33 +27,37 @@ def fuses(loss: Loss, negatives: Negatives) -> bool:
 def fused_sum(
     loss: Loss,
     sides: tuple[Tensor, Tensor],
-    layout: Layout,
-    view: View,
+    positive_index: PositiveIndex,
+    gathered: GatheredBatch,
     scale: Tensor,
     bias: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """This rank's part of the loss, both directions summed up; and anchors without a negative.
 
     Args:
-        loss: one that `fuses`.
+        loss: one that `has_fused_kernel`.
         sides: embeddings of both modalities, of all rows of the batch.
-        layout: of the own rows against all rows.
-        view: the batch.
+        positive_index: of the own rows against all rows.
+        gathered: the batch.
         scale: scalar logit scale.
         bias: scalar logit bias.
     """
     anchors, candidates = sides
-    if len(layout.anchors) < len(layout.candidates):  # else a slice would only copy gradients
-        anchors = anchors[view.own]
+    if len(positive_index.anchors) < len(
+        positive_index.candidates
+    ):  # else a slice would only copy gradients
+        anchors = anchors[gathered.local_rows]
     if isinstance(loss, SigLIP):
-        total = sigmoid_loss_sum(anchors, candidates, scale, bias, layout)
-        return total, layout.without_negatives
+        total = sigmoid_loss_sum(anchors, candidates, scale, bias, positive_index)
+        return total, positive_index.without_negatives
     assert isinstance(loss, InfoNCE | DCL)
-    row_logs, column_logs, positives = logsumexp_both_ways(anchors, candidates, scale, layout)
-    rows, columns = layout.positive_rows, layout.positive_columns
+    row_logs, column_logs, positives = logsumexp_both_ways(
+        anchors, candidates, scale, positive_index
+    )
+    rows, columns = positive_index.positive_rows, positive_index.positive_columns
     per_row = torch.bincount(rows, minlength=len(anchors))
     per_column = torch.bincount(columns, minlength=len(candidates))
-    if view.shared and world_size() > 1:
+    if gathered.shared and world_size() > 1:
         # A rank has all rows of its own and so a part of every column. Each rank takes both
         # directions' terms of the positives in its rows: together, every term once.
         column_logs = all_gather(column_logs[None], [1] * world_size()).logsumexp(dim=0)
@@ -62,4 +66,4 @@ def fused_sum(
         loss.from_logs(positives, row_logs[rows]) / per_row[rows],
         loss.from_logs(positives, column_logs[columns]) / per_column[columns],
     ]
-    return torch.cat(terms).sum(), 2 * layout.without_negatives
+    return torch.cat(terms).sum(), 2 * positive_index.without_negatives

@@ -1,7 +1,7 @@
 """InfoNCE's and SigLIP's sums over a whole similarity matrix, tile by tile.
 
-Neither the matrix nor anything of its size is ever held. What is a positive or left out is decided
-by identity, not by values, so all passes over the tiles agree on it.
+Neither the matrix nor anything of its size is ever stored. Positives and ignored entries follow
+from sample ids and keys, not from values, so all passes over the tiles agree on them.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from multimodal.objectives.kernels.blockwise import Once
-from multimodal.objectives.matches import Layout
+from multimodal.objectives.kernels.blockwise import SingleUseGradients
+from multimodal.objectives.matches import PositiveIndex
 
 CPU_TILE, TILE = 768, 4096  # rows and columns at a time; on a CPU a tile stays in its cache
 SAFE_LOGIT = 75.0  # exp(+-75), summed up 10^5 times, is still a normal float32
 
 
 def logsumexp_both_ways(
-    anchors: Tensor, candidates: Tensor, scale: Tensor, layout: Layout
+    anchors: Tensor, candidates: Tensor, scale: Tensor, positive_index: PositiveIndex
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log of the negatives' summed exponentials along rows and along columns, in one pass.
 
@@ -33,20 +33,20 @@ def logsumexp_both_ways(
         anchors: ``[A, D]``.
         candidates: ``[C, D]``.
         scale: scalar; logits are ``scale * anchors @ candidates.T``.
-        layout: which entries are positives and which negatives.
+        positive_index: which entries are positives and which negatives.
 
     Returns:
         rows ``[A]`` and columns ``[C]``, the most negative finite number where there is no
         negative; and the logits of the positives ``[P]``.
     """
     rows, columns, positives = _LogSumExp.apply(  # type: ignore[no-untyped-call]
-        anchors, candidates, scale, layout
+        anchors, candidates, scale, positive_index
     )
     return rows, columns, positives
 
 
 def sigmoid_loss_sum(
-    anchors: Tensor, candidates: Tensor, scale: Tensor, bias: Tensor, layout: Layout
+    anchors: Tensor, candidates: Tensor, scale: Tensor, bias: Tensor, positive_index: PositiveIndex
 ) -> Tensor:
     """``sum_n log(1 + exp(l_n)) + sum_p log(1 + exp(-l_p))`` over the matrix, a scalar.
 
@@ -58,10 +58,10 @@ def sigmoid_loss_sum(
         candidates: ``[C, D]``.
         scale: scalar; logits are ``scale * anchors @ candidates.T + bias``.
         bias: scalar.
-        layout: which entries are positives and which negatives.
+        positive_index: which entries are positives and which negatives.
     """
     total: Tensor = _SigmoidSum.apply(  # type: ignore[no-untyped-call]
-        anchors, candidates, scale, bias, layout, torch.is_grad_enabled()
+        anchors, candidates, scale, bias, positive_index, torch.is_grad_enabled()
     )
     return total
 
@@ -69,29 +69,29 @@ def sigmoid_loss_sum(
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, anchors: Tensor, candidates: Tensor, scale: Tensor, layout: Layout
+        ctx: Any, anchors: Tensor, candidates: Tensor, scale: Tensor, positive_index: PositiveIndex
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # if no exponential can overflow or vanish, they may be summed up as they are
+        # without overflow or underflow, exponentials can be summed directly
         safe = bool(scale * _largest_norm(anchors) * _largest_norm(candidates) <= SAFE_LOGIT)
         start = 0.0 if safe else -torch.inf
         row_sums, column_sums = (s.new_full((len(s),), start) for s in (anchors, candidates))
         for rows, columns, scaled, tile in _tiles(anchors, candidates, scale):
             torch.mm(scaled, candidates[columns].T, out=tile)
             if safe:
-                layout.fill_all_but_negatives(tile.exp_(), rows, columns, 0)
+                positive_index.fill_all_but_negatives(tile.exp_(), rows, columns, 0)
                 row_sums[rows] += tile.sum(dim=1)
                 column_sums[columns] += tile.sum(dim=0)
             else:
-                layout.fill_all_but_negatives(tile, rows, columns, -torch.inf)
+                positive_index.fill_all_but_negatives(tile, rows, columns, -torch.inf)
                 for sums, part, dim in ((row_sums, rows, 1), (column_sums, columns, 0)):
                     sums[part] = torch.logaddexp(sums[part], tile.logsumexp(dim))
         if safe:
             row_sums, column_sums = row_sums.log_(), column_sums.log_()
         lowest = torch.finfo(anchors.dtype).min
         row_logs, column_logs = row_sums.clamp_(min=lowest), column_sums.clamp_(min=lowest)
-        positives = scale * _positive_similarities(layout, anchors, candidates)
+        positives = scale * _positive_similarities(positive_index, anchors, candidates)
         ctx.save_for_backward(anchors, candidates, scale, row_logs, column_logs)
-        ctx.layout, ctx.safe = layout, safe
+        ctx.positive_index, ctx.safe = positive_index, safe
         return row_logs, column_logs, positives
 
     @staticmethod
@@ -106,14 +106,16 @@ class _LogSumExp(torch.autograd.Function):
             torch.mm(scaled, candidates[columns].T, out=tile)
             if ctx.safe:
                 tile.exp_().mul_(row_factors[rows, None] + column_factors[columns])
-                ctx.layout.fill_all_but_negatives(tile, rows, columns, 0)
+                ctx.positive_index.fill_all_but_negatives(tile, rows, columns, 0)
             else:
-                ctx.layout.fill_all_but_negatives(tile, rows, columns, -torch.inf)
+                ctx.positive_index.fill_all_but_negatives(tile, rows, columns, -torch.inf)
                 by_rows = (tile - row_logs[rows, None]).exp_().mul_(row_grads[rows, None])
                 tile.sub_(column_logs[columns]).exp_().mul_(column_grads[columns]).add_(by_rows)
             to_anchors[rows].addmm_(tile, candidates[columns])
             to_candidates[columns].addmm_(tile.T, scaled)
-        _add_positives(ctx.layout, grads[2], anchors, candidates, scale, to_anchors, to_candidates)
+        _add_positives(
+            ctx.positive_index, grads[2], anchors, candidates, scale, to_anchors, to_candidates
+        )
         to_scale = torch.dot(to_anchors.view(-1), anchors.reshape(-1)).view_as(scale)
         return to_anchors.mul_(scale), to_candidates, to_scale, None
 
@@ -126,12 +128,12 @@ class _SigmoidSum(torch.autograd.Function):
         candidates: Tensor,
         scale: Tensor,
         bias: Tensor,
-        layout: Layout,
+        positive_index: PositiveIndex,
         grad: bool,
     ) -> Tensor:
         # positives enter the tiles as negatives and are put right after: log(1 + exp(-l)) is
         # log(1 + exp(l)) - l
-        positives = scale * _positive_similarities(layout, anchors, candidates) + bias
+        positives = scale * _positive_similarities(positive_index, anchors, candidates) + bias
         total = -positives.sum()
         to_anchors, to_candidates = torch.zeros_like(anchors), torch.zeros_like(candidates)
         to_bias = -torch.ones_like(positives).sum()
@@ -139,7 +141,7 @@ class _SigmoidSum(torch.autograd.Function):
         highest = float(bound.clamp(min=0))
         for rows, columns, scaled, tile in _tiles(anchors, candidates, scale):
             torch.mm(scaled, candidates[columns].T, out=tile).add_(bias)
-            layout.fill_ignored(tile, rows, columns, -torch.inf)
+            positive_index.fill_ignored(tile, rows, columns, -torch.inf)
             if highest <= SAFE_LOGIT:  # one exponential serves the value and the gradient
                 total += _log1p_sum(tile.exp_(), highest)
                 if grad:
@@ -153,9 +155,13 @@ class _SigmoidSum(torch.autograd.Function):
                 to_anchors[rows].addmm_(tile, candidates[columns])
                 to_candidates[columns].addmm_(tile.T, scaled)
         minus_one = -torch.ones_like(positives)
-        _add_positives(layout, minus_one, anchors, candidates, scale, to_anchors, to_candidates)
+        _add_positives(
+            positive_index, minus_one, anchors, candidates, scale, to_anchors, to_candidates
+        )
         to_scale = torch.dot(to_anchors.view(-1), anchors.reshape(-1)).view_as(scale)
-        ctx.gradients = Once([to_anchors.mul_(scale), to_candidates, to_scale, to_bias])
+        ctx.gradients = SingleUseGradients(
+            [to_anchors.mul_(scale), to_candidates, to_scale, to_bias]
+        )
         return total
 
     @staticmethod
@@ -191,22 +197,24 @@ def _tiles(
             yield rows, columns, scaled, buffer[: shape[0] * shape[1]].view(shape)
 
 
-def _positive_parts(layout: Layout) -> Iterator[tuple[slice, Tensor, Tensor]]:
+def _positive_parts(positive_index: PositiveIndex) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """The positives some at a time: where in the list, their rows, their columns."""
-    for start in range(0, len(layout.positive_rows), TILE):
+    for start in range(0, len(positive_index.positive_rows), TILE):
         part = slice(start, start + TILE)
-        yield part, layout.positive_rows[part], layout.positive_columns[part]
+        yield part, positive_index.positive_rows[part], positive_index.positive_columns[part]
 
 
-def _positive_similarities(layout: Layout, anchors: Tensor, candidates: Tensor) -> Tensor:
-    similarities = anchors.new_empty(len(layout.positive_rows))
-    for part, rows, columns in _positive_parts(layout):
+def _positive_similarities(
+    positive_index: PositiveIndex, anchors: Tensor, candidates: Tensor
+) -> Tensor:
+    similarities = anchors.new_empty(len(positive_index.positive_rows))
+    for part, rows, columns in _positive_parts(positive_index):
         similarities[part] = (anchors[rows] * candidates[columns]).sum(dim=1)
     return similarities
 
 
 def _add_positives(
-    layout: Layout,
+    positive_index: PositiveIndex,
     to_positives: Tensor,
     anchors: Tensor,
     candidates: Tensor,
@@ -215,7 +223,7 @@ def _add_positives(
     to_candidates: Tensor,
 ) -> None:
     """Adds what the gradient of the positives' logits is to both sides (before the scale's)."""
-    for part, rows, columns in _positive_parts(layout):
+    for part, rows, columns in _positive_parts(positive_index):
         to_logits = to_positives[part, None]
         to_anchors.index_add_(0, rows, to_logits * candidates[columns])
         to_candidates.index_add_(0, columns, to_logits * scale * anchors[rows])

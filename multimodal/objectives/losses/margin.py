@@ -1,4 +1,4 @@
-"""Losses that ask the positive to lead by a margin. Margins are in cosine; nothing is exponential.
+"""Margin losses. Margins are in cosine similarity; no temperature.
 
 Where an anchor has several positives, the least similar one has to lead (batch hard, Hermans et al.
 2017, Eq. 5); the others then lead by more. The logit scale has no part in these losses.

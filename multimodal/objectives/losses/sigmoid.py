@@ -1,4 +1,4 @@
-"""The pairwise sigmoid loss: every entry of the matrix is a binary question of its own."""
+"""The pairwise sigmoid loss: every entry of the matrix is a binary classification."""
 
 from __future__ import annotations
 

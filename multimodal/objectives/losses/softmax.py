@@ -35,8 +35,8 @@ class InfoNCE(SoftmaxLoss):
     denominator (SINCERE, Feeney & Hughes 2023).
 
     Args:
-        label_smoothing: in [0, 1); this share of the target lies evenly on the positive and its
-            negatives (Szegedy et al. 2016).
+        label_smoothing: in [0, 1); this share of the target is spread evenly over the positive and
+            its negatives (Szegedy et al. 2016).
         directions: ``mean`` of the two directions as in CLIP, or their ``sum`` as in ImageBind.
     """
 
@@ -67,7 +67,7 @@ class InfoNCE(SoftmaxLoss):
 
 @dataclass(frozen=True)
 class DCL(SoftmaxLoss):
-    """Decoupled contrastive loss (Yeh et al. 2022): InfoNCE without the positive below.
+    """Decoupled contrastive loss (Yeh et al. 2022): no positive in the denominator.
 
     ``-l_p + log sum_n w_n exp(l_n)``, the mean over the positives. The positive's own share no
     longer damps the gradient, which helps small batches.
@@ -99,7 +99,8 @@ class SupCon(SoftmaxLoss):
     so compete.
 
     Args:
-        label_smoothing: in [0, 1); this share of the target lies evenly on positives and negatives.
+        label_smoothing: in [0, 1); this share of the target is spread evenly over positives and
+            negatives.
         directions: ``mean`` or ``sum`` of the two directions.
     """
 
@@ -125,7 +126,8 @@ class SoftTarget(SoftmaxLoss):
 
     Args:
         target_temperature: above 0, in cosine; lower trusts the closest positive more.
-        label_smoothing: in [0, 1); this share of the target lies evenly on positives and negatives.
+        label_smoothing: in [0, 1); this share of the target is spread evenly over positives and
+            negatives.
         directions: ``mean`` or ``sum`` of the two directions.
     """
 

@@ -1,4 +1,4 @@
-"""Strategies that weigh an anchor's negatives; their weights are differentiated, as published."""
+"""Strategies that weight an anchor's negatives; the weights carry gradients, as published."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Reweighted:
 
 @dataclass(frozen=True)
 class Debiased:
-    """Takes out what unlabelled positives add to the denominator (Chuang et al. 2020, Eq. 7 and 8).
+    """Corrects the denominator for unlabelled positives (Chuang et al. 2020, Eq. 7 and 8).
 
     If a share ``tau_plus`` of all samples are positives, the mean over true negatives is estimated
     as ``g = (mean_n exp(l_n) - tau_plus mean_p exp(l_p)) / (1 - tau_plus)``, at least

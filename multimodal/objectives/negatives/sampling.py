@@ -1,4 +1,4 @@
-"""Choice that can be repeated: hashes for random numbers, and top-k with ties by candidate id."""
+"""Reproducible selection: hashes as random numbers, and top-k with ties by candidate id."""
 
 from __future__ import annotations
 

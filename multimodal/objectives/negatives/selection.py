@@ -1,4 +1,4 @@
-"""Strategies that choose among an anchor's negatives: what is not chosen is dropped."""
+"""Strategies that select some of an anchor's negatives and drop the others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class InBatch:
 
 @dataclass(frozen=True)
 class Random:
-    """``k`` of them by chance, drawn anew for every anchor, step and direction.
+    """``k`` random ones, drawn for every anchor, step and direction.
 
     Args:
         k: at least 1; all of them where there are no more.
@@ -66,7 +66,7 @@ class Random:
 
 @dataclass(frozen=True)
 class Hard:
-    """The ``k`` most similar ones, optionally without the very hardest.
+    """The ``k`` hardest ones, optionally after skipping the very hardest.
 
     The hardest are often false negatives: pictures of the same thing, captions that would fit
     (Xuan et al. 2020; NV-Retriever, Moreira et al. 2024).
@@ -150,7 +150,7 @@ class SemiHard:
 
 @dataclass(frozen=True)
 class DistanceWeighted:
-    """``k`` drawn so that all distances are met alike (Wu et al. 2017, Sec. 4.1).
+    """``k`` sampled uniformly over distances (Wu et al. 2017, Sec. 4.1).
 
     Between random points of the sphere in D dimensions, almost all distances are near sqrt(2). A
     negative's chance is ``min(lambda, 1 / q(distance))``, q being that density, so that near and
@@ -159,7 +159,7 @@ class DistanceWeighted:
     Args:
         k: at least 1; all of them where there are no more.
         cutoff: a distance in (0, sqrt(2)); lambda is 1 / q there, so that nearer ones, whose
-            gradients are noise, are no likelier.
+            gradients are noise, are not more likely.
     """
 
     k: Annotated[int, AT_LEAST_1] = 16
@@ -193,7 +193,7 @@ class DistanceWeighted:
 
 @dataclass(frozen=True)
 class Filtered:
-    """Leaves out likely false negatives, and hands the rest to another strategy.
+    """Drops likely false negatives, and passes the rest to another strategy.
 
     Negatives at least as similar as ``threshold`` are taken for unlabelled positives (Huynh et al.
     2022). Equal captions or labels need no threshold: give the source a ``positive_key``, and the

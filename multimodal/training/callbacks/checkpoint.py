@@ -1,4 +1,4 @@
-"""When checkpoints are written, what is in them, and which of them stay."""
+"""When checkpoints are written, what they contain, and which are kept."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ class Checkpoint(pl.Callback):
     run that is resumed from it begins with that validation. Where ``keep_best`` is set, every
     validated step has a checkpoint, so that the best one is there when its score is known.
 
-    A periodic save that fails (full disk) is told, and the training goes on; the last one must not.
+    A failed periodic save (full disk) is reported and training continues; a failed last one is an
+    error.
 
     Args:
         folder: of this run's checkpoints.
         every_n_train_steps: optimizer steps between two checkpoints; null saves at the end only.
-        keep_last: how many stay, by step.
-        keep_best: how many more stay, by the metric ``monitor``.
+        keep_last: how many to keep, by step.
+        keep_best: how many more to keep, by the metric ``monitor``.
         monitor: a logged metric of the validation, as `val/SOURCE/A_to_B_r@1`.
         mode: ``max`` if a higher metric is better, ``min`` if a lower one is.
         run_config: the resolved configuration as YAML text; goes into every checkpoint.
-        origin: plain values on where the run comes from (code, data); go into every checkpoint.
+        origin: provenance of the run (code, data) as plain values; goes into every checkpoint.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Checkpoint(pl.Callback):
         if keep_best and monitor is None:
             raise ValueError(
                 f"callbacks.checkpoint.keep_best={keep_best} needs callbacks.checkpoint.monitor: "
-                "the metric that says which is best"
+                "the metric that ranks checkpoints"
             )
         self.folder = Path(folder)
         self.every_n_train_steps = every_n_train_steps
@@ -76,19 +77,19 @@ class Checkpoint(pl.Callback):
         self.scores: dict[int, float] = {}
         self._saved_step = self._seen_step = 0
         self._validation_due = False
-        self._loops: dict[str, Any] | None = None  # as they were before the validation under way
+        self._loops: dict[str, Any] | None = None  # from before the current validation
 
     def state_dict(self) -> dict[str, Any]:
         """The scores so far, and whether the validation of this step is still to come."""
         return {"scores": dict(self.scores), "validation_due": self._validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` told."""
+        """Restores what `state_dict` saved."""
         self.scores = {int(step): float(score) for step, score in state_dict["scores"].items()}
         self._validation_due = state_dict["validation_due"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Goes on from the step that the run was resumed from, in the log too."""
+        """Starts at the step that the run was resumed from, in the log too."""
         self._saved_step = self._seen_step = trainer.global_step
         if trainer.is_global_zero:
             store.remove_leftovers(self.folder)
@@ -101,7 +102,7 @@ class Checkpoint(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Adds what does not change in a run; in a validation, the loops as they were before it."""
+        """Adds the constants of a run; during a validation, the state of the loops before it."""
         checkpoint["config"] = self.run_config
         checkpoint["origin"] = self.origin
         checkpoint["loggers"] = wandb_state(trainer.loggers)
@@ -124,7 +125,7 @@ class Checkpoint(pl.Callback):
             self._loops = copy.deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
         if (every and step % every == 0) or (self.keep_best and self._validation_due):
             if isinstance(pl_module, TrainingModule):
-                pl_module.log_if_due()  # or a run killed now would lack this step's row for good
+                pl_module.log_if_due()  # or a run killed now would never log this step's row
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -165,7 +166,7 @@ class Checkpoint(pl.Callback):
         """Writes the checkpoint of the present step (all ranks call it) and removes old ones.
 
         Returns:
-            Whether it was written; if not, the reason stands on standard error.
+            Whether it was written; if not, the reason is on stderr.
         """
         path = self.folder / f"step={trainer.global_step:08d}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
@@ -174,7 +175,7 @@ class Checkpoint(pl.Callback):
         failed = any(all_gather_object(failed))
         if failed:
             if trainer.is_global_zero:
-                print("WARNING: training goes on without this checkpoint", file=sys.stderr)
+                print("WARNING: continuing without this checkpoint", file=sys.stderr)
             return False
         self._saved_step = trainer.global_step
         self._remove_old(trainer)

@@ -1,4 +1,4 @@
-"""Is the loader fast enough? The share of a step that training waits for its data."""
+"""The share of a step that training waits for its data."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytorch_lightning as pl
 class DataWait(pl.Callback):
     """Logs ``train/data_wait``: of the time since the last logged step, the share spent waiting.
 
-    Time is the training process's own. On a GPU the work of earlier steps may still go on
-    meanwhile, so that a small share does no harm there; one that does not fall with more
-    ``data.num_workers`` says that reading or decoding is too slow.
+    Time is the training process's own. On a GPU the work of earlier steps may still be running, so
+    that a small share does no harm there; one that does not fall with more ``data.num_workers``
+    says that reading or decoding is too slow.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class DataWait(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """The step is done; its share stands ready for the module's log."""
+        """The step is done; its share is ready for the module's log."""
         now = time.perf_counter()
         self._total += now - (self._start if self._end is None else self._end)
         self._end = now
@@ -53,5 +53,5 @@ class DataWait(pl.Callback):
             self._waited = self._total = 0.0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validation is no waiting."""
+        """Validation does not count as waiting."""
         self._end = None

@@ -18,9 +18,9 @@ from multimodal.inference.checkpoint.weights import STATE
 class WeightAverage(pl.Callback):
     """Keeps an exponential moving average of the trained weights (Polyak and Juditsky 1992).
 
-    Validation, the evaluation in training and the one at the end use it, and so does who loads the
-    checkpoint; training goes on with the weights themselves. A checkpoint holds both. Frozen
-    parameters, queues and statistics are not averaged.
+    Validation, the evaluation in training and the one at the end use it, and so does anyone who
+    loads the checkpoint; training continues with the weights themselves. A checkpoint holds both.
+    Frozen parameters, queues and statistics are not averaged.
 
     Args:
         decay: in [0, 1), the share that a step keeps, once warm.
@@ -41,7 +41,7 @@ class WeightAverage(pl.Callback):
         self._seen_step = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begins with the weights as they are, unless a checkpoint has brought an average."""
+        """Starts from the current weights, unless a checkpoint has provided an average."""
         trained = _trained(pl_module)
         begun = {n: p.detach().float().clone() for n, p in trained if n not in self.average}
         known = {**self.average, **begun}  # of a tower that was frozen, its weights
@@ -49,7 +49,7 @@ class WeightAverage(pl.Callback):
         _tell("validation and evaluation use", self.evaluate)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Goes on from the step that the run was resumed from."""
+        """Starts at the step that the run was resumed from."""
         self._seen_step = trainer.global_step
 
     @torch.no_grad()
@@ -66,12 +66,12 @@ class WeightAverage(pl.Callback):
             self.average[name].lerp_(parameter.detach().float(), 1 - decay)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the average in the place of the weights."""
+        """Swaps the average in."""
         if trainer.training or trainer.state.fn == "fit":
             self._swap_in(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the weights back."""
+        """Swaps the weights back."""
         self._swap_out(pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -99,14 +99,14 @@ class WeightAverage(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Goes on with the average; one that was not kept begins anew."""
+        """Restores the average; parameters without one start from their weights."""
         if STATE in checkpoint:
             self.average = {name: t.clone() for name, t in checkpoint[STATE].items()}
             self.steps = checkpoint["ema_steps"]
 
     @contextmanager
     def in_use(self, pl_module: pl.LightningModule) -> Iterator[None]:
-        """Within, the average is in the place of the weights."""
+        """Within, the average replaces the weights."""
         self._swap_in(pl_module)
         try:
             yield

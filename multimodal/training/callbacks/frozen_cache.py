@@ -1,4 +1,4 @@
-"""Frozen towers embed each sample once; training then neither decodes nor encodes it."""
+"""A cache of frozen towers' embeddings; training then neither decodes nor encodes the samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.data.loading.collate import Sample, load
 from multimodal.data.loading.frozen_embeddings import FrozenEmbeddings
 from multimodal.data.loading.workers import Steps, make_loader, one_thread
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.shards.paths import resolve
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
@@ -30,15 +30,15 @@ from multimodal.models.towers import EmbeddingModel, Tower
 log = logging.getLogger(__name__)
 
 _BLOCK = 64  # samples that are embedded at once
-_FORMAT = 1  # of the key; another number makes all tables anew
+_FORMAT = 1  # of the key; a new number invalidates all tables
 
 
 class FrozenCache(pl.Callback):
     """Fills the tables of the frozen towers' embeddings before training, and lets it read them.
 
-    A table is found by a hash of all that decides its content: the tower's weights and structure,
-    the transform, the modality's members, the shards, the views and their seed. Ranks share the
-    work; what was left unfinished is gone on with.
+    A table is identified by a hash of everything that determines its content: the tower's weights
+    and structure, the transform, the modality's members, the shards, the views and their seed.
+    Ranks share the work; incomplete tables are resumed.
 
     Args:
         folder: of all tables, seen by all ranks.
@@ -86,12 +86,12 @@ class FrozenCache(pl.Callback):
         self, data: MultimodalDataModule, model: EmbeddingModel
     ) -> Iterator[tuple[Source, str]]:
         """Every source and modality that a frozen tower embeds."""
-        found = False
+        any_frozen = False
         for name, source in data.sources.items():
             for modality in source.modalities:
                 if modality not in model.towers or not model.tower(modality).frozen:
                     continue
-                found = True
+                any_frozen = True
                 random = getattr(data.transforms[modality], "is_random", True)
                 if self.views is None and (random or source.decoder.is_random(modality)):
                     what = (
@@ -105,7 +105,7 @@ class FrozenCache(pl.Callback):
                         "the random choices out"
                     )
                 yield source, modality
-        if not found:
+        if not any_frozen:
             raise ValueError("data.cache_frozen=true, but no source has a frozen tower's modality")
 
     def _table(
@@ -144,16 +144,16 @@ class FrozenCache(pl.Callback):
 
 
 def weights_hash(tower: Tower) -> str:
-    """Equal for towers of the same structure with bit by bit the same weights."""
-    found = hashlib.sha256(repr(tower).encode())
+    """Equal for towers of the same structure with bit-identical weights."""
+    digest = hashlib.sha256(repr(tower).encode())
     for name, tensor in sorted(tower.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _with_files(config: Any) -> Any:
-    """A configuration in which the path of a file stands with the hash of its content."""
+    """A configuration with the paths of files replaced by the hashes of their content."""
     if isinstance(config, Mapping):
         return {str(key): _with_files(value) for key, value in config.items()}
     if isinstance(config, list | tuple):
@@ -216,7 +216,7 @@ def _fill(
 
 
 class _Views(Dataset[tuple["Tensor | None", "Tensor | None", list[bool]]]):
-    """Number of a block -> inputs of its readable samples, every view of one after the other."""
+    """Number of a block -> inputs of its readable samples, all views of one sample in a row."""
 
     def __init__(
         self,
@@ -250,11 +250,13 @@ class _Views(Dataset[tuple["Tensor | None", "Tensor | None", list[bool]]]):
         draws = (
             [None]
             if self.views is None
-            else [Draw.of_view(self.seed, self.source.name, index, v) for v in range(self.views)]
+            else [
+                SampleRNG.of_view(self.seed, self.source.name, index, v) for v in range(self.views)
+            ]
         )
         views = []
-        for draw in draws:
-            sample = load(self.source, self.transforms, index, draw, [self.modality])
+        for rng in draws:
+            sample = load(self.source, self.transforms, index, rng, [self.modality])
             if not isinstance(sample, Sample):
                 return None
             views.append(sample.inputs[self.modality])

@@ -1,4 +1,4 @@
-"""A report of losses that jump."""
+"""Reports loss spikes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from multimodal.training.callbacks.nonfinite import describe_batch
 
 
 class LossSpikes(pl.Callback):
-    """Writes a line to `spikes.jsonl` when the loss lies far above its moving average.
+    """Writes a line to `spikes.jsonl` if the loss is far above its moving average.
 
     Average and variance are exponential (West 1979); the first ``warmup_steps`` steps only feed
     them. A spike does not enter them, unless it lasts longer than the window.
@@ -48,7 +48,7 @@ class LossSpikes(pl.Callback):
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with it."""
+        """Restores it."""
         for name, value in state_dict.items():
             setattr(self, name, value)
 

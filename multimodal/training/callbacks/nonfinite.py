@@ -1,4 +1,4 @@
-"""Numbers that are not finite never reach the weights, and do not go on for ever."""
+"""Skips non-finite steps; aborts after too many in a row."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class NonFiniteError(UserError, RuntimeError):
 
 
 class SkipNonFinite(pl.Callback):
-    """If loss or gradient of any rank is not finite, no rank applies the step.
+    """Skips the step on all ranks if the loss or a gradient of any rank is not finite.
 
-    The step is given up by taking all gradients away: an optimizer leaves parameters without a
-    gradient, and its own state for them, as they are. The step still counts, so that the run's
-    place in its data and its schedule remain functions of the step.
+    The step is skipped by removing all gradients: an optimizer does not change parameters without a
+    gradient, or its state for them. The step still counts, so that the run's place in its data and
+    its schedule remain functions of the step.
 
     Args:
         max_nonfinite: steps in a row after which the run ends with an error. The batches' sample
@@ -43,19 +43,19 @@ class SkipNonFinite(pl.Callback):
             )
         self.max_nonfinite = max_nonfinite
         self.folder = Path(folder)
-        self.in_a_row = 0
+        self.consecutive = 0
         self.skipped = 0
         self._bad: Tensor | None = None  # of the losses since the last optimizer step
-        self._gave_up = False
+        self._step_skipped = False
         self._batches: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """How many steps were given up, in a row and in all."""
-        return {"in_a_row": self.in_a_row, "skipped": self.skipped}
+        """How many steps were skipped, consecutively and in total."""
+        return {"in_a_row": self.consecutive, "skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting."""
-        self.in_a_row, self.skipped = state_dict["in_a_row"], state_dict["skipped"]
+        """Restores the counts."""
+        self.consecutive, self.skipped = state_dict["in_a_row"], state_dict["skipped"]
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
@@ -67,7 +67,7 @@ class SkipNonFinite(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Agrees with the other ranks, and takes the gradients away if one of them is not finite.
+        """Removes the gradients if any rank's loss or gradient is not finite.
 
         Raises nothing here: gradient scalers still have to see the step.
         """
@@ -78,21 +78,21 @@ class SkipNonFinite(pl.Callback):
         norm = total_norm(gradients) if gradients else torch.zeros(())
         bad_gradient = (~torch.isfinite(norm)).float().to(bad_loss.device)
         counts = all_reduce_sum(torch.stack([bad_loss, bad_gradient]))
-        losses, found = counts.tolist()
-        if not losses and not found:
-            self.in_a_row, self._gave_up = 0, False
+        losses, gradients_bad = counts.tolist()
+        if not losses and not gradients_bad:
+            self.consecutive, self._step_skipped = 0, False
             return
         optimizer.zero_grad(set_to_none=True)
-        self._gave_up = True
+        self._step_skipped = True
         self.skipped += 1
-        # A gradient scaler of float16 finds its scale by trying: that alone is no fault.
+        # A gradient scaler of float16 finds its scale by trial: that alone is not an error.
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        self.in_a_row += 1 if losses or not scaled else 0
+        self.consecutive += 1 if losses or not scaled else 0
         if trainer.is_global_zero and (losses or not scaled):
             what = f"the loss of {int(losses)} ranks" if losses else "a gradient"
             print(
                 f"WARNING: step {trainer.global_step + 1}: {what} is not finite; the step is not "
-                f"applied ({self.in_a_row} of at most {self.max_nonfinite} in a row)",
+                f"applied ({self.consecutive} of at most {self.max_nonfinite} in a row)",
                 file=sys.stderr,
             )
 
@@ -111,19 +111,19 @@ class SkipNonFinite(pl.Callback):
         """
         self._batches.append(describe_batch(pl_module, outputs, batch))
         del self._batches[: -trainer.accumulate_grad_batches]
-        if not self._gave_up or self.in_a_row < self.max_nonfinite:
+        if not self._step_skipped or self.consecutive < self.max_nonfinite:
             return
         ranks = all_gather_object(self._batches)
         path = self.folder / "nonfinite.json"
         if trainer.is_global_zero:
-            report = {"step": trainer.global_step, "in_a_row": self.in_a_row, "ranks": ranks}
+            report = {"step": trainer.global_step, "in_a_row": self.consecutive, "ranks": ranks}
             try:
                 write_text(path, json.dumps(report, indent=1) + "\n")
             except WriteError as error:  # the reason for the end is the other one
                 print(f"WARNING: {error}", file=sys.stderr)
         raise NonFiniteError(
-            f"{self.in_a_row} steps in a row, up to step {trainer.global_step}, had a loss or a "
-            f"gradient that is not finite. None of them was applied. The samples and losses of the "
+            f"{self.consecutive} steps in a row, up to step {trainer.global_step}, had a loss or a "
+            "gradient that is not finite. None of them was applied. The samples and losses of the "
             f"last are in {path}; a lower optimizer.lr, or trainer.precision=32-true, may help"
         )
 

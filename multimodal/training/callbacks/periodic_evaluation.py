@@ -14,11 +14,11 @@ from multimodal.training.callbacks.ema import WeightAverage
 PREFIX = "eval"
 
 
-class InTraining(pl.Callback):
-    """Calls ``evaluate`` every so often, on all ranks, and logs what it finds as `eval/...`.
+class PeriodicEvaluation(pl.Callback):
+    """Calls ``evaluate`` every so often, on all ranks, and logs the metrics as `eval/...`.
 
-    Training does not notice: the random states and the towers' modes are what they were. Where the
-    run keeps a moving average of the weights, it is what is evaluated.
+    Training is not affected: random states and the towers' modes are restored. If the run keeps a
+    moving average of the weights, that is evaluated.
 
     Args:
         evaluate: called with the training module; name -> figure, equal on all ranks.

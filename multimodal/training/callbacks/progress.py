@@ -1,4 +1,4 @@
-"""What is shown while a run goes on: a progress bar, or lines."""
+"""Progress of a run: a bar, or plain lines."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ProgressBar(pl.Callback):
 
     Args:
         every_n_steps: optimizer steps between two updates (the loss is read from the device then).
-        plain_every_s: seconds between two lines where the output is no terminal.
+        plain_every_s: seconds between two lines if the output is not a terminal.
     """
 
     def __init__(self, every_n_steps: int, plain_every_s: float) -> None:

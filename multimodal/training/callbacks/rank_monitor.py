@@ -1,4 +1,4 @@
-"""The processes of the other local ranks, where Lightning has started them from this one."""
+"""Monitors the processes of the other local ranks that Lightning has started."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pytorch_lightning.strategies.launchers.subprocess_script import _Subprocess
 from multimodal.data.loading.worker_processes import kill_workers
 
 
-class RankWatch:
-    """Ends the run, and says why, when one of these processes dies; leaves none of them behind.
+class RankMonitor:
+    """Ends the run, with the reason, if one of these processes dies; terminates the others.
 
-    It takes the place of Lightning's observer, which kills this process too, without a word and
-    with another exit code than the run's.
+    It replaces Lightning's observer, which kills this process silently and with a different exit
+    code.
     """
 
     def __init__(self) -> None:
@@ -43,26 +43,26 @@ class RankWatch:
             for rank, process in enumerate(self._processes, start=1):
                 status = process.poll()
                 if status and not self._done.wait(5.0):  # this rank may fail of it by itself
-                    _tell(rank, process.pid, status)
+                    _report_exit(rank, process.pid, status)
                     self.kill()
                     kill_workers()
                     os._exit(1)
 
     def release(self) -> None:
-        """From now on these processes may end as they like: the run is over."""
+        """Stops monitoring: the run is over."""
         self._done.set()
 
-    def end(self, patience_s: float) -> None:
-        """Waits for these processes, tells which a signal has ended, and kills those that stay."""
+    def shutdown(self, timeout_s: float) -> None:
+        """Waits for these processes, reports which died of a signal, and kills the others."""
         self.release()
-        limit = time.monotonic() + patience_s
+        limit = time.monotonic() + timeout_s
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=max(0.0, limit - time.monotonic()))
         for rank, process in enumerate(self._processes, start=1):
             status = process.poll()
-            if status is not None and status < 0:  # others have told the error that ended them
-                _tell(rank, process.pid, status)
+            if status is not None and status < 0:  # others have reported their own error
+                _report_exit(rank, process.pid, status)
         self.kill()
 
     def kill(self) -> None:
@@ -73,10 +73,10 @@ class RankWatch:
                 process.kill()
 
 
-def _tell(rank: int, pid: int, status: int) -> None:
+def _report_exit(rank: int, pid: int, status: int) -> None:
     how = f"exit status {status}" if status > 0 else f"signal {-status}"
     sys.stderr.write(
-        f"rank {rank} (process {pid}) has ended with {how}, so the run ends; go on from its last "
-        "checkpoint by resume=auto\n"
+        f"rank {rank} (process {pid}) exited with {how}, so the run ends; resume from its last "
+        "checkpoint with resume=auto\n"
     )
     sys.stderr.flush()

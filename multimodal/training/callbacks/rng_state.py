@@ -1,4 +1,4 @@
-"""Every rank's random number generators, as they were at the checkpoint."""
+"""Saves and restores every rank's random number generators."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RandomState(pl.Callback):
         if self._pending is None:
             return
         ranks, self._pending = self._pending, None
-        # At another world size there is no exact state to go back to; the seed's own one stands.
+        # At another world size there is no exact state to restore; the seed's initial one is kept.
         if len(ranks) != world_size():
             return
         state = ranks[trainer.global_rank]

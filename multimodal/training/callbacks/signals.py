@@ -1,4 +1,4 @@
-"""Signals as they come, even while the main thread waits inside a collective."""
+"""Receives signals even while the main thread waits inside a collective."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
-class SignalWatch:
-    """Notes the first signal; a second one, or a deadline after the first, ends the process.
+class SignalListener:
+    """Records the first signal; a second one, or a deadline after the first, ends the process.
 
     Python runs its handlers in the main thread between two instructions, so not while that one
     waits for other ranks. Here the interpreter's C handler wakes a thread of our own.
@@ -36,27 +36,27 @@ class SignalWatch:
         self._previous_fd = -1
         self._pid = os.getpid()
         self._reader, self._writer = socket.socketpair()
-        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._closed = False
         self.received = 0
 
     def start(self) -> None:
-        """Takes over the signals; from the main thread. Once more is harmless, and takes them back
-        from who has set a handler in between."""
+        """Installs the handlers; from the main thread. Idempotent, and replaces handlers set in the
+        meantime."""
         for number in SIGNALS:
-            present = signal.signal(number, _nothing)
-            if present is not _nothing:
+            present = signal.signal(number, _noop)
+            if present is not _noop:
                 self._previous.setdefault(number, present)
         if not self._thread.is_alive():
             self._writer.setblocking(False)
             self._previous_fd = signal.set_wakeup_fd(
                 self._writer.fileno(), warn_on_full_buffer=False
             )
-            os.register_at_fork(after_in_child=self._leave)
+            os.register_at_fork(after_in_child=self._detach_in_child)
             self._thread.start()
 
     def stop(self) -> None:
-        """Gives the signals back."""
+        """Restores the previous handlers."""
         if self._closed:
             return
         self._closed = True
@@ -67,12 +67,12 @@ class SignalWatch:
         self._thread.join(timeout=5)
         self._reader.close()
 
-    def _leave(self) -> None:
+    def _detach_in_child(self) -> None:
         # A forked worker shares the socket: its signals are not this process's.
         if not self._closed and os.getpid() != self._pid:
             signal.set_wakeup_fd(-1)
 
-    def _watch(self) -> None:
+    def _listen(self) -> None:
         deadline: float | None = None
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -80,7 +80,7 @@ class SignalWatch:
             try:
                 numbers = self._reader.recv(64)
             except TimeoutError:
-                self._end(f"still not stopped after {self._grace_s} s: ending at once")
+                self._end(f"still running after {self._grace_s} s: exiting at once")
             except OSError:
                 return
             if not numbers:
@@ -89,7 +89,7 @@ class SignalWatch:
                 if number not in SIGNALS:
                     continue
                 if self.received:
-                    self._end("a second signal: ending at once; the last checkpoint is whole")
+                    self._end("a second signal: exiting at once; the last checkpoint is intact")
                 self.received = number
                 if self._grace_s is not None:
                     deadline = time.monotonic() + self._grace_s
@@ -103,9 +103,9 @@ class SignalWatch:
 
 
 def exit_code(number: int) -> int:
-    """130 after Ctrl-C; 143 after the signals by which machines ask for an end."""
+    """130 after Ctrl-C; 143 after the other signals."""
     return 130 if number == signal.SIGINT else 143
 
 
-def _nothing(number: int, frame: FrameType | None) -> None:
-    """The handler: all is done by the thread, and no call in the main thread fails."""
+def _noop(number: int, frame: FrameType | None) -> None:
+    """The handler: the thread does the work, and no call in the main thread fails."""

@@ -1,4 +1,4 @@
-"""A signal on any rank ends the run on all of them: after the step, with one checkpoint."""
+"""A signal on any rank stops the run on all of them: after the step, with one checkpoint."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ import torch.distributed as dist
 
 from multimodal.data.loading.worker_processes import kill_workers
 from multimodal.training.callbacks.checkpoint import Checkpoint
-from multimodal.training.callbacks.rank_monitor import RankWatch
-from multimodal.training.callbacks.signals import SignalWatch, exit_code
+from multimodal.training.callbacks.rank_monitor import RankMonitor
+from multimodal.training.callbacks.signals import SignalListener, exit_code
 from multimodal.training.strategies.heartbeat import Heartbeat
 
 _KEY = "multimodal/stop"
 
 
-class Stopped(SystemExit):
-    """The run was asked to end, and has saved its state; carries the process's exit code."""
+class StoppedBySignalError(SystemExit):
+    """The run was asked to stop, and has saved its state; carries the process's exit code."""
 
 
 class StopOnSignal(pl.Callback):
     """Ends the run when SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C reaches any of its ranks.
 
     All ranks finish the optimizer step under way, save one checkpoint and exit with 143 (130 after
-    Ctrl-C). A validation is broken off; the resumed run begins with it. A second signal ends the
+    Ctrl-C). A validation is aborted; the resumed run begins with it. A second signal ends the
     process at once. After SIGUSR1 or SIGUSR2 inside a SLURM job, the job is queued again where
     ``requeue`` is set (`sbatch --signal=USR1@120 --requeue`; the jobs of ``launcher=slurm`` get
-    SIGUSR2 before their time is up): the same command then goes on by ``resume=auto``.
+    SIGUSR2 before their time is up): the same command then resumes with ``resume=auto``.
 
     The ranks agree after every optimizer step by one number over gloo, which no device waits for.
     A validation must not communicate between its first and its last batch.
@@ -49,8 +49,8 @@ class StopOnSignal(pl.Callback):
             raise ValueError(f"callbacks.stop.grace_s={grace_s} must be above 0, or null")
         self.grace_s = grace_s
         self.requeue = requeue
-        self._watch: SignalWatch | None = None
-        self._ranks = RankWatch()
+        self._signals: SignalListener | None = None
+        self._ranks = RankMonitor()
         self._heartbeat: Heartbeat | None = None
         self._group: Any = None
         self._seen_step = -1
@@ -58,9 +58,9 @@ class StopOnSignal(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Takes over the signals before any worker is started."""
-        if self._watch is None:
-            self._watch = SignalWatch(self.grace_s, self._kill)
-        self._watch.start()
+        if self._signals is None:
+            self._signals = SignalListener(self.grace_s, self._kill)
+        self._signals.start()
         self._ranks.start(trainer)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             timeout = getattr(trainer.strategy, "_timeout", None) or timedelta(minutes=30)
@@ -69,9 +69,9 @@ class StopOnSignal(pl.Callback):
                 self._heartbeat = self._listen(timeout.total_seconds())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the signals back from Lightning, whose handler would wait for other ranks."""
-        assert self._watch is not None
-        self._watch.start()
+        """Replaces Lightning's handlers, which would wait for other ranks."""
+        assert self._signals is not None
+        self._signals.start()
         self._seen_step = trainer.global_step
 
     def on_train_batch_end(
@@ -81,12 +81,12 @@ class StopOnSignal(pl.Callback):
         if trainer.global_step == self._seen_step:  # within an accumulation
             return
         self._seen_step = trainer.global_step
-        if number := self._agreed():
+        if number := self._reduce_signal():
             pl_module.on_train_batch_end(*arguments)  # its turn would come next: it logs the step
             self._stop(trainer, number)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing is agreed yet in this validation."""
+        """No decision yet in this validation."""
         self._agreed_in_validation = False
 
     def on_validation_batch_end(
@@ -95,44 +95,44 @@ class StopOnSignal(pl.Callback):
         """Leaves a validation between two of its batches; ranks may have different numbers."""
         if self._agreed_in_validation or trainer.sanity_checking or not _at_a_step(trainer):
             return
-        if self._told():
+        if self._signal_pending():
             self._agreed_in_validation = True
-            if number := self._agreed():
+            if number := self._reduce_signal():
                 self._stop(trainer, number)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Meets the ranks that have left before the end, ahead of the module's own collectives."""
         if self._agreed_in_validation or trainer.sanity_checking or not _at_a_step(trainer):
             return
-        if number := self._agreed():
+        if number := self._reduce_signal():
             self._stop(trainer, number)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """After an error on this rank, none of those that it has started stays behind."""
-        if isinstance(exception, Stopped):
+        """After an error on this rank, terminates the ranks that it has started."""
+        if isinstance(exception, StoppedBySignalError):
             return  # a second signal, and the deadline, still count
         if self._heartbeat is not None and (silent := self._heartbeat.silent()):
             print(f"{silent} is silent: stopped, or on a machine that hangs", file=sys.stderr)
             self._ranks.kill()
-        self._ranks.end(patience_s=10.0)
+        self._ranks.shutdown(timeout_s=10.0)
         self._give_back()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the signals back."""
+        """Restores the previous handlers."""
         self._give_back()
 
     def _give_back(self) -> None:
         if self._heartbeat is not None:
             self._heartbeat.stop()
             self._heartbeat = None
-        if self._watch is not None:
-            self._watch.stop()
-            self._watch = None
+        if self._signals is not None:
+            self._signals.stop()
+            self._signals = None
 
     def _listen(self, timeout_s: float) -> Heartbeat:
-        watch = self._watch
+        watch = self._signals
         assert watch is not None
 
         def leave(status: int | None) -> None:
@@ -154,21 +154,21 @@ class StopOnSignal(pl.Callback):
         self._ranks.kill()
         kill_workers()
 
-    def _told(self) -> bool:
+    def _signal_pending(self) -> bool:
         """Whether a signal has come, here or, by the store of the process group, to another."""
-        assert self._watch is not None
+        assert self._signals is not None
         if self._group is None:
-            return bool(self._watch.received)
+            return bool(self._signals.received)
         store = dist.distributed_c10d._get_default_store()
-        if self._watch.received:
+        if self._signals.received:
             store.set(_KEY, "1")
             return True
         return bool(store.check([_KEY]))
 
-    def _agreed(self) -> int:
-        """The signal by which all ranks stop now; 0 to go on. Every rank has to call."""
-        assert self._watch is not None
-        number = self._watch.received
+    def _reduce_signal(self) -> int:
+        """The signal to stop for on all ranks; 0 to continue. Every rank has to call."""
+        assert self._signals is not None
+        number = self._signals.received
         if self._group is not None:
             # SIGTERM outranks the others where ranks were sent different ones.
             flag = torch.tensor([number])
@@ -191,7 +191,7 @@ class StopOnSignal(pl.Callback):
             self._heartbeat.stop()
         if self._group is not None:
             dist.barrier(group=self._group)
-        raise Stopped(code)
+        raise StoppedBySignalError(code)
 
 
 def _at_a_step(trainer: pl.Trainer) -> bool:
@@ -200,7 +200,7 @@ def _at_a_step(trainer: pl.Trainer) -> bool:
 
 
 def requeue_slurm_job() -> bool:
-    """Asks SLURM to queue the present job again; False where this is no SLURM job."""
+    """Asks SLURM to queue the present job again; False if this is not a SLURM job."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return False

@@ -1,4 +1,4 @@
-"""`metrics.csv`: one row per logged step, appended on resume, readable by anything."""
+"""`metrics.csv`: one row per logged step, appended on resume."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CSVLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Nothing: the file lies in the run's own folder."""
+        """Nothing: the file is in the run's folder."""
         return ""
 
     @property
@@ -85,8 +85,8 @@ class CSVLogger(Logger):
             if not self._waiting:
                 print(
                     f"WARNING: cannot write {self.path}: {reason(error)}. "
-                    f"{free_megabytes(self.path.parent):.1f} MB are free there. Training goes on; "
-                    "the rows are written when that is possible again",
+                    f"{free_megabytes(self.path.parent):.1f} MB are free there. Training "
+                    "continues; the rows are written once that is possible",
                     file=sys.stderr,
                 )
             self._waiting.append(row)

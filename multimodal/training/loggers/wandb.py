@@ -1,4 +1,4 @@
-"""Weights and Biases: a run keeps its identity when it goes on, and does without it in need."""
+"""Weights and Biases: resumable run ids, with a fallback to offline mode."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ START_S = 30.0  # in which the library waits for its service to start, before it
 
 
 class WandbLogger(loggers.WandbLogger):
-    """Lightning's logger, for runs that are killed and go on, on machines that lose the network.
+    """Lightning's logger, for runs that are killed and resumed on machines that lose the network.
 
     Where the server cannot be reached, or there is no key, a warning is given and the run is
     written to ``save_dir``, from where `wandb sync` uploads it later. An error while logging ends
     the logging, not the training. So does a service (the library's own process) that does not
     answer, because it hangs or is stopped: training waits `timeout_s` for it, and ends it.
 
-    A run that goes on (`go_on`) has the same id, and no step is logged twice: those between its
-    checkpoint and its end, which it computes once more, are there already.
+    A resumed run (`resume`) keeps its id, and logs no step twice: the steps between its checkpoint
+    and its end, which are recomputed, are already logged.
 
     Args:
         project: of the runs.
         name: of the run.
-        id: of the run; null: of the run that is gone on with, or a new one.
+        id: of the run; null: of the resumed run, or a new one.
         entity: the team or user; null: the key's own.
         offline: needs neither network nor key.
         save_dir: holds the folder `wandb` and `wandb.json`.
@@ -73,17 +73,17 @@ class WandbLogger(loggers.WandbLogger):
         self._asked = id
         self._note = Path(save_dir) / NOTE
         self._step = -1
-        self._of_step: set[str] = set()
-        self._lost = False
+        self._step_metrics: set[str] = set()
+        self._disabled = False
         self._timeout_s = timeout_s
-        self._be(id or secrets.token_hex(4))
+        self._set_run_id(id or secrets.token_hex(4))
 
-    def _be(self, run_id: str) -> None:
+    def _set_run_id(self, run_id: str) -> None:
         self._id = self._wandb_init["id"] = run_id
 
     @property
     def run_id(self) -> str:
-        """What a resumed run has to keep."""
+        """The id, which a resumed run keeps."""
         return str(self._wandb_init["id"])
 
     def describe(self, config: Mapping[str, Any]) -> None:
@@ -94,47 +94,47 @@ class WandbLogger(loggers.WandbLogger):
         """Sets the run's name, which must hold no secrets; before anything is logged."""
         self._name = self._wandb_init["name"] = name
 
-    def go_on(self, run_id: str | None, step: int, note: Path) -> None:
-        """Goes on with an earlier run.
+    def resume(self, run_id: str | None, step: int, note: Path) -> None:
+        """Resumes an earlier run.
 
         Args:
             run_id: by its checkpoint; None if it has none.
             step: of that checkpoint.
             note: the `wandb.json` of the earlier run, which may not be there.
         """
-        told = json.loads(note.read_text()) if note.exists() else {}
-        run_id = self._asked or run_id or told.get("id")
+        earlier = json.loads(note.read_text()) if note.exists() else {}
+        run_id = self._asked or run_id or earlier.get("id")
         if run_id is None:
             return
-        self._be(run_id)
+        self._set_run_id(run_id)
         self._step = step
-        if told.get("id") == run_id:
-            self._step, self._of_step = max(step, told["step"]), set(told["logged"])
+        if earlier.get("id") == run_id:
+            self._step, self._step_metrics = max(step, earlier["step"]), set(earlier["logged"])
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         """The run; a dummy on other ranks, and after an error."""
-        if self._lost:
+        if self._disabled:
             return _DummyExperiment()
         if self._experiment is None:
-            # A service of its own, not that of the process which has started this one: there the
-            # same id may be in use, and its end could not be waited for.
+            # Its own service, not that of the parent process: there the same id may be in use, and
+            # its end could not be awaited.
             os.environ.pop("WANDB_SERVICE", None)
             try:
                 # Login and start have a limit each; past both, it is the service that hangs.
                 with bounded(2 * self._timeout_s + START_S):
                     return super().experiment
             except Exception as error:  # of many kinds: no network, no key, no answer
-                # The service goes on to hold a run whose start has failed, and would refuse its id.
+                # The service keeps a run whose start has failed, and would reject its id.
                 with suppress(Exception), bounded(self._timeout_s):
                     _end_service()
                 if self._offline:
-                    self._lose(error)
+                    self._disable(error)
                     return _DummyExperiment()
                 print(
                     f"WARNING: Weights and Biases cannot be reached ({_first_line(error)}). "
-                    f"Training goes on; the run {self.run_id} is written to "
+                    f"Training continues; the run {self.run_id} is written to "
                     f"{Path(self._save_dir or '.') / 'wandb'}: upload it by `wandb sync`",
                     file=sys.stderr,
                 )
@@ -149,14 +149,14 @@ class WandbLogger(loggers.WandbLogger):
         if step is not None:
             if step < self._step:
                 return
-            known = self._of_step if step == self._step else set()
+            known = self._step_metrics if step == self._step else set()
             metrics = {name: value for name, value in metrics.items() if name not in known}
             if not metrics:
                 return
-            self._step, self._of_step = step, known | set(metrics)
+            self._step, self._step_metrics = step, known | set(metrics)
         if not isinstance(self.experiment, _DummyExperiment):  # started here, with its own limit
             log = super().log_metrics
-            self._dare(lambda: log(metrics, step))
+            self._guarded(lambda: log(metrics, step))
         if step is not None:
             self._write_note()
 
@@ -165,13 +165,13 @@ class WandbLogger(loggers.WandbLogger):
         """Adds to the run's configuration."""
         if not isinstance(self.experiment, _DummyExperiment):
             log = super().log_hyperparams
-            self._dare(lambda: log(params))
+            self._guarded(lambda: log(params))
 
     @rank_zero_only
     def report(self, path: Path, figures: Mapping[str, float]) -> None:
         """Uploads the report, and puts the final figures into the run's summary.
 
-        Pictures of attention, which lie in folders per set beside the report, become its media.
+        Images of attention, in folders per set beside the report, become its media.
         """
         run: Any = self.experiment
         if path.exists() and not isinstance(run, _DummyExperiment):
@@ -179,54 +179,54 @@ class WandbLogger(loggers.WandbLogger):
                 files = sorted(str(picture) for picture in folder.glob("*.png"))
                 names = [Path(file).stem for file in files]
                 key = f"attention/{folder.name}"
-                self._dare(partial(self.log_image, key, files, caption=names))
-            self._dare(lambda: run.save(str(path), base_path=str(path.parent), policy="now"))
+                self._guarded(partial(self.log_image, key, files, caption=names))
+            self._guarded(lambda: run.save(str(path), base_path=str(path.parent), policy="now"))
             named = {f"held-out/{name}": value for name, value in figures.items()}
-            self._dare(lambda: run.summary.update(named))
+            self._guarded(lambda: run.summary.update(named))
 
     @rank_zero_only
     def finish(self, failed: bool) -> None:
-        """Ends the run, so that the next one in this process is another.
+        """Ends the run, so that the next one in this process is a new one.
 
-        What was logged is then uploaded or in the run's file.
+        Everything logged is then uploaded or in the run's file.
         """
         if self._experiment is not None:
             run: Any = self._experiment
             # The library itself waits `timeout_s` for the server.
-            self._dare(lambda: run.finish(exit_code=int(failed)), 2 * self._timeout_s)
-            self._dare(_end_service)  # `finish` returns before the service has written the file
+            self._guarded(lambda: run.finish(exit_code=int(failed)), 2 * self._timeout_s)
+            self._guarded(_end_service)  # `finish` returns before the service has written the file
             self._experiment = None
-            self._lost = True
+            self._disabled = True
 
-    def _dare(self, call: Callable[[], Any], limit: float | None = None) -> None:
+    def _guarded(self, call: Callable[[], Any], limit: float | None = None) -> None:
         try:
             with bounded(limit or self._timeout_s):
                 call()
         except Exception as error:  # the library's, and of the process that it talks to
-            self._lose(error)
+            self._disable(error)
 
-    def _lose(self, error: Exception) -> None:
-        if not self._lost:
+    def _disable(self, error: Exception) -> None:
+        if not self._disabled:
             print(
-                f"WARNING: Weights and Biases has failed ({_first_line(error)}). Training goes on "
-                "without it; metrics.csv has all",
+                f"WARNING: Weights and Biases has failed ({_first_line(error)}). Training "
+                "continues without it; metrics.csv has all metrics",
                 file=sys.stderr,
             )
-        self._lost = True
+        self._disabled = True
 
     def _write_note(self) -> None:
-        content = {"id": self.run_id, "step": self._step, "logged": sorted(self._of_step)}
+        content = {"id": self.run_id, "step": self._step, "logged": sorted(self._step_metrics)}
         write_text(self._note, json.dumps(content) + "\n")
 
 
 def wandb_state(of: Iterable[Logger]) -> dict[str, dict[str, Any]]:
-    """What a checkpoint keeps of these loggers."""
+    """The loggers' state for a checkpoint."""
     ids = [logger.run_id for logger in of if isinstance(logger, WandbLogger)]
     return {"wandb": {"id": ids[0]}} if ids else {}
 
 
 def log_report(of: Iterable[Logger], report: Path, figures: Mapping[str, float]) -> None:
-    """Hands the report and its figures to Weights and Biases; other loggers have the file."""
+    """Passes the report and its metrics to Weights and Biases; other loggers have the file."""
     for logger in of:
         if isinstance(logger, WandbLogger):
             logger.report(report, figures)
@@ -247,7 +247,7 @@ def bounded(seconds: float) -> Iterator[None]:
     that process ends, and SIGKILL ends also one that is stopped.
 
     Raises:
-        TimeoutError: If the block has taken longer.
+        TimeoutError: if the block has taken longer.
     """
     ended, expired = threading.Event(), threading.Event()
     service = _service()  # the library forgets it before it waits for its end

@@ -1,4 +1,4 @@
-"""What all training modules share: the optimizer, and means of what a step measures."""
+"""The base of the training modules: the optimizer, and means of step metrics."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from multimodal.core.distributed import (
     world_size,
 )
 from multimodal.training.optim import (
-    clip_split,
+    clip_sharded_grads,
     clip_towers,
     names_of_groups,
     parameter_groups,
-    scale_rates,
+    scale_learning_rates,
 )
 from multimodal.training.resume import refuse_other_weights
 
@@ -52,7 +52,7 @@ class TrainingModule(pl.LightningModule):
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._weight_decay = weight_decay
-        self._split = False
+        self._sharded = False
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._logged_step = 0
@@ -60,13 +60,13 @@ class TrainingModule(pl.LightningModule):
         self.host_metrics: dict[str, float] = {}  # by callbacks, logged with the step's own
 
     def configure_model(self) -> None:
-        """Takes on the run's precision; under ``trainer=fsdp`` splits the weights over ranks."""
+        """Applies the run's precision; with ``trainer=fsdp`` shards the weights over ranks."""
         # Lightning does so after it has restored a checkpoint: float64 would come back as float32.
         self.trainer.precision_plugin.convert_module(self)
         strategy = self.trainer.strategy
-        if isinstance(strategy, ModelParallelStrategy) and not self._split:
+        if isinstance(strategy, ModelParallelStrategy) and not self._sharded:
             self._fsdp.shard(self.get_submodule("model"), strategy.device_mesh["data_parallel"])
-            self._split = True
+            self._sharded = True
 
     @property
     def _fsdp(self) -> Any:
@@ -76,33 +76,33 @@ class TrainingModule(pl.LightningModule):
 
         return fsdp
 
-    def together(self) -> AbstractContextManager[None]:
+    def unsharded(self) -> AbstractContextManager[None]:
         """Within, every rank has all weights; nothing happens where none is split."""
         context: AbstractContextManager[None] = nullcontext()
-        return self._fsdp.together(self) if self._split else context
+        return self._fsdp.unsharded(self) if self._sharded else context
 
     def on_after_backward(self) -> None:
-        """Does for the parameters that are not split what the strategy does for the others."""
-        if self._split:
-            self._fsdp.average_whole_gradients(self)
+        """Averages the gradients of replicated parameters; the strategy does the sharded ones."""
+        if self._sharded:
+            self._fsdp.all_reduce_replicated_grads(self)
 
     def on_validation_start(self) -> None:
         """Ranks have different numbers of validation batches: each needs all weights."""
-        if self._split:
+        if self._sharded:
             self._fsdp.gather(self)
 
     def on_validation_end(self) -> None:
-        """Leaves every rank its own part of them again."""
-        if self._split:
+        """Frees all but this rank's shard."""
+        if self._sharded:
             self._fsdp.scatter(self)
 
-    def optimizer_made(self, optimizer: Optimizer) -> None:
+    def on_optimizer_created(self, optimizer: Optimizer) -> None:
         """Called with the optimizer when it is made; for hooks."""
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, and its schedule by optimizer step."""
         optimizer, schedule = self.make_optimizer()
-        self.optimizer_made(optimizer)
+        self.on_optimizer_created(optimizer)
         if schedule is None:
             return optimizer
         return {
@@ -113,7 +113,7 @@ class TrainingModule(pl.LightningModule):
     def make_optimizer(self) -> tuple[Optimizer, LRScheduler | None]:
         """A new optimizer and its schedule; made before the run as well, to see if they can be."""
         optimizer = self._make_optimizer(parameter_groups(self, self._weight_decay))
-        scale_rates(optimizer)
+        scale_learning_rates(optimizer)
         schedule = None if self._make_scheduler is None else self._make_scheduler(optimizer)
         return optimizer, schedule
 
@@ -132,21 +132,21 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """The run's clipping, except for towers that have a norm of their own."""
+        """The run's clipping, except for towers with their own norm."""
         rest = clip_towers(self)
         gradients = [p.grad for p in rest if p.grad is not None]
         if gradient_clip_val and any(is_split(gradient) for gradient in gradients):
-            clip_split(gradients, gradient_clip_val, gradient_clip_algorithm)
+            clip_sharded_grads(gradients, gradient_clip_val, gradient_clip_algorithm)
         elif len(rest) == sum(p.grad is not None for p in self.parameters()):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(rest, gradient_clip_val)
 
     def accumulate(self, metrics: Mapping[str, Tensor]) -> None:
-        """Adds a step's scalars to the means that will be logged; the same names on all ranks."""
+        """Adds a step's scalars to the logged means; the same names on all ranks."""
         # On the device and without a synchronisation: floats are read once per logged step.
         for name, value in metrics.items():
-            before = self._sums.get(name)  # on the CPU where a checkpoint has brought it
+            before = self._sums.get(name)  # on the CPU if a checkpoint provided it
             self._sums[name] = value if before is None else before.to(value.device) + value
             self._counts[name] += 1
 
@@ -159,7 +159,7 @@ class TrainingModule(pl.LightningModule):
         self.log_if_due()
 
     def log_if_due(self) -> None:
-        """Logs what this step completes; nothing the second time, so it may be asked for early."""
+        """Logs what this step completes; nothing the second time, so it may be called early."""
         step = self.trainer.global_step
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         # Once a step: the next batches of an accumulation count for the step that they lead to.
@@ -182,7 +182,7 @@ class TrainingModule(pl.LightningModule):
             checkpoint["optimizer_names"] = names_of_groups(optimizer, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on with them; at another world size every rank takes their mean over the ranks."""
+        """Restores them; at another world size every rank takes their mean over the ranks."""
         refuse_other_weights(checkpoint.get("state_dict"), self)
         saved = checkpoint.get("unlogged", {"counts": {}, "sums": [{}]})
         ranks = saved["sums"]

@@ -1,4 +1,4 @@
-"""Contrastive training: towers embed, the objective compares, one optimizer learns."""
+"""The training module of contrastive models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from multimodal.core.batch import Batch
 from multimodal.core.distributed import all_gather
 from multimodal.evaluation.metrics.retrieval import retrieval
-from multimodal.models.gradient_caching import encode_in_pieces
+from multimodal.models.gradient_caching import encode_microbatched
 from multimodal.models.towers import EmbeddingModel
 from multimodal.objectives.objective import ContrastiveObjective, ObjectiveOutput
 from multimodal.objectives.pair import Pair
@@ -55,7 +55,7 @@ class ContrastiveModule(TrainingModule):
         self.model = model
         self.objective = objective
         self.momentum_model: MomentumCopy | None = None
-        # DDP sends buffers at every step, and the queues of all ranks are equal as it is
+        # DDP sends buffers at every step, but the queues of all ranks are equal anyway
         self._ddp_params_and_buffers_to_ignore = [
             f"objective.{name}" for name in objective.queue_buffers()
         ]
@@ -68,12 +68,12 @@ class ContrastiveModule(TrainingModule):
     def setup(self, stage: str) -> None:
         """Starts the moving average of the towers that fills the queues, where there is one.
 
-        Not before: until here, the towers' weights may still be exchanged for trained ones.
+        Not earlier: until here, the towers' weights may still be replaced by trained ones.
         """
         if self.objective.momentum is not None and self.momentum_model is None:
             self.momentum_model = MomentumCopy(self.model, self.objective.momentum)
 
-    def optimizer_made(self, optimizer: Optimizer) -> None:
+    def on_optimizer_created(self, optimizer: Optimizer) -> None:
         """Notes of every step whether it was applied."""
         optimizer.register_step_post_hook(self._note_step)
 
@@ -100,11 +100,11 @@ class ContrastiveModule(TrainingModule):
             return model.embed(modality, inputs, mask)
 
         inputs, mask = batch.inputs[modality], batch.masks.get(modality)
-        return encode_in_pieces(encode, inputs, mask, self._micro_batch_size)
+        return encode_microbatched(encode, inputs, mask, self._micro_batch_size)
 
     @torch.no_grad()
     def _momentum_embeddings(self, batch: Batch) -> dict[str, Tensor] | None:
-        """What the moving average of the towers makes of that which the queues will hold."""
+        """The momentum towers' embeddings for the queues."""
         if self.momentum_model is None:
             return None
         model = cast("EmbeddingModel", self.momentum_model.module)
@@ -124,7 +124,7 @@ class ContrastiveModule(TrainingModule):
             momentum_embeddings=self._momentum_embeddings(batch),
         )
         metrics = {f"train/{name}": value for name, value in output.metrics.items()}
-        self.step_metrics = output.metrics  # for reports of faults
+        self.step_metrics = output.metrics  # for error reports
         self.accumulate({"train/loss": output.loss.detach(), **metrics})
         return output.loss
 

@@ -1,4 +1,4 @@
-"""Training of fusion models: towers encode, the fusion relates, tasks and pairs are learned."""
+"""The training module of fusion models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from multimodal.core.distributed import all_gather_object, all_reduce_sum, world
 from multimodal.core.hashing import stable_hash
 from multimodal.core.tensor_hashing import pair_hash
 from multimodal.models.fusion_model import FusionModel
-from multimodal.models.tasks.contract import FusedBatch, Task, Term
+from multimodal.models.tasks.base import FusedBatch, LossTerm, Task
 from multimodal.objectives.objective import ContrastiveObjective
 from multimodal.training.modules.base import TrainingModule
 
@@ -62,7 +62,7 @@ class FusionModule(TrainingModule):
         """Encode and fuse a batch, leaving modalities out at random.
 
         Raises:
-            ValueError: for a sample without any of the modalities.
+            ValueError: if given a sample without any of the modalities.
         """
         key = stable_hash(self._seed, batch.step)
         presence = dict(batch.presence)
@@ -101,8 +101,8 @@ class FusionModule(TrainingModule):
         return loss
 
     def _task_losses(self, fused: FusedBatch, source: str) -> tuple[Tensor, dict[str, Tensor]]:
-        found = {name: task.loss(fused) for name, task in self.tasks.items()}
-        if self.objective is None and not any(found.values()):
+        terms_by_task = {name: task.loss(fused) for name, task in self.tasks.items()}
+        if self.objective is None and not any(terms_by_task.values()):
             raise ValueError(
                 f"no task finds its target in source '{source}', which has "
                 f"{', '.join(fused.inputs)}; add the target, or remove the source"
@@ -111,8 +111,8 @@ class FusionModule(TrainingModule):
         # waiting; a term's mean is over the samples of all ranks.
         every = [(name, term) for name, task in self.tasks.items() for term in task.terms]
         nothing = fused.fused.features.sum() * 0.0
-        empty = Term(nothing, torch.zeros((), device=nothing.device))
-        terms = [found[name].get(term, empty) for name, term in every]
+        empty = LossTerm(nothing, torch.zeros((), device=nothing.device))
+        terms = [terms_by_task[name].get(term, empty) for name, term in every]
         counts = (
             all_reduce_sum(torch.stack([term.count.float() for term in terms])) if terms else ()
         )
@@ -125,7 +125,7 @@ class FusionModule(TrainingModule):
         return loss, metrics
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Keeps what the tasks' scores need, for `on_validation_epoch_end`."""
+        """Collects the inputs of the tasks' scores, for `on_validation_epoch_end`."""
         fused = self.fuse(batch)
         kept = self._observed.setdefault(batch.source, defaultdict(list))
         for name, task in self.tasks.items():
@@ -148,7 +148,7 @@ class FusionModule(TrainingModule):
 
 
 def join(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """What a task observed, batches one after the other."""
+    """A task's observations, batches concatenated."""
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 

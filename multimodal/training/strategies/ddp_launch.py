@@ -1,4 +1,4 @@
-"""Lightning's DDP processes run exactly the job that starts them, in its output folder.
+"""Makes Lightning's DDP processes run exactly the job that starts them, in its output folder.
 
 Lightning starts the processes of the other local ranks by this process's own command line. Under
 ``--multirun`` that command is the whole sweep, and a launcher's worker has no such command at all.
@@ -18,7 +18,7 @@ import torch.distributed
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-# These are set anew below, or would start the sweep again.
+# These are set below, or would start the sweep again.
 _NOT_PASSED_ON = (
     "hydra.mode", "hydra.run.", "hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher",
     "hydra/launcher", "hydra.output_subdir", "hydra.job.name", "hydra.job.num", "hydra.job.id",

@@ -1,4 +1,4 @@
-"""Training whose weights, gradients and optimizer states are split among the ranks (FSDP2)."""
+"""Training with weights, gradients and optimizer states sharded over the ranks (FSDP2)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from multimodal.training.checkpoint_plugin import AtomicCheckpointIO
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all ranks, with checkpoints that are folders (`inference.checkpoint.sharded`).
 
-    A run goes on from a checkpoint of any number of ranks, and from one of a single file; one
-    process alone or DDP go on from its folders too.
+    A run resumes from a checkpoint of any number of ranks, and from one of a single file; a single
+    process or DDP resume from its folders too.
 
     Args:
         timeout_s: seconds after which a collective that a rank does not join is an error.
@@ -41,17 +41,17 @@ class ShardedStrategy(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, timeout=timedelta(seconds=timeout_s))
 
     def setup_environment(self) -> None:
-        """All ranks share the weights; Lightning's default are those of a node."""
+        """Shards over all ranks; Lightning's default is those of a node."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Names -> this rank's part of the weights."""
+        """Names -> this rank's shard of the weights."""
         assert self.lightning_module is not None
         return dict(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """As of any optimizer, of this rank's part of the weights."""
+        """As for any optimizer, of this rank's shard of the weights."""
         return dict(getattr(optimizer, "_optimizer", optimizer).state_dict())
 
     def save_checkpoint(
@@ -72,13 +72,13 @@ class ShardedStrategy(ModelParallelStrategy):
     ) -> dict[str, Any]:
         """Restores weights and optimizers, and returns the rest.
 
-        A folder's hashes are not verified again: who chose this checkpoint has done so.
+        A folder's hashes are not verified again: they were verified when it was chosen.
         """
         path = Path(self.broadcast(checkpoint_path))
         assert self.lightning_module is not None
         if not path.is_dir():
             content = store.read(path)
-            _place(content, self.lightning_module, self.optimizers)
+            _load_unsharded(content, self.lightning_module, self.optimizers)
             return content
         rest = checkpoint_file.load_plain(path / sharded.REST)
         reader = sharded.Reader(path)
@@ -97,9 +97,9 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Splits every tower of ``model``, and each of its layers, over the ranks of ``mesh``.
+    """Shards every tower of ``model``, and each of its layers, over the ranks of ``mesh``.
 
-    A layer's weights are together only while it computes.
+    Each layer is unsharded only during its own forward and backward.
     """
     for tower in _towers(model):
         layers = getattr(tower.encoder, "layers", None)
@@ -112,10 +112,10 @@ def _towers(model: nn.Module) -> list[Tower]:
     return [module for module in model.modules() if isinstance(module, Tower)]
 
 
-def average_whole_gradients(module: nn.Module) -> None:
-    """Averages over the ranks the gradients of parameters that are not split (logit scales).
+def all_reduce_replicated_grads(module: nn.Module) -> None:
+    """Averages over the ranks the gradients of parameters that are not sharded (logit scales).
 
-    Twice is as once, so it may be called after each backward of an accumulation.
+    Idempotent, so it may be called after each backward of an accumulation.
     """
     for parameter in module.parameters():
         if parameter.grad is not None and not isinstance(parameter, DTensor):
@@ -123,21 +123,21 @@ def average_whole_gradients(module: nn.Module) -> None:
 
 
 @contextmanager
-def together(module: nn.Module) -> Iterator[None]:
-    """Within, every rank has all weights, and forward passes need no other rank.
+def unsharded(module: nn.Module) -> Iterator[None]:
+    """Within, every rank has the full weights, and forward passes need no communication.
 
-    For validation and evaluation, where ranks have different numbers of batches. Nothing happens
-    where nothing is split. The weights must not be changed within.
+    For validation and evaluation, where ranks have different numbers of batches. A no-op if nothing
+    is sharded. The weights must not be changed within.
     """
-    gather(module)
+    unshard(module)
     try:
         yield
     finally:
-        scatter(module)
+        reshard(module)
 
 
-def gather(module: nn.Module) -> None:
-    """Gives every rank all weights, until `scatter`."""
+def unshard(module: nn.Module) -> None:
+    """Gathers the full weights on every rank, until `reshard`."""
     for tower in _towers(module):
         if isinstance(tower, FSDPModule):
             tower._get_fsdp_state()._lazy_init()  # before the first step it has not happened yet
@@ -147,8 +147,8 @@ def gather(module: nn.Module) -> None:
             part.unshard()
 
 
-def scatter(module: nn.Module) -> None:
-    """Leaves every rank its own part of the weights again."""
+def reshard(module: nn.Module) -> None:
+    """Frees all but this rank's shard of the weights."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_reshard_after_forward(True, recurse=False)
@@ -163,7 +163,7 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 def _empty_states(
     optimizer: Optimizer, number: int, reader: sharded.Reader
 ) -> dict[int, dict[str, Tensor]]:
-    """Room for the saved state of every parameter, split as the parameter is."""
+    """Empty tensors for the saved state of every parameter, sharded like the parameter."""
     states: dict[int, dict[str, Tensor]] = {}
     prefix = f"optimizer/{number}/"
     parameters = _parameters(optimizer)
@@ -172,32 +172,36 @@ def _empty_states(
             continue
         index, _, key = name.removeprefix(prefix).partition("/")
         if int(index) >= len(parameters):
-            raise CheckpointError(f"{reader.folder}: more parameters are trained there than here")
+            raise CheckpointError(
+                f"{reader.folder}: the checkpoint has more trained parameters than this run"
+            )
         parameter, dtype = parameters[int(index)].detach(), entry.properties.dtype
-        split = isinstance(parameter, DTensor) and parameter.shape == entry.size
+        is_sharded = isinstance(parameter, DTensor) and parameter.shape == entry.size
         states.setdefault(int(index), {})[key] = (
             torch.empty_like(parameter, dtype=dtype)
-            if split
+            if is_sharded
             else torch.empty(entry.size, dtype=dtype)
         )
     return states
 
 
-def _place(content: Mapping[str, Any], module: nn.Module, optimizers: list[Optimizer]) -> None:
-    """Splits a checkpoint of one file as the weights here are split."""
+def _load_unsharded(
+    content: Mapping[str, Any], module: nn.Module, optimizers: list[Optimizer]
+) -> None:
+    """Loads a checkpoint of one file into sharded weights."""
     here = module.state_dict()
-    state = {n: _split_like(value, here.get(n)) for n, value in content["state_dict"].items()}
+    state = {n: _shard_like(value, here.get(n)) for n, value in content["state_dict"].items()}
     module.load_state_dict(state)
     for optimizer, saved in zip(optimizers, content["optimizer_states"], strict=True):
         parameters = _parameters(optimizer)
         states = {
-            index: {key: _split_like(value, parameters[index]) for key, value in values.items()}
+            index: {key: _shard_like(value, parameters[index]) for key, value in values.items()}
             for index, values in saved["state"].items()
         }
         optimizer.load_state_dict({"state": states, "param_groups": saved["param_groups"]})
 
 
-def _split_like(value: Any, like: Tensor | None) -> Any:
+def _shard_like(value: Any, like: Tensor | None) -> Any:
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     value = value.to(like.device)

@@ -1,31 +1,36 @@
-"""An error is for whoever reads it: a message for the user, a traceback for a fault of ours."""
+"""Errors: a message for the user, a traceback for a bug."""
 
 import logging
 import pickle
 
 import pytest
 
-from multimodal.cli.jobs.start_time import UnsharedStart
+from multimodal.cli.jobs.start_time import StartTimeError
 from multimodal.cli.jobs.sweep import SweepError
-from multimodal.config import ConfigError, Fault
+from multimodal.config import ConfigError, ConfigProblem
 from multimodal.core.errors import UserError
 from multimodal.core.process.exits import errors_end_the_program
-from multimodal.data.errors import BadSample, OtherBatches, ShardError, TooManyBadSamples
+from multimodal.data.errors import (
+    BadSampleError,
+    DataMismatchError,
+    ShardError,
+    TooManyBadSamplesError,
+)
 from multimodal.inference.checkpoint.file import CheckpointError
 from multimodal.models.pretrained.keys import WeightsError
 from multimodal.training.anchor import AnchorError
 from multimodal.training.callbacks.nonfinite import NonFiniteError
 
-FAULT = ConfigError([Fault("optimizer.lr", "given -1, expected 0 or more")])
+FAULT = ConfigError([ConfigProblem("optimizer.lr", "given -1, expected 0 or more")])
 USER_ERRORS = [
     FAULT,
-    BadSample("decode", "what"),
+    BadSampleError("decode", "what"),
     ShardError("a.tar", 512, "cut"),
     *(
         kind("what")
         for kind in (
-            AnchorError, CheckpointError, NonFiniteError, OtherBatches, SweepError,
-            TooManyBadSamples, UnsharedStart, WeightsError,
+            AnchorError, CheckpointError, NonFiniteError, DataMismatchError, SweepError,
+            TooManyBadSamplesError, StartTimeError, WeightsError,
         )
     ),
 ]  # fmt: skip

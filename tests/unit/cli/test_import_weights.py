@@ -64,7 +64,7 @@ def test_the_script_writes_a_checkpoint_that_embeds_as_the_reference(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_script_tells_what_does_not_fit_without_a_traceback(tmp_path):
+def test_the_script_reports_misfits_without_a_traceback(tmp_path):
     described, _, state = siglip()
     state["more"] = torch.zeros(2)
     del state["visual.trunk.norm.bias"]
@@ -93,7 +93,7 @@ class Evil:
         Evil.ran = True
 
 
-def test_a_pickle_that_would_run_code_is_refused_unrun(tmp_path):
+def test_a_pickle_that_would_run_code_is_rejected_and_not_executed(tmp_path):
     torch.save({"state_dict": {"a": torch.zeros(1), "b": Evil()}}, tmp_path / "evil.bin")
     with pytest.raises(WeightsError, match="cannot be read with weights_only=True"):
         files.read_state(tmp_path / "evil.bin")
@@ -102,7 +102,7 @@ def test_a_pickle_that_would_run_code_is_refused_unrun(tmp_path):
     assert Evil.ran  # the fault was a real one
 
 
-def test_a_torchscript_archive_is_refused_with_the_way_out(tmp_path):
+def test_a_torchscript_archive_is_rejected_with_a_hint(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "ViT-B-32.pt")
     with pytest.raises(WeightsError, match=r"TorchScript archive.*take the same weights as safet"):
         files.read_state(tmp_path / "ViT-B-32.pt")
@@ -119,7 +119,7 @@ def test_state_dicts_are_found_inside_what_trainers_write(tmp_path):
         torch.save(nested, tmp_path / "epoch.pt")
         assert torch.equal(files.read_state(tmp_path / "epoch.pt")["a"], weights["a"])
     torch.save({"a": torch.zeros(1), "epoch": 3}, tmp_path / "mixed.pt")
-    with pytest.raises(WeightsError, match="no state dict"):
+    with pytest.raises(WeightsError, match="not a state dict"):
         files.read_state(tmp_path / "mixed.pt")
     with pytest.raises(WeightsError, match="no file or folder"):
         files.read_state(tmp_path / "none.pt")
@@ -210,7 +210,7 @@ def test_a_scale_that_is_not_finite_is_named():
         import_weights(state, described["cfg"])
 
 
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
+def test_a_file_that_is_no_safetensors_is_rejected(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(WeightsError, match=r"x\.safetensors cannot be read as safetensors"):
         files.read_state(tmp_path / "x.safetensors")
@@ -241,5 +241,5 @@ def test_a_checkpoint_that_reads_back_otherwise_is_an_error(tmp_path, monkeypatc
         write({**content, "state_dict": state}, path)
 
     monkeypatch.setattr(checkpoint_file, "write_atomically", damaged)
-    with pytest.raises(WeightsError, match=r"trunk\.norm\.bias is not what was written"):
+    with pytest.raises(WeightsError, match=r"trunk\.norm\.bias differs from what was written"):
         checkpoint.save(imported, tmp_path / "ours.ckpt")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from experiment_helpers import OWN_CONFIGS, write_sensor_shards
 
-from multimodal.config import ConfigError, arrange, compose_or_explain
+from multimodal.config import ConfigError, compose_or_explain, normalize_args
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,7 +33,7 @@ def own(tmp_path):
 def explained(own, *words) -> dict[str, str]:
     with pytest.raises(ConfigError) as caught:
         compose_or_explain(["--config-dir", str(own), *words], "train")
-    return {fault.where: fault.problem for fault in caught.value.faults}
+    return {problem.where: problem.message for problem in caught.value.problems}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_an_experiment_file_without_its_first_line(own):
     assert "# @package _global_" in explained(own, "+experiment=mine")["+experiment=mine"]
 
 
-def test_a_file_that_is_no_yaml(own):
+def test_a_file_that_is_not_yaml(own):
     path = own / "experiment" / "mine.yaml"
     path.write_text(EXPERIMENT + "pairs: {}\n")
     (found,) = explained(own, "+experiment=mine").items()
@@ -147,16 +147,19 @@ def test_a_config_folder_that_is_not_there(own):
 
 
 def test_debug_comes_after_the_experiment():
-    assert arrange(["debug=fast", "+experiment=clip", "seed=1"]) == [
+    assert normalize_args(["debug=fast", "+experiment=clip", "seed=1"]) == [
         "+experiment=clip",
         "+debug=fast",
         "seed=1",
     ]
-    assert arrange(["-m", "+experiment=a,b", "+debug=fast,overfit"])[2] == "+debug=fast,overfit"
-    assert arrange(["checkpoint=a/step=8.ckpt", "resume='b=1'", "c=range(stop=3)", "--x=y=z"]) == [
+    assert (
+        normalize_args(["-m", "+experiment=a,b", "+debug=fast,overfit"])[2] == "+debug=fast,overfit"
+    )
+    words = ["checkpoint=a/step=8.ckpt", "resume='b=1'", "c=range(stop=3)", "--x=y=z"]
+    assert normalize_args(words) == [
         "checkpoint='a/step=8.ckpt'", "resume='b=1'", "c=range(stop=3)", "--x=y=z",
     ]  # fmt: skip
-    assert arrange(["trainer.debug=1", "--config-dir", "x"]) == [
+    assert normalize_args(["trainer.debug=1", "--config-dir", "x"]) == [
         "trainer.debug=1",
         "--config-dir",
         "x",
@@ -235,15 +238,15 @@ cli.run("train", lambda cfg: __import__("torch"))
         [sys.executable, "-c", program],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    (told,) = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
-    assert int(told) > 10**6 if spins is None else told == spins
+    (shown,) = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    assert int(shown) > 10**6 if spins is None else shown == spins
 
 
 @pytest.mark.parametrize("words", [["+experiment=clp"], ["optimizr.lr=3"], []], ids=str)
 def test_a_wrong_command_ends_at_once_and_leaves_nothing(tmp_path, words):
     done = run(*words, folder=tmp_path)
     assert done.stdout.endswith("status 2\nheavy []\n"), done.stderr
-    assert "fault in the configuration" in done.stderr
+    assert "error in the configuration" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -262,7 +265,7 @@ def test_faults_of_an_experiment_file_come_together_and_before_any_data(own):
     assert done.stdout.endswith("status 2\nheavy ['pytorch_lightning', 'tokenizers', 'torch']\n"), (
         done.stderr
     )
-    assert "4 faults in the configuration" in done.stderr
+    assert "4 errors in the configuration" in done.stderr
     for answer in ("'seed'?", "'image_size'?", "'text'?", "'image'?"):
         assert f"did you mean {answer}" in done.stderr
     assert "Traceback" not in done.stderr

@@ -100,14 +100,14 @@ def test_the_command_of_the_page(tmp_path):
 
 @pytest.mark.parametrize(("loss", "negatives"), REFUSED)
 @pytest.mark.parametrize("candidates", sorted(names("candidates")))
-def test_what_does_not_go_together_is_refused(loss, negatives, candidates):
+def test_incompatible_choices_are_rejected(loss, negatives, candidates):
     choices = (f"loss={loss}", f"negatives={negatives}", f"candidates={candidates}")
     with composed(*SHORT, *choices) as cfg, pytest.raises(ConfigError) as caught:
         train(cfg)
-    (fault,) = caught.value.faults
-    assert fault.where == "pairs.image_text"
-    reason = "there is nothing to weigh" if negatives == "reweighted" else "denominator"
-    assert reason in fault.problem
+    (problem,) = caught.value.problems
+    assert problem.where == "pairs.image_text"
+    reason = "a margin loss has no weights" if negatives == "reweighted" else "denominator"
+    assert reason in problem.message
 
 
 def test_a_refusal_ends_the_program_before_it_starts(tmp_path):

@@ -30,11 +30,13 @@ from multimodal.config import ConfigError, compose_or_explain
         ["--config-name=/etc/x"],
     ],
 )
-def test_what_leads_out_is_refused_by_the_first_gate(words, monkeypatch):
+def test_what_leads_out_is_rejected_by_the_first_gate(words, monkeypatch):
     monkeypatch.setenv("ELSEWHERE", "../..")
     with pytest.raises(ConfigError, match="configuration") as caught:
         compose_or_explain(words, "train")
-    assert any(part in str(caught.value) for part in ("leads out", "is no override", "not a valid"))
+    assert any(
+        part in str(caught.value) for part in ("leads out", "is not an override", "not a valid")
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,6 @@ def test_what_leads_out_is_refused_by_the_first_gate(words, monkeypatch):
     ],
 )
 def test_what_is_given_on_purpose_is_not(words):
-    from multimodal.config import arrange
+    from multimodal.config import normalize_args
 
-    compose_or_explain(arrange(words), "train")
+    compose_or_explain(normalize_args(words), "train")

@@ -42,7 +42,7 @@ def refused(words, folder):
     cfg = composed(words)
     with pytest.raises(ConfigError) as error:
         build(cfg, words, folder)
-    return {fault.where: fault.problem for fault in error.value.faults}
+    return {problem.where: problem.message for problem in error.value.problems}
 
 
 # Words of the command line, the key that is to blame, and what the message has to say of it.
@@ -104,9 +104,9 @@ CASES = [
 
 @pytest.mark.parametrize(("words", "where", "problem"), CASES, ids=[case[0] for case in CASES])
 def test_a_refused_value_is_a_fault_of_its_key(words, where, problem, tmp_path):
-    faults = refused(words.split(" "), tmp_path)
-    assert where in faults, faults
-    assert re.search(problem, faults[where]), faults[where]
+    problems = refused(words.split(" "), tmp_path)
+    assert where in problems, problems
+    assert re.search(problem, problems[where]), problems[where]
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -118,8 +118,8 @@ def test_the_key_of_a_block_inside_others(plain):
     given = OmegaConf.to_container(cfg.a) if plain else cfg.a
     with pytest.raises(ConfigError) as error:
         instantiate(given, where="here" if plain else None)
-    (fault,) = error.value.faults
-    assert fault.where == ("here.b[0].optimizer.lr" if plain else "a.b[0].optimizer.lr")
+    (problem,) = error.value.problems
+    assert problem.where == ("here.b[0].optimizer.lr" if plain else "a.b[0].optimizer.lr")
     assert isinstance(error.value.__cause__.__cause__, ValueError)  # for HYDRA_FULL_ERROR=1
 
 
@@ -128,4 +128,4 @@ def test_what_is_partial_names_the_key_when_it_is_called():
     make = instantiate(cfg.opt)
     with pytest.raises(ConfigError) as error:
         make([])
-    assert [fault.where for fault in error.value.faults] == ["opt.lr"]
+    assert [problem.where for problem in error.value.problems] == ["opt.lr"]

@@ -51,7 +51,7 @@ def _gathers(rank_: int) -> None:
     total = all_reduce_sum(torch.tensor([1, rank_]))
     assert total.tolist() == [3, 3]
     assert all_gather_object(f"rank {rank_}") == ["rank 0", "rank 1", "rank 2"]
-    with pytest.raises(ValueError, match=f"rank {rank_} brings 5 rows"):
+    with pytest.raises(ValueError, match=f"rank {rank_} has 5 rows"):
         all_gather(torch.zeros(5, 2), [1, 1, 1])
 
 
@@ -60,7 +60,7 @@ def test_three_ranks(tmp_path):
 
 
 def test_an_error_in_a_rank_is_raised(tmp_path):
-    with pytest.raises(Exception, match="rank 1 brings 1 rows"):
+    with pytest.raises(Exception, match="rank 1 has 1 rows"):
         run_ranks(_fails, 2, tmp_path)
 
 

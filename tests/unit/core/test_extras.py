@@ -20,8 +20,8 @@ EXTRAS = sorted(set(PYPROJECT["project"]["optional-dependencies"]) - {"dev"})
 # What each extra promises, in few lines.
 PROMISED = {
     "huggingface": """
-        from multimodal.core.hf_files import library
-        assert library("encoder=huggingface").AutoModel
+        from multimodal.core.hf_files import import_transformers
+        assert import_transformers("encoder=huggingface").AutoModel
     """,
     "lora": """
         from torch import nn
@@ -90,7 +90,9 @@ PROMISED = {
 }
 # What needs an extra, in an environment without any -> its name.
 MISSED = {
-    "huggingface": "from multimodal.core.hf_files import library; library('it')",
+    "huggingface": (
+        "from multimodal.core.hf_files import import_transformers; import_transformers('it')"
+    ),
     "lora": "from multimodal.models.tuning import LoRA; LoRA(rank=1)(None)",
     "search": (
         "import numpy; from multimodal.inference.search.index import Index;"

@@ -257,7 +257,7 @@ def test_packing_onto_a_full_disk_ends_with_1_and_goes_on_when_there_is_space(
     told = capsys.readouterr().err
     assert "Traceback" not in told
     assert f"cannot save {small_disk}/packed/" in told
-    assert "The shards that are done are whole: the same command goes on with them" in told
+    assert "Finished shards are whole: the same command resumes with them" in told
     done = sorted(p.name for p in (small_disk / "packed").iterdir() if not p.name.startswith("."))
     assert done
     assert all(name.endswith(".tar") for name in done)

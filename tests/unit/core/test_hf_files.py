@@ -16,7 +16,7 @@ from multimodal.config import ConfigError, check
 from multimodal.core.hf_files import input_settings
 from multimodal.data.decoding.decode import Signal
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.huggingface import HuggingFaceSound
 from multimodal.models.encoders.huggingface import HuggingFaceEncoder
 
@@ -40,7 +40,7 @@ def pictures(path, model_type: str = "vit") -> str:
                      size={"height": 32, "width": 32})  # fmt: skip
 
 
-def faults(*words: str) -> str:
+def problems(*words: str) -> str:
     with composed("+experiment=clip", *words) as cfg:
         try:
             check(cfg)
@@ -49,23 +49,23 @@ def faults(*words: str) -> str:
     return ""
 
 
-def test_pictures_of_another_size_or_normalisation_are_refused_with_the_numbers(tmp_path):
-    told = faults(ENCODER, NAME + pictures(tmp_path / "vit"))
-    assert "given [0.84, 0.8, 0.73], but" in told
-    assert f"was trained with {MEAN}" in told
-    assert "data.transforms.image.size" in told
-    assert "given 64, but" in told
-    assert "was trained with 32" in told
-    assert "data/transform@data.transforms.image=picture_huggingface" in told
+def test_pictures_of_another_size_or_normalisation_are_rejected_with_the_numbers(tmp_path):
+    reported = problems(ENCODER, NAME + pictures(tmp_path / "vit"))
+    assert "given [0.84, 0.8, 0.73], but" in reported
+    assert f"was trained with {MEAN}" in reported
+    assert "data.transforms.image.size" in reported
+    assert "given 64, but" in reported
+    assert "was trained with 32" in reported
+    assert "data/transform@data.transforms.image=picture_huggingface" in reported
     right = (f"data.transforms.image.mean={MEAN}", f"data.transforms.image.std={STD}")
-    assert "was trained with" not in faults(
+    assert "was trained with" not in problems(
         ENCODER, NAME + pictures(tmp_path / "vit"), *right, "data.transforms.image.size=32"
     )
     # These take any size, but not any normalisation.
-    told = faults(ENCODER, NAME + pictures(tmp_path / "dino", "dinov2"))
-    assert "data.transforms.image.std" in told
-    assert "data.transforms.image.size" not in told
-    assert faults(ENCODER, NAME + pictures(tmp_path / "dino", "dinov2"), *right) == ""
+    reported = problems(ENCODER, NAME + pictures(tmp_path / "dino", "dinov2"))
+    assert "data.transforms.image.std" in reported
+    assert "data.transforms.image.size" not in reported
+    assert problems(ENCODER, NAME + pictures(tmp_path / "dino", "dinov2"), *right) == ""
 
 
 def test_the_settings_of_a_models_folder_are_taken_over(tmp_path):
@@ -85,9 +85,9 @@ def test_the_settings_of_a_models_folder_are_taken_over(tmp_path):
 def test_without_a_folder_that_tells_it_is_said(tmp_path):
     group = "data/transform@data.transforms.image=picture_huggingface"
     (tmp_path / "empty").mkdir()
-    told = faults(ENCODER, f"{NAME}{tmp_path}/empty", group)
-    assert "has no preprocessor_config.json that tells the mean" in told
-    assert "the encoder has no name" in faults(ENCODER, f"{NAME}null", group)
+    reported = problems(ENCODER, f"{NAME}{tmp_path}/empty", group)
+    assert "has no preprocessor_config.json that states the mean" in reported
+    assert "the encoder has no name" in problems(ENCODER, f"{NAME}null", group)
 
 
 def test_words_are_cut_by_the_models_own_tokenizer(tmp_path):
@@ -95,10 +95,10 @@ def test_words_are_cut_by_the_models_own_tokenizer(tmp_path):
     (tmp_path / "bert" / "vocab.txt").write_text("[PAD]\n")
     words = ("encoder@model.towers.text.encoder=huggingface",
              f"model.towers.text.encoder.name={tmp_path}/bert")  # fmt: skip
-    assert "has a tokenizer of its own" in faults(*words)
+    assert "has its own tokenizer" in problems(*words)
     right = ("tokenizer=huggingface", f"data.transforms.text.tokenizer.name={tmp_path}/bert")
-    assert faults(*words, *right) == ""
-    assert "has a tokenizer of its own" in faults(*words, *right[:1], right[1] + "2")
+    assert problems(*words, *right) == ""
+    assert "has its own tokenizer" in problems(*words, *right[:1], right[1] + "2")
 
 
 def sounds(path, kind: str) -> str:
@@ -118,7 +118,7 @@ def sounds(path, kind: str) -> str:
 AUDIO = ("+experiment=imagebind", "encoder@model.towers.audio.encoder=huggingface")
 
 
-def audio_faults(*words: str) -> str:
+def audio_problems(*words: str) -> str:
     with composed(*AUDIO, *words) as cfg:
         try:
             check(cfg)
@@ -127,24 +127,24 @@ def audio_faults(*words: str) -> str:
     return ""
 
 
-def test_sounds_of_another_rate_or_kind_are_refused_with_the_numbers(tmp_path):
+def test_sounds_of_another_rate_or_kind_are_rejected_with_the_numbers(tmp_path):
     ast = f"model.towers.audio.encoder.name={sounds(tmp_path / 'ast', 'ast')}"
-    told = audio_faults(ast)
-    assert "data.transforms.audio.num_mel_bins" in told
-    assert "given 64, but" in told
-    assert "was trained with 16" in told
+    reported = audio_problems(ast)
+    assert "data.transforms.audio.num_mel_bins" in reported
+    assert "given 64, but" in reported
+    assert "was trained with 16" in reported
     settings = input_settings(str(tmp_path / "ast"))
     assert settings == {"mean": pytest.approx(-4.2677393), "std": pytest.approx(2 * 4.5689974),
                         "sample_rate": 16000, "num_mel_bins": 16}  # fmt: skip
     right = [f"data.transforms.audio.{key}={value}" for key, value in settings.items()]
-    assert audio_faults(ast, *right) == ""
+    assert audio_problems(ast, *right) == ""
     whisper = f"model.towers.audio.encoder.name={sounds(tmp_path / 'whisper', 'whisper')}"
-    told = audio_faults(whisper)
-    assert "makes Kaldi filter banks, but" in told
+    reported = audio_problems(whisper)
+    assert "makes Kaldi filter banks, but" in reported
     group = "data/transform@data.transforms.audio=sound_huggingface"
-    assert group in told
-    assert audio_faults(whisper, group) == ""
-    assert "data.transforms.audio.name" in audio_faults(
+    assert group in reported
+    assert audio_problems(whisper, group) == ""
+    assert "data.transforms.audio.name" in audio_problems(
         whisper, group, "data.transforms.audio.name=elsewhere"
     )
 
@@ -188,7 +188,7 @@ def test_a_model_hears_what_its_own_extractor_makes(kind, tmp_path):
     torch.testing.assert_close(made, theirs[0].float())
     config, part, shape = MODELS[kind]
     assert shape is None or made.shape == shape
-    drawn = [transform(Signal(wave, rate), Draw(0, 0, "s", i, 0)) for i in range(3)]
+    drawn = [transform(Signal(wave, rate), SampleRNG(0, 0, "s", i, 0)) for i in range(3)]
     assert not torch.equal(drawn[0], drawn[1])
     short = transform(Signal(np.stack([wave[0, :999]] * 2), rate / 2), None)  # stereo, resampled
     assert short.shape == made.shape

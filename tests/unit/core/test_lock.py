@@ -42,7 +42,7 @@ def record(folder):
     return json.loads((folder / lock.NAME).read_text())
 
 
-def test_the_second_is_refused_with_host_process_and_start_of_the_first(other, tmp_path):
+def test_the_second_is_rejected_with_host_process_and_start_of_the_first(other, tmp_path):
     with pytest.raises(FolderInUseError) as caught, lock.held(tmp_path):
         pass
     first = record(tmp_path)
@@ -176,7 +176,9 @@ def train(monkeypatch, job, *words):
     return 0
 
 
-def test_a_command_that_is_refused_leaves_the_folder_as_it_is(other, tmp_path, monkeypatch, capsys):
+def test_a_command_that_is_rejected_leaves_the_folder_as_it_is(
+    other, tmp_path, monkeypatch, capsys
+):
     def job(_):
         raise AssertionError("the job has begun")
 

@@ -38,11 +38,11 @@ def test_the_signature_lists_the_fields_in_place_of_the_object():
     }  # fmt: skip
 
 
-def test_an_object_beside_one_of_its_fields_is_refused():
+def test_an_object_beside_one_of_its_fields_is_rejected():
     with pytest.raises(TypeError, match="either colour= or hue, not both"):
         Picture(3, colour=Colour(), hue=0.1)
 
 
-def test_an_unknown_keyword_is_refused():
+def test_an_unknown_keyword_is_rejected():
     with pytest.raises(TypeError, match="heu"):
         Picture(3, heu=0.1)

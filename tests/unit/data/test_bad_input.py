@@ -96,17 +96,17 @@ def test_a_damaged_shard_is_named_and_the_others_are_delivered(tmp_path, caplog,
         numbers, loader = one_epoch(Source(str(path), BOTH))
     good = {*range(10), *range(20, 30)}
     assert set(numbers) == good
-    assert loader.tally.reasons == {reason: 10}
-    assert loader.tally.delivered == 20
-    assert len(set(numbers)) + loader.tally.bad == 30
-    assert loader.tally.replaced == len(numbers) - 20 == 10
+    assert loader.counter.reasons == {reason: 10}
+    assert loader.counter.delivered == 20
+    assert len(set(numbers)) + loader.counter.bad == 30
+    assert loader.counter.replaced == len(numbers) - 20 == 10
     assert "made-train-001.tar" in caplog.text
 
 
 @pytest.mark.parametrize(
     "length", [4 * 1024 + BLOCK + 50, 4 * 1024 + 100, 8 * 1024, 20 * 1024, 0, None]
 )
-def test_damage_that_the_manifest_does_not_know_is_found_in_the_shard(tmp_path, length):
+def test_damage_that_the_manifest_does_not_cover_is_detected_in_the_shard(tmp_path, length):
     """A manifest that was written after the damage, by a tool that did not look."""
     path = write_source(tmp_path, {"train": [numbered(0), numbered(10), numbered(20)]})
     shard = tmp_path / "made-train-001.tar"
@@ -119,9 +119,9 @@ def test_damage_that_the_manifest_does_not_know_is_found_in_the_shard(tmp_path, 
     source = source.within(SourceContext(verify=False))
     numbers, loader = one_epoch(source)
     assert set(numbers) == {*range(10), *range(20, 30)}
-    (reason,) = loader.tally.reasons
+    (reason,) = loader.counter.reasons
     assert reason == {None: "shard_format", 0: "shard_size"}.get(length, "shard_cut")
-    assert loader.tally.bad == 10
+    assert loader.counter.bad == 10
 
 
 def replace_shard(path: Path, number: int, content: bytes, samples: int) -> None:
@@ -148,8 +148,8 @@ def test_interleaved_and_duplicate_keys_spoil_themselves_only(tmp_path, num_work
     numbers, loader = one_epoch(Source(str(path), BOTH), num_workers)
     own = {*range(10), *range(13, 20), *range(20, 30)}
     assert set(numbers) <= own
-    tally = loader.tally
-    assert sum(loader.schedule.batches.values()) * 10 == 30 == tally.delivered + tally.bad
+    counter = loader.counter
+    assert sum(loader.schedule.batches.values()) * 10 == 30 == counter.delivered + counter.bad
     everything = evaluate_all(Source(str(path), BOTH))
     assert everything[0] == sorted(own)
     assert everything[1] == {"duplicate_key": 4, "duplicate_member": 1}
@@ -162,7 +162,7 @@ def evaluate_all(source: Source) -> tuple[list[float], dict[str, int]]:
     for batch in loader:
         assert batch.inputs["a"].tolist() == batch.inputs["b"].tolist()
         numbers += batch.inputs["a"].flatten().tolist()
-    return sorted(numbers), dict(loader.tally.reasons)
+    return sorted(numbers), dict(loader.counter.reasons)
 
 
 def test_a_shard_that_begins_with_the_last_key_of_the_one_before(tmp_path):
@@ -292,19 +292,19 @@ def deliver(tmp_path, transforms, modality: str, content: bytes | None, name: st
         Source(str(path), entries), transforms, None, 3, max_bad_fraction=1.0
     )
     (batch,) = loader
-    return batch, loader.tally
+    return batch, loader.counter
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_sample_has_its_reason_and_spoils_no_other(tmp_path, transforms, case):
     modality, content, reason = BAD[case]
-    batch, tally = deliver(tmp_path, transforms, modality, content)
+    batch, counter = deliver(tmp_path, transforms, modality, content)
     assert batch.keys == ["k0", "k2"]
-    assert tally.reasons == {reason: 1}
+    assert counter.reasons == {reason: 1}
     assert all(value.isfinite().all() for value in batch.inputs.values())
 
 
-def test_a_huge_picture_is_refused_before_it_takes_memory(tmp_path):
+def test_a_huge_picture_is_rejected_before_it_takes_memory(tmp_path):
     code = (
         "import resource, sys; from multimodal.data.decoding.decode import Limits, decode\n"
         "from multimodal.data.errors import DecodeError\n"
@@ -355,8 +355,8 @@ ODD_PICTURES = {
 @pytest.mark.parametrize("case", ODD_PICTURES)
 def test_odd_pictures_are_pictures(tmp_path, transforms, case):
     name, content = ODD_PICTURES[case]
-    batch, tally = deliver(tmp_path, transforms, "image", content, name)
-    assert not tally.reasons
+    batch, counter = deliver(tmp_path, transforms, "image", content, name)
+    assert not counter.reasons
     red, green, blue = batch.inputs["image"][1].mean((1, 2)).tolist()
     if case == "sixteen bits":  # half of the scale, not the end of it
         assert abs(red) < 0.01
@@ -369,8 +369,8 @@ def test_odd_pictures_are_pictures(tmp_path, transforms, case):
     "text", ["🐕‍🦺 good dog 🧀", "كلب صغير", "שלום עולם", "Ka\u0308se", "\u202eevil\u202c"]
 )
 def test_texts_of_every_script_are_delivered(tmp_path, transforms, text):
-    batch, tally = deliver(tmp_path, transforms, "text", text.encode())
-    assert not tally.reasons
+    batch, counter = deliver(tmp_path, transforms, "text", text.encode())
+    assert not counter.reasons
     assert batch.masks["text"][1].sum() > 3
 
 
@@ -383,16 +383,16 @@ def test_a_book_for_a_caption_is_cut_and_keeps_its_end_token(tmp_path, transform
     text = transforms["text"]
     lengths, encode = [], text.tokenizer.encode
     monkeypatch.setattr(text.tokenizer, "encode", lambda t: lengths.append(len(t)) or encode(t))
-    batch, tally = deliver(tmp_path, transforms, "text", b"dog " * 100_000)
-    assert not tally.reasons
+    batch, counter = deliver(tmp_path, transforms, "text", b"dog " * 100_000)
+    assert not counter.reasons
     assert 500 < max(lengths) < 1000  # the rest is not even looked at
     assert batch.inputs["text"].shape[1] == 16
     assert batch.inputs["text"][1, -1] == text("dog", None)[-1]
 
 
 def test_sounds_shorter_than_a_window_and_in_another_format(tmp_path, transforms):
-    batch, tally = deliver(tmp_path, transforms, "audio", audio_bytes(np.ones((1, 5)), 16000))
-    assert not tally.reasons
+    batch, counter = deliver(tmp_path, transforms, "audio", audio_bytes(np.ones((1, 5)), 16000))
+    assert not counter.reasons
     assert batch.inputs["audio"].isfinite().all()
     waves = {}
     for rate in (16000, 44100):
@@ -429,7 +429,7 @@ def test_nothing_in_a_shard_is_ever_executed(tmp_path, transforms, name):
     loader = evaluation_loader(source, transforms, None, 2, max_bad_fraction=1.0)
     batches = list(loader)
     assert sum(map(len, batches)) == (1 if name == "depth.npy" else 0)
-    assert loader.tally.reasons["unsupported"] == 1
+    assert loader.counter.reasons["unsupported"] == 1
     assert not target.exists()
     pickle.loads(pickle.dumps(Payload(target)))
     assert target.exists()  # it would have worked

@@ -266,7 +266,7 @@ def test_nothing_leaks_between_splits(corpus: Corpus) -> None:
         ("exercise", "train", "test"),
     ],
 )
-def test_a_sample_copied_across_a_split_is_found(
+def test_a_sample_copied_across_a_split_is_detected(
     corpus: Corpus, source: str, origin: str, target: str
 ) -> None:
     splits = {split: list(samples) for split, samples in corpus[source].items()}
@@ -274,7 +274,7 @@ def test_a_sample_copied_across_a_split_is_found(
     assert leaks({**corpus, source: splits})
 
 
-def test_a_held_out_concept_in_another_source_is_found(corpus: Corpus) -> None:
+def test_a_held_out_concept_in_another_source_is_detected(corpus: Corpus) -> None:
     stranger = dict(corpus["sounds"]["train"][0])
     concept = corpus["emoji"]["test"][0]["metadata"]["concept"]
     stranger["metadata"] = {**stranger["metadata"], "concept": concept, "recording": "new"}
@@ -333,12 +333,12 @@ def test_shard_bytes_depend_on_nothing_but_the_samples() -> None:
 
 
 @pytest.mark.parametrize("key", ["a.b", "a/b"])
-def test_a_key_that_would_be_read_differently_is_refused(key: str) -> None:
+def test_a_key_that_would_be_read_differently_is_rejected(key: str) -> None:
     with pytest.raises(ValueError, match="has a dot or a slash"):
         shard_bytes([a_sample(key)])
 
 
-def test_a_key_that_comes_twice_is_refused() -> None:
+def test_a_key_that_comes_twice_is_rejected() -> None:
     with pytest.raises(ValueError, match="comes twice"):
         shard_bytes([a_sample("a"), a_sample("a")])
 

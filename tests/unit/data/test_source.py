@@ -9,7 +9,7 @@ from data_helpers import audio_bytes, image_bytes, json_bytes, npy_bytes, write_
 
 from multimodal.data.decoding.decode import Limits, Signal
 from multimodal.data.errors import DecodeError, ShardError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.shards.tar import Shard
 from multimodal.data.source import Source, SourceContext
 
@@ -81,16 +81,16 @@ def test_only_the_wanted_modalities_are_decoded(tmp_path):
 
 def test_one_of_several_members_and_texts_is_drawn(tmp_path):
     source = make(tmp_path, [sample(0), sample(1), sample(2)], ALL)
-    draws = [Draw(0, epoch, "made", 0, 0) for epoch in range(40)]
-    decoded = [source.decode(0, draw) for draw in draws]
+    draws = [SampleRNG(0, epoch, "made", 0, 0) for epoch in range(40)]
+    decoded = [source.decode(0, rng) for rng in draws]
     pictures = {tuple(value.values["image"][0, 0]) for value in decoded}
     texts = {value.values["text"] for value in decoded}
     assert pictures == {tuple(PIXELS[0, 0]), tuple(PIXELS[0, 0] + 100)}
     assert texts == {"thing 0", "an old thing 0"}
     pairs = {(value.values["image"][0, 0, 0], value.values["text"]) for value in decoded}
     assert len(pairs) == 4  # drawn independently
-    for draw, first in zip(draws, decoded, strict=True):
-        again = source.decode(0, draw)
+    for rng, first in zip(draws, decoded, strict=True):
+        again = source.decode(0, rng)
         assert again.values["text"] == first.values["text"]
         assert np.array_equal(again.values["image"], first.values["image"])
 
@@ -148,7 +148,7 @@ def test_equal_keys_in_two_shards_are_two_samples(tmp_path):
         (ALL, {"positive_key": "lable"}, "no key 'lable'; did you mean 'label'"),
     ],
 )
-def test_faulty_configurations_are_refused_at_once(tmp_path, modalities, options, message):
+def test_faulty_configurations_are_rejected_at_once(tmp_path, modalities, options, message):
     keys = ["name", "captions", "label", "rate_hz", "scale"]
     with pytest.raises(ValueError, match=message):
         make(
@@ -189,7 +189,7 @@ def test_bad_samples_have_reasons_and_spoil_no_other(tmp_path, changes, reason):
     assert source.decode(2, None).values["text"] == "thing 2"
 
 
-def test_json_that_is_no_object_is_a_bad_sample(tmp_path):
+def test_json_that_is_not_an_object_is_a_bad_sample(tmp_path):
     samples = [sample(i, **{"extra.json": b"[1, 2]"}) for i in range(3)]
     for entry in ({"key": "name"}, {"template": "{name}"}):
         source = make(tmp_path, samples, {"text": {"member": "extra.json", **entry}})
@@ -229,7 +229,7 @@ def test_a_shard_is_verified_only_if_asked_for(tmp_path):
     content = shard.read_bytes()
     changed = content.replace(b"caption 3", b"caption 4")
     shard.write_bytes(changed)
-    with pytest.raises(ShardError, match="another hash"):
+    with pytest.raises(ShardError, match="sha256 differs from the manifest"):
         source.decode(2, None)
     source = make(tmp_path / "other", [sample(i) for i in range(5)], ALL)
     (tmp_path / "other" / shard.name).write_bytes(changed)
@@ -239,8 +239,8 @@ def test_a_shard_is_verified_only_if_asked_for(tmp_path):
 
 def test_the_next_sample_and_the_next_shard(tmp_path):
     source = make(tmp_path, [sample(i) for i in range(5)], ALL)
-    assert [source.after(i, False) for i in range(5)] == [1, 2, 3, 4, 0]
-    assert [source.after(i, True) for i in range(5)] == [2, 2, 0, 0, 0]
+    assert [source.next_index(i, False) for i in range(5)] == [1, 2, 3, 4, 0]
+    assert [source.next_index(i, True) for i in range(5)] == [2, 2, 0, 0, 0]
 
 
 def test_shards_are_opened_once_and_not_pickled(tmp_path, monkeypatch):
@@ -264,13 +264,13 @@ def test_all_captions_are_kept_where_none_is_drawn(tmp_path):
     text = {"member": "json", "key": "captions", "keep": "all"}
     three = [sample(i) for i in range(3)]
     source = make(tmp_path, three, ALL | {"text": text})
-    assert source.decoder.kept == "text"
+    assert source.decoder.multi_caption == "text"
     both = [source.decode(2, None, caption=number) for number in range(2)]
     assert [each.values["text"] for each in both] == ["thing 2", "an old thing 2"]
     assert {each.captions for each in both} == {2}
     with pytest.raises(IndexError):
         source.decode(2, None, caption=2)
-    draws = [source.decode(2, Draw(0, epoch, "s", 2, 0)) for epoch in range(20)]
+    draws = [source.decode(2, SampleRNG(0, epoch, "s", 2, 0)) for epoch in range(20)]
     assert {each.values["text"] for each in draws} == {"thing 2", "an old thing 2"}
     assert {each.captions for each in draws} == {1}
     assert source.decode(2, None, ["image"]).captions == 1

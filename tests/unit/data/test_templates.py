@@ -3,14 +3,14 @@
 import pytest
 
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.templates import Template
 
 FOX = {"name": "fox", "tags": ["animal", "face", "red"], "year": 2016, "empty": []}
 
 
 def draws(count):
-    return [Draw(0, 0, "emoji", index, 0) for index in range(count)]
+    return [SampleRNG(0, 0, "emoji", index, 0) for index in range(count)]
 
 
 def test_keys_are_filled_in_and_lists_joined():
@@ -21,17 +21,17 @@ def test_keys_are_filled_in_and_lists_joined():
 
 
 def test_training_shuffles_and_shortens_lists():
-    texts = [Template("{tags}").fill(FOX, draw, "text") for draw in draws(200)]
+    texts = [Template("{tags}").fill(FOX, rng, "text") for rng in draws(200)]
     assert {len(text.split(", ")) for text in texts} == {1, 2, 3}
     assert {text.split(", ")[0] for text in texts} == set(FOX["tags"])
     assert all(len(set(text.split(", "))) == len(text.split(", ")) for text in texts)
-    assert texts == [Template("{tags}").fill(FOX, draw, "text") for draw in draws(200)]
+    assert texts == [Template("{tags}").fill(FOX, rng, "text") for rng in draws(200)]
 
 
 @pytest.mark.parametrize(
     "text", ["no key", "{}", "{0}", "{a.b}", "{a[0]}", "{a!r}", "{a:>9}", "{a"]
 )
-def test_anything_but_names_in_braces_is_refused(text):
+def test_anything_but_names_in_braces_is_rejected(text):
     with pytest.raises(ValueError, match="template"):
         Template(text)
 

@@ -63,7 +63,7 @@ def flat(inputs: torch.Tensor) -> torch.Tensor:
 
 
 class Oracle(nn.Module):
-    """Recognises the nearest of known inputs and answers with the basis vector it is told to."""
+    """Recognises the nearest of known inputs and answers with its assigned basis vector."""
 
     width = COUNT
 
@@ -462,7 +462,7 @@ def test_training_mode_is_left_as_it_was(model, manifest, transforms):
         ({"gallery": -1}, "0 or more"),
     ],
 )
-def test_sets_refuse_what_makes_no_sense(options, message):
+def test_sets_reject_invalid_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         EvaluationSet(None, **options)
 

@@ -69,9 +69,7 @@ def embedded(tower: Tower, inputs: Tensor = TEXTS) -> Tensor:
 
 @pytest.mark.parametrize("make", [ours, theirs])
 @pytest.mark.parametrize("tuning", [LoRA(4), LoRA(2, dora=True), LoRA(2, alpha=3, head=False)])
-def test_adapters_saved_apart_and_put_onto_the_base_embed_equally_to_the_bit(
-    make, tuning, tmp_path
-):
+def test_adapters_saved_apart_and_put_onto_the_base_embed_bit_exactly(make, tuning, tmp_path):
     base, tuned = make(), make(tuning=tuning)
     load_plain(tuned, base.state_dict())
     disturb(tuned)
@@ -106,7 +104,7 @@ def test_peft_itself_reads_the_files(make, dora, tmp_path):
     assert torch.equal(found, expected)
 
 
-def test_what_does_not_fit_is_refused_by_name(tmp_path):
+def test_misfits_are_rejected_by_name(tmp_path):
     tuning = LoRA(4, targets=["qkv", "out"])
     tuned = ours(tuning=tuning)
     save_adapters(tuned, tuning, tmp_path)
@@ -213,7 +211,7 @@ def test_a_checkpoint_is_taken_apart_joined_and_merged(dora, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_script_merges_and_tells_what_it_did(tmp_path):
+def test_the_script_merges_and_reports_it(tmp_path):
     checkpoint(tmp_path / "run.ckpt", LoRA(4))
     run = run_script(f"checkpoint={tmp_path}/run.ckpt", "merge=true", f"output={tmp_path}/m.ckpt")
     assert run.returncode == 0, run.stderr[-2000:]

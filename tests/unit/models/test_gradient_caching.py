@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 from gloo import run_ranks
-from objective_cases import make_objective
+from objective_cases import one_pair_objective
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from multimodal.core.distributed import all_reduce_sum, world_size
 from multimodal.models import gradient_caching
-from multimodal.models.gradient_caching import encode_in_pieces
+from multimodal.models.gradient_caching import encode_microbatched
 from multimodal.objectives.losses.sigmoid import SigLIP
 from multimodal.objectives.losses.softmax import InfoNCE
 from multimodal.objectives.negatives.selection import InBatch
@@ -38,7 +38,7 @@ class Model(nn.Module):
                 for name in ("image", "text")
             }
         ).double()
-        self.objective = make_objective(loss, InBatch())
+        self.objective = one_pair_objective(loss, InBatch())
         self.piece = piece
 
     def encode(self, name: str, inputs: Tensor, mask: Tensor | None) -> Tensor:
@@ -49,10 +49,10 @@ class Model(nn.Module):
 
     def forward(self, images: Tensor, texts: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
         embeddings = {
-            "image": encode_in_pieces(
+            "image": encode_microbatched(
                 lambda inputs, mask: self.encode("image", inputs, mask), images, None, self.piece
             ),
-            "text": encode_in_pieces(
+            "text": encode_microbatched(
                 lambda inputs, mask: self.encode("text", inputs, mask), texts, mask, self.piece
             ),
         }
@@ -100,7 +100,7 @@ def test_dropout_is_replayed(piece, monkeypatch):
 GROWTH = """
 import re, torch
 from pathlib import Path
-from multimodal.models.gradient_caching import encode_in_pieces
+from multimodal.models.gradient_caching import encode_microbatched
 
 torch.set_num_threads(1)
 layers = [torch.nn.Linear(512, 512) for _ in range(24)]
@@ -108,7 +108,7 @@ tower = torch.nn.Sequential(*layers, torch.nn.Linear(512, 8))
 
 def peak(batch_size, piece):
     inputs = torch.randn(batch_size, 512)
-    encode_in_pieces(lambda x, _: tower(x), inputs, None, piece).square().sum().backward()
+    encode_microbatched(lambda x, _: tower(x), inputs, None, piece).square().sum().backward()
     # Not ru_maxrss, in which a process begins with the peak of the one that started it.
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 
@@ -135,13 +135,13 @@ def test_no_rows_and_no_gradient():
         calls.append(len(inputs))
         return inputs
 
-    assert encode_in_pieces(encode, torch.zeros(0, 2), None, 3).shape == (0, 2)
+    assert encode_microbatched(encode, torch.zeros(0, 2), None, 3).shape == (0, 2)
     with torch.no_grad():
         rows = torch.arange(10).view(5, 2)
-        assert torch.equal(encode_in_pieces(encode, rows, None, 2), rows)
+        assert torch.equal(encode_microbatched(encode, rows, None, 2), rows)
     assert calls == [0, 2, 2, 1]
     with pytest.raises(ValueError, match="micro_batch_size must be at least 1"):
-        encode_in_pieces(encode, torch.zeros(2, 2), None, 0)
+        encode_microbatched(encode, torch.zeros(2, 2), None, 0)
 
 
 def half(rank: int) -> tuple[Tensor, ...]:

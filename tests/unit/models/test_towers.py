@@ -132,7 +132,7 @@ def test_forward_embeds_every_modality_with_its_mask():
     assert not torch.allclose(out["text"], model(inputs)["text"])
 
 
-def test_what_a_model_refuses():
+def test_what_a_model_rejects():
     with pytest.raises(ValueError, match="image 8, audio 9"):
         EmbeddingModel({"image": tower(8), "audio": tower(9)})
     with pytest.raises(ValueError, match="towers is empty"):
@@ -143,7 +143,7 @@ def test_what_a_model_refuses():
         EmbeddingModel({"image": tower()}).embed("depth", torch.randn(1, 10))
 
 
-def test_weight_decay_spares_what_is_not_a_matrix_of_weights():
+def test_only_weight_matrices_decay():
     trunk = Transformer(12, 1, 2, bias_kv=True, layer_scale=0.1, pre_norm=True)
     model = nn.ModuleDict({"text": TextTransformer(20, 6, trunk), "pool": AttentionPool(trunk)})
     decayed = {n for n, p in model.named_parameters() if not no_weight_decay(n, p)}

@@ -13,7 +13,7 @@ from multimodal.models.encoders.vision import VisionTransformer
 from multimodal.models.heads import LinearHead
 from multimodal.models.layers.stems import PatchStem
 from multimodal.models.layers.transformer import Transformer
-from multimodal.models.tower_optim import Rates
+from multimodal.models.tower_optim import TowerOptim
 from multimodal.models.towers import EmbeddingModel, Tower, no_weight_decay
 from multimodal.models.tuning import (
     LastLayers,
@@ -25,7 +25,12 @@ from multimodal.models.tuning import (
     merge_adapters,
     plain_state,
 )
-from multimodal.training.optim import clip_towers, own_rates, parameter_groups, scale_rates
+from multimodal.training.optim import (
+    clip_towers,
+    parameter_groups,
+    scale_learning_rates,
+    tower_optim,
+)
 
 HEAD = partial(LinearHead, embed_dim=6)
 
@@ -86,7 +91,7 @@ def test_norms_and_biases_learn_and_no_matrix():
     "tuning",
     [LastLayers(1), LastLayers(0, norm=False), NormsAndBiases(), LoRA(2), LoRA(2, dora=True)],
 )
-def test_what_is_frozen_stays_to_the_bit_and_what_is_not_moves(tuning):
+def test_what_is_frozen_stays_bit_exactly_and_what_is_not_moves(tuning):
     tower = image_tower(tuning=tuning)
     before = {name: value.clone() for name, value in tower.state_dict().items()}
     steps(tower, PICTURES)
@@ -102,7 +107,7 @@ def test_frozen_and_tuned_exclude_each_other():
 
 
 @pytest.mark.parametrize("make", [image_tower, text_tower])
-def test_lora_is_the_identity_at_the_start_to_the_bit(make):
+def test_lora_is_the_identity_at_the_start_bit_exactly(make):
     inputs = PICTURES if make is image_tower else TEXTS
     plain = make()
     adapted = make(tuning=LoRA(4))
@@ -167,9 +172,9 @@ def test_plain_weights_go_under_adapters_and_come_back():
 
 
 def test_rates_fall_from_the_head_down():
-    rates = Rates(lr=3.0, weight_decay=0.7, layer_decay=0.5)
+    rates = TowerOptim(lr=3.0, weight_decay=0.7, layer_decay=0.5)
     model = EmbeddingModel({"image": image_tower(rates=rates), "text": text_tower()})
-    scales = {name: scale for name, (_, scale) in own_rates(model).items()}
+    scales = {name: scale for name, (_, scale) in tower_optim(model).items()}
     expected = {
         "head.projection.weight": 1.0,
         "encoder.trunk.norm.weight": 1.0,
@@ -184,7 +189,7 @@ def test_rates_fall_from_the_head_down():
     groups = parameter_groups(model, 0.1)
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
     optimizer = torch.optim.AdamW(groups, lr=2.0)
-    scale_rates(optimizer)
+    scale_learning_rates(optimizer)
     group_of = {id(p): g for g in optimizer.param_groups for p in g["params"]}
     for name, parameter in model.named_parameters():
         group = group_of[id(parameter)]
@@ -196,7 +201,9 @@ def test_rates_fall_from_the_head_down():
 
 
 def test_a_towers_own_norm_clips_its_gradients_apart():
-    model = EmbeddingModel({"image": image_tower(rates=Rates(max_norm=5.0)), "text": text_tower()})
+    model = EmbeddingModel(
+        {"image": image_tower(rates=TowerOptim(max_norm=5.0)), "text": text_tower()}
+    )
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     rest = clip_towers(model)
@@ -212,9 +219,9 @@ def test_a_towers_own_norm_clips_its_gradients_apart():
 @pytest.mark.parametrize(
     "wrong", [{"lr": 0.0}, {"max_norm": -1.0}, {"weight_decay": -0.1}, {"layer_decay": 0.0}]
 )
-def test_rates_out_of_range_are_refused(wrong):
+def test_rates_out_of_range_are_rejected(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Rates(**wrong)
+        TowerOptim(**wrong)
 
 
 def test_no_decay_on_the_class_tokens_and_positions_of_other_libraries():

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from objective_cases import batch, compatible_choices, gradients, make_objective
+from objective_cases import batch, compatible_choices, gradients, one_pair_objective
 from torch import nn
 
 from multimodal.objectives.candidates import AllRanks, EmbeddingQueue, Queue
 from multimodal.objectives.losses.softmax import InfoNCE
-from multimodal.objectives.matches import Identity
+from multimodal.objectives.matches import SampleKeys
 from multimodal.objectives.negatives.selection import Hard, InBatch
-from multimodal.objectives.objective import build_objective
+from multimodal.objectives.objective import make_objective
 from multimodal.training.modules.momentum import MomentumCopy
 
 
-def rows(*numbers: int) -> tuple[torch.Tensor, Identity]:
+def rows(*numbers: int) -> tuple[torch.Tensor, SampleKeys]:
     ids = torch.tensor(numbers, dtype=torch.int64)
-    return ids[:, None].float().expand(-1, 2), Identity(ids, 10 * ids)
+    return ids[:, None].float().expand(-1, 2), SampleKeys(ids, 10 * ids)
 
 
 @pytest.mark.parametrize("steps", [[(1, 2)], [(1, 2), (3, 4, 5)], [(1, 2, 3, 4, 5, 6)], [()]])
@@ -47,7 +47,7 @@ def step(objective, data, number=0, **given):
 
 
 def test_changes_only_after_an_applied_step():
-    objective = make_objective(InfoNCE(), InBatch(), Queue(size=8))
+    objective = one_pair_objective(InfoNCE(), InBatch(), Queue(size=8))
     before = {name: value.clone() for name, value in objective.state_dict().items()}
 
     def changed() -> bool:
@@ -74,7 +74,7 @@ def test_changes_only_after_an_applied_step():
 
 
 def test_accumulated_batches_enter_in_order():
-    objective = make_objective(InfoNCE(), InBatch(), Queue(size=8))
+    objective = one_pair_objective(InfoNCE(), InBatch(), Queue(size=8))
     first, second = batch(1, 2), batch(2, 2)
     step(objective, first)
     step(objective, second)
@@ -90,7 +90,7 @@ def test_the_backward_sees_the_queue_of_its_forward(loss, strategy):
     data = batch(0, 5)
     data.image.requires_grad_()
     data.text.requires_grad_()
-    objective = make_objective(loss, strategy, Queue(size=8))
+    objective = one_pair_objective(loss, strategy, Queue(size=8))
     expected = gradients(step(objective, data).loss, objective, data)
     later = step(objective, data).loss
     objective.update_queues()
@@ -100,7 +100,7 @@ def test_the_backward_sees_the_queue_of_its_forward(loss, strategy):
 def test_a_queued_sample_is_never_its_own_negative():
     """The batch is in the queue as well: the loss is that of the batch with doubled negatives."""
     data = batch(0, 4)
-    objective = make_objective(InfoNCE(), InBatch(), Queue(size=4))
+    objective = one_pair_objective(InfoNCE(), InBatch(), Queue(size=4))
     step(objective, data)
     objective.update_queues()
     scale = objective.pairs["image_text"].logit_scale.exp()
@@ -114,16 +114,16 @@ def test_a_queued_sample_is_never_its_own_negative():
     torch.testing.assert_close(step(objective, data).loss, expected)
 
 
-def test_resumes_to_the_bit():
+def test_resumes_bit_exactly():
     states, losses = [], []
-    objective = make_objective(InfoNCE(), Hard(k=2), Queue(size=8))
+    objective = one_pair_objective(InfoNCE(), Hard(k=2), Queue(size=8))
     for number in range(6):
         if number == 3:
             saved = {name: value.clone() for name, value in objective.state_dict().items()}
         losses.append(step(objective, batch(number, 3), number).loss)
         objective.update_queues()
         states.append({name: value.clone() for name, value in objective.state_dict().items()})
-    resumed = build_objective(
+    resumed = make_objective(
         {"image_text": {"anchor": "image", "other": "text"}},
         InfoNCE(),
         Hard(k=2),
@@ -139,12 +139,12 @@ def test_resumes_to_the_bit():
 
 
 def test_momentum_embeddings_fill_the_queue():
-    objective = make_objective(InfoNCE(), InBatch(), Queue(size=8, momentum=0.9))
+    objective = one_pair_objective(InfoNCE(), InBatch(), Queue(size=8, momentum=0.9))
     assert objective.momentum == 0.9
     data, average = batch(0, 3), batch(7, 3)
     with pytest.raises(ValueError, match="no momentum_embeddings"):
         step(objective, data)
-    plain = make_objective(InfoNCE(), InBatch(), Queue(size=8))
+    plain = one_pair_objective(InfoNCE(), InBatch(), Queue(size=8))
     output = step(objective, data, momentum_embeddings=average.embeddings())
     assert output.loss == step(plain, data).loss  # the batch itself is compared as it is
     objective.update_queues()
@@ -159,7 +159,7 @@ def test_pairs_share_one_momentum():
         for name, momentum in (("text", 0.9), ("audio", 0.99))
     }
     with pytest.raises(ValueError, match="different momenta"):
-        build_objective(pairs, InfoNCE(), InBatch(), AllRanks(), embed_dim=4)
+        make_objective(pairs, InfoNCE(), InBatch(), AllRanks(), embed_dim=4)
 
 
 def test_momentum_copy():

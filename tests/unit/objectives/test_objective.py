@@ -14,7 +14,7 @@ from objective_cases import (
     compatible_choices,
     dense_objective,
     gradients,
-    make_objective,
+    one_pair_objective,
 )
 from torch.nn import functional as F
 
@@ -26,7 +26,7 @@ from multimodal.objectives.losses.sigmoid import SigLIP
 from multimodal.objectives.losses.softmax import DCL, InfoNCE, SupCon
 from multimodal.objectives.negatives.reweighting import Debiased
 from multimodal.objectives.negatives.selection import Hard, InBatch, Random, SemiHard
-from multimodal.objectives.objective import build_objective
+from multimodal.objectives.objective import make_objective
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "losses.json").read_text())
 CANDIDATES = [AllRanks(), Local(), Queue(size=8)]
@@ -53,21 +53,21 @@ def assert_equals_dense(objective, data):
 @pytest.mark.parametrize(("loss", "strategy"), compatible_choices(), ids=str)
 def test_every_combination_equals_the_whole_matrix(loss, strategy, candidates):
     for seed, repeated, chunk_size in ((0, "nothing", 3), (1, "keys", None), (2, "most keys", 1)):
-        objective = make_objective(loss, strategy, candidates, chunk_size)
+        objective = one_pair_objective(loss, strategy, candidates, chunk_size)
         assert_equals_dense(objective, batch(seed, 7, repeated=repeated))
 
 
 @pytest.mark.parametrize(("loss", "strategy"), compatible_choices(), ids=str)
 def test_equal_keys_may_be_ignored(loss, strategy):
     for repeated in ("keys", "most keys"):
-        objective = make_objective(loss, strategy, equal_keys="ignored")
+        objective = one_pair_objective(loss, strategy, equal_keys="ignored")
         assert_equals_dense(objective, batch(3, 7, repeated=repeated))
 
 
 @pytest.mark.parametrize("candidates", CANDIDATES, ids=str)
 @pytest.mark.parametrize(("loss", "strategy"), compatible_choices(), ids=str)
 def test_the_order_of_the_batch_does_not_matter(loss, strategy, candidates):
-    objective = make_objective(loss, strategy, candidates)
+    objective = one_pair_objective(loss, strategy, candidates)
     data = batch(4, 7, repeated="keys")
     order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
     data.image.requires_grad_()
@@ -101,10 +101,10 @@ def test_quick_paths_across_tiles(loss, strategy, repeated, scale, monkeypatch):
         monkeypatch.setattr(f"multimodal.objectives.kernels.{module}.BLOCK_ENTRIES", 600)
     monkeypatch.setattr(pair, "chunked_direction", None)  # not the general path
     monkeypatch.setattr(matches, "ROWS", 10)
-    objective = make_objective(loss, strategy, logit_scale={"init": scale})
+    objective = one_pair_objective(loss, strategy, logit_scale={"init": scale})
     assert_equals_dense(objective, batch(0, 75, repeated=repeated))
     assert_equals_dense(
-        make_objective(loss, strategy, equal_keys="ignored"), batch(1, 75, repeated=repeated)
+        one_pair_objective(loss, strategy, equal_keys="ignored"), batch(1, 75, repeated=repeated)
     )
 
 
@@ -118,12 +118,14 @@ def test_quick_paths_agree_on_ties(loss, strategy):
     corners = F.normalize(torch.ones(2, 6, dtype=torch.float64), dim=1) * torch.tensor([[1], [-1]])
     data.image, data.text = corners[torch.arange(40) % 2], corners[torch.arange(40) // 2 % 2]
     data.text[::7] *= -1
-    assert_equals_dense(make_objective(loss, strategy), data)
+    assert_equals_dense(one_pair_objective(loss, strategy), data)
 
 
 def test_many_repeats_take_the_general_path(monkeypatch):
     monkeypatch.setattr(pair, "fused_sum", None)
-    assert_equals_dense(make_objective(InfoNCE(), InBatch()), batch(0, 20, repeated="most keys"))
+    assert_equals_dense(
+        one_pair_objective(InfoNCE(), InBatch()), batch(0, 20, repeated="most keys")
+    )
 
 
 @pytest.mark.parametrize("case", VECTORS)
@@ -137,10 +139,10 @@ def test_vectors(case, loss, path, monkeypatch):
     x, y = (F.normalize(side, dim=1).requires_grad_() for side in (x, y))
     choice, bias = (InfoNCE(), None) if loss == "clip" else (SigLIP(), expected["bias"])
     if path == "general":
-        monkeypatch.setattr(pair, "fuses", lambda *_: False)
+        monkeypatch.setattr(pair, "has_fused_kernel", lambda *_: False)
     else:
         monkeypatch.setattr(pair, "chunked_direction", None)
-    objective = build_objective(
+    objective = make_objective(
         {"xy": {"anchor": "x", "other": "y", "logit_bias": bias}}, choice, InBatch(), AllRanks()
     ).double()
     learned = objective.pairs["xy"]
@@ -168,7 +170,7 @@ def test_without_negatives_and_equal_embeddings(loss, strategy):
     data.image[:], data.text[:] = data.image[0].clone(), data.image[0].clone()
     data.image.requires_grad_()
     data.text.requires_grad_()
-    objective = make_objective(loss, strategy)
+    objective = one_pair_objective(loss, strategy)
     output = run(objective, data)
     directions = 1 if loss.directions == "once" else 2
     assert output.metrics["without_negatives/image_text"] == 4 * directions
@@ -189,23 +191,23 @@ def _distinct(data):
 def test_nan_comes_through(loss, strategy):
     data = batch(0, 6)
     data.text[2, 1] = torch.nan
-    assert run(make_objective(loss, strategy), data).loss.isnan()
+    assert run(one_pair_objective(loss, strategy), data).loss.isnan()
 
 
 def test_counts_what_a_strategy_leaves_without_negatives():
     data = batch(0, 6)
-    skips_all = make_objective(InfoNCE(), Hard(k=2, skip=5))
+    skips_all = one_pair_objective(InfoNCE(), Hard(k=2, skip=5))
     assert run(skips_all, data).metrics["without_negatives/image_text"] == 12
     assert run(skips_all, data).loss == 0
-    semi_hard = make_objective(Triplet(), SemiHard())
+    semi_hard = one_pair_objective(Triplet(), SemiHard())
     assert run(semi_hard, data).metrics["without_negatives/image_text"] == 0
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
-def test_fewer_than_two_candidates_are_refused(loss):
+def test_fewer_than_two_candidates_are_rejected(loss):
     with pytest.raises(ValueError, match=r"data\.batch_size.*candidates=queue"):
-        run(make_objective(loss, InBatch()), batch(0, 1))
-    output = run(make_objective(loss, InBatch(), Queue(size=8)), batch(0, 1))  # 5 are queued
+        run(one_pair_objective(loss, InBatch()), batch(0, 1))
+    output = run(one_pair_objective(loss, InBatch(), Queue(size=8)), batch(0, 1))  # 5 are queued
     assert output.loss.isfinite()
 
 
@@ -214,7 +216,7 @@ def test_fewer_than_two_candidates_are_refused(loss):
 def test_logits_stay_in_float32_under_autocast(loss, dtype):
     data = batch(0, 16)
     data.image, data.text = data.image.float(), data.text.float()
-    objective = make_objective(loss, InBatch()).float()
+    objective = one_pair_objective(loss, InBatch()).float()
     plain = run(objective, data).loss
     with torch.autocast("cpu", dtype):
         inside = run(objective, data).loss
@@ -231,7 +233,7 @@ def test_logits_stay_in_float32_under_autocast(loss, dtype):
 @pytest.mark.parametrize("loss", [InfoNCE(), SigLIP(), SupCon(), DCL()], ids=str)
 @pytest.mark.parametrize("strategy", [InBatch(), Hard(k=2)], ids=str)
 def test_logit_scale_ends_clamped(loss, strategy):
-    objective = make_objective(loss, strategy).float()
+    objective = one_pair_objective(loss, strategy).float()
     learned = objective.pairs["image_text"]
     with torch.no_grad():
         learned.logit_scale.fill_(np.log(1e4))
@@ -251,7 +253,9 @@ def test_logit_scale_ends_clamped(loss, strategy):
 
 
 def test_fixed_scale_gets_no_gradient():
-    objective = make_objective(InfoNCE(), InBatch(), logit_scale={"init": 20.0, "learned": False})
+    objective = one_pair_objective(
+        InfoNCE(), InBatch(), logit_scale={"init": 20.0, "learned": False}
+    )
     assert not objective.pairs["image_text"].logit_scale.requires_grad
     data = batch(0, 5)
     data.image.requires_grad_()
@@ -262,7 +266,7 @@ def test_fixed_scale_gets_no_gradient():
 
 def test_random_negatives_change_with_the_step_and_the_seed():
     data = batch(0, 12)
-    objective = make_objective(InfoNCE(), Random(k=2))
+    objective = one_pair_objective(InfoNCE(), Random(k=2))
     losses = [run(objective, data, step, seed).loss for step, seed in ((0, 0), (1, 0), (0, 1))]
     assert len({loss.item() for loss in losses}) == 3
     assert run(objective, data, 0, 0).loss == losses[0]
@@ -280,7 +284,7 @@ def test_pairs_have_their_own_choices_weight_and_sources():
         },
         "taken_out": None,
     }
-    objective = build_objective(pairs, InfoNCE(), InBatch(), AllRanks()).double()
+    objective = make_objective(pairs, InfoNCE(), InBatch(), AllRanks()).double()
     assert objective.modalities(["audio", "depth", "image", "text"], "sounds") == [
         "audio",
         "image",
@@ -303,7 +307,7 @@ def test_metrics():
     data = batch(0, 6)
     data.text = data.image.clone()
     data.text[0], data.text[1] = data.image[1], data.image[0]
-    metrics = run(make_objective(InfoNCE(), InBatch()), data).metrics
+    metrics = run(one_pair_objective(InfoNCE(), InBatch()), data).metrics
     similarities = data.image @ data.text.T
     off_diagonal = similarities.masked_fill(torch.eye(6, dtype=torch.bool), -2)
     assert metrics["accuracy/image_text"].item() == pytest.approx(4 / 6)
@@ -333,7 +337,7 @@ def test_metrics():
 def test_refuses(changes, message):
     pairs = {"p": {"anchor": "a", "other": "b", **changes}}
     with pytest.raises(ValueError, match=message):
-        build_objective(pairs, InfoNCE(), InBatch(), AllRanks())
+        make_objective(pairs, InfoNCE(), InBatch(), AllRanks())
 
 
 def test_blocks_hold_no_more_than_asked(monkeypatch):
@@ -347,9 +351,9 @@ def test_blocks_hold_no_more_than_asked(monkeypatch):
             yield rows
 
     monkeypatch.setattr(blockwise.Direction, "rows", watch)
-    run(make_objective(SupCon(), InBatch(), chunk_size=3), batch(0, 10))
+    run(one_pair_objective(SupCon(), InBatch(), chunk_size=3), batch(0, 10))
     assert seen == [3, 3, 3, 1] * 2
     seen.clear()
     monkeypatch.setattr("multimodal.objectives.kernels.blockwise.BLOCK_ENTRIES", 45)
-    run(make_objective(SupCon(), InBatch()), batch(0, 10))
+    run(one_pair_objective(SupCon(), InBatch()), batch(0, 10))
     assert seen == [4, 4, 2] * 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from gloo import run_ranks
-from objective_cases import LOSSES, Batch, batch, dense_objective, make_objective
+from objective_cases import LOSSES, Batch, batch, dense_objective, one_pair_objective
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -15,7 +15,7 @@ from multimodal.objectives.candidates import AllRanks, Local, Queue
 from multimodal.objectives.interfaces import compatible
 from multimodal.objectives.losses.margin import Triplet
 from multimodal.objectives.losses.softmax import InfoNCE
-from multimodal.objectives.matches import Identity
+from multimodal.objectives.matches import SampleKeys
 from multimodal.objectives.negatives.reweighting import Debiased, Reweighted
 from multimodal.objectives.negatives.selection import Hard, InBatch, Random
 
@@ -62,7 +62,7 @@ def equals_one_process(rank: int, cases: list[tuple[tuple[int, ...], str]], queu
     for sizes, repeated in cases:
         data = batch(sum(sizes), sum(sizes), repeated=repeated)
         for loss, strategy in CHOICES:
-            _one(rank, sizes, data, make_objective(loss, strategy, candidates))
+            _one(rank, sizes, data, one_pair_objective(loss, strategy, candidates))
 
 
 def _one(rank: int, sizes: tuple[int, ...], data: Batch, objective: nn.Module) -> None:
@@ -99,15 +99,15 @@ def test_four_ranks(tmp_path, queue):
 def queues_agree(rank: int) -> None:
     """Gathered rows enter every rank's queue in the same order, as in one process."""
     sizes = (3, 2)
-    objective = make_objective(LOSSES[0], InBatch(), Queue(size=8))
-    single = make_objective(LOSSES[0], InBatch(), Queue(size=8))
+    objective = one_pair_objective(LOSSES[0], InBatch(), Queue(size=8))
+    single = one_pair_objective(LOSSES[0], InBatch(), Queue(size=8))
     for seed in range(3):
         data = batch(seed, 5)
         part = share(data, sizes, rank)
         objective(part.embeddings(), part.sample_ids, part.positive_keys, seed, 0, "s")
         objective.update_queues(applied=seed != 1)
         if seed != 1:
-            identity = Identity(data.sample_ids, data.positive_keys)
+            identity = SampleKeys(data.sample_ids, data.positive_keys)
             for name, queue in single.pairs["image_text"].queues.items():
                 queue.enqueue(getattr(data, name), identity)
     for name, value in objective.state_dict().items():
@@ -118,7 +118,7 @@ def local_candidates_stay_local(rank: int) -> None:
     """The loss is the mean over all anchors, each against its own rank's candidates."""
     sizes = (4, 3)
     data = batch(0, 7)
-    objective = make_objective(LOSSES[0], InBatch(), Local())
+    objective = one_pair_objective(LOSSES[0], InBatch(), Local())
     part = share(data, sizes, rank)
     output = objective(part.embeddings(), part.sample_ids, part.positive_keys, 2, 1, "s")
     expected = sum(
@@ -131,7 +131,7 @@ def local_candidates_have_to_be_two(rank: int) -> None:
     """On the largest rank: an uneven last batch may leave a rank with one, or none."""
     for sizes, enough in (((1, 1), False), ((1, 0), False), ((2, 1), True), ((2, 0), True)):
         part = share(batch(0, sum(sizes)), sizes, rank)
-        objective = make_objective(LOSSES[0], InBatch(), Local())
+        objective = one_pair_objective(LOSSES[0], InBatch(), Local())
         args = (part.embeddings(), part.sample_ids, part.positive_keys, 2, 1, "s")
         if enough:
             assert objective(*args).loss.isfinite()
@@ -142,7 +142,7 @@ def local_candidates_have_to_be_two(rank: int) -> None:
 
 def metrics_are_global(rank: int) -> None:
     data = batch(0, 7)
-    objective = make_objective(LOSSES[0], Hard(k=2, skip=5))
+    objective = one_pair_objective(LOSSES[0], Hard(k=2, skip=5))
     part = share(data, (7, 0), rank)
     metrics = objective(part.embeddings(), part.sample_ids, part.positive_keys, 2, 1, "s").metrics
     means = {name: all_reduce_sum(value) / 2 for name, value in metrics.items()}

@@ -103,7 +103,7 @@ def test_what_is_up_in_the_model_is_up_in_the_picture() -> None:
     assert widths[-5] > 50
 
 
-def test_the_pose_of_a_drawn_model_is_found() -> None:
+def test_the_pose_of_a_drawn_model_is_detected() -> None:
     model = read_obj(BOX_OBJ)
     drawn = draw_depth(model_in_mm(model), View(30.0, 40.0, 1.0), (4.0, 4.0, 60.0, 60.0))
     alpha = np.where(drawn > 0, 255, 0).astype(np.uint8)

@@ -63,7 +63,7 @@ def test_table(script):
 
 
 @pytest.mark.slow
-def test_runs_and_goes_on_where_it_was(script, tmp_path, monkeypatch, capsys):
+def test_runs_and_resumes(script, tmp_path, monkeypatch, capsys):
     path = tmp_path / "runs.jsonl"
     monkeypatch.setattr(script, "GRID", [("info_nce", "in_batch"), ("triplet", "hard")])
     monkeypatch.setattr(script, "BATCH", 16)

@@ -29,7 +29,7 @@ def test_only_matrices_decay_and_frozen_parameters_stay_out():
     assert {id(p) for p in plain["params"]} == {id(p) for p in expected}
 
 
-def test_nothing_to_train_is_refused():
+def test_nothing_to_train_is_rejected():
     with pytest.raises(ValueError, match="nothing to train"):
         parameter_groups(nn.Linear(2, 2).requires_grad_(False), weight_decay=0.1)
 

@@ -10,7 +10,7 @@ from pytorch_lightning.trainer.connectors.accelerator_connector import _Accelera
 
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.file import CheckpointError
-from multimodal.training.resume import differences, refuse_another_experiment
+from multimodal.training.resume import check_same_experiment, differences
 
 SHORT = ("trainer.max_steps=8", "callbacks.checkpoint.every_n_train_steps=2", "~evaluation")
 
@@ -61,29 +61,33 @@ def test_only_what_decides_what_is_learned_counts_as_a_difference():
     }
 
 
-def test_another_experiment_is_refused_with_its_differing_keys():
+def test_another_experiment_is_rejected_with_its_differing_keys():
     other = changed(seed=1, optimizer__lr=0.2)
     del other["data"]["sources"]["a"]["repeat"]
     with pytest.raises(CheckpointError) as caught:
-        refuse_another_experiment(SAVED, other, [], "x.ckpt")
+        check_same_experiment(SAVED, other, [], "x.ckpt")
     message = str(caught.value)
-    for part in ("seed: 0 there, 1 here", "optimizer.lr: 0.1 there, 0.2 here", "sources.a.repeat"):
+    for part in (
+        "seed: checkpoint 0, this run 1",
+        "optimizer.lr: checkpoint 0.1, this run 0.2",
+        "sources.a.repeat",
+    ):
         assert part in message
     assert "resume.allow=[data.sources.a.repeat,optimizer.lr,seed]" in message
     with pytest.raises(CheckpointError, match=r"^(?!.*optimizer\.lr:)"):
-        refuse_another_experiment(SAVED, other, ["optimizer"], "x.ckpt")
-    allowed = refuse_another_experiment(SAVED, other, ["optimizer", "seed", "data"], "x.ckpt")
+        check_same_experiment(SAVED, other, ["optimizer"], "x.ckpt")
+    allowed = check_same_experiment(SAVED, other, ["optimizer", "seed", "data"], "x.ckpt")
     assert allowed == {"data.sources.a.repeat": "absent", "optimizer.lr": 0.2, "seed": 1}
 
 
-def test_a_name_that_is_no_key_is_told_with_the_nearest():
+def test_an_invalid_key_is_reported_with_the_nearest():
     with pytest.raises(CheckpointError, match=r"did you mean 'optimizer\.lr'"):
-        refuse_another_experiment(SAVED, SAVED, ["optimzer.lr"], "x.ckpt")
+        check_same_experiment(SAVED, SAVED, ["optimzer.lr"], "x.ckpt")
 
 
-def test_a_longer_training_goes_on_and_says_so(capsys):
+def test_a_longer_training_resumes_with_a_note(capsys):
     longer = changed(trainer__max_steps=20, scheduler__max_steps=20)
-    refuse_another_experiment(SAVED, longer, [], "x.ckpt")
+    check_same_experiment(SAVED, longer, [], "x.ckpt")
     assert "scheduler.max_steps=20, which was 10" in capsys.readouterr().err
 
 
@@ -92,7 +96,7 @@ def test_an_allowed_learning_rate_is_the_one_that_is_used(here):
     train_here(here / "run", *whole)
     path = here / "run" / "checkpoints" / "step=00000006.ckpt"
     words = ("scheduler=constant", "optimizer.lr=0.0", "trainer.max_steps=8", "~evaluation")
-    with pytest.raises(CheckpointError, match=r"optimizer\.lr: 0\.001 there, 0\.0 here"):
+    with pytest.raises(CheckpointError, match=r"optimizer\.lr: checkpoint 0\.001, this run 0\.0"):
         train_here(here / "refused", *words, f"resume='{path}'")
     train_here(here / "still", *words, f"resume='{path}'", "resume_allow=[optimizer.lr]")
     before, after = weights(here / "run", 6), weights(here / "still", 8)
@@ -160,7 +164,7 @@ def test_a_run_cut_off_before_its_validation_begins_with_it(here):
     assert losses(here / "cut")[8] == losses(here / "whole")[8]
 
 
-def test_the_scale_of_float16_goes_on_to_the_bit(here, monkeypatch):
+def test_the_scale_of_float16_goes_on_bit_exactly(here, monkeypatch):
     """The scaler grows every three steps, so a resumed run without its state would differ."""
 
     def precision(connector):

@@ -77,7 +77,7 @@ def test_a_tower_is_unfrozen_and_frozen_on_resume(here, capsys):
     assert torch.equal(weights(here, 8)[name], weights(here, 12)[name])
 
 
-def test_other_layers_are_refused(here):
+def test_other_layers_are_rejected(here):
     train_here(here, *QUICK, "trainer.max_steps=4")
     words = ["trainer.max_steps=8", "embed_dim=8", "resume=auto", "resume_allow=[embed_dim,model]"]
     with pytest.raises(CheckpointError, match="weights of the checkpoint are not those"):

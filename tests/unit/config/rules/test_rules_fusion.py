@@ -16,7 +16,7 @@ RULES = {
         "fusion", "tasks.digit.target", "lable", "tasks.digit.target", "did you mean 'label'?"
     ),
     "target that is shown": (
-        "fusion", "tasks.digit.target", "image", "tasks.digit.target", "shown the answer"
+        "fusion", "tasks.digit.target", "image", "tasks.digit.target", "an input of the model"
     ),
     "fused modality without a tower": (
         "fusion", "model.fused", ["imag"], "model.fused", "did you mean 'image'?"
@@ -27,7 +27,7 @@ RULES = {
     ),
     "a pair's modality that may be missing": (
         "albef", "data.sources.emoji.modalities.text.optional", True,
-        "data.sources.emoji.modalities.text.optional", "the pair 'image_text' compares it",
+        "data.sources.emoji.modalities.text.optional", "the pair 'image_text' needs it",
     ),
     "pairs and modality dropout": (
         "albef", "model.modality_dropout", 0.1, "model.modality_dropout", "set it to 0.0"
@@ -54,6 +54,6 @@ def test_each_rule(rule):
         OmegaConf.update(cfg, key, value, merge=False, force_add=True)
         with pytest.raises(ConfigError) as caught:
             check(cfg)
-    found = {fault.where: fault.problem for fault in caught.value.faults}
+    found = {problem.where: problem.message for problem in caught.value.problems}
     assert where in found, found
     assert words in found[where]

@@ -141,7 +141,7 @@ def test_paths_that_lead_out_of_a_package(path):
 
 def test_names_are_judged_before_anything_is_imported():
     tree = {"model": {"_target_": "multimodal.models.EmbeddingModel", "x": {"_target_": "os.abc"}}}
-    assert [fault.where for fault in foreign_targets(tree, ALLOWED)] == ["model.x._target_"]
+    assert [problem.where for problem in foreign_targets(tree, ALLOWED)] == ["model.x._target_"]
     assert refused_name("multimodal.a._b", ALLOWED)
     assert refused_name(["multimodal.a"], ALLOWED)
     assert refused_name("multimodalx.a", ALLOWED)
@@ -215,6 +215,6 @@ def test_own_classes_may_stand_at_their_places(monkeypatch, tmp_path):
     tree["data"]["transforms"]["a"]["_target_"] = "own_classes.Deletes"
     tower["head"] = {"_target_": "own_classes.head", "_partial_": True}
     tree = json.loads(json.dumps(tree))
-    found = {fault.where for fault in misplaced(tree, packages, True)}
+    found = {problem.where for problem in misplaced(tree, packages, True)}
     assert found == {"model.towers.a.head._target_", "data.transforms.a._target_"}
     assert torch

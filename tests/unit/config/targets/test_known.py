@@ -39,5 +39,5 @@ def test_what_is_nested_in_one_is_still_judged():
             }
         }
     }
-    (fault,) = misplaced(tree, PACKAGES, strict=True)
-    assert fault.where == "callbacks.stop.grace_s._target_"
+    (problem,) = misplaced(tree, PACKAGES, strict=True)
+    assert problem.where == "callbacks.stop.grace_s._target_"

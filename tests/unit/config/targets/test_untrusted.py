@@ -234,7 +234,7 @@ def test_no_place_takes_what_runs(places, form, attacks):
             put(tree, place, FORMS[form](block))
         with pytest.raises(ConfigError) as caught:
             config_of({"config": text_of(tree)}, "theirs.ckpt")
-        told = [fault.where for fault in caught.value.faults]
+        told = [problem.where for problem in caught.value.problems]
         missed = {place for place in places if not any(w.startswith(place) for w in told)}
         if name == "a logger" and form in ("alone", "not recursive"):
             missed -= {"logger.l"}  # which is its place, though nobody builds it there
@@ -333,7 +333,7 @@ def test_a_name_of_a_stored_configuration_is_not_a_path(name, block, tmp_path):
         "data.transforms.image._target_", "callbacks.ema.evaluate", "anchor.pairs",
     ],
 )  # fmt: skip
-def test_an_interpolation_in_a_checkpoint_is_refused_unresolved(
+def test_an_interpolation_in_a_checkpoint_is_rejected_unresolved(
     place, text, listener, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("MY_SECRET", "hunter2")
@@ -357,7 +357,7 @@ def test_an_interpolation_in_a_checkpoint_is_refused_unresolved(
     assert asked == []
 
 
-def test_an_interpolation_in_a_key_is_refused(tmp_path):
+def test_an_interpolation_in_a_key_is_rejected(tmp_path):
     with pytest.raises(ConfigError, match="its key holds an interpolation"):
         load_model(written(tmp_path / "x.ckpt", "data.transforms.image.${oc.env:HOME}", 1))
 

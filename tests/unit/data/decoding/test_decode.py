@@ -138,7 +138,7 @@ def png_header_only(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [20_000, 9_000])
-def test_a_huge_picture_is_refused_from_its_header(side):
+def test_a_huge_picture_is_rejected_from_its_header(side):
     data = png_header_only(side, side)
     tracemalloc.start()
     assert reason("png", data) == "too_large"
@@ -168,7 +168,7 @@ def test_damaged_pictures_are_corrupt():
         assert reason(extension, b"no picture at all") == "corrupt"
 
 
-def test_other_formats_are_refused_whatever_their_name():
+def test_other_formats_are_rejected_whatever_their_name():
     bitmap = encode(Image.fromarray(PICTURE), "BMP")
     assert reason("png", bitmap) == "corrupt"
     assert reason("bmp", bitmap) == "unsupported"

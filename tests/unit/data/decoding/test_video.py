@@ -9,7 +9,7 @@ from loader_helpers import evaluation_loader
 from multimodal.data.decoding.decode import Limits, decode
 from multimodal.data.decoding.video import Video
 from multimodal.data.errors import DecodeError
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.source import Source
 from multimodal.data.transforms.image import ImageTransform
 from multimodal.data.transforms.rand_augment import rand_augment
@@ -39,7 +39,7 @@ def test_frames_are_those_shown_at_the_times_asked_for(container):
 
 def test_a_video_of_one_frame_stands_still():
     video = decode("mp4", video_bytes(1), Limits())
-    clip = VideoTransform(16, 4, 2.0, **PLAIN)(video, Draw(0, 0, "s", 0, 0))
+    clip = VideoTransform(16, 4, 2.0, **PLAIN)(video, SampleRNG(0, 0, "s", 0, 0))
     assert clip.shape == (3, 4, 16, 16)
     assert torch.equal(clip[:, 0], clip[:, 3])
 
@@ -50,15 +50,17 @@ def test_clips_are_spread_or_drawn():
     whole = (transform(video, None) * 255).permute(0, 2, 3, 4, 1).numpy()
     assert whole.shape == (3, 2, 32, 32, 3)
     assert [levels(clip) for clip in whole] == [[3, 5], [9, 11], [14, 16]]
-    assert transform(video, Draw(0, 0, "s", 0, 0)).shape == (3, 2, 32, 32)
+    assert transform(video, SampleRNG(0, 0, "s", 0, 0)).shape == (3, 2, 32, 32)
     single = VideoTransform(32, 2, 0.4, **PLAIN)
     drawn = {
-        tuple(levels((single(video, Draw(0, e, "s", 0, 0)) * 255).permute(1, 2, 3, 0).numpy()))
+        tuple(levels((single(video, SampleRNG(0, e, "s", 0, 0)) * 255).permute(1, 2, 3, 0).numpy()))
         for e in range(12)
     }
     assert len(drawn) > 3
     assert all(second - first == 2 for first, second in drawn)
-    assert torch.equal(single(video, Draw(0, 1, "s", 0, 0)), single(video, Draw(0, 1, "s", 0, 0)))
+    assert torch.equal(
+        single(video, SampleRNG(0, 1, "s", 0, 0)), single(video, SampleRNG(0, 1, "s", 0, 0))
+    )
 
 
 class Still(Video):
@@ -89,7 +91,7 @@ def test_crops_go_from_one_end_of_the_longer_side_to_the_other():
                 expected = torch.from_numpy(part.transpose(3, 0, 1, 2)) / 255
                 torch.testing.assert_close(views[3 * clip + number], expected)
         assert VideoTransform(32, 2, 2.0, **PLAIN, crops=3)(video, None).shape == (3, 3, 2, 32, 32)
-        drawn = VideoTransform(32, 2, 2.0, **PLAIN, crops=3)(video, Draw(0, 0, "s", 0, 0))
+        drawn = VideoTransform(32, 2, 2.0, **PLAIN, crops=3)(video, SampleRNG(0, 0, "s", 0, 0))
         assert drawn.shape == (3, 2, 32, 32)
     with pytest.raises(ValueError, match="crops=0 must be at least 1"):
         VideoTransform(32, 2, 2.0, **PLAIN, crops=0)
@@ -103,8 +105,8 @@ def test_all_frames_and_the_picture_beside_them_have_one_crop_and_mirroring():
     assert clips.geometry == pictures.geometry
     frame = video.frames([0.15])[0]  # as the first of two in 0.4 s
     for index in range(8):
-        draw = Draw(0, 0, "s", index, 0)
-        clip, picture = clips(video, draw), pictures(frame, draw)
+        rng = SampleRNG(0, 0, "s", index, 0)
+        clip, picture = clips(video, rng), pictures(frame, rng)
         assert (clip[:, 0] - picture).abs().max() < 0.03
 
 
@@ -127,7 +129,7 @@ def test_bad_videos_are_bad_samples(tmp_path, data, reason):
     (batch,) = loader
     assert batch.keys == ["k0", "k2"]
     assert batch.inputs["video"].shape == (2, 3, 2, 8, 8)
-    (found,) = loader.tally.reasons
+    (found,) = loader.counter.reasons
     assert found == reason or (reason is None and found in ("empty", "corrupt"))
 
 
@@ -148,8 +150,8 @@ def test_videos_have_limits_from_their_headers():
 def test_rand_augment_changes_pictures_by_its_draw_alone():
     picture = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
     transform = ImageTransform(24, [0.0] * 3, [1.0] * 3, augment_operations=2)
-    draws = [Draw(0, epoch, "s", 0, 0) for epoch in range(20)]
-    results = [transform(picture, draw) for draw in draws]
+    draws = [SampleRNG(0, epoch, "s", 0, 0) for epoch in range(20)]
+    results = [transform(picture, rng) for rng in draws]
     assert len({tuple(result.flatten().tolist()) for result in results}) > 15
     assert all(torch.equal(transform(picture, d), r) for d, r in zip(draws, results, strict=True))
     assert all(0 <= result.min() <= result.max() <= 1 for result in results)
@@ -178,9 +180,9 @@ def test_a_reduced_jpeg_is_nearly_the_same_picture():
     transform = ImageTransform(64, [0.0] * 3, [1.0] * 3, scale=[0.5, 1.0], reduced=True)
     sides = set()
     for epoch in range(12):
-        draw = Draw(0, epoch, "s", 0, 0)
-        small = decode("jpg", data, Limits(), lambda h, w, d=draw: transform.least(d, h, w))
+        rng = SampleRNG(0, epoch, "s", 0, 0)
+        small = decode("jpg", data, Limits(), lambda h, w, d=rng: transform.min_size(d, h, w))
         sides.add(small.shape[0])
-        whole = transform(decode("jpg", data, Limits()), draw)
-        assert ((transform(small, draw) - whole) ** 2).mean() < 1e-3
+        whole = transform(decode("jpg", data, Limits()), rng)
+        assert ((transform(small, rng) - whole) ** 2).mean() < 1e-3
     assert 128 in sides <= {128, 256}

@@ -13,9 +13,9 @@ from loader_helpers import evaluation_loader, scheduled_loader
 
 from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.data.decoding.decode import decode
-from multimodal.data.errors import TooManyBadSamples
+from multimodal.data.errors import TooManyBadSamplesError
 from multimodal.data.loading.loader import ScheduledLoader
-from multimodal.data.loading.tally import Rejection, Tally
+from multimodal.data.loading.tally import Rejection, SampleCounter
 from multimodal.data.source import Source
 from multimodal.data.transforms.array import ArrayTransform
 from multimodal.data.transforms.depth import DepthTransform
@@ -237,18 +237,18 @@ def test_the_state_depends_on_neither_rank_nor_world_nor_workers(folder):
         (
             {},
             {"second": {"repeat": 2.0}},
-            "'second' had 5 batches an epoch, has 10: bring back",
+            "'second' had 5 batches an epoch, has 10: restore",
         ),
         ({"block_shards": 1}, {}, "set data.block_shards=1"),
     ],
 )
-def test_a_state_of_other_batches_is_refused_with_what_to_set(folder, saved, present, message):
+def test_a_state_of_other_batches_is_rejected_with_what_to_set(folder, saved, present, message):
     state = loader(folder, **saved).state_dict()
     with pytest.raises(ValueError, match=message):
         loader(folder, **present).load_state_dict(state)
 
 
-def test_a_state_of_other_data_is_refused(folder, tmp_path):
+def test_a_state_of_other_data_is_rejected(folder, tmp_path):
     state = loader(folder).state_dict()
     write_source(tmp_path, {"train": [number_samples(32)]}, "first")
     write_source(tmp_path, {"train": [number_samples(40, 100)]}, "second")
@@ -286,8 +286,8 @@ def test_a_bad_sample_is_replaced_by_the_next_counted_and_logged(tmp_path, caplo
             expected = [good[index] for index in made.schedule(batch.step).indices]
             assert batch.inputs["x"].flatten().tolist() == expected
             assert batch.keys == [f"s{number:05d}" for number in expected]
-    assert (made.tally.delivered, made.tally.bad, made.tally.replaced) == (38, 2, 2)
-    assert made.tally.reasons == {"corrupt": 2}
+    assert (made.counter.delivered, made.counter.bad, made.counter.replaced) == (38, 2, 2)
+    assert made.counter.reasons == {"corrupt": 2}
     assert "shard broken-train-000.tar, key 's00003': corrupt" in caplog.text
     assert "shard broken-train-001.tar, key 's00039': corrupt" in caplog.text
     assert "epoch 0: 38 samples delivered, 2 bad (2 corrupt), 2 replaced" in caplog.text
@@ -300,16 +300,20 @@ def test_a_bad_shard_is_replaced_by_the_next(tmp_path):
     values = [value for batch in made for value in batch.inputs["x"].flatten().tolist()]
     assert len(values) == 40
     assert set(values) == set(range(20, 40))
-    assert made.tally.reasons == {"shard_size": 20}
-    assert (made.tally.delivered, made.tally.replaced) == (20, 20)
+    assert made.counter.reasons == {"shard_size": 20}
+    assert (made.counter.delivered, made.counter.replaced) == (20, 20)
 
 
 def test_too_many_bad_samples_stop_the_run(tmp_path):
     made = one(broken_source(tmp_path, set(range(0, 40, 3))), max_bad_fraction=0.0)
-    with pytest.raises(TooManyBadSamples, match=r"1 of \d+ samples are bad .1 corrupt.*key 's000"):
+    with pytest.raises(
+        TooManyBadSamplesError, match=r"1 of \d+ samples are bad .1 corrupt.*key 's000"
+    ):
         list(made)
     made = one(broken_source(tmp_path, set(range(40)), name="all"))
-    with pytest.raises(TooManyBadSamples, match=r"101 samples of 'all' in a row are bad.*'s000"):
+    with pytest.raises(
+        TooManyBadSamplesError, match=r"101 consecutive samples of 'all' could not be read.*'s000"
+    ):
         list(made)
 
 
@@ -322,7 +326,9 @@ def test_a_run_of_bad_samples_stops_the_run(tmp_path):
     stops = evaluation_loader(
         source, {"x": ArrayTransform([1])}, None, 4, max_bad_fraction=1.0, max_bad_run=5
     )
-    with pytest.raises(TooManyBadSamples, match=r"6 samples in a row.*key 's00014'.*key 's00015'"):
+    with pytest.raises(
+        TooManyBadSamplesError, match=r"6 samples in a row.*key 's00014'.*key 's00015'"
+    ):
         list(stops)
 
 
@@ -331,25 +337,25 @@ def rejection(key: str = "key") -> Rejection:
 
 
 def test_the_limit_is_a_fraction_once_there_are_enough():
-    tally = Tally(0.01)
-    tally.add([None] * 5000, replaced=True)
-    tally.add([rejection()] * 50, replaced=True)
-    with pytest.raises(TooManyBadSamples, match="51 of 5051"):
-        tally.add([rejection("last")], replaced=True)
-    early = Tally(0.01)
+    counter = SampleCounter(0.01)
+    counter.add([None] * 5000, replaced=True)
+    counter.add([rejection()] * 50, replaced=True)
+    with pytest.raises(TooManyBadSamplesError, match="51 of 5051"):
+        counter.add([rejection("last")], replaced=True)
+    early = SampleCounter(0.01)
     early.add([None, *[rejection()] * 10], replaced=True)  # of at least 1,000
-    with pytest.raises(TooManyBadSamples):
+    with pytest.raises(TooManyBadSamplesError):
         early.add([rejection()], replaced=True)
 
 
 def test_a_good_sample_ends_a_run_of_bad_ones():
-    tally = Tally(1.0, max_bad_run=3)
+    counter = SampleCounter(1.0, max_bad_run=3)
     for _ in range(5):
-        tally.add([rejection()] * 3 + [None], replaced=True)
-    tally.add([rejection()] * 2, replaced=True)
-    tally.add([rejection()], replaced=True)
-    with pytest.raises(TooManyBadSamples, match="4 samples in a row"):
-        tally.add([rejection()], replaced=True)
+        counter.add([rejection()] * 3 + [None], replaced=True)
+    counter.add([rejection()] * 2, replaced=True)
+    counter.add([rejection()], replaced=True)
+    with pytest.raises(TooManyBadSamplesError, match="4 samples in a row"):
+        counter.add([rejection()], replaced=True)
 
 
 def test_every_epoch_ends_with_its_own_summary(tmp_path, caplog):
@@ -423,11 +429,11 @@ def test_evaluation_leaves_bad_samples_out_and_says_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         values = [value for batch in made for value in batch.inputs["x"].flatten().tolist()]
     assert values == [number for number in range(4, 40) if number != 17]
-    assert made.tally.reasons == {"corrupt": 5}
+    assert made.counter.reasons == {"corrupt": 5}
     assert "key 's00017'" in caplog.text
 
 
-def test_a_modality_the_source_lacks_is_refused(folder):
+def test_a_modality_the_source_lacks_is_rejected(folder):
     source = Source(str(folder / "first.json"), X)
     with pytest.raises(ValueError, match="no modality 'y'; it has: x"):
         evaluation_loader(source, {}, ["y"], 4)
@@ -474,7 +480,7 @@ def test_a_cache_of_decoded_members_changes_nothing(folder, monkeypatch):
     assert len(decoded) == 3 * 72
 
 
-def test_a_modality_without_a_transform_is_refused(folder):
+def test_a_modality_without_a_transform_is_rejected(folder):
     made = MultimodalDataModule(sources(folder), {"y": ArrayTransform([1])}, 8, 0)
     with pytest.raises(ValueError, match=r"modality 'x', for which data\.transforms has none"):
         made.train_dataloader()

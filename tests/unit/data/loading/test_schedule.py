@@ -231,12 +231,12 @@ def test_a_vast_source_is_scheduled_at_once():
         ({"a": size([30], 2)}, {"block_shards": 0}, "block_shards must be at least 1"),
     ],
 )
-def test_what_cannot_work_is_refused(sources, options, message):
+def test_invalid_settings_are_rejected(sources, options, message):
     with pytest.raises(ValueError, match=message):
         BatchSchedule(0, sources, **options)
 
 
-def test_negative_steps_are_refused():
+def test_negative_steps_are_rejected():
     with pytest.raises(ValueError, match="steps begin at 0"):
         BatchSchedule(0, {"a": size([4], 2)})(-1)
 

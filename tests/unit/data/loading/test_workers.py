@@ -40,7 +40,7 @@ def test_workers_are_the_cores_less_those_that_train(monkeypatch, cores, devices
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
-    assert workers.workers_of_machine() == expected
+    assert workers.default_num_workers() == expected
 
 
 def ends_of_processes(folder, repeats, *kinds):

@@ -31,7 +31,7 @@ def picture(number: int) -> np.ndarray:
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder as people have them: files that share a stem, and some that are no good."""
+    """A folder as people have them: files that share a stem, and some that are not good."""
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
     for number in range(40):
@@ -64,7 +64,7 @@ def samples(manifest: Path) -> dict[str, dict[str, bytes]]:
     return found
 
 
-def test_a_folder_is_packed_whole_and_what_is_refused_is_named(photos, tmp_path, capsys):
+def test_a_folder_is_packed_whole_and_refusals_are_named(photos, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(photos, out, "--require", "jpg", "txt", "--max-samples", 10, "--label", "scene") == 0
     found = samples(out / "out.json")
@@ -93,7 +93,7 @@ def test_a_folder_is_packed_whole_and_what_is_refused_is_named(photos, tmp_path,
     manifest = load_manifest(out / "out.json")
     assert manifest.field("json", "train").keys == ("scene",)
     assert run("verify", out) == 0
-    assert "37 samples in order, 0 faults" in capsys.readouterr().out
+    assert "37 samples in order, 0 problems" in capsys.readouterr().out
 
 
 def test_webdataset_reads_what_was_packed(photos, tmp_path):
@@ -142,7 +142,7 @@ def test_splits_have_their_shares():
         assert abs(found.count(name) / 20_000 - share) < 0.01
 
 
-def test_a_broken_run_goes_on_with_the_shards_that_are_missing(photos, tmp_path, monkeypatch):
+def test_a_broken_run_resumes_with_the_missing_shards(photos, tmp_path, monkeypatch):
     out = tmp_path / "out"
     real, packed = pack_module._pack_one, []
 
@@ -165,7 +165,7 @@ def test_a_broken_run_goes_on_with_the_shards_that_are_missing(photos, tmp_path,
     run(photos, whole, "--max-samples", 8, "--name", "out")
     assert (out / "out.json").read_bytes() == (whole / "out.json").read_bytes()
     assert (out / "report.json").read_bytes() == (whole / "report.json").read_bytes()
-    # ... and anew where a file has changed since, leaving nothing of before behind.
+    # ... and again after a file has changed, without leftovers.
     (photos / "p06.txt").write_text("another text")
     assert run(photos, out, "--max-samples", 20) == 0
     assert samples(out / "out.json")["train:p06"]["txt"] == b"another text"
@@ -208,7 +208,7 @@ def test_tables_with_columns_of_files_and_texts(tmp_path, kind):
     assert run(table, out, "--files", "sonud") == 1
 
 
-def test_shards_of_others_are_packed_anew(tmp_path):
+def test_shards_of_others_are_repacked(tmp_path):
     folder = tmp_path / "theirs"
     folder.mkdir()
     made = [(f"k{n}", {"a.npy": npy_bytes(np.array([n])), "json": b'{"n": 1}'}) for n in range(9)]
@@ -236,7 +236,7 @@ def test_shards_keep_to_their_size(tmp_path):
     assert max(sizes) < 75_000
 
 
-def test_near_duplicates_are_found_and_others_are_not(tmp_path):
+def test_only_near_duplicates_are_reported(tmp_path):
     pictures = [(f"p{n}", difference_hash(picture(n))) for n in range(60)]
     small = Image.fromarray(picture(7)).resize((30, 30)).point(lambda v: min(255, v + 12))
     pictures.append(("copy", difference_hash(np.asarray(small))))
@@ -254,7 +254,7 @@ def test_near_duplicates_are_found_and_others_are_not(tmp_path):
         (("photos", "--require", "mp3"), "nothing to pack: 42 samples were refused"),
     ],
 )
-def test_what_cannot_work_is_said(photos, tmp_path, capsys, monkeypatch, words, message):
+def test_invalid_settings_are_reported(photos, tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     assert run(words[0], "out", *words[1:]) == 1
     assert message in capsys.readouterr().err
@@ -286,10 +286,10 @@ def test_a_manifest_is_written_for_tars_that_are_there(theirs, capsys):
     assert manifest.field("json", "val").keys == ("a",)
     assert {path.name: path.read_bytes() for path in theirs.glob("*.tar")} == before
     assert run("verify", theirs) == 0
-    assert "12 samples in order, 0 faults" in capsys.readouterr().out
+    assert "12 samples in order, 0 problems" in capsys.readouterr().out
 
 
-def test_broken_tars_are_refused_or_left_out_by_name(theirs, capsys):
+def test_broken_tars_are_rejected_or_left_out_by_name(theirs, capsys):
     shard = theirs / "made-train-001.tar"
     shard.write_bytes(shard.read_bytes()[:1500])
     assert run("index", theirs) == 1
@@ -307,7 +307,7 @@ def test_interleaved_samples_count_in_an_index_and_are_named(theirs, capsys):
     assert "key 'a': duplicate_key" in capsys.readouterr().err
     assert load_manifest(theirs / "theirs.json").split("train").samples.tolist() == [5, 4]
     assert run("verify", theirs) == 1
-    assert "9 samples in order, 2 faults" in capsys.readouterr().out
+    assert "9 samples in order, 2 problems" in capsys.readouterr().out
 
 
 def test_verify_names_each_fault(theirs, capsys):
@@ -320,7 +320,7 @@ def test_verify_names_each_fault(theirs, capsys):
     captured = capsys.readouterr()
     assert "made-train-000.tar: shard_hash" in captured.err
     assert "made-train-001.tar: shard_size" in captured.err
-    assert "2 samples in order, 2 faults" in captured.out
+    assert "2 samples in order, 2 problems" in captured.out
 
 
 def test_verify_decodes_every_sample(theirs, capsys):
@@ -332,7 +332,7 @@ def test_verify_decodes_every_sample(theirs, capsys):
     assert run("verify", theirs) == 1
     captured = capsys.readouterr()
     assert "key 'k5': corrupt" in captured.err
-    assert "11 samples in order, 1 faults" in captured.out
+    assert "11 samples in order, 1 problems" in captured.out
 
 
 TABLES = {
@@ -348,7 +348,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_table_that_cannot_be_read_is_refused_by_name(name, tmp_path, capsys):
+def test_a_table_that_cannot_be_read_is_rejected_by_name(name, tmp_path, capsys):
     content, problem = TABLES[name]
     (tmp_path / name).write_bytes(content)
     words = [str(tmp_path / name), str(tmp_path / "out"), "--files", "photo", "--texts", "text"]
@@ -360,7 +360,7 @@ def test_a_table_that_cannot_be_read_is_refused_by_name(name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("column", ["--files", "--texts"])
-def test_pictures_inside_a_table_are_refused_with_what_to_do(column, tmp_path, capsys):
+def test_pictures_inside_a_table_are_rejected_with_what_to_do(column, tmp_path, capsys):
     pa = pytest.importorskip("pyarrow")
     pictures = [{"bytes": b"abc", "path": "a.jpg"}]
     pa.parquet.write_table(pa.table({"photo": pictures, "text": ["a"]}), tmp_path / "t.parquet")

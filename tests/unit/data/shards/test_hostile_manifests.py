@@ -210,7 +210,7 @@ LEAVES = [
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(place=st.sampled_from(LEAVES), value=json_values)
-def test_any_value_at_any_place_is_used_or_refused_by_name(path, place, value):
+def test_any_value_at_any_place_is_used_or_rejected_by_name(path, place, value):
     good = path.with_suffix(".good")
     if not good.exists():
         good.write_text(path.read_text())
@@ -240,7 +240,7 @@ def refused_by_name(kind, *names):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "loop", "long"])
-def test_a_shard_that_is_no_file_is_refused_at_once(path, tmp_path, kind):
+def test_a_shard_that_is_not_a_file_is_rejected_at_once(path, tmp_path, kind):
     shard = tmp_path / "made-train-000.tar"
     if kind == "long":
         content = json.loads(path.read_text())
@@ -351,7 +351,7 @@ def test_a_good_table_is_one_that_a_list_may_hold():
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=40))
-def test_bytes_are_parsed_or_refused_by_name(data):
+def test_bytes_are_parsed_or_rejected_by_name(data):
     with refused_by_name(ValueError, "file.json"):
         strict_json.parse(data, "file.json")
 

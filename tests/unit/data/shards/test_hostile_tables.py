@@ -59,7 +59,7 @@ def test_a_damaged_table_of_numbers(numbers, suffix, content):
     [np.array([[1, None]], object), np.eye(2, dtype=complex), np.zeros(2), np.zeros((2, 2, 2)),
      np.zeros((2, 2), "U4"), np.zeros(2, [("a", "f4")])],
 )  # fmt: skip
-def test_arrays_that_are_no_rows(numbers, array):
+def test_arrays_that_are_not_rows(numbers, array):
     np.save(numbers, array, allow_pickle=True)
     with pytest.raises(TableError, match=str(numbers)):
         read_table(numbers)
@@ -91,7 +91,7 @@ def columns(**changed):
         (columns().replace_schema_metadata({b"multimodal": b"[1]"}), "gaps"),
     ],
 )
-def test_a_parquet_that_is_no_table(tmp_path, table, said):
+def test_a_parquet_that_is_not_a_table(tmp_path, table, said):
     path = tmp_path / "t.parquet"
     pa.parquet.write_table(columns(), path)
     assert read_table(path).rows[0].name == "a"
@@ -166,6 +166,6 @@ def test_json_in_foreign_tars_does_not_end_their_index(tmp_path):
 
     deep = DEEP[:100_000].encode()
     (tmp_path / "a.tar").write_bytes(tar_bytes([("a.txt", b"1"), ("a.json", deep)]))
-    path, faults = index(tmp_path, "m")
+    path, problems = index(tmp_path, "m")
     assert json.loads(path.read_text())["fields"]["json"] == {"kind": "json", "keys": []}
-    assert faults == []
+    assert problems == []

@@ -194,7 +194,7 @@ def test_many_members_of_one_sample_take_no_square_of_time(tmp_path):
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
-def test_a_compressed_stream_is_read_and_a_cut_one_refused(tmp_path, compress):
+def test_a_compressed_stream_is_read_and_a_truncated_one_rejected(tmp_path, compress):
     noise = np.random.default_rng(0).bytes(9000)
     content = shard_bytes([("a", {"txt": noise}), ("b", {"txt": noise[::-1]})])
     path = tmp_path / "small.tar.z"
@@ -238,7 +238,7 @@ def test_a_member_that_no_sample_may_have_is_passed_over(tmp_path, monkeypatch):
     ),
     st.sampled_from([b"", END, bytes(100)]),
 )
-def test_any_row_of_headers_is_read_alike_or_refused(tmp_path, blocks, end):
+def test_any_row_of_headers_is_read_alike_or_rejected(tmp_path, blocks, end):
     path = tmp_path / "any.tar"
     path.write_bytes(b"".join(blocks) + end)
     streamed = list(read_shard("s", str(path)))
@@ -254,7 +254,7 @@ def test_any_row_of_headers_is_read_alike_or_refused(tmp_path, blocks, end):
     assert bool(rejected) == bool(refused or not shard.keys)
 
 
-def test_damage_to_any_byte_is_read_alike_or_refused(tmp_path):
+def test_damage_to_any_byte_is_read_alike_or_rejected(tmp_path):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name in ("a.txt", "ключ.txt"):

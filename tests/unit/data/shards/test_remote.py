@@ -92,7 +92,7 @@ def test_a_remote_source_gives_what_the_local_one_does(server, tmp_path, num_wor
     assert found[0] == found[1]
     assert sorted(name for name in asked if name.endswith(".tar")) == [
         f"/far-train-{number:03d}.tar" for number in range(5)
-    ]  # each once, whoever needed it
+    ]  # each once
 
 
 def test_memory_and_file_urls_are_read_too(tmp_path):
@@ -288,7 +288,7 @@ def test_a_large_manifest_keeps_its_table_in_files(tmp_path, monkeypatch):
     assert [source.decode(i, None).key for i in (0, 7)] == ["s00000", "s00007"]
     column = tmp_path / "m.table" / "train" / "samples.npy"
     column.write_bytes(column.read_bytes()[:-1] + b"\1")
-    with pytest.raises(ValueError, match=r"samples\.npy is missing, or is not the one"):
+    with pytest.raises(ValueError, match=r"samples\.npy is missing, or differs from the manifest"):
         load_manifest(tmp_path / "m.json")
 
 

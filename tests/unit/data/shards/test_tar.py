@@ -68,7 +68,7 @@ def test_a_size_in_a_pax_header_overrides_the_old_field(tmp_path):
     assert shard(tmp_path, bytes(content)).read(0, "txt") == b"hello"
 
 
-def test_folders_are_passed_over_and_a_leading_dot_is_no_key(tmp_path):
+def test_folders_are_passed_over_and_a_leading_dot_is_not_a_key(tmp_path):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         folder = tarfile.TarInfo("./")
@@ -120,7 +120,7 @@ def test_a_wrong_count_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>" + b" " * 1000, b"\x1f\x8b" * 600])
-def test_what_is_no_tar_is_named_as_such(tmp_path, content):
+def test_anything_but_a_tar_is_reported_as_such(tmp_path, content):
     with pytest.raises(ShardError, match=r"made\.tar, byte 0: no tar header"):
         shard(tmp_path, content)
 
@@ -135,21 +135,23 @@ def test_a_broken_header_is_named_with_its_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "keys", "faults"),
+    ("names", "keys", "problems"),
     [
         (["a.txt", "b.txt", "a.json", "c.txt"], "abac", {0: "key", 2: "key"}),
         (["a.txt", "b.txt", "a.txt", "b.txt", "a.txt"], "ababa", dict.fromkeys(range(5), "key")),
         (["a.txt", "a.txt", "b.txt"], "ab", {0: "member"}),
     ],
 )
-def test_samples_that_may_be_mixed_are_refused_and_the_rest_is_read(tmp_path, names, keys, faults):
+def test_samples_that_may_be_mixed_are_rejected_and_the_rest_is_read(
+    tmp_path, names, keys, problems
+):
     read = shard(tmp_path, tar_bytes([(name, name.encode()) for name in names]))
     assert read.keys == list(keys)
     for index in range(len(read)):
-        if index in faults:
+        if index in problems:
             with pytest.raises(DecodeError, match="occurs twice") as caught:
                 read.check(index)
-            assert caught.value.reason == f"duplicate_{faults[index]}"
+            assert caught.value.reason == f"duplicate_{problems[index]}"
         else:
             read.check(index)
             for field in read.fields(index):
@@ -162,7 +164,7 @@ def test_members_without_a_key_or_a_field_belong_to_no_sample(tmp_path):
     assert read.keys == ["a", "b"]
     assert read.fields(0) == ["txt", "json"]
     assert read.read(0, "json") == b"a.json"
-    assert read.strays == ["README", ".hidden", "b."]
+    assert read.stray_members == ["README", ".hidden", "b."]
 
 
 def test_another_content_of_the_same_size_is_noticed(tmp_path):
@@ -171,12 +173,12 @@ def test_another_content_of_the_same_size_is_noticed(tmp_path):
     assert len(shard(tmp_path, content, sha256=digest)) == 3
     changed = content.replace(b"1" * 700, b"2" * 700)
     assert len(shard(tmp_path, changed)) == 3
-    with pytest.raises(ShardError, match="another hash than the manifest says") as caught:
+    with pytest.raises(ShardError, match="sha256 differs from the manifest") as caught:
         shard(tmp_path, changed, sha256=digest)
     assert caught.value.reason == "shard_hash"
 
 
-def test_links_are_refused(tmp_path):
+def test_links_are_rejected(tmp_path):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         link = tarfile.TarInfo("a.txt")

@@ -13,7 +13,7 @@ import pytest
 from data_helpers import npy_bytes, number_samples, shard_bytes, tar_bytes
 from experiment_helpers import losses, run_training
 
-from multimodal.data.errors import TooManyBadSamples
+from multimodal.data.errors import TooManyBadSamplesError
 from multimodal.data.loading.tally import Rejection
 from multimodal.data.shards.paths import SAMPLES_FOLDER
 from multimodal.data.streaming.datamodule import StreamDataModule
@@ -64,7 +64,7 @@ def test_it_ends_with_fewer_shards_than_workers(server, num_workers, caplog):
     for epoch in epochs:
         assert all(len(batch) == 4 and set(batch) <= set(range(30)) for batch in epoch)
     assert epochs[0] != epochs[1]
-    assert loader.tally.delivered == 48
+    assert loader.counter.delivered == 48
     # The same seed, workers and ranks give the same draws.
     again = module(urls, num_workers).train_dataloader()
     assert numbers(again) == epochs[0]
@@ -90,7 +90,7 @@ def test_it_trains_over_http_with_fewer_shards_than_workers(tmp_path):
     assert "an epoch may miss samples and repeat others" in run.stdout + run.stderr
 
 
-def test_a_resumed_stream_says_that_it_draws_anew(server, caplog):
+def test_a_resumed_stream_says_that_it_makes_new_draws(server, caplog):
     _, urls = server
     loader = module(urls).train_dataloader()
     first = numbers(loader)
@@ -101,7 +101,7 @@ def test_a_resumed_stream_says_that_it_draws_anew(server, caplog):
     assert numbers(resumed) != first
 
 
-def test_commands_are_refused_unless_allowed_by_name(server, tmp_path):
+def test_commands_are_rejected_unless_allowed_by_name(server, tmp_path):
     command = f"pipe:touch {tmp_path}/executed; cat {tmp_path}/part-0.tar"
     with pytest.raises(ValueError, match=r"would run a command: add `allow: \[pipe\]`"):
         StreamSource(command, X)
@@ -133,7 +133,7 @@ def test_a_damaged_shard_never_gives_a_mixed_or_half_sample(tmp_path, cut):
     assert isinstance(last, Rejection)
     assert last.shard == "a.tar"
     assert all(isinstance(sample, Streamed) for sample in samples)
-    # Of k2 nobody knows whether it was whole, where the fault follows right after.
+    # It is unknown whether k2 was complete, as the error follows directly.
     whole = {"member": ["k0", "k1"], "header": ["k0", "k1"], "boundary": ["k0", "k1", "k2"]}
     assert [sample.keys[0] for sample in samples] == whole.get(cut, [])
     for sample in samples:
@@ -149,11 +149,11 @@ def test_bad_shards_and_samples_are_counted_and_too_many_stop(server):
     loader = module(urls, max_bad_fraction=1.0).train_dataloader()
     found = {n for batch in itertools.chain(numbers(loader), numbers(loader)) for n in batch}
     assert found <= {*range(10), *range(20, 30)} - {24}
-    assert loader.tally.reasons["corrupt"] > 0
-    assert loader.tally.reasons["shard_cut"] > 0
-    with pytest.raises(TooManyBadSamples, match=r"max_bad_fraction=0.*shard part-"):
+    assert loader.counter.reasons["corrupt"] > 0
+    assert loader.counter.reasons["shard_cut"] > 0
+    with pytest.raises(TooManyBadSamplesError, match=r"max_bad_fraction=0.*shard part-"):
         numbers(module(urls, max_bad_fraction=0.0).train_dataloader())
     for number in range(3):
         (folder / f"part-{number}.tar").unlink()
-    with pytest.raises(TooManyBadSamples, match="in a row are bad"):
+    with pytest.raises(TooManyBadSamplesError, match="in a row are bad"):
         numbers(module(urls, max_bad_fraction=1.0, max_bad_run=5).train_dataloader())

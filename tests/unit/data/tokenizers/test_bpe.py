@@ -76,7 +76,7 @@ def test_frequent_words_become_one_token():
     assert len(ids) == 3  # start, face, end
 
 
-def test_a_vocabulary_too_small_for_the_bytes_is_refused():
+def test_a_vocabulary_too_small_for_the_bytes_is_rejected():
     with pytest.raises(ValueError, match="at least 259"):
         train_bpe(TEXTS, 200)
 

@@ -80,7 +80,7 @@ def test_filters_cover_the_band_evenly():
     assert torch.allclose(inside, torch.ones_like(inside), atol=1e-5)
 
 
-def test_impossible_bands_are_refused():
+def test_impossible_bands_are_rejected():
     with pytest.raises(ValueError, match="low_hz < high_hz <= 4000"):
         FilterBank(FilterBankSettings(8000, 23, 20, 8000))
     with pytest.raises(ValueError, match="too short"):

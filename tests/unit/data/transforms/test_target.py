@@ -46,7 +46,7 @@ def test_numbers_are_standardised():
         (NumberTransform(), float("nan"), "not_finite"),
     ],
 )
-def test_what_is_no_target_is_a_bad_sample(transform, value, reason):
+def test_an_invalid_target_is_a_bad_sample(transform, value, reason):
     with pytest.raises(DecodeError) as caught:
         transform(value, None)
     assert caught.value.reason == reason
@@ -61,6 +61,6 @@ def test_what_is_no_target_is_a_bad_sample(transform, value, reason):
         lambda: NumberTransform(std=0.0),
     ],
 )
-def test_what_makes_no_sense_is_refused(make):
+def test_invalid_arguments_are_rejected(make):
     with pytest.raises(ValueError, match=r"different ones|above 0"):
         make()

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from multimodal.data.decoding.decode import Signal
 from multimodal.data.errors import DecodeError
 from multimodal.data.loading.workers import one_thread
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.tokenizers.bpe import load_tokenizer, train_bpe
 from multimodal.data.transforms.array import ArrayTransform
 from multimodal.data.transforms.audio import AudioTransform
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.usefixtures("single_thread")
 PLAIN = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
 
 
-def draw(epoch: int = 0, repeat: int = 0) -> Draw:
-    return Draw(0, epoch, "made", 0, repeat)
+def rng(epoch: int = 0, repeat: int = 0) -> SampleRNG:
+    return SampleRNG(0, epoch, "made", 0, repeat)
 
 
 def picture(height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
@@ -85,7 +85,7 @@ MODALITIES = ["image", "depth", "thermal", "audio", "imu", "array", "text"]
 def test_a_draw_decides_everything_and_global_generators_nothing(tokenizer_path, modality):
     transform, value = all_transforms(tokenizer_path)[modality]
     copy = pickle.loads(pickle.dumps(transform))
-    for chosen in (None, draw(), draw(epoch=1)):
+    for chosen in (None, rng(), rng(epoch=1)):
         torch.manual_seed(1)
         np.random.seed(1)  # noqa: NPY002 - the generator that must not matter
         first = transform(value, chosen)
@@ -94,7 +94,7 @@ def test_a_draw_decides_everything_and_global_generators_nothing(tokenizer_path,
         assert torch.equal(copy(value, chosen), first)
         assert first.is_contiguous()
     if modality != "text":
-        results = [transform(value, draw(epoch, repeat)) for epoch in (0, 1) for repeat in (0, 1)]
+        results = [transform(value, rng(epoch, repeat)) for epoch in (0, 1) for repeat in (0, 1)]
         assert not any(torch.equal(a, b) for i, a in enumerate(results) for b in results[:i])
 
 
@@ -106,7 +106,7 @@ def test_values_are_left_as_they_were(tokenizer_path, modality):
     if isinstance(array, np.ndarray):
         array.flags.writeable = modality != "array"
     result = transform(value, None)
-    transform(value, draw())
+    transform(value, rng())
     result.zero_()
     assert np.array_equal(array, before)
 
@@ -126,7 +126,7 @@ def test_values_of_another_kind_are_bad_samples(tokenizer_path, modality):
 
 def test_crops_keep_to_area_ratio_and_picture():
     geometry = Geometry((0.2, 0.6), (0.5, 2.0), 0.5)
-    boxes = [geometry.box(draw(epoch), 200, 300) for epoch in range(300)]
+    boxes = [geometry.box(rng(epoch), 200, 300) for epoch in range(300)]
     areas = np.array([box.height * box.width / 60_000 for box in boxes])
     ratios = np.array([box.width / box.height for box in boxes])
     assert areas.min() > 0.19
@@ -145,7 +145,7 @@ def test_crops_keep_to_area_ratio_and_picture():
 def test_the_same_draw_gives_the_same_part_at_any_resolution():
     geometry = Geometry((0.2, 1.0), (0.75, 1.3333), 0.5)
     for epoch in range(50):
-        small, large = geometry.box(draw(epoch), 60, 80), geometry.box(draw(epoch), 480, 640)
+        small, large = geometry.box(rng(epoch), 60, 80), geometry.box(rng(epoch), 480, 640)
         assert small.flip == large.flip
         for a, b in zip(small.__class__.__slots__[:4], large.__class__.__slots__[:4], strict=True):
             assert abs(8 * getattr(small, a) - getattr(large, b)) <= 8
@@ -155,7 +155,7 @@ def test_a_share_above_one_shows_the_whole_picture_on_a_border():
     picture = torch.full((3, 20, 20), 7, dtype=torch.uint8)
     geometry = Geometry((2.0, 4.0), (1.0, 1.0), 0.0)
     for epoch in range(50):
-        box = geometry.box(draw(epoch), 20, 20)
+        box = geometry.box(rng(epoch), 20, 20)
         assert 28 <= box.height == box.width <= 40
         assert -(box.height - 20) <= box.top <= 0
         assert -(box.width - 20) <= box.left <= 0
@@ -163,7 +163,7 @@ def test_a_share_above_one_shows_the_whole_picture_on_a_border():
         assert int((found == 7).sum()) == 3 * 20 * 20
         assert int((found == 200).sum()) == 3 * (box.height**2 - 20**2)
         assert found[0, -box.top, -box.left] == 7
-    places = {geometry.box(draw(epoch), 20, 20).top for epoch in range(50)}
+    places = {geometry.box(rng(epoch), 20, 20).top for epoch in range(50)}
     assert len(places) > 8
 
 
@@ -174,14 +174,14 @@ def test_without_a_draw_the_central_square_is_kept():
 
 
 def test_a_picture_too_long_for_any_crop_gives_its_central_square():
-    box = Geometry((0.9, 1.0), (1.0, 1.0), 0.0).box(draw(), 10, 1000)
+    box = Geometry((0.9, 1.0), (1.0, 1.0), 0.0).box(rng(), 10, 1000)
     assert box == Box(0, 495, 10, 10)
 
 
 @pytest.mark.parametrize(
     "other", [{"scale": (0, 1)}, {"scale": (0.5, 17)}, {"ratio": (2, 1)}, {"flip": 2}]
 )
-def test_impossible_geometry_is_refused(other):
+def test_impossible_geometry_is_rejected(other):
     options = {"scale": (0.5, 1), "ratio": (1, 2), "flip": 0.5} | other
     with pytest.raises(ValueError, match=next(iter(other))):
         Geometry(**options)
@@ -195,11 +195,11 @@ def test_image_depth_and_thermal_are_cut_alike(seed):
     ramp = (20 + rows + columns).astype(np.float64)
     image = np.repeat(ramp.astype(np.uint8)[..., None], 3, 2)
     options = {"scale": (0.2, 0.8), "ratio": (0.75, 1.3333), "flip": 0.5}
-    cut = ImageTransform(48, **PLAIN, **options, interpolation="bilinear")(image, draw(seed))
+    cut = ImageTransform(48, **PLAIN, **options, interpolation="bilinear")(image, rng(seed))
     depth = DepthTransform(48, output="depth", max_depth_m=0.3, min_depth_m=0.001, **options)(
-        ramp.astype(np.uint16), draw(seed)
+        ramp.astype(np.uint16), rng(seed)
     )
-    thermal = ThermalTransform(48, maximum=300, **options)(ramp.astype(np.uint16), draw(seed))
+    thermal = ThermalTransform(48, maximum=300, **options)(ramp.astype(np.uint16), rng(seed))
     assert (cut[0] * 255 - depth[0] * 300).abs().max() < 1.5
     assert (cut[0] * 255 - thermal[0] * 300).abs().max() < 1.5
     straight = ImageTransform(48, **PLAIN)(image, None)
@@ -209,11 +209,11 @@ def test_image_depth_and_thermal_are_cut_alike(seed):
 @pytest.mark.parametrize("make", [DepthTransform, ThermalTransform])
 def test_flips_mirror(make):
     depth = np.arange(1, 65, dtype=np.uint16).reshape(8, 8) * 100
-    straight, mirrored = make(8)(depth, draw()), make(8, flip=1.0)(depth, draw())
+    straight, mirrored = make(8)(depth, rng()), make(8, flip=1.0)(depth, rng())
     assert torch.equal(mirrored, straight.flip(-1))
     pixels = picture(32, 32)
-    straight = ImageTransform(32, **PLAIN)(pixels, draw())
-    assert torch.equal(ImageTransform(32, **PLAIN, flip=1.0)(pixels, draw()), straight.flip(-1))
+    straight = ImageTransform(32, **PLAIN)(pixels, rng())
+    assert torch.equal(ImageTransform(32, **PLAIN, flip=1.0)(pixels, rng()), straight.flip(-1))
 
 
 def test_the_photometric_choice_of_one_does_not_move_the_crop_of_the_other():
@@ -223,7 +223,7 @@ def test_the_photometric_choice_of_one_does_not_move_the_crop_of_the_other():
     depth = np.zeros((64, 64), np.uint16)
     depth[20:40, 10:50] = 1000
     for epoch in range(10):
-        shapes = [transform(depth, draw(epoch)) > 0 for transform in (quiet, noisy)]
+        shapes = [transform(depth, rng(epoch)) > 0 for transform in (quiet, noisy)]
         assert torch.equal(*shapes)
 
 
@@ -281,13 +281,13 @@ def test_colour_jitter_is_brightness_then_contrast_then_saturation():
     luma = np.array([0.299, 0.587, 0.114])
     transform = ImageTransform(32, **PLAIN, brightness=0.3, contrast=0.3, saturation=0.3)
     for epoch in range(10):
-        bright, contrast, colour = 1 + 0.3 * (2 * draw(epoch).stream("image").random(3) - 1)
+        bright, contrast, colour = 1 + 0.3 * (2 * rng(epoch).stream("image").random(3) - 1)
         expected = pixels * bright
         middle = (expected @ luma).mean()
         expected = middle + contrast * (expected - middle)
         gray = (expected @ luma)[..., None]
         expected = gray + colour * (expected - gray)
-        found = transform(pixels, draw(epoch)).permute(1, 2, 0).numpy() * 255
+        found = transform(pixels, rng(epoch)).permute(1, 2, 0).numpy() * 255
         assert np.abs(found - expected).max() < 1e-3
         image = Image.fromarray(pixels)  # Pillow's own rounds down three times
         image = ImageEnhance.Brightness(image).enhance(bright)
@@ -300,7 +300,7 @@ def test_some_pictures_lose_their_colour():
     transform = ImageTransform(16, **PLAIN, grayscale=0.3)
     gray = 0
     for epoch in range(100):
-        result = transform(picture(), draw(epoch))
+        result = transform(picture(), rng(epoch))
         gray += bool((result[0] - result[1]).abs().max() < 1e-5)
     assert 15 < gray < 45
 
@@ -315,7 +315,7 @@ def test_some_pictures_lose_their_colour():
         ({"erasing": 1.5}, "erasing must be between 0 and 1"),
     ],
 )
-def test_impossible_image_options_are_refused(options, message):
+def test_impossible_image_options_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         ImageTransform(32, **(PLAIN | options))
 
@@ -355,7 +355,7 @@ def test_missing_depth_stays_missing_and_does_not_bleed():
     assert torch.allclose(measured, torch.tensor(0.5), atol=1e-5)  # no halfway values at the edge
 
 
-def test_depth_that_is_no_map_is_a_bad_sample():
+def test_depth_that_is_not_a_map_is_a_bad_sample():
     transform = DepthTransform(8, unit_m=1.0)
     for value in (np.full((8, 8), np.inf), np.full((8, 8), np.nan, np.float32)):
         with pytest.raises(DecodeError, match="not_finite"):
@@ -368,7 +368,7 @@ def test_depth_that_is_no_map_is_a_bad_sample():
 def test_depth_augmentation_scales_and_drops():
     depth = np.full((32, 32), 1000, np.uint16)
     transform = DepthTransform(32, min_depth_m=0.1, distance=0.2, dropout=0.5, ratio=(1, 1))
-    results = [transform(depth, draw(epoch)) for epoch in range(50)]
+    results = [transform(depth, rng(epoch)) for epoch in range(50)]
     lost = [float((result == 0).float().mean()) for result in results]
     assert 0.15 < np.mean(lost) < 0.35
     assert max(lost) < 0.6
@@ -396,7 +396,7 @@ def tone(seconds: float, rate: int = 16000, channels: int = 1, hz: float = 700.0
 
 
 @pytest.mark.parametrize("seconds", [0.0001, 0.01, 0.5, 1.0, 7.0])
-@pytest.mark.parametrize("chosen", [None, draw()])
+@pytest.mark.parametrize("chosen", [None, rng()])
 def test_sounds_of_any_length_give_the_same_shape(seconds, chosen):
     transform = AudioTransform(num_frames=98, num_mel_bins=64, time_shift=0.3, speeds=(0.9, 1.1))
     result = transform(tone(seconds), chosen)
@@ -429,14 +429,14 @@ def test_time_shift_moves_and_gain_scales():
     floor = float(np.log(np.finfo(np.float32).eps))
     firsts = []
     for epoch in range(40):
-        loud = shifting(tone(0.3), draw(epoch))[0].max(0).values > floor + 1
+        loud = shifting(tone(0.3), rng(epoch))[0].max(0).values > floor + 1
         firsts.append(int(loud.nonzero()[0]))
     middle = (198 - 30) / 2
     assert min(firsts) >= middle - 53
     assert max(firsts) <= middle + 53
     assert max(firsts) - min(firsts) > 70
     louder = AudioTransform(num_frames=98, num_mel_bins=64, gain_db=6)
-    peaks = [float(louder(tone(1.0), draw(epoch)).max()) for epoch in range(40)]
+    peaks = [float(louder(tone(1.0), rng(epoch)).max()) for epoch in range(40)]
     reach = np.log(10 ** (6 / 10))  # of log power
     middle = float(louder(tone(1.0), None).max())
     assert max(abs(peak - middle) for peak in peaks) < reach + 0.01
@@ -445,7 +445,7 @@ def test_time_shift_moves_and_gain_scales():
 
 def test_speed_changes_pitch_and_length():
     transform = AudioTransform(num_frames=98, num_mel_bins=80, speeds=(0.8,))
-    slow = transform(tone(1.0), draw())[0].mean(1).argmax()
+    slow = transform(tone(1.0), rng())[0].mean(1).argmax()
     plain = transform(tone(1.0), None)[0].mean(1).argmax()
     lower = (
         AudioTransform(num_frames=98, num_mel_bins=80)(tone(1.0, hz=560), None)[0].mean(1).argmax()
@@ -457,7 +457,7 @@ def test_masks_are_bands_of_the_mean():
     transform = AudioTransform(num_frames=98, num_mel_bins=64, frequency_mask=10, time_mask=20)
     rows, columns = set(), set()
     for epoch in range(60):
-        masked = transform(tone(1.0), draw(epoch))[0] == 0
+        masked = transform(tone(1.0), rng(epoch))[0] == 0
         rows.add(int(masked.all(1).sum()))
         columns.add(int(masked.all(0).sum()))
     assert (min(rows), max(rows)) == (0, 10)
@@ -506,7 +506,7 @@ def test_motion_of_another_rate_is_interpolated(rate):
 def test_training_crops_of_motion_differ():
     samples = np.repeat(np.arange(100, dtype=np.float32)[None], 6, 0)
     transform = IMUTransform(50, 20, [0.0] * 6, [1.0] * 6)
-    starts = {float(transform(Signal(samples, 50), draw(epoch))[0, 0]) for epoch in range(200)}
+    starts = {float(transform(Signal(samples, 50), rng(epoch))[0, 0]) for epoch in range(200)}
     assert starts >= {0.0, 80.0}
     assert min(starts) == 0
     assert max(starts) == 80
@@ -516,7 +516,7 @@ def test_rotation_turns_both_sensors_alike_and_keeps_lengths():
     samples = np.random.default_rng(0).standard_normal((6, 50)).astype(np.float32)
     samples[3:] = samples[:3]
     transform = IMUTransform(50, 50, [0.0] * 6, [1.0] * 6, rotation=30)
-    turned = transform(Signal(samples, 50), draw()).numpy()
+    turned = transform(Signal(samples, 50), rng()).numpy()
     assert np.allclose(turned[:3], turned[3:], atol=1e-5)
     assert np.allclose(
         np.linalg.norm(turned[:3], axis=0), np.linalg.norm(samples[:3], axis=0), atol=1e-4
@@ -529,7 +529,7 @@ def test_rotation_reaches_its_limit_and_no_farther():
     samples = np.random.default_rng(0).standard_normal((6, 50)).astype(np.float32)
     largest = []
     for epoch in range(60):
-        turned = transform(Signal(samples, 50), draw(epoch)).numpy()
+        turned = transform(Signal(samples, 50), rng(epoch)).numpy()
         cosines = (turned[:3] * samples[:3]).sum(0) / (samples[:3] ** 2).sum(0)
         largest.append(np.degrees(np.arccos(np.clip(cosines, -1, 1))).max())
     assert 27 < max(largest) < 30.01
@@ -605,7 +605,7 @@ def test_words_are_dropped_in_training_only_and_never_all(tokenizer_path):
     assert whole == TextTransform(tokenizer_path, 16)("a wooden chair", None).tolist()
     lengths = []
     for index in range(300):
-        ids = transform("a wooden chair", Draw(0, 0, "s", index, 0)).tolist()
+        ids = transform("a wooden chair", SampleRNG(0, 0, "s", index, 0)).tolist()
         assert [ids[0], ids[-1]] == [whole[0], whole[-1]]
         assert len(ids) >= 3
         rest = iter(whole)

@@ -35,9 +35,9 @@ def test_rows_are_combined_one_by_one():
     torch.testing.assert_close(combine([(a, 1.0), (b, -0.5)]), expected)
 
 
-def test_nothing_left_is_refused():
+def test_nothing_left_is_rejected():
     a = unit(3, 4)
-    with pytest.raises(ValueError, match="3 of the combined queries cancel out"):
+    with pytest.raises(ValueError, match="3 of the combined queries sum to zero"):
         combine([(a, 1.0), (2 * a, -1.0)])
     with pytest.raises(ValueError, match="no term"):
         combine([])

@@ -100,7 +100,7 @@ def test_the_same_seed_gives_the_same_figures():
     assert one != probe(train, test, shots=(2,), draws=2, seed=4)
 
 
-def test_refuses_what_cannot_be_learned():
+def test_rejects_impossible_settings():
     train, test = blobs(40, 0.2, 1), blobs(8, 0.2, 2)
     one = train.take(np.flatnonzero(train.labels == 0))
     with pytest.raises(ValueError, match=r"training has 1, without \[1, 2, 3\]"):

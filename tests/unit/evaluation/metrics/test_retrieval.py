@@ -156,7 +156,7 @@ def test_scalar_baseline_ranks_by_distance():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_refuses_what_cannot_be_ranked(value):
+def test_rejects_unrankable_scores(value):
     good, bad, keys = torch.ones(4, 2), torch.ones(4, 2), torch.arange(4)
     bad[2, 1] = value
     with pytest.raises(ValueError, match=r"queries holds NaN or infinity in 1 of 4.*first: 2"):

@@ -95,7 +95,7 @@ def test_class_embeddings_weigh_every_prompt_alike():
     torch.testing.assert_close(class_embeddings(prompts), expected)
 
 
-def test_refuses_what_does_not_fit():
+def test_rejects_mismatched_inputs():
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\).*got 0 to 2"):
         zero_shot(torch.eye(3), torch.eye(3)[:2], torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="one label for each"):

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 from torch.nn.functional import normalize
 
-from multimodal.data.preview import draw
+from multimodal.data.preview import sample_html
 from multimodal.evaluation.evaluators.base import Missing
 from multimodal.evaluation.evaluators.probe import ProbeResult
 from multimodal.evaluation.evaluators.retrieval import Example, RetrievalResult
@@ -203,7 +203,7 @@ def page() -> str:
         for i in range(0, 801, 2)
     ]
     galleries = [
-        make_gallery(r, lambda m, i: draw(m, *sample(m, i)), lambda i: NAMES[i])
+        make_gallery(r, lambda m, i: sample_html(m, *sample(m, i)), lambda i: NAMES[i])
         for r in found.of(RetrievalResult)
     ]
     return render(
@@ -276,7 +276,7 @@ def test_texts_are_escaped(page):
     assert "unseen concepts &amp; style &lt;b&gt;" in page
     assert "name: &lt;imagebind&gt;" in page
     assert "<imagebind>" not in page
-    script = draw("text", "</span><script>alert(1)</script>")
+    script = sample_html("text", "</span><script>alert(1)</script>")
     assert "<script>" not in script
 
 
@@ -300,31 +300,35 @@ def decoded(fragment: str, kind: str) -> bytes:
 
 
 def test_drawings_show_what_was_measured():
-    picture = Image.open(io.BytesIO(decoded(draw("image", sample("image", 0)[0]), "image/webp")))
+    picture = Image.open(
+        io.BytesIO(decoded(sample_html("image", sample("image", 0)[0]), "image/webp"))
+    )
     assert picture.size == (64, 64)
     assert np.abs(np.subtract(picture.convert("RGB").getpixel((32, 32)), (214, 69, 65))).max() < 20
 
     big = np.zeros((300, 600, 3), np.uint8)
-    assert Image.open(io.BytesIO(decoded(draw("image", big), "image/webp"))).size == (96, 48)
+    assert Image.open(io.BytesIO(decoded(sample_html("image", big), "image/webp"))).size == (96, 48)
 
     depth = np.zeros((20, 20), np.uint16)
     depth[5:15, 5:10], depth[5:15, 10:15] = 1000, 3000
-    relief = Image.open(io.BytesIO(decoded(draw("depth", depth), "image/webp"))).convert("RGBA")
+    relief = Image.open(io.BytesIO(decoded(sample_html("depth", depth), "image/webp"))).convert(
+        "RGBA"
+    )
     corner, near, far = (relief.getpixel(place) for place in ((0, 0), (6, 8), (12, 8)))
     assert corner[3] == 0  # nothing measured: nothing painted
     assert sum(near[:3]) > sum(far[:3])
 
     original = sample("audio", 3)[0]
     for given in (16000.0, 22050.0):  # Opus, and a rate that it does not have
-        file = io.BytesIO(decoded(draw("audio", original, given), "audio/ogg"))
+        file = io.BytesIO(decoded(sample_html("audio", original, given), "audio/ogg"))
         sound, rate = soundfile.read(file)
         assert rate == given
         assert len(sound) == original.shape[1]
         assert np.corrcoef(sound, original[0])[0, 1] > 0.9
 
-    lines = draw("imu", sample("imu", 0)[0])
+    lines = sample_html("imu", sample("imu", 0)[0])
     assert lines.count("<polyline") == 6
-    assert draw("features", np.arange(512.0)).count("<polyline") == 1
+    assert sample_html("features", np.arange(512.0)).count("<polyline") == 1
 
 
 @pytest.mark.parametrize(
@@ -336,9 +340,9 @@ def test_drawings_show_what_was_measured():
         ("imu", np.zeros((2, 3, 4)), None),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(modality, value, rate):
+def test_undrawable_values_are_rejected(modality, value, rate):
     with pytest.raises(ValueError, match=re.escape(str(list(value.shape)))):
-        draw(modality, value, rate)
+        sample_html(modality, value, rate)
 
 
 def test_values_of_one_level_and_empty_maps_are_drawn():
@@ -348,8 +352,8 @@ def test_values_of_one_level_and_empty_maps_are_drawn():
         ("thermal", np.full((8, 8), 7, np.uint16)),
         ("imu", np.ones((6, 40))),
     ):
-        assert "<" in draw(modality, value)
-    assert "audio/ogg" in draw("audio", np.zeros((1, 100), np.float32), RATE)
+        assert "<" in sample_html(modality, value)
+    assert "audio/ogg" in sample_html("audio", np.zeros((1, 100), np.float32), RATE)
 
 
 def test_curves_are_grouped_and_hold_their_points():

@@ -48,7 +48,7 @@ class Payload:
         return (open, (self.target, "w"))
 
 
-def test_a_pickled_payload_is_refused_and_not_executed(tmp_path):
+def test_a_pickled_payload_is_rejected_and_not_executed(tmp_path):
     path, trace = tmp_path / "evil.ckpt", tmp_path / "executed"
     checkpoint_file.write_atomically({"state_dict": {}, "x": Payload(trace)}, path)
     with pytest.raises(checkpoint_file.CheckpointError, match="cannot be read"):
@@ -85,7 +85,7 @@ def test_newest_goes_by_step_not_by_name_or_time(tmp_path):
     assert store.newest(tmp_path / "absent") is None
 
 
-def test_a_flipped_bit_is_told_and_the_checkpoint_before_is_used(tmp_path, capsys):
+def test_a_flipped_bit_is_detected_and_the_previous_checkpoint_is_used(tmp_path, capsys):
     for step in (10, 20):
         content = {"state_dict": {"w": torch.full((1000,), float(step))}, "global_step": step}
         checkpoint_file.write_atomically(content, tmp_path / f"step={step:08d}.ckpt")
@@ -155,7 +155,7 @@ def kill_saves(folder, other_file_system, count):
 
 
 @pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.slow)])
-def test_kills_during_saves_leave_a_whole_checkpoint(tmp_path, other_disk, count):
+def test_kills_during_saves_leave_a_valid_checkpoint(tmp_path, other_disk, count):
     assert os.stat(tmp_path).st_dev != os.stat(other_disk).st_dev
     torn = kill_saves(tmp_path, other_disk, count)
     assert torn >= count // 10, "too few of the kills came during a save"

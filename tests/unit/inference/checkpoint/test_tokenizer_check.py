@@ -76,7 +76,7 @@ def test_a_fingerprint_tells_other_ids_and_not_other_places(tmp_path):
     assert fingerprint(BPETokenizer(str(tmp_path / "d.json"))) != same
 
 
-def test_another_tokenizer_is_refused_wherever_a_checkpoint_is_read(shards, tmp_path):
+def test_another_tokenizer_is_rejected_wherever_a_checkpoint_is_read(shards, tmp_path):
     file = tmp_path / "tokenizer.json"
     tokenizer_file(file, CAPTIONS)
     run(tmp_path / "run", shards, with_file(file))
@@ -101,7 +101,7 @@ def test_another_tokenizer_is_refused_wherever_a_checkpoint_is_read(shards, tmp_
         run(tmp_path / "third", shards, with_file(file), *anchored)
 
 
-def test_more_ids_than_the_tower_has_rows_are_refused_and_not_an_index_error(shards, tmp_path):
+def test_more_ids_than_the_tower_has_rows_are_rejected_and_not_an_index_error(shards, tmp_path):
     file = tmp_path / "tokenizer.json"
     tokenizer_file(file, CAPTIONS)
     ids = BPETokenizer(str(file)).vocab_size
@@ -118,11 +118,11 @@ def test_more_ids_than_the_tower_has_rows_are_refused_and_not_an_index_error(sha
     load_model(path)
     tokenizer_file(file, [*CAPTIONS, "zzz yyy zzz"])
     assert BPETokenizer(str(file)).vocab_size > ids
-    with pytest.raises(ConfigError, match="bring back the tokenizer"):
+    with pytest.raises(ConfigError, match="restore the tokenizer"):
         load_model(path)
 
 
-def test_an_absent_tokenizer_is_no_matter_of_the_weights(shards, tmp_path):
+def test_an_absent_tokenizer_does_not_affect_the_weights(shards, tmp_path):
     file = tmp_path / "tokenizer.json"
     tokenizer_file(file, CAPTIONS)
     run(tmp_path / "run", shards, with_file(file))

@@ -202,7 +202,7 @@ json_values = st.recursive(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(terms=st.lists(json_values, max_size=3), k=st.text(max_size=4), data=st.binary(max_size=20))
-def test_any_terms_are_answered_or_refused(port, terms, k, data):
+def test_any_terms_are_answered_or_rejected(port, terms, k, data):
     body, kind = form(terms, [("f", "a.png", data)], k.encode("utf-8", "replace").decode("latin-1"))
     status, answer, _ = ask(port, "POST", "/search", body, Content_Type=kind)
     assert status in (200, 400, 415, 422)
@@ -249,7 +249,7 @@ def post(port, **headers):
     return ask(port, "POST", "/search", form([{"text": "a"}])[0], **(OWN | names))[0]
 
 
-def test_pages_of_other_sites_are_refused_and_our_own_is_answered(port):
+def test_pages_of_other_sites_are_rejected_and_our_own_is_answered(port):
     own = f"http://127.0.0.1:{port}"
     assert post(port) == 200  # a program, which says nothing of where it comes from
     assert post(port, Origin=own, Sec_Fetch_Site="same-origin") == 200
@@ -273,7 +273,7 @@ def test_pages_of_other_sites_are_refused_and_our_own_is_answered(port):
     "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:8000", "[::1]", "127.0.0.2",
              "localhost.", "127.0.0.1@evil.example", "", "\xff"],
 )  # fmt: skip
-def test_a_name_that_is_not_ours_is_refused(port, host):
+def test_a_name_that_is_not_ours_is_rejected(port, host):
     for path in ("/", "/about", "/media/0"):
         assert ask(port, "GET", path, Host=host)[0] == 400
     assert post(port, Host=host) == 400
@@ -364,7 +364,7 @@ def test_a_client_that_does_not_read_is_left():
     assert len(sent) >= 2000
 
 
-def test_too_many_connections_are_refused_and_the_others_answered(app):
+def test_too_many_connections_are_rejected_and_the_others_answered(app):
     with serving(app, SHORT._replace(headers=30)) as port:
         held = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(20)]
         held[0].sendall(b"GET /about HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")

@@ -145,7 +145,7 @@ def test_an_interrupted_table_is_finished_to_the_same_bytes(embedder, things, tm
     assert finished.read_bytes() == whole.read_bytes()
 
 
-def test_parts_of_other_inputs_are_refused(embedder, things, tmp_path):
+def test_parts_of_other_inputs_are_rejected(embedder, things, tmp_path):
     def stop(done: int) -> None:
         raise Stopped
 
@@ -191,7 +191,7 @@ def test_an_index_finds_the_nearest_of_every_modality(kind):
     assert len(index.search(asked, 1000)["audio"]) <= 100
 
 
-def test_an_index_refuses_what_has_no_direction():
+def test_an_index_rejects_zero_vectors():
     with pytest.raises(ValueError, match=r"1 of 2 .*row 1"):
         Index(np.eye(2, dtype=np.float32) * [[1], [0]], ["a", "a"])
     index = Index(np.eye(2, dtype=np.float32), ["a", "a"])
@@ -230,17 +230,17 @@ def test_a_thing_is_nearest_to_itself(embedder, things, tmp_path):
     assert found["image"][0].score == pytest.approx(1.0, abs=1e-5)
 
 
-def test_what_is_no_file_of_its_kind_is_refused():
+def test_files_of_another_kind_are_rejected():
     sound = audio_bytes(np.zeros((1, 100)), 16000)
     assert from_bytes("a.WAV", sound, None, None, Limits())[0] == "audio"
-    for name, data, told in (
+    for name, data, expected in (
         ("a.exe", b"MZ", "expected one of"),
         ("noext", b"x", "expected one of"),
         ("a.npy", npy_bytes(np.zeros(2)), "name its modality"),
         ("a.jpg", b"words", "corrupt"),
         ("a.png", image_bytes(np.zeros((2, 2, 3), np.uint8))[:20], "corrupt"),
     ):
-        with pytest.raises(DecodeError, match=told):
+        with pytest.raises(DecodeError, match=expected):
             from_bytes(name, data, None, None, Limits())
 
 

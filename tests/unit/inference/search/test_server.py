@@ -153,11 +153,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_uploads_are_told_and_the_server_goes_on(port, name):
-    filename, data, status, told = BAD[name]
+def test_bad_uploads_are_reported_and_the_server_continues(port, name):
+    filename, data, status, expected = BAD[name]
     found, answer = upload(port, filename, data)
     assert (found, list(answer)) == (status, ["error"])
-    assert told in answer["error"]
+    assert expected in answer["error"]
     assert search(port, [{"text": "still there"}])[0] == 200
 
 
@@ -201,7 +201,7 @@ def test_bodies_are_cut_off_at_the_limit(port):
 
 
 @pytest.mark.parametrize(
-    ("terms", "told"),
+    ("terms", "expected"),
     [
         ("no json", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
@@ -210,7 +210,7 @@ def test_bodies_are_cut_off_at_the_limit(port):
         ([{"text": " "}], "from 1 to 2,000 characters"),
         ([{"text": "a", "weight": 0}], "weight"),
         ([{"text": "a", "weight": "NaN"}], "weight"),
-        ([{"text": "a"}, {"text": "a", "weight": -1}], "cancel out"),
+        ([{"text": "a"}, {"text": "a", "weight": -1}], "sum to zero"),
         ([{"row": 10_000}], "no row 10000"),
         ([{"row": -1}], "no row -1"),
         ([{"row": "../x"}], "no row '../x'"),
@@ -218,10 +218,10 @@ def test_bodies_are_cut_off_at_the_limit(port):
         ([3], "must be an object"),
     ],
 )
-def test_bad_queries_are_told(port, terms, told):
+def test_bad_queries_are_reported(port, terms, expected):
     status, answer = search(port, terms)
     assert status in (400, 422)
-    assert told in answer["error"]
+    assert expected in answer["error"]
 
 
 def test_no_path_of_a_request_is_opened(port, monkeypatch):
@@ -241,14 +241,14 @@ def test_no_path_of_a_request_is_opened(port, monkeypatch):
     assert not [name for name in opened if "passwd" in name or "media" in name]
 
 
-def test_other_names_and_methods_are_refused(port):
+def test_other_names_and_methods_are_rejected(port):
     assert ask(port, "GET", "/", Host="evil.example")[0] == 400
     assert ask(port, "GET", "/search")[0] == 405
     assert ask(port, "POST", "/search", b"{}", Content_Type="application/json")[0] == 400
     assert search(port, [{"text": "a"}], k="0")[1]["error"].startswith("k must be")
 
 
-def test_a_table_of_another_model_is_refused(folder, table):
+def test_a_table_of_another_model_is_rejected(folder, table):
     with pytest.raises(ValueError, match="the table is of another model"):
         check_fit(make_embedder(folder.parent), Table(table.vectors[:, :5], table.rows, {}))
 

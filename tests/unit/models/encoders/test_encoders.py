@@ -131,7 +131,7 @@ def test_bf16_autocast_is_close_and_trains(case: str):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_another_shape_is_refused(case: str):
+def test_another_shape_is_rejected(case: str):
     make, shape, _ = CASES[case]
     wrong = torch.randn(3, *shape[:-1], shape[-1] + 1)
     with pytest.raises(ValueError, match=r"expects inputs \[B, .*got \[3, "):
@@ -139,7 +139,7 @@ def test_another_shape_is_refused(case: str):
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if "vectors" not in name])
-def test_a_mask_is_refused_where_there_is_no_padding(case: str):
+def test_a_mask_is_rejected_where_there_is_no_padding(case: str):
     make, shape, _ = CASES[case]
     with pytest.raises(ValueError, match="takes no mask"):
         make()(inputs_of(shape), torch.ones(3, 1, dtype=torch.bool))
@@ -228,7 +228,7 @@ def test_padding_can_be_read_as_siglip_does():
         (IDS, MASK[:, :4], r"mask must be bool \[3, 8\]"),
     ],
 )
-def test_a_wrong_text_is_refused(ids: Tensor, mask: Tensor | None, message: str):
+def test_a_wrong_text_is_rejected(ids: Tensor, mask: Tensor | None, message: str):
     with pytest.raises(ValueError, match=message):
         text()(ids, mask)
 

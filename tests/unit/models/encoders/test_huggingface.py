@@ -134,7 +134,7 @@ def test_siglip2_takes_pictures_of_any_ratio():
         output = made(pictures)
     assert torch.equal(output.tokens, expected)
     assert torch.equal(output.features, expected.mean(1))
-    with pytest.raises(ValueError, match="12 x 18 are no multiple of the patch, 4"):
+    with pytest.raises(ValueError, match="12 x 18 are not multiples of the patch, 4"):
         made(torch.zeros(1, 3, 12, 18))
 
 
@@ -180,7 +180,7 @@ def test_a_waveforms_mask_follows_the_strides():
     torch.testing.assert_close(output.features[1], output.tokens[1, :10].mean(0))
 
 
-def test_choices_that_a_model_does_not_have_are_refused():
+def test_choices_that_a_model_does_not_have_are_rejected():
     with pytest.raises(ValueError, match=r"several towers: choose part=vision or text"):
         HuggingFaceEncoder(config=CONFIGS["clip text"][0])
     with pytest.raises(ValueError, match="has no part 'audio'"):
@@ -304,7 +304,7 @@ def test_other_models_of_transformers_are_sent_to_the_encoder():
     ids=str,
 )
 @pytest.mark.parametrize("named", [True, False])
-def test_a_setting_that_would_load_something_else_is_refused(setting, named, tmp_path):
+def test_a_setting_that_would_load_something_else_is_rejected(setting, named, tmp_path):
     name = str(tmp_path) if named else None
     config = setting if named else {"model_type": "vit", **setting}
     with pytest.raises(ValueError, match=r"config\.\w+"):

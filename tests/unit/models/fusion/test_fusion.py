@@ -5,7 +5,7 @@ import torch
 from fusion_cases import FUSIONS, LENGTHS, TOKENS, WIDTH, WIDTHS, encoded, make
 
 from multimodal.core.batch import EncoderOutput
-from multimodal.models.fusion.contract import masked_mean
+from multimodal.models.fusion.base import masked_mean
 from multimodal.models.fusion.pooled import GatedFusion, LowRankFusion
 from multimodal.models.layers.cross import CrossBlock, attention_weights
 
@@ -227,7 +227,7 @@ def test_bf16_is_near_float32(name):
 @pytest.mark.parametrize("name", FUSIONS)
 def test_a_sample_without_any_modality_is_an_error(name):
     presence = {n: torch.tensor([True, False, True]) for n in WIDTHS}
-    with pytest.raises(ValueError, match=r"samples \[1\] of the batch have no modality at all"):
+    with pytest.raises(ValueError, match=r"samples \[1\] of the batch have no modality"):
         make(name)(encoded(), presence)
     with pytest.raises(ValueError, match="every sample needs at least one"):
         make(name)({})
@@ -273,7 +273,7 @@ def test_the_mean_of_no_token_is_zero():
     ("name", "options"),
     [("cross_attention", {"query": "smell"}), ("cross_attention", {"num_layers": 0})],
 )
-def test_what_cannot_be_is_refused(name, options):
+def test_impossible_arguments_are_rejected(name, options):
     from multimodal.models.fusion.cross import CrossAttentionFusion
 
     with pytest.raises(ValueError, match="|".join(options)):

@@ -336,7 +336,7 @@ def test_attention_pool_is_one_query_then_a_residual_mlp():
         torch.testing.assert_close(pool(tokens, MASK)[i], expected)
 
 
-def test_an_unknown_pooling_is_refused():
+def test_an_unknown_pooling_is_rejected():
     with pytest.raises(ValueError, match=r"'max'.*class, mean, last, attention"):
         make_pooler("max", Transformer(W, 1, H))
 

@@ -125,7 +125,7 @@ def test_a_missing_tensor_is_named_on_both_sides():
     state, cfg = openclip()
     del state["visual.transformer.resblocks.1.mlp.c_fc.weight"]
     message = (
-        r"1 ours that nothing fills:\n  towers\.image\.encoder\.trunk\.blocks\.1\.mlp\.fc1\.weight"
+        r"1 missing keys:\n  towers\.image\.encoder\.trunk\.blocks\.1\.mlp\.fc1\.weight"
         r" <- visual\.transformer\.resblocks\.1\.mlp\.c_fc\.weight"
     )
     with pytest.raises(WeightsError, match=message):
@@ -135,24 +135,24 @@ def test_a_missing_tensor_is_named_on_both_sides():
 def test_an_unexpected_tensor_is_an_error_unless_allowed():
     state, cfg = openclip()
     state["visual.extra.weight"] = torch.zeros(2, 3)
-    with pytest.raises(WeightsError, match=r"theirs that fill nothing:\n  visual\.extra\.weight"):
+    with pytest.raises(WeightsError, match=r"unexpected keys:\n  visual\.extra\.weight"):
         import_weights(state, cfg)
     made = import_weights(state, cfg, allow=["visual.extra.*"])
     assert made.diff.allowed == ["visual.extra.weight [2, 3]"]
 
 
-def test_a_tensor_of_another_shape_is_told_with_both_shapes():
+def test_a_tensor_of_another_shape_is_reported_with_both_shapes():
     state, cfg = openclip()
     state["ln_final.bias"] = torch.zeros(3)
-    message = r"of another shape:\n  towers\.text\.encoder\.trunk\.norm\.bias \[32\] <- ln_final"
+    message = r"mismatched shapes:\n  towers\.text\.encoder\.trunk\.norm\.bias \[32\] <- ln_final"
     with pytest.raises(WeightsError, match=message):
         import_weights(state, cfg)
 
 
 def test_one_layer_too_few_or_too_many_is_an_error():
     state, cfg = openclip()
-    for layers, told in ((1, "fill nothing"), (3, "nothing fills")):
-        with pytest.raises(WeightsError, match=told):
+    for layers, given_or_message in ((1, "unexpected keys"), (3, "missing keys")):
+        with pytest.raises(WeightsError, match=given_or_message):
             import_weights(state, {**cfg, "text_cfg": {**cfg["text_cfg"], "layers": layers}})
 
 
@@ -163,7 +163,7 @@ def test_a_setting_that_nobody_reads_is_an_error():
             import_weights(state, {**cfg, "vision_cfg": {**cfg["vision_cfg"], key: value}})
 
 
-def test_the_source_is_told_by_the_names():
+def test_the_source_is_inferred_from_the_names():
     for name, source in CLIP_CASES.items():
         described, _ = case(name)
         state = dict.fromkeys(described["shapes"], torch.zeros(()))
@@ -203,10 +203,12 @@ def test_openai_weights_say_their_sizes_themselves():
             shapes |= {f"{block}.{name}.weight": sizes, f"{block}.{name}.bias": sizes[:1]}
     shapes |= {f"{norm}.{part}": [width] for norm in norms for part in ("weight", "bias")}
     state = foreign_state(shapes, 3, 0.1)
-    told, given = import_weights(state), import_weights(state, cfg, "openai")
+    given_or_message, given = import_weights(state), import_weights(state, cfg, "openai")
     image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(told.model.embed("image", image), given.model.embed("image", image))
+        assert torch.equal(
+            given_or_message.model.embed("image", image), given.model.embed("image", image)
+        )
     state["visual.layer1.0.conv1.weight"] = torch.zeros(1)
     with pytest.raises(WeightsError, match="ResNet"):
         import_weights(state)

@@ -7,8 +7,8 @@ from torch import nn
 
 from multimodal.models.encoders.text import TextTransformer
 from multimodal.models.layers.transformer import Transformer
+from multimodal.models.tasks.base import TaskContext
 from multimodal.models.tasks.captioning import Captioning
-from multimodal.models.tasks.contract import Parts
 
 VOCABULARY, LENGTH = 5, 6
 START, END = 3, 4
@@ -23,7 +23,7 @@ def make(**options):
     torch.manual_seed(0)
     encoder = text_tower().double()
     task = Captioning(
-        Parts(WIDTH, {"text": encoder}, ["image"]), VOCABULARY, num_heads=2, **options
+        TaskContext(WIDTH, {"text": encoder}, ["image"]), VOCABULARY, num_heads=2, **options
     ).double()
     with torch.no_grad():  # large weights: what is said depends on the picture and on every word
         for parameter in (*task.parameters(), *encoder.parameters()):
@@ -102,7 +102,7 @@ def test_captions_are_compared_under_ten_pictures():
     ids = torch.randint(3, (count, 4), generator=torch.Generator().manual_seed(1))
     ids[:, 0], ids[:, -1] = START, END
     keys = torch.arange(count)
-    keys[1] = keys[0]  # these two are no fair competition
+    keys[1] = keys[0]  # these two are not fair competition
     batch = batch_of(encoder, ids, [4] * count, keys=keys)
     found = task.observe(batch)
     fair = [i for i in range(count) if keys[i] not in [keys[(i + s) % count] for s in range(1, 10)]]
@@ -230,15 +230,15 @@ def test_texts_of_a_batch_do_not_depend_on_each_other():
     ("given", "message"),
     [
         (lambda: Captioning(parts(), 5, 2), "the fusion reads 'text'"),
-        (lambda: Captioning(Parts(6, {"text": text_tower(False)}, []), 5, 2), "causal=true"),
-        (lambda: Captioning(Parts(6, {"text": nn.Linear(2, 2)}, []), 5, 2), "causal=true"),
-        (lambda: Captioning(Parts(6, {"text": text_tower()}, []), 4, 2), "reads 5 ids"),
+        (lambda: Captioning(TaskContext(6, {"text": text_tower(False)}, []), 5, 2), "causal=true"),
+        (lambda: Captioning(TaskContext(6, {"text": nn.Linear(2, 2)}, []), 5, 2), "causal=true"),
+        (lambda: Captioning(TaskContext(6, {"text": text_tower()}, []), 4, 2), "reads 5 ids"),
         (
             lambda: make()[0].generate(encode_with(None), torch.zeros(1, 1, 6), None, 3, 4, 3, 0),
             "must be at least 1",
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused(given, message):
+def test_invalid_arguments_are_rejected(given, message):
     with pytest.raises(ValueError, match=message):
         given()

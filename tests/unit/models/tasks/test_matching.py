@@ -5,7 +5,7 @@ import torch
 from task_helpers import WIDTH, fused, parts
 from torch.nn import functional as F
 
-from multimodal.models.fusion.contract import FusionOutput
+from multimodal.models.fusion.base import FusionOutput
 from multimodal.models.tasks.matching import Matching
 
 
@@ -126,7 +126,7 @@ def test_scores_of_known_margins():
 @pytest.mark.parametrize(
     "options", [{"first": "image", "second": "image"}, {"temperature": 0.0}, {"candidates": 1}]
 )
-def test_what_makes_no_sense_is_refused(options):
+def test_invalid_arguments_are_rejected(options):
     with pytest.raises(ValueError, match="two different modalities"):
         Matching(parts(), **{"first": "image", "second": "text", **options})
     with pytest.raises(ValueError, match="'audio' in the fusion, which reads image, text"):

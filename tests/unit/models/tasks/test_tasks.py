@@ -213,6 +213,6 @@ def test_an_ordinal_task_learns_levels_of_one_direction():
         (lambda: MultiLabel(parts(), "target", NAMES, unimodal_weight=-0.1), "unimodal_weight"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make_one, message):
+def test_invalid_arguments_are_rejected(make_one, message):
     with pytest.raises(ValueError, match=message):
         make_one()

@@ -255,7 +255,7 @@ def test_what_goes_together(loss, strategy):
 
 def test_a_filter_is_as_compatible_as_what_follows_it():
     assert compatible(Triplet(), Filtered(0.9, Hard())) is None
-    assert "nothing to weigh" in compatible(Triplet(), Filtered(0.9, Reweighted()))
+    assert "a margin loss has no weights" in compatible(Triplet(), Filtered(0.9, Reweighted()))
     assert compatible(InfoNCE(), Filtered(0.9, Debiased())) is None
 
 

@@ -49,7 +49,7 @@ def of_the_model(state):
     return {n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")}
 
 
-def test_the_average_is_the_one_by_hand_and_a_resume_goes_on_with_it(here):
+def test_the_average_equals_a_manual_one_and_is_resumed(here):
     words = (*EMA, *EVERY, "~evaluation", "trainer.max_steps=4")
     train_here(here / "whole", *words)
     whole = contents(here / "whole")
@@ -76,7 +76,7 @@ def evaluated(monkeypatch):
         seen[step] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         return {} if step else Results()
 
-    monkeypatch.setattr("multimodal.cli.train.evaluate_quietly", partial(note, 2))
+    monkeypatch.setattr("multimodal.cli.train.evaluate_metrics", partial(note, 2))
     monkeypatch.setattr("multimodal.cli.train.evaluate_run", partial(note, None))
     return seen
 
@@ -84,9 +84,9 @@ def evaluated(monkeypatch):
 def test_every_evaluation_uses_it_and_training_does_not(here, evaluated, capsys):
     words = (*EVERY, "+evaluation.every=2", "trainer.val_check_interval=2", "trainer.max_steps=3")
     train_here(here / "with", *EMA, *words)
-    told = capsys.readouterr().err
-    assert "validation and evaluation use the moving average of the weights" in told
-    assert "the evaluation of the run uses the moving average of the weights" in told
+    output = capsys.readouterr().err
+    assert "validation and evaluation use the moving average of the weights" in output
+    assert "the evaluation of the run uses the moving average of the weights" in output
     saved = contents(here / "with")
     for step, at in ((2, 2), (None, 3)):
         average = of_the_model(saved[at][STATE])

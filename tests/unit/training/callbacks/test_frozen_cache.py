@@ -14,7 +14,7 @@ from multimodal.data import sample_decoder as members_module
 from multimodal.data.errors import DecodeError
 from multimodal.data.loading.collate import Sample, load
 from multimodal.data.loading.frozen_embeddings import FrozenEmbeddings
-from multimodal.data.sample_rng import Draw
+from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.source import Source
 from multimodal.data.transforms.depth import DepthTransform
 from multimodal.data.transforms.image import ImageTransform
@@ -75,7 +75,7 @@ def test_training_is_the_same_and_neither_decodes_nor_encodes(here, work):
     assert work["embedded"] == 320
 
 
-def test_an_unfinished_table_is_gone_on_with(here, work):
+def test_an_unfinished_table_is_resumed(here, work):
     words = [*SHORT, *PLAIN, *FROZEN, f"cache_frozen.folder={here / 'frozen'}"]
     train_here(here / "first", *words)
     (folder,) = (here / "frozen").iterdir()
@@ -110,11 +110,11 @@ def test_random_choices_need_views(here):
     ("words", "message"),
     [
         (["+data.cache_frozen=true"], "there is no tower with `frozen: true`"),
-        (["cache_frozen.views=4"], "goes with data.cache_frozen=true"),
+        (["cache_frozen.views=4"], "requires data.cache_frozen=true"),
         ([*FROZEN, "cache_frozen.views=0"], "must be at least 1, or null"),
     ],
 )
-def test_what_cannot_be_cached_is_refused_by_the_configuration(here, words, message):
+def test_uncacheable_inputs_are_rejected_by_the_configuration(here, words, message):
     from experiment_helpers import SENSOR
 
     with composed(*SENSOR, *words) as cfg, pytest.raises(ConfigError, match=message):
@@ -173,18 +173,18 @@ def test_what_is_aligned_has_the_geometry_of_the_view(aligned):
     source, transforms, table = aligned
     seen = set()
     for repeat in range(6):
-        draw = Draw(3, 1, source.name, 5, repeat)
-        sample = load(source, transforms, 5, draw, frozen={"image": table})
+        rng = SampleRNG(3, 1, source.name, 5, repeat)
+        sample = load(source, transforms, 5, rng, frozen={"image": table})
         assert isinstance(sample, Sample)
         assert set(sample.inputs) == {"depth"}
         index, view = sample.embeddings["image"][:2].int().tolist()
         assert index == 5
         seen.add(view)
         # What the cache embedded, and what its depth map would have been.
-        of_view = Draw.of_view(3, source.name, 5, view)
+        of_view = SampleRNG.of_view(3, source.name, 5, view)
         expected = load(source, transforms, 5, of_view)
         assert torch.equal(sample.inputs["depth"], expected.inputs["depth"])
-        own = load(source, transforms, 5, draw)
+        own = load(source, transforms, 5, rng)
         assert not torch.equal(sample.inputs["depth"], own.inputs["depth"])
     assert seen == {0, 1, 2}
 
@@ -221,4 +221,4 @@ def test_a_sample_that_could_not_be_embedded_is_a_bad_sample(aligned):
     loader = scheduled_loader({"made": source}, transforms, 4, 0)
     keys = [key for batch in loader for key in batch.keys]
     assert "k5" not in keys
-    assert loader.tally.reasons == {"not_embedded": 1}
+    assert loader.counter.reasons == {"not_embedded": 1}

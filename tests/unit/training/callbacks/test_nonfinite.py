@@ -1,4 +1,4 @@
-"""Bad numbers: no rank applies them, a row of them ends the run, jumps are reported."""
+"""Non-finite numbers: no rank applies them, too many in a row end the run, spikes are reported."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_a_row_of_them_ends_the_run_with_keys_and_losses(here):
     assert "loss/image_sensor" in batch["metrics"]
 
 
-def test_finite_steps_in_between_begin_the_count_anew(here):
+def test_finite_steps_in_between_reset_the_count(here):
     nan = callback("NotFinite", folder=str(here), steps=[1, 2, 4, 5])
     words = ("trainer.max_steps=8", "~evaluation", OWN, nan, "callbacks.nonfinite.max_nonfinite=3")
     train_here(here, *words)

@@ -1,4 +1,4 @@
-"""What a task on top of a fusion is: terms of a loss, predictions, and scores of these.
+"""The interface of tasks on a fusion: loss terms, predictions, and their scores.
 
 Sizes in comments: B batch, N those of its samples that a task is about, W the fusion's width.
 """
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.core.batch import EncoderOutput
-from multimodal.models.fusion.contract import FusionOutput
+from multimodal.models.fusion.base import FusionOutput
 from multimodal.models.tasks.scores import Scores
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """What a task may know of the model that it is built on.
+class TaskContext:
+    """What a task may know of its model.
 
     Attributes:
         width: W of the fusion.
@@ -38,7 +38,7 @@ Fuse = Callable[[Mapping[str, EncoderOutput], Mapping[str, Tensor]], FusionOutpu
 
 @dataclass(slots=True)
 class FusedBatch:
-    """One batch after encoders and fusion, with all that a task may ask of it.
+    """One batch after encoders and fusion, with everything that a task may need.
 
     Attributes:
         inputs: name -> ``[B, ...]``: of the modalities, and the targets.
@@ -75,8 +75,8 @@ class FusedBatch:
 
 
 @dataclass(slots=True)
-class Term:
-    """A sum of losses and what it is to be divided by; over ranks, both add up.
+class LossTerm:
+    """A sum of losses and its divisor; both are summed over ranks.
 
     Attributes:
         total: scalar, differentiable.
@@ -108,16 +108,16 @@ class Task(nn.Module):
         self.weight = weight
 
     @abstractmethod
-    def loss(self, batch: FusedBatch) -> dict[str, Term]:
-        """Those of the terms that the batch has something for; empty where it has nothing."""
+    def loss(self, batch: FusedBatch) -> dict[str, LossTerm]:
+        """The terms that this batch contributes to; empty if none."""
 
     @abstractmethod
     def observe(self, batch: FusedBatch) -> dict[str, Tensor]:
-        """What the scores of this batch's samples need, ``[N, ...]`` each; empty for nothing."""
+        """The inputs of the scores of this batch's samples, ``[N, ...]`` each; may be empty."""
 
     @abstractmethod
     def score(self, observed: Mapping[str, Tensor]) -> Scores:
-        """The scores of all that was observed, batches joined."""
+        """The scores of all observations, batches joined."""
 
 
 def take(encoded: EncoderOutput, rows: Tensor) -> EncoderOutput:

@@ -26,16 +26,16 @@ def check_manifest(content: Any, label: str) -> None:
         label: names the manifest in the message.
 
     Raises:
-        ValueError: listing the faults that were found.
+        ValueError: if it is not valid; the message lists every error.
     """
-    faults = list(islice(_faults(content), 1000))
-    if faults:
-        more = len(faults) - _SHOWN
-        last = [f"and {more}{' or' if len(faults) == 1000 else ''} more"] if more > 0 else []
-        raise ValueError("\n  - ".join([f"{label} has faults:", *faults[:_SHOWN], *last]))
+    problems = list(islice(_problems(content), 1000))
+    if problems:
+        more = len(problems) - _SHOWN
+        last = [f"and {more}{' or' if len(problems) == 1000 else ''} more"] if more > 0 else []
+        raise ValueError("\n  - ".join([f"{label} is invalid:", *problems[:_SHOWN], *last]))
 
 
-def _faults(content: Any) -> Iterator[str]:
+def _problems(content: Any) -> Iterator[str]:
     if not isinstance(content, dict):
         yield f"expected a JSON object, got {_kind(content)}"
         return

@@ -1,4 +1,4 @@
-"""What every fusion module takes and gives: tokens, masks and presence in, one representation out.
+"""The interface of fusion modules: tokens, masks and presence in, one representation out.
 
 Sizes in comments: B batch, M modalities, T tokens of a modality, H heads, W the fusion's width.
 """
@@ -21,7 +21,7 @@ class Stream:
 
     Attributes:
         features: ``[B, W]``, zero where the modality is absent.
-        tokens: ``[B, T, W]``; what stands at masked places means nothing, and is read by none.
+        tokens: ``[B, T, W]``; masked positions have no meaning and are never read.
         mask: ``[B, T]`` bool, True where a token is real and its modality present.
         present: ``[B]`` bool.
     """
@@ -34,7 +34,7 @@ class Stream:
 
 @dataclass(slots=True)
 class AttentionMap:
-    """Who attended to what in one layer.
+    """The attention of one layer.
 
     Attributes:
         query: a modality, or ``latent``, ``bottleneck``, ``class`` for learned queries.
@@ -106,12 +106,12 @@ class Fusion(nn.Module):
         Args:
             encoded: modality -> features ``[B, w]``, tokens ``[B, T, w]``, mask; a modality that
                 is absent from the whole batch is left out.
-            presence: modality -> ``[B]`` bool, False where a sample lacks it; one that is not
-                named is there for all. What stands at absent places has no influence.
+            presence: modality -> ``[B]`` bool, False where a sample lacks it; one that is not named
+                is present for all. Values of absent modalities have no influence.
             need_attention: also return attention weights; the other results do not change.
 
         Raises:
-            ValueError: for an unknown modality, or a sample that has none at all.
+            ValueError: if given an unknown modality, or a sample that has none at all.
         """
         return self.fuse(self._streams(encoded, presence or {}), need_attention)
 
@@ -140,18 +140,18 @@ class Fusion(nn.Module):
             if output.mask is not None:
                 mask = mask & output.mask
             project = self.inputs[name]
-            # Zeroed before the projection: whatever stands there, NaN too, goes no further.
+            # Zeroed before the projection, so that not even NaN passes.
             tokens = project(torch.where(mask[..., None], output.tokens, 0.0))
             features = project(torch.where(present[:, None], output.features, 0.0))
             features = torch.where(present[:, None], features, 0.0)
             streams[name] = Stream(features, tokens, mask, present)
         if any(name in presence for name in streams):
-            lonely = ~torch.stack([s.present for s in streams.values()]).any(dim=0)
-            if lonely.any():
-                places = lonely.nonzero().flatten().tolist()
+            has_no_modality = ~torch.stack([s.present for s in streams.values()]).any(dim=0)
+            if has_no_modality.any():
+                places = has_no_modality.nonzero().flatten().tolist()
                 raise ValueError(
-                    f"samples {places[:10]} of the batch have no modality at all: every sample "
-                    f"needs at least one of {', '.join(self.modalities)}"
+                    f"samples {places[:10]} of the batch have no modality: every sample needs at "
+                    f"least one of {', '.join(self.modalities)}"
                 )
         return streams
 

@@ -1,4 +1,4 @@
-"""A worker, a rank or the disk fails: a clear end in bounded time, or the training goes on."""
+"""A worker, a rank or the disk fails: a clear end in bounded time, or the training continues."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from experiment_helpers import losses, run_training, write_sensor_shards
 from rank_helpers import FAST, Ranks, callback
 
 from multimodal.inference.checkpoint import store
-from multimodal.training.failures import explained
+from multimodal.training.failures import explain
 
 LONG = ("trainer.max_steps=100000", "callbacks.checkpoint.every_n_train_steps=2")
 OWN = ("allowed_packages=[fault_callbacks]",)
@@ -44,19 +44,19 @@ def ends_within(condition, seconds: float) -> bool:
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (signal.SIGKILL, "a process that loads data has died"),
-        (signal.SIGSTOP, "a process that loads data hangs"),
+        (signal.SIGKILL, "a DataLoader worker died"),
+        (signal.SIGSTOP, "a DataLoader worker hangs"),
     ],
 )
 def test_a_worker_that_dies_or_hangs_ends_the_run(shards, tmp_path, number, message):
-    fault = callback("SignalWorker", folder=str(tmp_path), number=int(number))
-    words = [*LONG, fault, "data.num_workers=1", "+data.worker_timeout_s=4"]
+    problem = callback("SignalWorker", folder=str(tmp_path), number=int(number))
+    words = [*LONG, problem, "data.num_workers=1", "+data.worker_timeout_s=4"]
     with Ranks(words, tmp_path, shards, world_size=1) as run:
         run.wait_for("worker")
         assert run.codes(LIMIT) == [1], run.output()
-        told = run.outputs[0].read_text()  # whole: the explanation stands before the traceback
-        assert message in told
-        assert "same command with resume=auto" in told
+        output = run.outputs[0].read_text()  # whole: the explanation stands before the traceback
+        assert message in output
+        assert "same command and resume=auto" in output
     worker = int((tmp_path / "worker").read_text())
     assert ends_within(lambda: not is_alive(worker), 10)
     assert store.newest(tmp_path / "checkpoints") is not None
@@ -70,7 +70,7 @@ def test_a_rank_that_dies_ends_the_others(shards, tmp_path):
         assert (tmp_path / "killed").exists()
         assert codes[1] == -signal.SIGKILL, run.output()
         assert codes[0] == 1, run.output()
-        assert "another rank has ended or cannot be reached" in run.outputs[0].read_text()
+        assert "another rank has exited or is unreachable" in run.outputs[0].read_text()
     assert store.newest(tmp_path / "checkpoints").name == "step=00000002.ckpt"
 
 
@@ -87,8 +87,8 @@ def test_a_rank_that_dies_takes_those_with_it_that_the_first_has_started(shards,
     done = run_training(words, shards, timeout=240, PYTHONPATH=path)
     assert (tmp_path / "killed").exists()
     assert done.returncode == (-signal.SIGKILL if rank == 0 else 1), done.stderr[-3000:]
-    told = "rank 1 " if rank else "another rank has ended"
-    assert told in done.stderr
+    output = "rank 1 " if rank else "another rank has exited"
+    assert output in done.stderr
     other = int((tmp_path / f"step_{1 - rank}").read_text())
     assert ends_within(lambda: not is_alive(other), 30)
 
@@ -100,17 +100,17 @@ def test_a_full_disk_does_not_end_the_training(shards, small_disk, tmp_path):
     words += ["callbacks.checkpoint.keep_last=1", f"hydra.run.dir='{small_disk}'"]
     with Ranks(words, tmp_path, shards, world_size=1) as run:
         assert run.codes(240) == [0], run.output()
-        told = run.output()
+        output = run.output()
     failed = small_disk / "checkpoints" / "step=00000004.ckpt"
-    assert f"WARNING: cannot save {failed}: " in told
-    assert re.search(r"\d\.\d MB are free in ", told)
-    assert "training goes on without this checkpoint" in told
+    assert f"WARNING: cannot save {failed}: " in output
+    assert re.search(r"\d\.\d MB are free in ", output)
+    assert "continuing without this checkpoint" in output
     assert list(store.steps(small_disk / "checkpoints")) == [6]
     assert store.read(small_disk / "checkpoints" / "step=00000006.ckpt")
     assert sorted(losses(small_disk)) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_disk_that_stays_full_leaves_the_checkpoint_before_and_the_run_fails(
+def test_a_disk_that_stays_full_leaves_the_previous_checkpoint_and_the_run_fails(
     shards, small_disk, tmp_path
 ):
     fill = callback("FillDisk", folder=str(small_disk), step=3, until=99)
@@ -125,5 +125,5 @@ def test_a_disk_that_stays_full_leaves_the_checkpoint_before_and_the_run_fails(
 
 @pytest.mark.quick
 def test_other_errors_are_not_explained():
-    assert explained(ValueError("Connection closed by peer")) is None
-    assert explained(RuntimeError("shapes differ")) is None
+    assert explain(ValueError("Connection closed by peer")) is None
+    assert explain(RuntimeError("shapes differ")) is None
