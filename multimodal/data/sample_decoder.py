@@ -6,22 +6,18 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
 from multimodal.core.hashing import stable_hash
-from multimodal.core.suggest import suggest
 from multimodal.data.decoding.decode import Limits, MinSize, Signal, Value, decode
 from multimodal.data.decoding.video import Video
 from multimodal.data.errors import DecodeError
 from multimodal.data.lru import LRU
+from multimodal.data.modality import METADATA, Modality, check_key, parse_modality
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.shards.manifest import Manifest
-from multimodal.data.templates import Template
-
-METADATA = "json"  # the member that describes a sample
-_ENTRY = ("member", "key", "template", "value", "keep", "optional")  # what a modality may be given
 
 T = TypeVar("T")
 
@@ -68,16 +64,6 @@ class ShardReader(Protocol):
     def check(self, index: int) -> None:
         """Rejects a sample whose members are ambiguous."""
         ...
-
-
-class _Modality(NamedTuple):
-    members: tuple[str, ...]
-    key: str | None  # of a JSON member's object
-    templates: tuple[Template, ...]  # over that object's keys
-    is_motion: bool
-    target: str | None  # key of that object whose value is used unchanged
-    optional: bool
-    keeps_all: bool  # the texts under `key`, where none is drawn
 
 
 def decoded_cache(megabytes: int) -> LRU[tuple[str, int, str], Any]:
@@ -129,9 +115,10 @@ class SampleDecoder:
         self.positive_key = positive_key
         for split in splits:
             if positive_key is not None:
-                _check_key(manifest, split, METADATA, positive_key)
+                check_key(manifest, split, METADATA, positive_key)
             self._modalities = {
-                name: _parse(name, entry, manifest, split) for name, entry in modalities.items()
+                name: parse_modality(name, entry, manifest, split)
+                for name, entry in modalities.items()
             }
         kept = [name for name, modality in self._modalities.items() if modality.keeps_all]
         if len(kept) > 1:
@@ -186,7 +173,7 @@ class SampleDecoder:
             )
             for name, modality in self._modalities.items()
             if (modalities is None or name in modalities)
-            and not (modality.optional and _lacks(modality, shard.fields(place), metadata))
+            and not (modality.optional and modality.is_absent(shard.fields(place), metadata))
         }
         key = shard.keys[place]
         sample_id = stable_hash(self.name, shard_name, key)
@@ -221,7 +208,7 @@ class SampleDecoder:
     def _value(
         self,
         name: str,
-        modality: _Modality,
+        modality: Modality,
         shard: ShardReader,
         place: int,
         metadata: dict[str, Any],
@@ -263,56 +250,6 @@ class SampleDecoder:
                 f"max_bytes={self.limits.max_bytes}",
             )
         return decode(member, shard.read(place, member), self.limits, min_size)
-
-
-def _parse(name: str, entry: Mapping[str, Any], manifest: Manifest, split: str) -> _Modality:
-    """Checks one modality's entry against the manifest."""
-    for given in entry:
-        if given not in _ENTRY:
-            raise ValueError(f"modality {name!r}: {given!r}; {suggest(given, _ENTRY)}")
-    member, key = entry.get("member"), entry.get("key")
-    members = (member,) if isinstance(member, str) else tuple(member or ())
-    if not members:
-        raise ValueError(f"modality {name!r} needs a 'member', or a list of them")
-    kinds = {manifest.field(member, split).kind for member in members}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"modality {name!r}: its members are of different kinds: {', '.join(sorted(kinds))}"
-        )
-    text = entry.get("template")
-    templates = tuple(Template(t) for t in ((text,) if isinstance(text, str) else text or ()))
-    target = entry.get("value")
-    if (key is not None) + bool(templates) + (target is not None) != (kinds == {"json"}):
-        raise ValueError(
-            f"modality {name!r}: a JSON member needs a 'key', a 'template' or a 'value', and only "
-            "it does"
-        )
-    chosen = [each for each in (key, target) if each is not None]
-    keys = set(chosen) | {key for each in templates for key in each.keys}
-    for member in members:
-        for wanted in sorted(keys):
-            _check_key(manifest, split, member, wanted)
-    optional = bool(entry.get("optional", False))
-    keep = entry.get("keep", "one")
-    if keep not in ("one", "all") or (keep == "all" and key is None):
-        raise ValueError(
-            f"modality {name!r}: keep is one or all, and all needs the 'key' of a list of texts, "
-            f"got keep={keep!r} and key={key!r}"
-        )
-    return _Modality(members, key, templates, kinds == {"imu"}, target, optional, keep == "all")
-
-
-def _lacks(modality: _Modality, fields: Collection[str], metadata: Mapping[str, Any]) -> bool:
-    if not any(member in fields for member in modality.members):
-        return True
-    wanted = modality.target or modality.key
-    return wanted is not None and metadata.get(wanted) is None
-
-
-def _check_key(manifest: Manifest, split: str, member: str, key: str) -> None:
-    known = manifest.field(member, split).keys
-    if known and key not in known:
-        raise ValueError(f"{manifest.path}: {member!r} has no key {key!r}; {suggest(key, known)}")
 
 
 def _require_object(decoded: Any) -> None:

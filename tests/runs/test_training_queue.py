@@ -8,7 +8,7 @@ import pytest
 import torch
 from experiment_helpers import losses, run_training, train_here, weights, write_sensor_shards
 from gloo import run_ranks
-from objective_cases import batch, make_objective
+from objective_cases import batch, one_pair_objective
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -135,7 +135,7 @@ def test_a_step_that_the_gradient_scaler_skips_was_not_applied(fused):
 def queues_are_not_broadcast(rank: int) -> None:
     module = ContrastiveModule(
         nn.Linear(1, 1),
-        make_objective(InfoNCE(), InBatch(), Queue(size=8)),
+        one_pair_objective(InfoNCE(), InBatch(), Queue(size=8)),
         optimizer=torch.optim.SGD,
         scheduler=None,
         weight_decay=0.0,

@@ -12,12 +12,16 @@ Node = TypeVar("Node")
 # Module of release 0.1 -> where what it defined is offered now, by the same name.
 RENAMED = {
     "multimodal.config.faults": "multimodal.config",
+    "multimodal.config.faults.Fault": "multimodal.config.ConfigProblem",
     "multimodal.core.errors": "multimodal.core",
     "multimodal.data.clip_bpe": "multimodal.data",
     "multimodal.data.datamodule": "multimodal.data",
     "multimodal.data.decode": "multimodal.data",
     "multimodal.data.draw": "multimodal.data",
     "multimodal.data.errors": "multimodal.data",
+    "multimodal.data.errors.BadSample": "multimodal.data.BadSampleError",
+    "multimodal.data.errors.OtherBatches": "multimodal.data.DataMismatchError",
+    "multimodal.data.errors.TooManyBadSamples": "multimodal.data.TooManyBadSamplesError",
     "multimodal.data.huggingface_tokenizer": "multimodal.data",
     "multimodal.data.manifest": "multimodal.data",
     "multimodal.data.source": "multimodal.data",
@@ -46,7 +50,7 @@ RENAMED = {
     "multimodal.encoders.vision": "multimodal.models",
     "multimodal.evaluation.results": "multimodal.evaluation",
     "multimodal.evaluation.sets": "multimodal.evaluation",
-    "multimodal.fusion.base": "multimodal.models",
+    "multimodal.fusion.contract": "multimodal.models",
     "multimodal.fusion.cross": "multimodal.models",
     "multimodal.fusion.latent": "multimodal.models",
     "multimodal.fusion.pooled": "multimodal.models",
@@ -67,7 +71,7 @@ RENAMED = {
     "multimodal.objectives.weighting": "multimodal.objectives",
     "multimodal.runs.sweep": "multimodal.cli",
     "multimodal.tasks.captioning": "multimodal.models",
-    "multimodal.tasks.base": "multimodal.models",
+    "multimodal.tasks.contract": "multimodal.models",
     "multimodal.tasks.labels": "multimodal.models",
     "multimodal.tasks.matching": "multimodal.models",
     "multimodal.tasks.numbers": "multimodal.models",
@@ -89,6 +93,7 @@ RENAMED = {
     "multimodal.training.stop": "multimodal.training",
     "multimodal.training.wandb_logger": "multimodal.training",
     "multimodal.tuning": "multimodal.models",
+    "multimodal.tuning.Rates": "multimodal.models.TowerOptim",
     "multimodal.types": "multimodal.core",
 }
 

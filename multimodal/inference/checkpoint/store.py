@@ -7,10 +7,10 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from multimodal.core.files import TEMPORARY
-from multimodal.inference.checkpoint import sharded
 from multimodal.inference.checkpoint.file import CheckpointError, load_plain, remove
 
 STEP_NAME = re.compile(r"^step=(\d+)\.ckpt$")
@@ -27,7 +27,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     target = Path(path)
     if target.is_dir():
-        return sharded.read(target)
+        return _sharded().read(target)
     if not target.is_file():
         near = ", ".join(str(p) for p in sorted(target.parent.glob("*.ckpt"))[-3:])
         raise CheckpointError(
@@ -42,8 +42,15 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 def head(path: str | os.PathLike[str]) -> dict[str, Any]:
     """As `read`, but of a sharded checkpoint without the tensors; its hashes are verified too."""
     if Path(path).is_dir():
-        return sharded.head(path)
+        return _sharded().head(path)
     return read(path)
+
+
+def _sharded() -> ModuleType:
+    """Imported where there is a sharded one: it brings torch's FSDP and DTensor."""
+    from multimodal.inference.checkpoint import sharded
+
+    return sharded
 
 
 def digest(path: str | os.PathLike[str]) -> str:

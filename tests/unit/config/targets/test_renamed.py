@@ -23,7 +23,15 @@ def test_a_target_of_release_0_1_is_still_there(target):
     assert len(now.split(".")) == 3, "a room, and a name in it"
 
 
-FORMER = {"WarmupCosine": ["warmup_cosine"], "Constant": ["constant"]}
+FORMER = {
+    "BadSampleError": ["BadSample"],
+    "ConfigProblem": ["Fault"],
+    "Constant": ["constant"],
+    "DataMismatchError": ["OtherBatches"],
+    "TooManyBadSamplesError": ["TooManyBadSamples"],
+    "TowerOptim": ["Rates"],
+    "WarmupCosine": ["warmup_cosine"],
+}
 
 
 def test_a_new_path_is_not_renamed_again():

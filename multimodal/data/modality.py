@@ -1,0 +1,94 @@
+"""What a source says of a modality: the members that hold it, and what of them is its value."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from multimodal.core.suggest import suggest
+from multimodal.data.shards.manifest import Manifest
+from multimodal.data.templates import Template
+
+METADATA = "json"  # the member that describes a sample
+_KEYS = ("member", "key", "template", "value", "keep", "optional")
+
+
+class Modality(NamedTuple):
+    """A modality's entry, checked.
+
+    Attributes:
+        members: the alternatives; a sample holds at least one.
+        key: of a JSON member's object, under which texts are.
+        templates: over that object's keys.
+        is_motion: whether its arrays are IMU readings.
+        target: key of that object whose value is used unchanged.
+        optional: whether a sample may lack it.
+        keeps_all: whether evaluation keeps all texts under ``key``.
+    """
+
+    members: tuple[str, ...]
+    key: str | None
+    templates: tuple[Template, ...]
+    is_motion: bool
+    target: str | None
+    optional: bool
+    keeps_all: bool
+
+    def is_absent(self, fields: Collection[str], metadata: Mapping[str, Any]) -> bool:
+        """Whether a sample of these members and metadata lacks the modality."""
+        if not any(member in fields for member in self.members):
+            return True
+        wanted = self.target or self.key
+        return wanted is not None and metadata.get(wanted) is None
+
+
+def parse_modality(name: str, entry: Mapping[str, Any], manifest: Manifest, split: str) -> Modality:
+    """One modality's entry, checked against a split of the manifest.
+
+    Raises:
+        ValueError: if it asks for what the manifest does not have, or contradicts itself.
+    """
+    for given in entry:
+        if given not in _KEYS:
+            raise ValueError(f"modality {name!r}: {given!r}; {suggest(given, _KEYS)}")
+    member, key = entry.get("member"), entry.get("key")
+    members = (member,) if isinstance(member, str) else tuple(member or ())
+    if not members:
+        raise ValueError(f"modality {name!r} needs a 'member', or a list of them")
+    kinds = {manifest.field(member, split).kind for member in members}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"modality {name!r}: its members are of different kinds: {', '.join(sorted(kinds))}"
+        )
+    text = entry.get("template")
+    templates = tuple(Template(t) for t in ((text,) if isinstance(text, str) else text or ()))
+    target = entry.get("value")
+    if (key is not None) + bool(templates) + (target is not None) != (kinds == {"json"}):
+        raise ValueError(
+            f"modality {name!r}: a JSON member needs a 'key', a 'template' or a 'value', and only "
+            "it does"
+        )
+    chosen = [each for each in (key, target) if each is not None]
+    keys = set(chosen) | {key for each in templates for key in each.keys}
+    for member in members:
+        for wanted in sorted(keys):
+            check_key(manifest, split, member, wanted)
+    optional = bool(entry.get("optional", False))
+    keep = entry.get("keep", "one")
+    if keep not in ("one", "all") or (keep == "all" and key is None):
+        raise ValueError(
+            f"modality {name!r}: keep is one or all, and all needs the 'key' of a list of texts, "
+            f"got keep={keep!r} and key={key!r}"
+        )
+    return Modality(members, key, templates, kinds == {"imu"}, target, optional, keep == "all")
+
+
+def check_key(manifest: Manifest, split: str, member: str, key: str) -> None:
+    """Checks that a JSON member may have a key.
+
+    Raises:
+        ValueError: if the manifest lists the member's keys without this one.
+    """
+    known = manifest.field(member, split).keys
+    if known and key not in known:
+        raise ValueError(f"{manifest.path}: {member!r} has no key {key!r}; {suggest(key, known)}")
