@@ -7,7 +7,6 @@ import os
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from multimodal.core.files import TEMPORARY
@@ -27,7 +26,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     target = Path(path)
     if target.is_dir():
-        return _sharded().read(target)
+        from multimodal.inference.checkpoint import sharded  # which imports torch's FSDP
+
+        return sharded.read(target)
     if not target.is_file():
         near = ", ".join(str(p) for p in sorted(target.parent.glob("*.ckpt"))[-3:])
         raise CheckpointError(
@@ -42,15 +43,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 def head(path: str | os.PathLike[str]) -> dict[str, Any]:
     """As `read`, but of a sharded checkpoint without the tensors; its hashes are verified too."""
     if Path(path).is_dir():
-        return _sharded().head(path)
+        from multimodal.inference.checkpoint import sharded
+
+        return sharded.head(path)
     return read(path)
-
-
-def _sharded() -> ModuleType:
-    """Imported where there is a sharded one: it brings torch's FSDP and DTensor."""
-    from multimodal.inference.checkpoint import sharded
-
-    return sharded
 
 
 def digest(path: str | os.PathLike[str]) -> str:
