@@ -1,45 +1,59 @@
-"""One command: `multimodal VERB [words]`, or `python -m multimodal.cli VERB [words]`.
+"""One program: `multimodal COMMAND [words]`, or `python -m multimodal.cli COMMAND [words]`.
 
-Without a verb it trains, as `multimodal-train` does.
+Without a command's name it trains, as `multimodal-train` does: `multimodal +experiment=NAME`.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 import sys
+from collections.abc import Sequence
 
-VERBS = {
-    "train": "train an experiment: +experiment=NAME [group=choice] [key=value]",
-    "evaluate": "evaluate a checkpoint: checkpoint=PATH [evaluation=NAME]",
-    "embed": "make a table of embeddings: checkpoint=PATH input=PATH output=PATH",
-    "search": "search a table: checkpoint=PATH index=PATH query=WORDS",
-    "serve": "serve the search page: checkpoint=PATH index=PATH",
-    "import_weights": "import weights from elsewhere: input=PATH output=PATH",
-    "adapters": "take LoRA adapters apart, or merge them: checkpoint=PATH output=PATH",
-    "make_shards": "pack data into shards: INPUT OUTPUT_FOLDER, or index|verify FOLDER",
-    "join_checkpoint": "make one file of a sharded checkpoint: FOLDER OUTPUT",
-    "summarize": "print mean and deviation over runs: RUN_FOLDER RUN_FOLDER ...",
-}
+from multimodal.cli.commands import COMMANDS, find
+from multimodal.core.suggest import nearest
+
+_NAME = re.compile(r"[A-Za-z][\w-]*")  # what can only be meant as a command's name
 
 
 def main() -> None:
-    """Runs the verb that is the first word of the command line."""
-    verb = sys.argv[1] if len(sys.argv) > 1 else "help"
-    if verb in ("help", "verbs"):
-        print("multimodal VERB [words]; VERB --help says more\n")
-        for name, what in VERBS.items():
-            print(f"  {name:<16} {what}")
-        return
-    if verb in VERBS:
+    """Runs the command that is the first word of the command line."""
+    words = sys.argv[1:]
+    first = words[0] if words else "help"
+    if first in ("help", "-h", "--help"):
+        print(overview())
+    elif first == "--version":
+        from multimodal import __version__
+
+        print(f"multimodal {__version__}")
+    elif command := find(first):
         del sys.argv[1]
+        importlib.import_module(f"multimodal.cli.{command.module}").command()
+    elif _NAME.fullmatch(first):
+        sys.exit(_refuse(first, words[1:]))
     else:
-        verb = "train"
-    if verb == "train":
-        from multimodal.cli.main import train
+        from multimodal.cli.main import command as train
 
         train()
-        return
-    importlib.import_module(f"multimodal.cli.{verb}").command()
+
+
+def overview() -> str:
+    """The commands, a line each."""
+    lines = [f"  {name:<12}{entry.purpose}" for name, entry in COMMANDS.items()]
+    return "\n".join(
+        [
+            "multimodal COMMAND [words]", "", *lines, "",
+            "`multimodal COMMAND --help` has the words of each.",
+        ]
+    )  # fmt: skip
+
+
+def _refuse(name: str, words: Sequence[str]) -> int:
+    close = nearest(name, list(COMMANDS))
+    rest = " ".join(["multimodal", close[0], *words]) if close else ""
+    guess = f"did you mean `{rest}`?" if close else f"commands: {', '.join(COMMANDS)}"
+    print(f"multimodal has no command '{name}'; {guess}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

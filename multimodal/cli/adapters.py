@@ -1,4 +1,4 @@
-"""LoRA and DoRA apart or merged: python scripts/adapters.py checkpoint=PATH output=PATH."""
+"""LoRA and DoRA apart or merged: multimodal adapters checkpoint=PATH output=PATH."""
 
 from __future__ import annotations
 

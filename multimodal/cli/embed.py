@@ -1,4 +1,4 @@
-"""A table of embeddings: python scripts/embed.py checkpoint=PATH input=PATH output=PATH."""
+"""A table of embeddings: multimodal embed checkpoint=PATH input=PATH output=PATH."""
 
 from __future__ import annotations
 

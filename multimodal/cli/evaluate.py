@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint: python scripts/evaluate.py checkpoint=PATH [evaluation=NAME]."""
+"""Evaluates a checkpoint: multimodal evaluate checkpoint=PATH [evaluation=NAME]."""
 
 from __future__ import annotations
 

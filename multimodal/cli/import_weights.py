@@ -1,4 +1,4 @@
-"""Imports foreign weights: python scripts/import_weights.py input=PATH output=PATH."""
+"""Imports foreign weights: multimodal import input=PATH output=PATH."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ def import_weights(cfg: DictConfig) -> None:
 
 
 def command() -> None:
-    """`multimodal import_weights` and `python scripts/import_weights.py`."""
+    """`multimodal import` and `python scripts/import_weights.py`."""
     run("import_weights", import_weights)

@@ -1,4 +1,4 @@
-"""One file of a sharded checkpoint: python scripts/join_checkpoint.py FOLDER OUTPUT."""
+"""One file of a sharded checkpoint: multimodal join FOLDER OUTPUT."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from multimodal.core.process.exits import errors_end_the_program
 
 def main(arguments: list[str] | None = None) -> None:
     """Reads the folder, verifies its hashes, and writes all of it into one file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("multimodal join", description=__doc__)
     parser.add_argument("folder", help="a checkpoint of trainer=fsdp")
     parser.add_argument("output", help="the file to write, .ckpt by convention")
     words = parser.parse_args(arguments)
@@ -22,6 +22,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def command() -> None:
-    """`multimodal join_checkpoint` and `python scripts/join_checkpoint.py`."""
+    """`multimodal join` and `python scripts/join_checkpoint.py`."""
     with errors_end_the_program():
         main()

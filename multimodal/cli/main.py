@@ -31,6 +31,9 @@ def train() -> None:
     run("train", _train)
 
 
+command = train  # as every module of a command calls it
+
+
 def _train(cfg: DictConfig) -> None:
     check(cfg)  # which imports what the configuration names, and no more
     from multimodal.cli.train import train

@@ -1,8 +1,8 @@
 """Packs data into WebDataset shards with a manifest, indexes tars, verifies them.
 
-make_shards.py INPUT OUTPUT_FOLDER [options]   pack a folder, a table or other shards
-make_shards.py index FOLDER [options]          write a manifest for tars that are there
-make_shards.py verify FOLDER [options]         check hashes, counts, and that all decodes
+multimodal shards INPUT OUTPUT_FOLDER [options]   pack a folder, a table or other shards
+multimodal shards index FOLDER [options]          write a manifest for tars that are there
+multimodal shards verify FOLDER [options]         check hashes, counts, and that all decodes
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -22,10 +22,12 @@ from rich.table import Table
 
 from multimodal.core.files import write_text
 from multimodal.core.process.exits import refused, report
-from multimodal.data.packing.index import ShardProblem, index, split_in_name, verify
-from multimodal.data.packing.items import Item, Refusal, items_of
-from multimodal.data.packing.pack import Packed, pack
-from multimodal.data.packing.plan import Plan
+
+if TYPE_CHECKING:  # torch comes after the arguments
+    from multimodal.data.packing.index import ShardProblem
+    from multimodal.data.packing.items import Item, Refusal
+    from multimodal.data.packing.pack import Packed
+    from multimodal.data.packing.plan import Plan
 
 CONSOLE = Console(stderr=True)
 
@@ -65,7 +67,7 @@ def _is_number(text: str) -> bool:
 
 
 def _pack(words: Sequence[str]) -> int:
-    parser = _parser("make_shards.py INPUT OUTPUT_FOLDER [options]")
+    parser = _parser("multimodal shards INPUT OUTPUT_FOLDER [options]")
     parser.add_argument("input", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--name", help="of the source (default: the output folder's)")
@@ -95,6 +97,10 @@ def _pack(words: Sequence[str]) -> int:
         raise ValueError("--min-similarity needs --checkpoint and --pair")
     if args.input.resolve() == args.output.resolve():
         raise ValueError("the output folder must not be the input")
+    from multimodal.data.packing.items import items_of
+    from multimodal.data.packing.pack import pack
+    from multimodal.data.packing.plan import Plan
+
     shares = _pairs(args.split, "--split")
     if wrong := [f"{name}={share}" for name, share in shares.items() if not _is_number(share)]:
         raise ValueError(f"--split takes NAME=SHARE, a number from 0 to 1, given {wrong[0]}")
@@ -126,6 +132,8 @@ def _pack_judged(items: Iterator[Item | Refusal], plan: Plan, args: argparse.Nam
     """Packs twice: all, to be embedded, then those whose pairs match."""
     import json
 
+    from multimodal.data.packing.items import Item, Refusal, items_of
+    from multimodal.data.packing.pack import pack
     from multimodal.inference.checkpoint.load import load_model
     from multimodal.inference.similarity import histogram, pair_similarities
 
@@ -161,7 +169,7 @@ def _pack_judged(items: Iterator[Item | Refusal], plan: Plan, args: argparse.Nam
 
 
 def _index(words: Sequence[str]) -> int:
-    parser = _parser("make_shards.py index FOLDER [options]")
+    parser = _parser("multimodal shards index FOLDER [options]")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--name", help="of the source (default: the folder's)")
     parser.add_argument("--split", help="of all tars (default: from their names, else train)")
@@ -170,6 +178,8 @@ def _index(words: Sequence[str]) -> int:
     )
     parser.add_argument("--skip-broken", action="store_true", help="leave broken tars out")
     args = parser.parse_args(words)
+    from multimodal.data.packing.index import index, split_in_name
+
     split = (lambda name: args.split) if args.split else split_in_name
     name = args.name or args.folder.resolve().name.replace(".", "-")
     kinds = _pairs(args.kind, "--kind")
@@ -183,9 +193,11 @@ def _index(words: Sequence[str]) -> int:
 
 
 def _verify(words: Sequence[str]) -> int:
-    parser = _parser("make_shards.py verify FOLDER [options]")
+    parser = _parser("multimodal shards verify FOLDER [options]")
     parser.add_argument("folder", type=Path, help="of the shards, or one manifest")
     args = parser.parse_args(words)
+    from multimodal.data.packing.index import verify
+
     paths = [args.folder]
     if args.folder.is_dir():
         paths = [p for p in sorted(args.folder.glob("*.json")) if b'"multimodal-manifest/' in
@@ -238,5 +250,5 @@ def _show_problems(problems: Sequence[ShardProblem]) -> None:
 
 
 def command() -> None:
-    """`multimodal make_shards` and `python scripts/make_shards.py`."""
+    """`multimodal shards` and `python scripts/make_shards.py`."""
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Searches a table: python scripts/search.py checkpoint=PATH index=PATH query=WORDS."""
+"""Searches a table: multimodal search checkpoint=PATH index=PATH query=WORDS."""
 
 from __future__ import annotations
 

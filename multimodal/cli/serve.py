@@ -1,4 +1,4 @@
-"""A search page: python scripts/serve.py checkpoint=PATH index=PATH."""
+"""A search page: multimodal serve checkpoint=PATH index=PATH."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mean and deviation over runs: python scripts/summarize.py RUN_FOLDER RUN_FOLDER ...
+"""Mean and deviation over runs: multimodal summarize RUN_FOLDER ...
 
 Reads each run's metrics.json and prints one Markdown table, a row per task, in percent.
 """
@@ -61,6 +61,9 @@ def main(folders: list[str]) -> None:
     """Prints the table of the runs in ``folders``."""
     if not folders:
         sys.exit(__doc__)
+    if folders[0] in ("-h", "--help"):
+        print(__doc__)
+        return
     print(table([metrics_of(Path(folder) / "metrics.json") for folder in folders]))
 
 
