@@ -32,7 +32,9 @@ COMMANDS = {
     "embed": Command(
         "embed", "make a table of embeddings", "checkpoint=PATH input=PATH output=PATH", "embed"
     ),
-    "search": Command("search", "search a table", "checkpoint=PATH index=PATH query=TEXT", "search"),
+    "search": Command(
+        "search", "search a table", "checkpoint=PATH index=PATH query=TEXT", "search"
+    ),
     "serve": Command("serve", "serve a search page", "checkpoint=PATH index=PATH", "serve"),
     "shards": Command(
         "make_shards", "pack data into shards; index or verify shards",

@@ -79,7 +79,7 @@ def test_bash_completes_values_behind_an_equals_sign(here, tmp_path):
         os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], environment)
     try:
         _until(terminal, "READY")
-        os.write(terminal, b'stty cols 500; eval "$(multimodal completion bash)"; echo DO"NE"\n')
+        os.write(terminal, b'eval "$(multimodal completion bash)"; echo DO"NE"\n')
         _until(terminal, "DONE")
         os.write(terminal, b"echo multimodal\n")  # the prompt is back
         _until(terminal, "READY")
@@ -87,7 +87,7 @@ def test_bash_completes_values_behind_an_equals_sign(here, tmp_path):
         _until(terminal, "+experiment=siglip_vit_b16")
         os.write(terminal, b" loss=hi\t")
         _until(terminal, " loss=hinge")
-        os.write(terminal, b" encoder@model.towers.image.encoder=vit_b3\t")
+        os.write(terminal, b"\x15multimodal train encoder@model.towers.image.encoder=vit_b3\t")
         _until(terminal, "encoder=vit_b32")
     finally:
         os.kill(pid, 9)
