@@ -18,6 +18,7 @@ def embed(cfg: DictConfig) -> None:
     from multimodal.config import named_by
     from multimodal.inference.checkpoint import store
     from multimodal.inference.checkpoint.load import load_model
+    from multimodal.inference.checkpoint.locate import checkpoint_at
     from multimodal.inference.load import embedder_of
     from multimodal.inference.search.builder import build_table
     from multimodal.inference.search.items import items_of
@@ -25,12 +26,13 @@ def embed(cfg: DictConfig) -> None:
 
     with refused("embed"):
         packages, named = cfg.allowed_packages, named_by(cfg)
-        model, run_cfg = load_model(cfg.checkpoint, packages, cfg.weights, addresses=named)
+        checkpoint = checkpoint_at(cfg.checkpoint)
+        model, run_cfg = load_model(checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device, cfg.batch_size, cfg.kind)
         items = items_of(cfg, run_cfg, embedder)
-        digest = store.digest(cfg.checkpoint)
+        digest = store.digest(checkpoint)
         digest += f":{cfg.weights}" if cfg.weights else ""
-        about = about_of(cfg.checkpoint, digest, cfg.kind, str(cfg.input), model.embed_dim)
+        about = about_of(str(checkpoint), digest, cfg.kind, str(cfg.input), model.embed_dim)
         columns = ("embedding", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("", total=len(items))

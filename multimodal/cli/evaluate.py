@@ -18,14 +18,16 @@ def evaluate(cfg: DictConfig) -> None:
     from multimodal.config.schema import Stored
     from multimodal.core.distributed import torchrun_process_group
     from multimodal.evaluation.run import evaluate_run
-    from multimodal.evaluation.trained_pairs import pair_temperatures, trained_pairs
+    from multimodal.evaluation.trained_pairs import trained_pairs
     from multimodal.inference.checkpoint import store
     from multimodal.inference.checkpoint.load import config_of, load_model
-    from multimodal.inference.checkpoint.weights import weights_of
+    from multimodal.inference.checkpoint.locate import checkpoint_at
+    from multimodal.inference.checkpoint.weights import pair_temperatures, weights_of
 
-    checkpoint = store.read(cfg.checkpoint)
+    path = checkpoint_at(cfg.checkpoint)
+    checkpoint = store.read(path)
     named = named_by(cfg)
-    run_cfg = for_use(config_of(checkpoint, cfg.checkpoint, cfg.allowed_packages, named))
+    run_cfg = for_use(config_of(checkpoint, path, cfg.allowed_packages, named))
     for group in ("evaluation", "data"):
         if cfg[group] is not None:
             run_cfg[group] = cfg[group]
@@ -35,10 +37,10 @@ def evaluate(cfg: DictConfig) -> None:
         )
     check(run_cfg, Stored)  # before anything that the checkpoint names is built
     transforms = run_cfg.data.transforms
-    model, _ = load_model(cfg.checkpoint, cfg.allowed_packages, cfg.weights, transforms, named)
+    model, _ = load_model(path, cfg.allowed_packages, cfg.weights, transforms, named)
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    temperatures = pair_temperatures(run_cfg, weights_of(checkpoint, cfg.checkpoint, cfg.weights))
+    temperatures = pair_temperatures(run_cfg, weights_of(checkpoint, path, cfg.weights))
     with torchrun_process_group() as place:
         device = cfg.device or (f"cuda:{place}" if torch.cuda.is_available() else "cpu")
         evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg), temperatures)

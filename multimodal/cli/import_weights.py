@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from multimodal.cli.main import run
@@ -28,6 +30,8 @@ def import_weights(cfg: DictConfig) -> None:
             num_frames=cfg.num_frames,
             tubelet=cfg.tubelet,
         )
+        given = Path(cfg.input).expanduser()
+        checkpoint.take_tokenizer(imported, given if given.is_dir() else given.parent)
         checkpoint.save(imported, cfg.output)
     except WeightsError as error:
         raise ConfigError([ConfigProblem(str(cfg.input), str(error))]) from error

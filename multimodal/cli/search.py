@@ -18,6 +18,7 @@ def search(cfg: DictConfig) -> None:
 
     from multimodal.config import named_by
     from multimodal.inference.checkpoint.load import load_model
+    from multimodal.inference.checkpoint.locate import checkpoint_at
     from multimodal.inference.load import embedder_of
     from multimodal.inference.search import query
     from multimodal.inference.search.index import open_index
@@ -25,7 +26,8 @@ def search(cfg: DictConfig) -> None:
     asked: Any = OmegaConf.to_container(cfg.query) if not isinstance(cfg.query, str) else cfg.query
     with refused("search"):
         packages, named = cfg.allowed_packages, named_by(cfg)
-        model, run_cfg = load_model(cfg.checkpoint, packages, cfg.weights, addresses=named)
+        checkpoint = checkpoint_at(cfg.checkpoint)
+        model, run_cfg = load_model(checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device)
         table, index = open_index(cfg.index, embedder, cfg.approximate)
         terms = query.parse(asked, cfg.modality, cfg.rate_hz)

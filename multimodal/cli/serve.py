@@ -16,12 +16,14 @@ def serve(cfg: DictConfig) -> None:
         from multimodal.inference.search.serving import Server, listen
     from multimodal.config import named_by
     from multimodal.inference.checkpoint.load import load_model
+    from multimodal.inference.checkpoint.locate import checkpoint_at
     from multimodal.inference.load import embedder_of
     from multimodal.inference.search.index import open_index
 
     with refused("serve"):
         packages, named = cfg.allowed_packages, named_by(cfg)
-        model, run_cfg = load_model(cfg.checkpoint, packages, cfg.weights, addresses=named)
+        checkpoint = checkpoint_at(cfg.checkpoint)
+        model, run_cfg = load_model(checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device)
         table, index = open_index(cfg.index, embedder, cfg.approximate)
     app = make_app(

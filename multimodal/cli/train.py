@@ -15,8 +15,9 @@ from multimodal.core.errors import UserError
 from multimodal.core.process.quiet import quieten_libraries
 from multimodal.evaluation.results import Results
 from multimodal.evaluation.run import evaluate_metrics, evaluate_run
-from multimodal.evaluation.trained_pairs import pair_temperatures, trained_pairs
+from multimodal.evaluation.trained_pairs import trained_pairs
 from multimodal.inference.checkpoint.tokenizer_check import check_vocab_size, tokenizers_in
+from multimodal.inference.checkpoint.weights import pair_temperatures
 from multimodal.training.anchor import load_anchor, resolve_anchor
 from multimodal.training.build import build_data, build_module, build_trainer, provenance
 from multimodal.training.callbacks.periodic_evaluation import PeriodicEvaluation

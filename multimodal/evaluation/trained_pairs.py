@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from multimodal.config import require_named
 from multimodal.data.shards.manifest import load_manifest
@@ -44,18 +43,3 @@ def _manifest_name(cfg: DictConfig, source: str) -> str:
     manifest = cfg.data.sources[source].manifest
     require_named(cfg, f"data.sources.{source}.manifest", str(manifest))
     return load_manifest(manifest).name
-
-
-def pair_temperatures(
-    cfg: DictConfig, weights: Mapping[str, Tensor]
-) -> dict[frozenset[str], float]:
-    """1 / logit scale of every pair of ``cfg``, from a training module's state dict.
-
-    Of several pairs of the same modalities the last counts; one without a scale is left out.
-    """
-    temperatures = {}
-    for name, pair in cfg.pairs.items():
-        scale = weights.get(f"objective.pairs.{name}.logit_scale")
-        if scale is not None:
-            temperatures[frozenset((pair.anchor, pair.other))] = float((-scale).exp())
-    return temperatures

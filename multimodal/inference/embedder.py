@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from multimodal.core import distributed
 from multimodal.core.tensor_hashing import content_ids
@@ -15,6 +16,7 @@ from multimodal.data.loading.evaluation_loader import EvaluationLoader
 from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
+from multimodal.inference.given import Given, Reader, listed
 from multimodal.models.towers import EmbeddingKind, EmbeddingModel
 
 
@@ -73,6 +75,7 @@ class Embedder:
         model: its towers, on the device to embed on; in evaluation mode.
         data: the transforms, and how samples become batches.
         kind: of the embeddings: ``normalized``, ``raw`` or ``scaled`` (`models.Tower.forward`).
+        temperatures: of the pairs that were trained together, for `zero_shot`.
     """
 
     def __init__(
@@ -80,10 +83,12 @@ class Embedder:
         model: EmbeddingModel,
         data: EvaluationData,
         kind: EmbeddingKind = "normalized",
+        temperatures: Mapping[frozenset[str], float] | None = None,
     ) -> None:
         self.model = model
         self.data = data
         self.kind = kind
+        self.temperatures = dict(temperatures or {})
 
     @property
     def transforms(self) -> Mapping[str, Transform]:
@@ -171,17 +176,111 @@ class Embedder:
             DecodeError: if given a value that the modality's transform does not take.
             ValueError: if given a modality that the model does not have.
         """
-        if modality not in self.data.transforms or self.missing([modality]):
-            known = sorted(set(self.data.transforms) & set(self.model.towers))
-            raise ValueError(f"the model does not take {modality!r}; it takes {', '.join(known)}")
-        transform = self.transforms[modality]
-        rows = []
-        for start in range(0, len(values), self.data.batch_size):
-            some = [
-                transform(value, None) for value in values[start : start + self.data.batch_size]
-            ]
-            rows.append(self.inputs(modality, *transform.collate(some)))
+        transform = self._transform(modality)
+        return self._embed(modality, values, lambda _, value: transform(value, None))
+
+    def _embed(
+        self, modality: str, given: Sequence[Any], prepare: Callable[[int, Any], Tensor]
+    ) -> Tensor:
+        """``given``, each made an input by ``prepare``, a batch at a time: ``[N, D]``."""
+        collate, rows = self._transform(modality).collate, []
+        for start in range(0, len(given), self.data.batch_size):
+            numbers = range(start, min(start + self.data.batch_size, len(given)))
+            some = [prepare(number, given[number]) for number in numbers]
+            rows.append(self.inputs(modality, *collate(some)))
         return torch.cat(rows) if rows else torch.zeros(0, self.model.embed_dim)
+
+    def _transform(self, modality: str) -> Transform:
+        known = set(self.data.transforms) & set(self.model.towers)
+        if modality not in known:
+            raise ValueError(
+                f"the model does not take {modality!r}; it takes {', '.join(sorted(known))}"
+            )
+        return self.transforms[modality]
+
+    @torch.no_grad()
+    def embed(self, **inputs: Given) -> Tensor:
+        """Embeds paths, pictures, arrays, texts: ``embed(image=["dog.jpg"], text=["a dog"])``.
+
+        Each modality that the model takes is a keyword; `given.Reader` says what may be given. A
+        single text, path or picture stands for a list of one.
+
+        Args:
+            **inputs: modality -> inputs.
+
+        Returns:
+            ``[N, D]`` on the CPU: a row for each input, in the order in which they are given, the
+            first modality's first. Of unit norm, unless the model was loaded with another ``kind``.
+
+        Raises:
+            ValueError: if given no modality, or one that the model does not have.
+            DecodeError: if an input is not what its modality takes; the message names it.
+            OSError: if a file cannot be read.
+        """
+        if not inputs:
+            known = ", ".join(f"{name}=[...]" for name in self.transforms)
+            raise ValueError(f"embed: expected inputs of at least one modality: {known}")
+        readers = {name: Reader(name, self._transform(name)) for name in inputs}
+        rows = [self._embed(name, listed(some), readers[name]) for name, some in inputs.items()]
+        return torch.cat(rows)
+
+    def similarity(self, *embeddings: Tensor, **inputs: Given) -> Tensor:
+        """Cosines of all inputs of one modality with all of another.
+
+        ``model.similarity(image=["1.jpg", "2.jpg"], text=["a dog"])``, or of embeddings that are
+        there: ``model.similarity(images, texts)``. What is given alone is compared with itself.
+
+        Args:
+            *embeddings: one or two tensors ``[N, D]``.
+            **inputs: one or two modalities, as `embed` takes them.
+
+        Returns:
+            ``[N, M]`` on the CPU; rows are of what is given first.
+
+        Raises:
+            ValueError: if given neither one nor two of them in all; else as `embed`.
+        """
+        given = [*embeddings, *(self.embed(**{name: some}) for name, some in inputs.items())]
+        if len(given) not in (1, 2):
+            raise ValueError(f"similarity: expected one or two modalities, got {len(given)}")
+        first, last = (functional.normalize(rows.float(), dim=-1) for rows in (given[0], given[-1]))
+        return first @ last.T
+
+    def zero_shot(
+        self, classes: Sequence[str], prompts: Sequence[str] = ("{}",), **inputs: Given
+    ) -> Tensor:
+        """Probabilities of ``classes``, which are embedded as texts.
+
+        ``model.zero_shot(["cat", "dog"], ["a photo of a {}"], image=["1.jpg"])``. The softmax is
+        over the cosines by the temperature of the trained pair; of a pair that was never trained
+        together, by the largest temperature of those that were.
+
+        Args:
+            classes: their names.
+            prompts: ``{}`` stands for a class's name; embeddings of several are averaged.
+            **inputs: those of one modality, as `embed` takes them.
+
+        Returns:
+            ``[N, C]`` on the CPU, of which each row sums to 1.
+
+        Raises:
+            ValueError: if given no class, a prompt without ``{}``, or not one modality; else as
+                `embed`.
+        """
+        if len(inputs) != 1:
+            raise ValueError(f"zero_shot: expected inputs of one modality, got {sorted(inputs)}")
+        if not classes or isinstance(classes, str):
+            raise ValueError(f"zero_shot: expected a list of names of classes, got {classes!r}")
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts or not all("{}" in prompt for prompt in prompts):
+            raise ValueError(f"zero_shot: expected prompts with {{}} for the name, got {prompts}")
+        texts = [prompt.replace("{}", name) for name in classes for prompt in prompts]
+        embedded = functional.normalize(self.embed(text=texts), dim=-1)
+        of_classes = embedded.reshape(len(classes), len(prompts), -1).mean(dim=1)
+        (modality,) = inputs
+        known = self.temperatures
+        temperature = known.get(frozenset((modality, "text"))) or max(known.values(), default=0.07)
+        return (self.similarity(self.embed(**inputs), of_classes) / temperature).softmax(dim=-1)
 
     def inputs(self, modality: str, inputs: Tensor, mask: Tensor | None) -> Tensor:
         """Inputs of one modality as its tower takes them: ``[B, D]`` on the CPU."""

@@ -21,6 +21,8 @@ from multimodal.inference.importing import Imported
 from multimodal.models.pretrained.keys import WeightsError, same_bits
 from multimodal.models.towers import EmbeddingModel, Tower
 
+SIGLIP_VOCABULARY = 32_000  # of the first release, whose texts are lower case without punctuation
+
 
 def run_config(imported: Imported, name: str) -> DictConfig:
     """The configuration that goes into the checkpoint: that of a run, without sources.
@@ -55,6 +57,35 @@ def run_config(imported: Imported, name: str) -> DictConfig:
         "seed": 0,
     }
     return cfg
+
+
+def take_tokenizer(imported: Imported, folder: Path) -> None:
+    """Points the transform of texts to the tokenizer beside the weights, where there is one.
+
+    CLIP's `merges.txt` needs no package; SigLIP's `tokenizer.json` needs `transformers`.
+
+    Args:
+        imported: the model; its transforms are changed.
+        folder: of the weights.
+    """
+    text = imported.transforms.get("text")
+    merges, whole = folder / "merges.txt", folder / "tokenizer.json"
+    if text is not None and merges.is_file():
+        text["tokenizer"] = {**text["tokenizer"], "vocabulary": str(merges.absolute())}
+    elif text is None and "text" in imported.model.towers and whole.is_file():
+        encoder: Any = imported.model.tower("text").encoder
+        if encoder.vocab_size != SIGLIP_VOCABULARY:
+            return  # others prepare their texts in ways of their own
+        imported.transforms["text"] = {
+            "_target_": "multimodal.data.TextTransform",
+            "tokenizer": {
+                "_target_": "multimodal.data.HuggingFaceTokenizer",
+                "name": str(folder.absolute()),
+                "canonical": True,
+            },
+            "context_length": encoder.context_length,
+            "fill": True,
+        }
 
 
 def save(imported: Imported, path: str | Path, name: str = "imported") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +10,10 @@ from omegaconf import DictConfig
 
 from multimodal.config import build
 from multimodal.data.settings import EvaluationData
-from multimodal.inference.checkpoint.load import load_model
+from multimodal.inference.checkpoint.load import Loaded, load_checkpoint
+from multimodal.inference.checkpoint.locate import checkpoint_at
 from multimodal.inference.embedder import Embedder
+from multimodal.models.pretrained import files
 from multimodal.models.towers import EmbeddingKind, EmbeddingModel
 
 
@@ -21,6 +23,7 @@ def embedder_of(
     device: str | None,
     batch_size: int = 64,
     kind: EmbeddingKind = "normalized",
+    temperatures: Mapping[frozenset[str], float] | None = None,
 ) -> Embedder:
     """The model of a run with the run's transforms, on ``device`` or a GPU where there is one."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -29,7 +32,8 @@ def embedder_of(
         for name in run_cfg.data.transforms
         if name in model.towers
     }
-    return Embedder(model.to(device).eval(), EvaluationData(transforms, batch_size), kind)
+    data = EvaluationData(transforms, batch_size)
+    return Embedder(model.to(device).eval(), data, kind, temperatures)
 
 
 def load_embedder(
@@ -38,19 +42,44 @@ def load_embedder(
     allowed_packages: Sequence[str] = (),
     batch_size: int = 64,
     kind: EmbeddingKind = "normalized",
+    weights: str | None = None,
+    allowed_addresses: Sequence[str] = (),
 ) -> Embedder:
-    """The model of a checkpoint with the transforms that feed it: `multimodal.load`.
+    """A trained model with the transforms and the tokenizer that feed it: `multimodal.load`.
 
     Args:
-        path: of the checkpoint.
+        path: of a run's folder (its best checkpoint, else its newest), of a checkpoint, or of a
+            model's folder from a hub (`model.safetensors` and `config.json` of `transformers`, or
+            OpenCLIP's files; as `multimodal import` reads them).
         device: to embed on; None: a GPU where there is one.
         allowed_packages: of the caller's own, that the checkpoint's towers may come from.
         batch_size: inputs embedded at once.
         kind: of the embeddings, see `Embedder`.
+        weights: ``average`` or ``raw``, of a run with `callbacks=ema`; None: as it evaluates.
+        allowed_addresses: that the checkpoint's configuration may open.
 
     Raises:
-        CheckpointError: if the checkpoint cannot be used, see `load_model`.
+        CheckpointError: if the checkpoint cannot be used, see `load_checkpoint`.
+        WeightsError: if a hub's weights do not fit our towers.
         ConfigError: if its configuration may not be built.
     """
-    model, cfg = load_model(path, allowed_packages)
-    return embedder_of(model, cfg, device, batch_size, kind)
+    folder = Path(path).expanduser()
+    if files.is_model_folder(folder):
+        loaded = _import_folder(folder)
+    else:
+        found = checkpoint_at(folder)
+        loaded = load_checkpoint(found, allowed_packages, weights, addresses=allowed_addresses)
+    return embedder_of(loaded.model, loaded.cfg, device, batch_size, kind, loaded.temperatures)
+
+
+def _import_folder(folder: Path) -> Loaded:
+    """The model of a hub's folder, without a checkpoint in between."""
+    from multimodal.inference.imported import run_config, take_tokenizer
+    from multimodal.inference.importing import import_weights
+
+    imported = import_weights(files.read_state(folder), files.read_config(None, folder))
+    take_tokenizer(imported, folder)
+    temperatures = {}
+    if imported.pair is not None and imported.logit_scale:
+        temperatures[frozenset(imported.pair)] = 1 / imported.logit_scale
+    return Loaded(imported.model, run_config(imported, folder.name), temperatures)

@@ -67,6 +67,9 @@ def test_every_other_command_works_in_turn_in_a_fresh_clone(tmp_path):
     for command in HEAVY:
         status, output = run(command, folder, timeout=1800)
         assert status == 0, f"{command}\n{output[-3000:]}"
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    status, output = run(f"python -c {shlex.quote(code)}", folder, timeout=300)
+    assert status == 0, output[-3000:]
 
 
 @pytest.mark.slow

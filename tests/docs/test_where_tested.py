@@ -145,7 +145,6 @@ ELSEWHERE = {
     "inference/combine": "unit/evaluation/metrics/test_diagnostics.py",
     "inference/imported": "unit/models/test_full_size.py",
     "inference/importing": "unit/models/pretrained/test_pretrained.py",
-    "inference/load": "unit/config/targets/test_untrusted.py",
     "inference/search/builder": "unit/inference/search/test_hostile_requests.py",
     "inference/search/guard": "unit/inference/search/test_hostile_requests.py",
     "inference/search/items": "unit/inference/search/test_hostile_requests.py",

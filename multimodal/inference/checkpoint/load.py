@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,7 +24,12 @@ from multimodal.inference.checkpoint.tokenizer_check import (
     fingerprints,
     tokenizers_of,
 )
-from multimodal.inference.checkpoint.weights import STATE, uses_average, weights_of
+from multimodal.inference.checkpoint.weights import (
+    STATE,
+    pair_temperatures,
+    uses_average,
+    weights_of,
+)
 from multimodal.models.towers import EmbeddingModel
 
 MODEL_PARTS = ("fusion", "tasks")  # groups of the root that the model is called with
@@ -37,6 +42,20 @@ def build_model(cfg: DictConfig) -> EmbeddingModel:
     return model
 
 
+class Loaded(NamedTuple):
+    """What a checkpoint holds for inference.
+
+    Attributes:
+        model: its towers, filled, in evaluation mode.
+        cfg: the configuration that they come from.
+        temperatures: of the pairs of modalities that it was trained on, see `pair_temperatures`.
+    """
+
+    model: EmbeddingModel
+    cfg: DictConfig
+    temperatures: dict[frozenset[str], float]
+
+
 def load_model(
     path: str | Path,
     allowed_packages: Sequence[str] = (),
@@ -44,6 +63,17 @@ def load_model(
     transforms: DictConfig | None = None,
     addresses: Sequence[str] = (),
 ) -> tuple[EmbeddingModel, DictConfig]:
+    """The model and the configuration of `load_checkpoint`, of the same arguments."""
+    return load_checkpoint(path, allowed_packages, weights, transforms, addresses)[:2]
+
+
+def load_checkpoint(
+    path: str | Path,
+    allowed_packages: Sequence[str] = (),
+    weights: str | None = None,
+    transforms: DictConfig | None = None,
+    addresses: Sequence[str] = (),
+) -> Loaded:
     """The trained towers of a checkpoint, in eval mode, and the configuration they come from.
 
     Args:
@@ -71,9 +101,10 @@ def load_model(
             raise StoredConfigError(problems, str(path))
     model = build_model(cfg)
     prefix = "model."
+    used_weights = weights_of(checkpoint, path, weights)
     state = {
         name.removeprefix(prefix): tensor
-        for name, tensor in weights_of(checkpoint, path, weights).items()
+        for name, tensor in used_weights.items()
         if name.startswith(prefix)
     }
     model.load_state_dict(state)
@@ -86,7 +117,7 @@ def load_model(
     tokenizers = tokenizers_of(own)
     check_vocab_size(model, tokenizers)
     check_same_tokenizers(checkpoint, fingerprints(tokenizers), path)
-    return model.eval(), cfg
+    return Loaded(model.eval(), cfg, pair_temperatures(cfg, used_weights))
 
 
 def _with_transforms(cfg: DictConfig, transforms: DictConfig) -> DictConfig:

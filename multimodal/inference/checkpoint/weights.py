@@ -1,4 +1,4 @@
-"""Which weights of a checkpoint are used: those that learned, or their moving average."""
+"""Which weights of a checkpoint are used: those that learned, or their moving average; scales."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from multimodal.config import stored_tree
@@ -53,3 +54,20 @@ def weights_of(
     """The state dict of a checkpoint's module for evaluation; see `uses_average`."""
     average = checkpoint[STATE] if uses_average(checkpoint, path, choice) else {}
     return {**checkpoint["state_dict"], **average}
+
+
+def pair_temperatures(
+    cfg: DictConfig, weights: Mapping[str, Tensor]
+) -> dict[frozenset[str], float]:
+    """1 / logit scale of every pair of ``cfg``, from a training module's state dict.
+
+    Of several pairs of the same modalities the last counts; one without a scale is left out.
+    """
+    temperatures = {}
+    pairs = OmegaConf.select(cfg, "pairs")
+    for name, pair in pairs.items() if isinstance(pairs, DictConfig) else ():
+        scale = weights.get(f"objective.pairs.{name!s}.logit_scale")
+        if scale is not None and scale.numel() == 1 and isinstance(pair, DictConfig):
+            ends = frozenset((pair.get("anchor"), pair.get("other")))
+            temperatures[ends] = float((-scale).exp())
+    return temperatures

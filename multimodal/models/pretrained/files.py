@@ -31,6 +31,11 @@ NESTED = (
 )  # fmt: skip
 
 
+def is_model_folder(path: Path) -> bool:
+    """Whether ``path`` is a folder with weights, as ``transformers`` or OpenCLIP write it."""
+    return path.is_dir() and any((path / name).is_file() for name in (*WEIGHTS, INDEX))
+
+
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a file, or of a folder as ``transformers`` and OpenCLIP write it.
 
