@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from multimodal.training.loggers.wandb import WandbLogger
     from multimodal.training.modules.contrastive import ContrastiveModule
     from multimodal.training.modules.fusion import FusionModule
-    from multimodal.training.optim import Constant, WarmupCosine
+    from multimodal.training.optimizers.lion import Lion
+    from multimodal.training.optimizers.muon import MuonWithAdamW
+    from multimodal.training.optimizers.schedule_free import ScheduleFreeAdamW
+    from multimodal.training.schedules import (
+        Constant,
+        InverseSqrt,
+        WarmupCosine,
+        WarmupLinear,
+        WarmupStableDecay,
+    )
     from multimodal.training.strategies.ddp import ReplicatedStrategy
     from multimodal.training.strategies.fsdp import ShardedStrategy
 else:
@@ -30,14 +39,20 @@ __all__ = [
     "ContrastiveModule",
     "DataWait",
     "FusionModule",
+    "InverseSqrt",
+    "Lion",
     "LossSpikes",
+    "MuonWithAdamW",
     "ProgressBar",
     "ReplicatedStrategy",
+    "ScheduleFreeAdamW",
     "ShardedStrategy",
     "SkipNonFinite",
     "StopOnSignal",
     "WandbLogger",
     "WarmupCosine",
+    "WarmupLinear",
+    "WarmupStableDecay",
     "WeightAverage",
     "build_data",
     "build_module",

@@ -12,6 +12,7 @@ from multimodal.config import (
     build,
 )
 from multimodal.config.instantiating import constructor_errors
+from multimodal.config.rules.optimizers import SCHEDULE_FREE
 from multimodal.core.process.provenance import code_version
 from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.data.shards.manifest import manifest_hash
@@ -27,6 +28,7 @@ from multimodal.training.callbacks.frozen_cache import FrozenCache
 from multimodal.training.callbacks.optimizer_overrides import AllowedChanges
 from multimodal.training.callbacks.progress import StepAxis
 from multimodal.training.callbacks.rng_state import RandomState
+from multimodal.training.callbacks.schedule_free import ScheduleFreeWeights
 from multimodal.training.loggers.wandb import NOTE, WandbLogger
 from multimodal.training.modules.contrastive import ContrastiveModule
 from multimodal.training.modules.fusion import FusionModule
@@ -47,7 +49,7 @@ def build_module(cfg: DictConfig) -> ContrastiveModule | FusionModule:
     """The module that trains the model: tasks on a fusion, or pairs alone."""
     model = build_model(cfg)
     shared: dict[str, Any] = {
-        "optimizer": build(cfg, "optimizer"),
+        "optimizer": build(cfg, "optimizer", convert="all"),
         "scheduler": build(cfg, "scheduler") if cfg.scheduler else None,
         "weight_decay": cfg.optimizer.get("weight_decay", 0.0),
         "seed": cfg.seed,
@@ -110,6 +112,8 @@ def build_trainer(
         if name in ("nonfinite", "spikes"):
             extra = {"folder": str(folder)}
         callbacks.append(build(cfg, "callbacks", str(name), convert="all", **extra))
+    if cfg.optimizer.get("_target_") == SCHEDULE_FREE:
+        callbacks.insert(2, ScheduleFreeWeights())
     if cfg.data.get("cache_frozen"):
         transforms = OmegaConf.to_container(cfg.data.transforms, resolve=True)
         assert isinstance(transforms, dict)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from multimodal.core.distributed import is_split
 from multimodal.models.tower_optim import TowerOptim, depths
 from multimodal.models.towers import Tower, no_weight_decay
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, weight_decay: float, split_hidden: bool = False
+) -> list[dict[str, Any]]:
     """The trainable parameters, with and without weight decay, in a stable order.
 
     CLIP (Radford et al. 2021, section 2.5) decays "all weights that are not gains or biases".
@@ -25,6 +26,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     Args:
         module: every parameter with ``requires_grad`` is taken; frozen ones stay out.
         weight_decay: the decay of the first group.
+        split_hidden: whether the matrices of hidden layers have groups of their own, marked by
+            ``hidden: True``, as Muon asks for.
 
     Returns:
         Groups for a torch optimizer; an empty group is left out.
@@ -39,21 +42,48 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
             "`frozen: false` on at least one tower"
         )
     own = tower_optim(module)
-    groups: dict[tuple[float | None, float, float], dict[str, Any]] = {}
+    hidden = hidden_matrices(module) if split_hidden else frozenset()
+    groups: dict[_Key, dict[str, Any]] = {}
     for name, parameter in trainable:
         rates, scale = own.get(name, (TowerOptim(), 1.0))
         decay = weight_decay if rates.weight_decay is None else rates.weight_decay
         decay = 0.0 if no_weight_decay(name, parameter) else decay
-        group = groups.setdefault((rates.lr, scale, decay), {"params": [], "weight_decay": decay})
+        key = (rates.lr, scale, decay, name in hidden)
+        group = groups.setdefault(key, {"params": [], "weight_decay": decay})
         group["params"].append(parameter)
         group |= {"lr_scale": scale} | ({} if rates.lr is None else {"lr": rates.lr})
+        group |= {"hidden": name in hidden} if split_hidden else {}
     # The run's own rate first, which is the one that is logged.
     return [groups[key] for key in sorted(groups, key=_rank)]
 
 
-def _rank(key: tuple[float | None, float, float]) -> tuple[bool, float, bool]:
-    lr, scale, decay = key
-    return lr is not None, -scale, decay == 0
+_Key = tuple[float | None, float, float, bool]  # lr, lr_scale, weight_decay, hidden
+
+
+def _rank(key: _Key) -> tuple[bool, float, bool, bool]:
+    lr, scale, decay, hidden = key
+    return lr is not None, -scale, decay == 0, not hidden
+
+
+def hidden_matrices(module: nn.Module) -> frozenset[str]:
+    """Names of the matrices [out, in] that map hidden features to hidden features.
+
+    Not embedding tables, positions, convolutions, nor the heads that end a tower or a task: Muon's
+    authors leave those to AdamW.
+    """
+    ends = tuple(
+        f"{path}." for path, part in module.named_modules() if path.rpartition(".")[2] in _ENDS
+    )
+    return frozenset(
+        f"{path}.{name}" if path else name
+        for path, part in module.named_modules()
+        if isinstance(part, nn.Linear | nn.MultiheadAttention)
+        for name, parameter in part.named_parameters(recurse=False)
+        if parameter.ndim == 2 and not f"{path}.".startswith(ends)
+    )
+
+
+_ENDS = ("head", "tasks")
 
 
 def tower_optim(module: nn.Module) -> dict[str, tuple[TowerOptim, float]]:
@@ -128,56 +158,17 @@ def clip_sharded_grads(gradients: Sequence[Tensor], limit: float, algorithm: str
         part.mul_(factor)
 
 
-class WarmupCosine(LambdaLR):
-    """Linear warm-up, then half a cosine down to ``min_ratio`` of the peak (arXiv:1608.03983).
+def fused(make: Callable[..., Optimizer], half: bool) -> Callable[..., Optimizer]:
+    """``make`` with its ``fused: null`` decided: one kernel per group where nothing forbids it.
 
     Args:
-        optimizer: its groups' ``lr`` are the peaks.
-        max_steps: the optimizer step at which the cosine ends.
-        warmup_fraction: in [0, 1); share of ``max_steps`` in which the rate rises to its peak.
-            The first step already learns.
-        min_ratio: in [0, 1]; the last learning rate over the peak.
-
-    Raises:
-        ValueError: if a number is out of its range.
+        make: a partial of an optimizer.
+        half: whether float16's gradient scaler is used: a fused optimizer would take its decision
+            to skip, and then gradients could not be clipped.
     """
-
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        max_steps: int,
-        warmup_fraction: float = 0.1,
-        min_ratio: float = 0.0,
-    ) -> None:
-        if max_steps < 1:
-            raise ValueError(
-                f"scheduler.max_steps={max_steps}: the cosine must know its end; set "
-                "trainer.max_steps, or scheduler=constant"
-            )
-        if not 0 <= warmup_fraction < 1:
-            raise ValueError(f"scheduler.warmup_fraction={warmup_fraction} must be in [0, 1)")
-        if not 0 <= min_ratio <= 1:
-            raise ValueError(f"scheduler.min_ratio={min_ratio} must be in [0, 1]")
-        warmup = round(warmup_fraction * max_steps)
-
-        def ratio(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            progress = min(1.0, (step - warmup) / (max_steps - warmup))
-            return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-        super().__init__(optimizer, ratio)
-
-
-class Constant(LambdaLR):
-    """The peak learning rate throughout, after a linear warm-up of ``warmup_steps``."""
-
-    def __init__(self, optimizer: Optimizer, warmup_steps: int = 0) -> None:
-        super().__init__(optimizer, lambda step: min(1.0, (step + 1) / (warmup_steps + 1)))
-
-
-# As earlier versions called them.
-warmup_cosine, constant = WarmupCosine, Constant
+    given = getattr(make, "keywords", {})
+    undecided = "fused" in given and given["fused"] is None
+    return partial(make, fused=True) if undecided and not half else make
 
 
 def was_applied(optimizer: Optimizer) -> bool:

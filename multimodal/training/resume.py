@@ -30,8 +30,9 @@ COMPARED_KEYS = (
     "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
     "trainer.gradient_clip_algorithm", "callbacks.ema.decay", "callbacks.ema.warmup",
 )  # fmt: skip
-# A longer training is the same experiment, but with a different learning-rate curve: warn only.
-WARN_ONLY_KEYS = ("scheduler.max_steps",)
+# A longer training, or the cool-down of a stable phase, is the same experiment with a different
+# learning-rate curve: warn only.
+WARN_ONLY_KEYS = ("scheduler.max_steps", "scheduler.decay_steps")
 
 
 def find(resume: str | None, folder: Path) -> Path | None:

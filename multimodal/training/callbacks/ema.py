@@ -42,10 +42,10 @@ class WeightAverage(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts from the current weights, unless a checkpoint has provided an average."""
-        trained = _trained(pl_module)
-        begun = {n: p.detach().float().clone() for n, p in trained if n not in self.average}
+        parameters = trained(pl_module)
+        begun = {n: p.detach().float().clone() for n, p in parameters if n not in self.average}
         known = {**self.average, **begun}  # of a tower that was frozen, its weights
-        self.average = {name: known[name].to(pl_module.device) for name, _ in trained}
+        self.average = {name: known[name].to(pl_module.device) for name, _ in parameters}
         _tell("validation and evaluation use", self.evaluate)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -62,7 +62,7 @@ class WeightAverage(pl.Callback):
         self._seen_step = trainer.global_step
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.warmup else self.decay
-        for name, parameter in _trained(pl_module):
+        for name, parameter in trained(pl_module):
             self.average[name].lerp_(parameter.detach().float(), 1 - decay)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -84,7 +84,7 @@ class WeightAverage(pl.Callback):
     ) -> None:
         """Saves the average beside the weights, which are those that learn, whenever it is."""
         # A tower that modalities share has its weights in a state dict by each of their names.
-        first = {id(parameter): name for name, parameter in _trained(pl_module)}
+        first = {id(parameter): name for name, parameter in trained(pl_module)}
         average = {name: tensor.cpu() for name, tensor in self.average.items()}
         names = {
             name: first[id(parameter)]
@@ -117,13 +117,13 @@ class WeightAverage(pl.Callback):
     def _swap_in(self, pl_module: pl.LightningModule) -> None:
         if self._kept or not self.evaluate:
             return
-        for name, parameter in _trained(pl_module):
+        for name, parameter in trained(pl_module):
             self._kept[name] = parameter.detach().clone()
             parameter.copy_(self.average[name])
 
     @torch.no_grad()
     def _swap_out(self, pl_module: pl.LightningModule) -> None:
-        for name, parameter in _trained(pl_module) if self._kept else []:
+        for name, parameter in trained(pl_module) if self._kept else []:
             parameter.copy_(self._kept[name])
         self._kept = {}
 
@@ -134,5 +134,6 @@ def _tell(who: str, average: bool) -> None:
     print(f"{who} {used} (callbacks.ema.evaluate={str(average).lower()})", file=sys.stderr)
 
 
-def _trained(pl_module: pl.LightningModule) -> list[tuple[str, Tensor]]:
+def trained(pl_module: pl.LightningModule) -> list[tuple[str, Tensor]]:
+    """The parameters that are trained, by name."""
     return [(name, p) for name, p in pl_module.named_parameters() if p.requires_grad]

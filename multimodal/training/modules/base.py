@@ -25,6 +25,7 @@ from multimodal.core.distributed import (
 from multimodal.training.optim import (
     clip_sharded_grads,
     clip_towers,
+    fused,
     names_of_groups,
     parameter_groups,
     scale_learning_rates,
@@ -112,10 +113,17 @@ class TrainingModule(pl.LightningModule):
 
     def make_optimizer(self) -> tuple[Optimizer, LRScheduler | None]:
         """A new optimizer and its schedule; made before the run as well, to see if they can be."""
-        optimizer = self._make_optimizer(parameter_groups(self, self._weight_decay))
+        split = bool(getattr(getattr(self._make_optimizer, "func", None), "splits_hidden", False))
+        groups = parameter_groups(self, self._weight_decay, split_hidden=split)
+        optimizer = fused(self._make_optimizer, self._scales_gradients)(groups)
         scale_learning_rates(optimizer)
         schedule = None if self._make_scheduler is None else self._make_scheduler(optimizer)
         return optimizer, schedule
+
+    @property
+    def _scales_gradients(self) -> bool:
+        plugin = None if self._trainer is None else self._trainer.precision_plugin
+        return getattr(plugin, "scaler", None) is not None
 
     def make_schedule(self, optimizer: Optimizer) -> LRScheduler:
         """The run's schedule from its beginning; only where it has one."""

@@ -1,12 +1,13 @@
-"""Which parameters decay, and the shape of the schedules."""
+"""Which parameters decay, which are for Muon, and fused kernels."""
 
-import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from multimodal.training.optim import Constant, WarmupCosine, parameter_groups
+from multimodal.models.layers.transformer import Transformer
+from multimodal.training.optim import fused, hidden_matrices, parameter_groups
 
 
 class Model(nn.Module):
@@ -34,35 +35,37 @@ def test_nothing_to_train_is_rejected():
         parameter_groups(nn.Linear(2, 2).requires_grad_(False), weight_decay=0.1)
 
 
-def rates(make, steps):
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
-    schedule = make(optimizer)
-    seen = []
-    for _ in range(steps):
-        seen.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    return seen
+class Towers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 8)
+        self.patches = nn.Conv2d(3, 8, 2)
+        self.layers = Transformer(8, 1, 2)
+        self.theirs = nn.MultiheadAttention(8, 2)
+        self.head = nn.Sequential(nn.Linear(8, 4))
+        self.tasks = nn.ModuleDict({"kind": nn.Linear(8, 3)})
 
 
-def test_warmup_cosine_follows_its_formula():
-    seen = rates(lambda o: WarmupCosine(o, max_steps=20, warmup_fraction=0.2, min_ratio=0.1), 24)
-    assert seen[:4] == pytest.approx([2.0 * (s + 1) / 5 for s in range(4)])
-    for step in range(4, 20):
-        cosine = 0.5 * (1 + math.cos(math.pi * (step - 4) / 16))
-        assert seen[step] == pytest.approx(2.0 * (0.1 + 0.9 * cosine))
-    assert seen[4] == 2.0
-    assert seen[20:] == pytest.approx([0.2] * 4)
+def test_hidden_matrices_are_those_between_features():
+    model = Towers()
+    hidden = hidden_matrices(model)
+    assert hidden == {
+        "layers.blocks.0.attention.qkv.weight", "layers.blocks.0.attention.out.weight",
+        "layers.blocks.0.mlp.fc1.weight", "layers.blocks.0.mlp.fc2.weight",
+        "theirs.in_proj_weight", "theirs.out_proj.weight",
+    }  # fmt: skip
+    groups = parameter_groups(model, 0.1, split_hidden=True)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)] for group in groups if group["hidden"] for p in group["params"]}
+    assert found == hidden
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    assert all("hidden" not in group for group in parameter_groups(model, 0.1))
 
 
-def test_constant_rises_and_stays():
-    assert rates(lambda o: Constant(o, warmup_steps=1), 4) == pytest.approx([1.0, 2.0, 2.0, 2.0])
-
-
-@pytest.mark.parametrize(
-    ("setting", "value"), [("max_steps", -1), ("warmup_fraction", 1.0), ("min_ratio", 1.5)]
-)
-def test_settings_out_of_range_are_named(setting, value):
-    settings = {"max_steps": 10, setting: value}
-    with pytest.raises(ValueError, match=f"scheduler.{setting}={value}"):
-        rates(lambda o: WarmupCosine(o, **settings), 1)
+@pytest.mark.parametrize(("half", "expected"), [(False, True), (True, None)])
+def test_null_fuses_unless_a_scaler_skips_steps(half, expected):
+    make = partial(torch.optim.AdamW, lr=0.1, fused=None)
+    optimizer = fused(make, half)([nn.Parameter(torch.ones(2))])
+    assert optimizer.param_groups[0]["fused"] is expected
+    for plain in (partial(torch.optim.AdamW, fused=False), partial(torch.optim.Adafactor)):
+        assert fused(plain, half) is plain
