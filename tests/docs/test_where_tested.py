@@ -49,6 +49,7 @@ ELSEWHERE = {
     "config/rules/distributed": "unit/config/rules/test_rules_fusion.py",
     "config/rules/evaluation": "unit/config/rules/test_rules_fusion.py",
     "config/rules/fusion": "unit/config/rules/test_rules_fusion.py",
+    "config/rules/optimizers": "unit/training/callbacks/test_schedule_free.py",
     "config/rules/pairs": "unit/config/rules/test_rules_fusion.py",
     "config/rules/pretrained": "unit/config/rules/test_rules_fusion.py",
     "config/rules/ranges": "unit/config/rules/test_rules_fusion.py",
