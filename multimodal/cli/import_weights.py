@@ -27,6 +27,7 @@ def import_weights(cfg: DictConfig) -> None:
             allow=list(cfg.allow),
             prefix=cfg.prefix,
             image_size=cfg.image_size,
+            context_length=cfg.context_length,
             num_frames=cfg.num_frames,
             tubelet=cfg.tubelet,
         )

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from multimodal.data.transforms.text import TextTransform
     from multimodal.data.transforms.thermal import ThermalTransform
     from multimodal.data.transforms.video import VideoTransform
+    from multimodal.data.transforms.whisper import WhisperTransform
 else:
     __getattr__, __dir__ = lazy(__name__)
 
@@ -70,5 +71,6 @@ __all__ = [
     "TooManyBadSamplesError",
     "Transform",
     "VideoTransform",
+    "WhisperTransform",
     "load_manifest",
 ]

@@ -12,26 +12,34 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from multimodal.config import build
-from multimodal.models.layers.positions import resize_positions
-from multimodal.models.pretrained import huggingface, imagebind, names, open_clip, siglip
-from multimodal.models.pretrained.keys import (
-    Diff,
-    WeightsError,
-    is_allowed,
-    require_finite,
-    translate,
+from multimodal.inference.filling import fill_model
+from multimodal.models.pretrained import (
+    efficientnet,
+    huggingface,
+    imagebind,
+    names,
+    open_clip,
+    siglip,
+    whisper,
 )
-from multimodal.models.pretrained.plan import Plan, TowerPlan, as_video, with_image_size
-from multimodal.models.towers import EmbeddingModel, Tower
+from multimodal.models.pretrained.keys import Diff, WeightsError
+from multimodal.models.pretrained.plan import (
+    Plan,
+    as_video,
+    with_context_length,
+    with_image_size,
+)
+from multimodal.models.towers import EmbeddingModel
 
 log = logging.getLogger(__name__)
 
-WeightSource = Literal["openai", "open_clip", "siglip", "huggingface", "imagebind"]
+WeightSource = Literal[
+    "openai", "open_clip", "siglip", "huggingface", "imagebind", "efficientnet", "whisper"
+]
 
 
 @dataclass
@@ -67,6 +75,7 @@ def import_weights(
     allow: Sequence[str] = (),
     prefix: str | None = None,
     image_size: int | None = None,
+    context_length: int | None = None,
     num_frames: int | None = None,
     tubelet: int = 2,
 ) -> Imported:
@@ -76,13 +85,16 @@ def import_weights(
         state: the foreign state dict.
         cfg: the foreign configuration: OpenCLIP's (``embed_dim``, ``vision_cfg``, ``text_cfg``),
             the ``config.json`` of ``transformers``, or ImageBind's sizes. None: OpenAI's weights
-            say it themselves, and ImageBind's released size is meant.
+            say it themselves, as Whisper's do; ImageBind's released size and EfficientNet-Lite0's
+            are meant.
         source: the project that the weights are from; None: inferred from the names.
         allow: names, or patterns with ``*``, of tensors that may be left over on either side.
         prefix: what stands before the names of the model's tensors; those without it are left
             out. None: what DDP, torch.compile, Lightning and the like have put before most names
             is taken off.
         image_size: another picture size; positions are resized (bicubic).
+        context_length: longest text in tokens; positions are stretched (linear) where it is longer,
+            and cut where it is shorter.
         num_frames: make the image tower one for clips of so many frames as well.
         tubelet: frames per patch then.
 
@@ -98,13 +110,15 @@ def import_weights(
         known = ", ".join(get_args(WeightSource))
         raise WeightsError(f"source={source!r}: expected one of {known}")
     plan = describe(source, cfg, state)
+    if context_length is not None and "text" in plan.own_towers():
+        with_context_length(plan.own_towers()["text"], context_length)
     notes = _adapt(plan, image_size, num_frames, tubelet)
     if left := every - len(state):
         notes.append(f"prefix={prefix}: {left} tensors without it are left out")
     config = _model_config(plan)
     model = build(OmegaConf.create({"model": config}), "model")
     assert isinstance(model, EmbeddingModel)
-    diff = _fill(model, plan, state, allow, notes)
+    diff = fill_model(model, plan, state, allow, notes)
     for note in notes:
         log.info("%s", note)
     if diff:
@@ -141,6 +155,8 @@ def _hint(diff: Diff) -> str:
 
 
 MARKS: dict[WeightSource, str] = {
+    "efficientnet": "_conv_stem.",
+    "whisper": "encoder.conv1.",
     "imagebind": "modality_trunks.",
     "huggingface": "vision_model.",
     "siglip": "visual.trunk.",
@@ -165,9 +181,10 @@ def recognise(state: Mapping[str, Tensor], cfg: Mapping[str, Any] | None) -> Wei
                 return "openai"
             return source
     raise WeightsError(
-        "these weights are not of OpenAI CLIP, OpenCLIP, SigLIP, ImageBind, or CLIP and SigLIP of "
-        f"transformers; their names are {', '.join(sorted(state)[:4])} and so on. If the model's "
-        f"own are behind a prefix, give it: prefix=..., of {', '.join(names.beginnings(state)[:8])}"
+        "these weights are not of OpenAI CLIP, OpenCLIP, SigLIP, ImageBind, EfficientNet-Lite, "
+        "Whisper, or CLIP and SigLIP of transformers; their names are "
+        f"{', '.join(sorted(state)[:4])} and so on. If the model's own are behind a prefix, give "
+        f"it: prefix=..., of {', '.join(names.beginnings(state)[:8])}"
     )
 
 
@@ -179,6 +196,10 @@ def describe(
     Raises:
         WeightsError: if it needs a configuration and has none, or is not built here.
     """
+    if source == "efficientnet":
+        return efficientnet.describe(cfg, state)
+    if source == "whisper":
+        return whisper.describe(cfg, state)
     if cfg is None:
         if source == "imagebind":
             cfg = imagebind.huge()
@@ -215,63 +236,3 @@ def _adapt(plan: Plan, image_size: int | None, num_frames: int | None, tubelet: 
 def _model_config(plan: Plan) -> dict[str, Any]:
     towers = {n: t if isinstance(t, str) else t.config for n, t in plan.towers.items()}
     return {"_target_": "multimodal.models.EmbeddingModel", "towers": towers}
-
-
-def _fill(
-    model: EmbeddingModel,
-    plan: Plan,
-    state: Mapping[str, Tensor],
-    allow: Sequence[str],
-    notes: list[str],
-) -> Diff:
-    diff = Diff()
-    used = {name for name in (plan.scale, plan.bias) if name is not None and name in state}
-    require_finite(state, used, "the pair")
-    if plan.scale is not None and plan.scale not in state:
-        _record(diff, diff.missing, f"the pair's logit scale <- {plan.scale}", [plan.scale], allow)
-    for name, tower_plan in plan.own_towers().items():
-        tower = model.tower(name)
-        own = tower.state_dict()
-        filled, taken, absent = translate(own, tower_plan.key_map, state, f"towers.{name}")
-        used |= taken
-        for key, parts in absent:
-            wanted = f" <- {' + '.join(parts)}" if parts else ""
-            _record(diff, diff.missing, f"{key}{wanted}", [key, *parts], allow)
-        _resize(name, tower, tower_plan, filled, notes)
-        for key in [key for key, tensor in filled.items() if tensor.shape != own[key].shape]:
-            theirs = tower_plan.key_map[key].names
-            shapes = ", ".join(f"{n} {list(state[n].shape)}" for n in theirs)
-            entry = f"towers.{name}.{key} {list(own[key].shape)} <- {shapes}"
-            _record(diff, diff.mismatched, entry, [f"towers.{name}.{key}", *theirs], allow)
-            del filled[key]
-        require_finite(state, taken, f"towers.{name}")
-        tower.load_state_dict({**own, **filled})
-    for name in sorted(set(state) - used - set(plan.ignored)):
-        _record(diff, diff.unexpected, f"{name} {list(state[name].shape)}", [name], allow)
-    return diff
-
-
-def _record(
-    diff: Diff, entries: list[str], entry: str, of: Sequence[str], allow: Sequence[str]
-) -> None:
-    allowed = any(is_allowed(name, allow) for name in of)
-    (diff.allowed if allowed else entries).append(entry)
-
-
-def _resize(
-    name: str, tower: Tower, plan: TowerPlan, filled: dict[str, Tensor], notes: list[str]
-) -> None:
-    """Positions of another grid, in place."""
-    key, new = "encoder.positions", getattr(tower.encoder, "grid", ())
-    if key not in filled or not plan.grid or tuple(plan.grid) == tuple(new):
-        return
-    extra = len(filled[key]) - math.prod(plan.grid)
-    if extra != len(tower.state_dict()[key]) - math.prod(new):
-        return  # not the table that the plan means: reported as mismatched
-    with torch.no_grad():
-        filled[key] = resize_positions(filled[key], plan.grid, new)
-    if tuple(new[1:]) == tuple(plan.grid):  # repeated over time, as noted by inflation
-        return
-    how = {1: "linear", 2: "bicubic", 3: "bicubic, linear in time"}[len(new)]
-    old = "x".join(map(str, plan.grid))
-    notes.append(f"{name}: positions resized from {old} to {'x'.join(map(str, new))} ({how})")

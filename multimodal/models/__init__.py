@@ -8,12 +8,14 @@ if TYPE_CHECKING:
     from multimodal.models.encoders.audio import AudioTransformer
     from multimodal.models.encoders.category import CategoryEncoder
     from multimodal.models.encoders.convolutional import ConvolutionalEncoder
+    from multimodal.models.encoders.efficientnet import EfficientNetLite
     from multimodal.models.encoders.features import FeatureEncoder
     from multimodal.models.encoders.huggingface import HuggingFaceEncoder
     from multimodal.models.encoders.imu import IMUTransformer
     from multimodal.models.encoders.text import TextTransformer
     from multimodal.models.encoders.transformer import GridTransformer, TransformerEncoder
     from multimodal.models.encoders.vision import VideoTransformer, VisionTransformer
+    from multimodal.models.encoders.whisper import WhisperEncoder
     from multimodal.models.fusion.base import Fusion, FusionOutput
     from multimodal.models.fusion.cross import CoAttentionFusion, CrossAttentionFusion
     from multimodal.models.fusion.latent import BottleneckFusion, MergedFusion, ResamplerFusion
@@ -48,6 +50,7 @@ __all__ = [
     "ConvStem",
     "ConvolutionalEncoder",
     "CrossAttentionFusion",
+    "EfficientNetLite",
     "EmbeddingModel",
     "FeatureEncoder",
     "FirstPool",
@@ -84,4 +87,5 @@ __all__ = [
     "TransformerEncoder",
     "VideoTransformer",
     "VisionTransformer",
+    "WhisperEncoder",
 ]

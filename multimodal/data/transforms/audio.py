@@ -135,11 +135,7 @@ class AudioTransform(Stacked):
             DecodeError: if the value is not audio, has an implausible rate, or contains infinity or
                 NaN.
         """
-        if not isinstance(value, Signal) or value.samples.ndim != 2 or value.samples.size == 0:
-            raise DecodeError("unsupported", f"expected a sound, got {type(value).__name__}")
-        if not _SLOWEST <= value.rate <= _FASTEST:
-            raise DecodeError("unsupported", f"a sampling rate of {value.rate:g} Hz")
-        require_finite(value.samples)
+        require_sound(value)
         random = rng.stream("audio") if rng is not None else None
         if self.num_clips == 1:
             return self._clip(value, random, None)
@@ -156,8 +152,8 @@ class AudioTransform(Stacked):
         log_mel = torch.nn.functional.pad(log_mel, (0, 0, 0, self.padding))
         log_mel = log_mel.sub_(self.mean).div_(self.std)
         if random is not None:
-            _mask(log_mel, self.changes.time_mask, random)
-            _mask(log_mel.T, self.changes.frequency_mask, random)
+            mask_rows(log_mel, self.changes.time_mask, random)
+            mask_rows(log_mel.T, self.changes.frequency_mask, random)
         return log_mel.T.contiguous()[None]
 
     def _window(
@@ -185,7 +181,21 @@ class AudioTransform(Stacked):
         return waveform
 
 
-def _mask(spectrogram: Tensor, widest: int, random: np.random.Generator) -> None:
+def require_sound(value: Any) -> None:
+    """Refuses what is not a sound with samples.
+
+    Raises:
+        DecodeError: if the value is not audio, has an implausible rate, or contains infinity or
+            NaN.
+    """
+    if not isinstance(value, Signal) or value.samples.ndim != 2 or value.samples.size == 0:
+        raise DecodeError("unsupported", f"expected a sound, got {type(value).__name__}")
+    if not _SLOWEST <= value.rate <= _FASTEST:
+        raise DecodeError("unsupported", f"a sampling rate of {value.rate:g} Hz")
+    require_finite(value.samples)
+
+
+def mask_rows(spectrogram: Tensor, widest: int, random: np.random.Generator) -> None:
     """Sets up to ``widest`` neighbouring rows to 0, the mean."""
     width = int(random.integers(widest + 1))
     start = int(random.integers(len(spectrogram) - width + 1))

@@ -179,6 +179,13 @@ def with_image_size(plan: TowerPlan, image_size: int) -> None:
         plan.transform["size"] = image_size
 
 
+def with_context_length(plan: TowerPlan, context_length: int) -> None:
+    """Texts of another length for a text tower: its positions will be stretched or cut."""
+    plan.config["encoder"]["context_length"] = context_length
+    if plan.transform:
+        plan.transform["context_length"] = context_length
+
+
 def as_video(plan: TowerPlan, num_frames: int, tubelet: int) -> None:
     """A vision tower on clips: its kernel is inflated over ``tubelet`` frames."""
     encoder = plan.config["encoder"]

@@ -319,3 +319,18 @@ def test_code_in_a_models_folder_is_not_run(tmp_path):
     with pytest.raises(ValueError, match="custom code"):
         HuggingFaceEncoder(name=str(tmp_path))
     assert not ran.exists()
+
+
+def test_sentence_embeddings_are_the_mean_of_the_real_tokens_of_transformers(tmp_path):
+    config = transformers.BertConfig(**WORDS)
+    torch.manual_seed(0)
+    theirs = transformers.BertModel(config).eval()
+    theirs.save_pretrained(tmp_path)
+    encoder = HuggingFaceEncoder(str(tmp_path), pooling="mean").eval()
+    ids, lengths = torch.randint(1, 50, (3, 12)), torch.tensor([12, 5, 2])
+    mask = torch.arange(12) < lengths[:, None]
+    with torch.no_grad():
+        output = encoder(ids, mask)
+        for row, length in enumerate(lengths.tolist()):  # each text alone, so nothing is padded
+            alone = theirs(ids[row : row + 1, :length]).last_hidden_state.mean(1)[0]
+            torch.testing.assert_close(output.features[row], alone, atol=1e-5, rtol=1e-4)

@@ -256,3 +256,23 @@ def test_the_key_map_of_the_released_imagebind_covers_its_1311_tensors():
             own = instantiate(tower.config).state_dict()
             names |= {name for key in own for name in tower.key_map[key].names}
     assert len(names) == 1311
+
+
+@pytest.mark.parametrize("name", CLIP_CASES)
+def test_text_positions_are_stretched_to_a_longer_context_and_cut_to_a_shorter(name):
+    described, _ = case(name)
+    state = foreign_state(described["shapes"], described["seed"], described["std"])
+    context = described["context"]
+    table = import_weights(state, described["cfg"]).model.tower("text").encoder.positions
+    longer = import_weights(state, described["cfg"], context_length=2 * context)
+    encoder = longer.model.tower("text").encoder
+    assert encoder.context_length == 2 * context
+    wanted = F.interpolate(table.T[None], 2 * context, mode="linear", align_corners=False)[0].T
+    torch.testing.assert_close(encoder.positions, wanted)
+    assert any(f"text: positions resized from {context} to" in note for note in longer.notes)
+    ids = torch.ones(2, 2 * context, dtype=torch.long)
+    assert longer.model.embed("text", ids).isfinite().all()
+    shorter = import_weights(state, described["cfg"], context_length=context // 2)
+    assert torch.equal(shorter.model.tower("text").encoder.positions, table[: context // 2])
+    transform = longer.transforms.get("text")
+    assert transform is None or transform["context_length"] == 2 * context

@@ -1,0 +1,164 @@
+"""EfficientNet-Lite: a small image network whose ImageNet weights cost a CPU little to run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multimodal.core.batch import EncoderOutput
+
+EPS = 1e-3  # of the batch normalisations
+
+
+class FixedBatchNorm(nn.Module):
+    """Batch normalisation of pictures by stored statistics, in training too.
+
+    So a sample's features do not depend on its batch, and training leaves the statistics as the
+    weights were trained with; scale and shift learn where they are not frozen.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, channels, h, w]`` to the same shape."""
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, eps=EPS)
+
+
+def convolution(
+    in_channels: int, channels: int, kernel: int, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
+    """A convolution without bias, padded evenly on all sides, and its normalisation."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, groups=groups, bias=False),
+        FixedBatchNorm(channels),
+    )
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck: widen, convolve each channel, narrow (Sandler et al. 2018, section 3.4).
+
+    The Lite networks have no squeeze-and-excitation, and ReLU6 for Swish.
+
+    Args:
+        in_channels: channels that come in.
+        channels: channels that go out.
+        kernel: side of the depthwise convolution.
+        stride: its stride.
+        expansion: how many times wider the inside is; 1: it is not widened.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, kernel: int, stride: int, expansion: int
+    ) -> None:
+        super().__init__()
+        inside = in_channels * expansion
+        self.expand = convolution(in_channels, inside, 1) if expansion > 1 else None
+        self.depthwise = convolution(inside, inside, kernel, stride, groups=inside)
+        self.project = convolution(inside, channels, 1)
+        self.residual = stride == 1 and in_channels == channels
+        self.activation = nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, in_channels, h, w]`` to ``[B, channels, h / stride, w / stride]``."""
+        inside = x if self.expand is None else self.activation(self.expand(x))
+        out: Tensor = self.project(self.activation(self.depthwise(inside)))
+        return x + out if self.residual else out
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite (Tan and Le 2019, table 1; the Lite variant of its authors' release).
+
+    Pictures of any size ``[B, C, height, width]``, their values in [-1, 1]: (x - 127) / 128 of
+    bytes. The tokens are the last feature map, row by row; the features are their mean. The
+    defaults are Lite0's, 3.4 million parameters. Batch normalisation uses the stored statistics
+    (`FixedBatchNorm`): the network is meant for trained weights.
+
+    Args:
+        in_channels: 3 for RGB; 1 for depth and thermal.
+        stem_channels: channels of the first convolution.
+        channels: channels of each stage.
+        blocks: blocks of each stage.
+        kernels: side of each stage's depthwise convolutions.
+        strides: stride of each stage's first block.
+        expansions: expansion of each stage's blocks.
+        width: channels of the last convolution, the encoder's width.
+
+    Raises:
+        ValueError: if the lists differ in length, or a stage has no block; for inputs of other
+            channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        stem_channels: int = 32,
+        channels: Sequence[int] = (16, 24, 40, 80, 112, 192, 320),
+        blocks: Sequence[int] = (1, 2, 2, 3, 3, 4, 1),
+        kernels: Sequence[int] = (3, 3, 5, 3, 5, 5, 3),
+        strides: Sequence[int] = (1, 2, 2, 2, 1, 2, 1),
+        expansions: Sequence[int] = (1, 6, 6, 6, 6, 6, 6),
+        width: int = 1280,
+    ) -> None:
+        super().__init__()
+        lists = {"blocks": blocks, "kernels": kernels, "strides": strides, "expansions": expansions}
+        for name, values in lists.items():
+            if len(values) != len(channels) or min(values, default=0) < 1:
+                raise ValueError(
+                    f"{name}={list(values)}: expected a number of at least 1 for each of the "
+                    f"{len(channels)} stages of channels={list(channels)}"
+                )
+        self.width = width
+        self.in_channels = in_channels
+        self.stem = convolution(in_channels, stem_channels, 3, stride=2)
+        self.blocks = nn.ModuleList()
+        previous = stem_channels
+        for stage, count in enumerate(blocks):
+            for index in range(count):
+                stride = strides[stage] if index == 0 else 1
+                block = MBConv(previous, channels[stage], kernels[stage], stride, expansions[stage])
+                self.blocks.append(block)
+                previous = channels[stage]
+        self.top = convolution(previous, width, 1)
+        self.activation = nn.ReLU6()
+
+    def layers(self) -> nn.ModuleList:
+        """The blocks, for freezing, adapters and layer-wise learning rates."""
+        return self.blocks
+
+    def after_layers(self) -> list[nn.Parameter]:
+        """The last convolution and its normalisation."""
+        return list(self.top.parameters())
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
+        """Encode a batch.
+
+        Args:
+            inputs: float ``[B, in_channels, height, width]``.
+            mask: None; a picture has no padding.
+
+        Raises:
+            ValueError: if given inputs of other dimensions or channels, or a mask.
+        """
+        if inputs.ndim != 4 or inputs.shape[1] != self.in_channels:
+            raise ValueError(
+                f"EfficientNetLite expects inputs [B, {self.in_channels}, height, width], got "
+                f"{list(inputs.shape)}"
+            )
+        if mask is not None:
+            raise ValueError("EfficientNetLite takes no mask: a picture has no padding")
+        x = self.activation(self.stem(inputs))
+        for block in self.blocks:
+            x = block(x)
+        tokens = torch.flatten(self.activation(self.top(x)), 2).transpose(1, 2)
+        return EncoderOutput(tokens.mean(dim=1), tokens, None)

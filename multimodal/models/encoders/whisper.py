@@ -1,0 +1,80 @@
+"""Whisper's encoder, on sounds of any length up to its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multimodal.core.batch import EncoderOutput
+from multimodal.models.encoders.transformer import TransformerEncoder, check_mask
+from multimodal.models.layers.pooling import Pooling
+from multimodal.models.layers.transformer import Transformer
+
+
+class WhisperEncoder(TransformerEncoder):
+    """Two convolutions and a transformer on log-mel frames (Radford et al. 2022, section 2.2).
+
+    Whisper itself pads every sound to 30 s. Here a sound is as long as it is: its tokens are those
+    that Whisper gives for an input that ends there, and those of a batch do not depend on how far
+    it is padded.
+
+    Args:
+        num_mel_bins: of the log-mel spectrogram: 80, or 128 in large-v3.
+        context_length: most tokens, one per 20 ms: 1500.
+        trunk: the transformer.
+        pooling: ``mean``, ``last`` or ``attention``.
+
+    Raises:
+        ValueError: if given a choice that does not exist; for inputs of another shape, or longer
+            than the context.
+    """
+
+    def __init__(
+        self,
+        num_mel_bins: int,
+        context_length: int,
+        trunk: Transformer,
+        pooling: Pooling = "mean",
+    ) -> None:
+        if pooling == "class":
+            raise ValueError("pooling='class': Whisper has none; use mean, last or attention")
+        super().__init__(trunk, (context_length,), pooling=pooling)
+        self.num_mel_bins = num_mel_bins
+        self.context_length = context_length
+        self.conv_1 = nn.Conv1d(num_mel_bins, trunk.width, 3, padding=1)
+        self.conv_2 = nn.Conv1d(trunk.width, trunk.width, 3, stride=2, padding=1)
+        with torch.no_grad():
+            self.positions.copy_(sinusoids(context_length, trunk.width))
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
+        """Encode a batch of sounds.
+
+        Args:
+            inputs: log-mel ``[B, num_mel_bins, frames]``, padded on the right.
+            mask: bool ``[B, frames]``, True where a frame is real; None: all are.
+
+        Raises:
+            ValueError: if given inputs or a mask of mismatched shapes, or too many frames.
+        """
+        longest = 2 * self.context_length
+        if inputs.ndim != 3 or inputs.shape[1] != self.num_mel_bins or inputs.shape[2] > longest:
+            raise ValueError(
+                f"WhisperEncoder expects log-mel [B, {self.num_mel_bins}, frames <= {longest}], "
+                f"got {list(inputs.shape)}"
+            )
+        check_mask(mask, (len(inputs), inputs.shape[2]))
+        real = None if mask is None else mask[:, None]
+        # Beyond a sound's end both convolutions see the zeros that they pad with.
+        x = inputs if real is None else inputs.masked_fill(~real, 0.0)
+        x = F.gelu(self.conv_1(x))
+        x = x if real is None else x.masked_fill(~real, 0.0)
+        tokens = F.gelu(self.conv_2(x)).transpose(1, 2)
+        return self.encode_tokens(tokens, None if mask is None else mask[:, ::2])
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Whisper's positions ``[length, width]``: sines, then cosines, of geometric wavelengths."""
+    step = torch.log(torch.tensor(10_000.0)) / (width // 2 - 1)
+    angles = torch.arange(length)[:, None] * torch.exp(-step * torch.arange(width // 2))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
