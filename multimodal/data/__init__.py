@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from multimodal.data.tokenizers.corpus import CorpusTokenizer
     from multimodal.data.tokenizers.huggingface import HuggingFaceTokenizer
     from multimodal.data.transforms.array import ArrayTransform
-    from multimodal.data.transforms.audio import AudioTransform
     from multimodal.data.transforms.base import Stacked, Transform
     from multimodal.data.transforms.depth import DepthTransform
-    from multimodal.data.transforms.huggingface import HuggingFaceSound
     from multimodal.data.transforms.image import ImageTransform
     from multimodal.data.transforms.imu import IMUTransform
+    from multimodal.data.transforms.sound.audio import AudioTransform
+    from multimodal.data.transforms.sound.huggingface import HuggingFaceSound
+    from multimodal.data.transforms.sound.whisper import WhisperTransform
     from multimodal.data.transforms.target import LabelSetTransform, LabelTransform, NumberTransform
     from multimodal.data.transforms.text import TextTransform
     from multimodal.data.transforms.thermal import ThermalTransform
     from multimodal.data.transforms.video import VideoTransform
-    from multimodal.data.transforms.whisper import WhisperTransform
 else:
     __getattr__, __dir__ = lazy(__name__)
 

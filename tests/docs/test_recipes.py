@@ -8,8 +8,8 @@ import torch
 
 from multimodal.data.decoding.decode import Signal
 from multimodal.data.sample_rng import SampleRNG
-from multimodal.data.transforms.audio import AudioTransform
 from multimodal.data.transforms.depth import DepthTransform
+from multimodal.data.transforms.sound.audio import AudioTransform
 
 DRAW = SampleRNG(0, 0, "s", 0, 0)
 

@@ -11,8 +11,8 @@ from data_helpers import audio_bytes, image_bytes
 from multimodal.core.batch import EncoderOutput
 from multimodal.data.settings import EvaluationData
 from multimodal.data.tokenizers.bpe import train_bpe
-from multimodal.data.transforms.audio import AudioTransform
 from multimodal.data.transforms.image import ImageTransform
+from multimodal.data.transforms.sound.audio import AudioTransform
 from multimodal.data.transforms.text import TextTransform
 from multimodal.inference.embedder import Embedder
 from multimodal.models.towers import EmbeddingModel, Tower

@@ -17,7 +17,7 @@ from multimodal.core.hf_files import input_settings
 from multimodal.data.decoding.decode import Signal
 from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
-from multimodal.data.transforms.huggingface import HuggingFaceSound
+from multimodal.data.transforms.sound.huggingface import HuggingFaceSound
 from multimodal.models.encoders.huggingface import HuggingFaceEncoder
 
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -24,10 +24,10 @@ from multimodal.data.loading.loader import ScheduledLoader
 from multimodal.data.source import Source, SourceContext
 from multimodal.data.tokenizers.bpe import train_bpe
 from multimodal.data.transforms.array import ArrayTransform
-from multimodal.data.transforms.audio import AudioTransform
 from multimodal.data.transforms.depth import DepthTransform
 from multimodal.data.transforms.image import ImageTransform
 from multimodal.data.transforms.imu import IMUTransform
+from multimodal.data.transforms.sound.audio import AudioTransform
 from multimodal.data.transforms.text import TextTransform
 
 # Shards: every sample holds its number twice, so that a mixed one shows.

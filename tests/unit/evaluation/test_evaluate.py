@@ -26,8 +26,8 @@ from multimodal.core.batch import EncoderOutput
 from multimodal.data.source import Source
 from multimodal.data.tokenizers.bpe import train_bpe
 from multimodal.data.transforms.array import ArrayTransform
-from multimodal.data.transforms.audio import AudioTransform
 from multimodal.data.transforms.image import ImageTransform
+from multimodal.data.transforms.sound.audio import AudioTransform
 from multimodal.data.transforms.text import TextTransform
 from multimodal.evaluation.evaluators.base import Line, Outcome
 from multimodal.evaluation.evaluators.retrieval import RetrievalResult

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
-from multimodal.data.transforms.audio import AudioTransform
+from multimodal.data.transforms.sound.audio import AudioTransform
 from multimodal.data.transforms.video import VideoTransform
 from multimodal.inference.embedder import Embedder
 from multimodal.models.encoders.audio import AudioTransformer

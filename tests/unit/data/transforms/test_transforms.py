@@ -14,11 +14,11 @@ from multimodal.data.loading.workers import one_thread
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.tokenizers.bpe import load_tokenizer, train_bpe
 from multimodal.data.transforms.array import ArrayTransform
-from multimodal.data.transforms.audio import AudioTransform
 from multimodal.data.transforms.depth import DepthTransform
 from multimodal.data.transforms.geometry import Box, Geometry, crop_and_resize, erase
 from multimodal.data.transforms.image import ImageTransform
 from multimodal.data.transforms.imu import IMUTransform, rotation_matrix
+from multimodal.data.transforms.sound.audio import AudioTransform
 from multimodal.data.transforms.text import TextTransform
 from multimodal.data.transforms.thermal import ThermalTransform
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from multimodal.data.decoding.decode import Signal
 from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
-from multimodal.data.transforms.whisper import WhisperTransform
+from multimodal.data.transforms.sound.whisper import WhisperTransform
 from multimodal.inference.importing import import_weights
 from multimodal.models.encoders.whisper import sinusoids
 from multimodal.models.pretrained.keys import WeightsError

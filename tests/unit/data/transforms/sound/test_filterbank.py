@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from multimodal.data.transforms.filterbank import (
+from multimodal.data.transforms.sound.filterbank import (
     FilterBank,
     FilterBankSettings,
     mel_filters,

@@ -15,7 +15,7 @@ from multimodal.data.decoding.decode import Signal
 from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import Stacked, require_finite
-from multimodal.data.transforms.filterbank import resample
+from multimodal.data.transforms.sound.filterbank import resample
 
 
 class HuggingFaceSound(Stacked):

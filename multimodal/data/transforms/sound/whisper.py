@@ -11,8 +11,8 @@ from torch import Tensor
 
 from multimodal.core.settings import flattened
 from multimodal.data.sample_rng import SampleRNG
-from multimodal.data.transforms.audio import SoundChanges, mask_rows, require_sound
-from multimodal.data.transforms.filterbank import resample
+from multimodal.data.transforms.sound.audio import SoundChanges, mask_rows, require_sound
+from multimodal.data.transforms.sound.filterbank import resample
 
 SAMPLE_RATE = 16_000
 _FFT, _HOP = 400, 160

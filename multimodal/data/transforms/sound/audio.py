@@ -16,7 +16,7 @@ from multimodal.data.decoding.decode import Signal
 from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import Stacked, require_finite, standardisation
-from multimodal.data.transforms.filterbank import FilterBank, FilterBankSettings, resample
+from multimodal.data.transforms.sound.filterbank import FilterBank, FilterBankSettings, resample
 
 _SLOWEST, _FASTEST = 1000, 192_000  # sampling rates that are accepted, in Hz
 

@@ -1,0 +1,1 @@
+"""Sounds: filter banks, and what models of sound take."""
