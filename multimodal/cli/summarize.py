@@ -1,6 +1,8 @@
 """Mean and deviation over runs: multimodal summarize RUN_FOLDER ...
 
-Reads each run's metrics.json and prints one Markdown table, a row per task, in percent.
+Reads each run's metrics.json and prints one Markdown table, a row per task, in percent. The 95 %
+interval of R@1 or top 1 is over the held-out samples, its bounds averaged over the runs; what it
+reaches in any run is named: chance, the commonest answer, the length of a sound alone.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from multimodal.core.bootstrap import Interval
 from multimodal.core.errors import UserError
 from multimodal.core.process.exits import errors_end_the_program
+from multimodal.evaluation.uncertainty import NAMES, percents
 
 
 def rows_of(metrics: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -38,8 +42,8 @@ def table(runs: list[dict[str, Any]]) -> str:
     """The Markdown table of the tasks that all ``runs`` have."""
     every = [rows_of(run) for run in runs]
     lines = [
-        "| held-out set | task | | R@1 or top 1 | R@10 | chance | among |",
-        "|---|---|---|---|---|---|---|",
+        "| held-out set | task | | R@1 or top 1 | 95 % | not above | R@10 | chance | among |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for place, first in every[0].items():
         if not all(place in other for other in every):
@@ -52,9 +56,26 @@ def table(runs: list[dict[str, Any]]) -> str:
         among = first.get("gallery") or f"{first['classes']} classes"
         lines.append(
             f"| {name} | {task.replace('_', ' ')} | {kind} | {spread([s[top] for s in scores])} | "
+            f"{_bounds(scores, top)} | {_reached(scores)} | "
             f"{ten} | {100 * first['chance'][top]:.1f} | {among} |"
         )
     return "\n".join(lines)
+
+
+def _bounds(scores: list[dict[str, Any]], top: str) -> str:
+    """Empty where a run is of a version that wrote no intervals."""
+    every = [s.get("interval", {}).get(top) for s in scores]
+    if None in every:
+        return ""
+    return percents(Interval(*(statistics.mean(ends) for ends in zip(*every, strict=True))))
+
+
+def _reached(scores: list[dict[str, Any]]) -> str:
+    every = [name for s in scores for name in s.get("not_above", [])]
+    named = {name: every.count(name) for name in dict.fromkeys(every)}
+    if len(scores) == 1:
+        return ", ".join(NAMES.get(name, name) for name in named)
+    return ", ".join(f"{NAMES.get(n, n)} ({k} of {len(scores)})" for n, k in named.items())
 
 
 def main(folders: list[str]) -> None:

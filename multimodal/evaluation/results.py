@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from rich import box
 from rich.table import Table
 
-from multimodal.evaluation.evaluators.base import EMERGENT, TRAINED, Missing, Outcome
+from multimodal.evaluation.evaluators.base import EMERGENT, TRAINED, Line, Missing, Outcome
+from multimodal.evaluation.uncertainty import LEGEND, MARK
 
 Kind = TypeVar("Kind", bound=Outcome)
 
@@ -96,7 +97,7 @@ class Results:
             box=box.SIMPLE,
         )
         table.add_column("query → answer", no_wrap=True)
-        for name in ("top 1", "top 5", "top 10", "chance", "among"):
+        for name in ("top 1", "(95 %)", "", "top 5", "top 10", "chance", "among"):
             table.add_column(name, justify="right", no_wrap=True)
         for group in dict.fromkeys((TRAINED, EMERGENT, *(entry[0] for entry in lines))):
             of_group = [entry for entry in lines if entry[0] == group]
@@ -105,8 +106,18 @@ class Results:
             for name in dict.fromkeys(entry[1] for entry in of_group):
                 table.add_row(f"[bold cyan]{name}")
                 for line in (line for _, of_set, own in of_group if of_set == name for line in own):
-                    table.add_row(*line)
+                    table.add_row(*_cells(line), style="dim" if line.marked else None)
             table.add_section()
         gaps = [f"{gap.set}, {gap.what}: {gap.reason}" for gap in self.missing]
-        table.caption = "\n".join(["Not evaluated", *gaps]) if gaps else None
+        notes = [LEGEND] if any(line.interval for entry in lines for line in entry[2]) else []
+        notes += ["Not evaluated", *gaps] if gaps else []
+        table.caption = "\n".join(notes) or None
         return table
+
+
+def _cells(line: Line) -> list[str]:
+    interval = f"({line.interval})" if line.interval else ""
+    sign = MARK if line.marked else ""
+    return [
+        line.name, line.top_1, interval, sign, line.top_5, line.top_10, line.chance, line.among,
+    ]  # fmt: skip

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from multimodal.evaluation.evaluators.base import Outcome
 from multimodal.evaluation.report.sections import Section
+from multimodal.evaluation.uncertainty import LEGEND, MARK, decimals, reached
 from multimodal.models.tasks.scores import Scores
 
 
@@ -47,16 +48,20 @@ class TaskResult(Outcome):
         return next(iter(self.scores.values))
 
     def row(self) -> dict[str, Any]:
-        """Plain values for ``metrics.json``; ``chance`` beside every metric that has one."""
+        """Plain values for ``metrics.json``; ``chance`` beside every metric that has one.
+
+        ``interval`` of every metric that has one, and ``not_above`` of the first.
+        """
         row: dict[str, Any] = {
-            **self.scores.values,
+            **_row(self.scores),
             "chance": self.scores.chance,
+            "not_above": reached(self.scores, self.metric),
             "samples": self.scores.samples,
         }
         for name in ("own", "alone", "without"):
             parts: dict[str, Scores] = getattr(self, name)
             if parts:
-                row[name] = {modality: scores.values for modality, scores in parts.items()}
+                row[name] = {modality: _row(scores) for modality, scores in parts.items()}
         if self.attention:
             row["attention"] = self.attention
         return row
@@ -84,26 +89,41 @@ def tasks_table(results: Sequence[TaskResult]) -> Table:
         title="Tasks on held-out data", title_justify="left", box=box.SIMPLE, caption_justify="left"
     )
     table.add_column("set, task, given", no_wrap=True)
-    for name in ("metric", "value", "chance", "samples"):
+    for name in ("metric", "value", "(95 %)", "", "chance", "samples"):
         table.add_column(name, justify="right", no_wrap=True)
+
+    def add(name: str, scores: Scores, metric: str) -> None:
+        style = "dim" if reached(scores, metric) else None
+        table.add_row(name, metric, *_cells(scores, metric), style=style)
+
     for result in results:
         metric = result.metric
         table.add_row(f"[bold cyan]{result.set}[/] {result.task}")
-        table.add_row("  all modalities", metric, *_cells(result.scores, metric))
+        add("  all modalities", result.scores, metric)
         for other in list(result.scores.values)[1:]:
-            table.add_row("", other, *_cells(result.scores, other))
+            add("", result.scores, other)
         for title, parts in (
             ("  {} by its own head", result.own),
             ("  {} alone, fused", result.alone),
             ("  all but {}", result.without),
         ):
             for modality, scores in parts.items():
-                table.add_row(title.format(modality), metric, *_cells(scores, metric))
+                add(title.format(modality), scores, metric)
         table.add_section()
+    if any(result.scores.resampled for result in results):
+        table.caption = LEGEND
     return table
+
+
+def _row(scores: Scores) -> dict[str, Any]:
+    intervals = {name: list(compute()) for name, compute in scores.resampled.items()}
+    return {**scores.values, **({"interval": intervals} if intervals else {})}
 
 
 def _cells(scores: Scores, metric: str) -> list[str]:
     chance = scores.chance.get(metric)
     shown = "" if chance is None else f"{chance:.3f}"
-    return [f"{scores.values[metric]:.3f}", shown, f"{scores.samples:,}"]
+    interval = scores.interval(metric)
+    bounds = "" if interval is None else f"({decimals(interval)})"
+    sign = MARK if reached(scores, metric) else ""
+    return [f"{scores.values[metric]:.3f}", bounds, sign, shown, f"{scores.samples:,}"]

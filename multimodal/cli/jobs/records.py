@@ -81,7 +81,10 @@ def one_line(error: BaseException) -> str:
 
 
 def results_of(folder: Path) -> dict[str, float]:
-    """Every number that a run left: `metrics.json`, and the last of each in `metrics.csv`."""
+    """Every number that a run left: `metrics.json`, and the last of each in `metrics.csv`.
+
+    An interval is two: ``SET.TASK.interval.METRIC.low`` and ``.high``.
+    """
     found: dict[str, float] = {}
     table, report = folder / "metrics.csv", folder / "metrics.json"
     if table.exists():
@@ -100,6 +103,8 @@ def _numbers(tree: Any, where: str = "") -> list[tuple[str, float]]:
             for key, child in tree.items()
             for item in _numbers(child, f"{where}.{key}" if where else str(key))
         ]
+    if ".interval." in where and isinstance(tree, list) and len(tree) == 2:
+        return _numbers(dict(zip(("low", "high"), tree, strict=True)), where)
     is_number = isinstance(tree, int | float) and not isinstance(tree, bool)
     return [(where, float(tree))] if is_number else []
 
@@ -114,7 +119,6 @@ def value_of(folder: Path, metric: str | None) -> float | None:
         return None
     found = results_of(folder)
     if metric not in found:
-        raise SweepError(
-            f"sweep_metric={metric}: the run left no such number; there are {', '.join(found)}"
-        )
+        names = ", ".join(name for name in found if ".interval." not in name)
+        raise SweepError(f"sweep_metric={metric}: the run left no such number; there are {names}")
     return found[metric]

@@ -78,12 +78,19 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def show_table(rows: Sequence[dict[str, Any]], metric: str | None) -> None:
-    """Prints what differs between the jobs, the metric that is optimized first."""
+    """Prints what differs between the jobs, the metric that is optimized first.
+
+    A figure with a 95 % interval shows it; the bounds have columns of their own in the CSV only.
+    """
     columns = [
         name
         for name in _columns(rows)
         if name in ("job", "status", metric)
-        or (name != "finished" and len({str(row.get(name)) for row in rows}) > 1)
+        or (
+            name != "finished"
+            and ".interval." not in name
+            and len({str(row.get(name)) for row in rows}) > 1
+        )
     ]
     if metric in columns:
         columns.remove(metric)
@@ -92,9 +99,13 @@ def show_table(rows: Sequence[dict[str, Any]], metric: str | None) -> None:
     for name in columns[:_SHOWN]:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(_short(row.get(name, "")) for name in columns[:_SHOWN]))
+        table.add_row(*(_short(row, name) for name in columns[:_SHOWN]))
     Console().print(table)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _short(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name, "")
+    task, _, metric = name.rpartition(".")
+    low, high = (row.get(f"{task}.interval.{metric}.{end}") for end in ("low", "high"))
+    bounds = "" if low is None or high is None else f" ({low:.3g}–{high:.3g})"
+    return (f"{value:.4g}" if isinstance(value, float) else str(value)) + bounds

@@ -27,7 +27,10 @@ CURVES = ("r@1", "r@5", "r@10", "map", "top@1", "top@5", "mean_per_class")
 
 
 class Line(NamedTuple):
-    """A line of the terminal's table; the figures are ready to be shown."""
+    """A line of the terminal's table; the figures are ready to be shown.
+
+    ``interval`` is that of ``top_1``; ``marked`` if it reaches chance or a shortcut's score.
+    """
 
     name: str
     top_1: str = ""
@@ -35,6 +38,8 @@ class Line(NamedTuple):
     top_10: str = ""
     chance: str = ""
     among: str = ""
+    interval: str = ""
+    marked: bool = False
 
 
 class Outcome(ABC):

@@ -18,8 +18,9 @@ from multimodal.evaluation.evaluators.base import (
     label_of,
     percent,
 )
-from multimodal.evaluation.metrics.probe import Probe, Samples, probe
+from multimodal.evaluation.metrics.probe import Accuracy, Probe, Samples, probe
 from multimodal.evaluation.report.sections import Section
+from multimodal.evaluation.uncertainty import CHANCE, MAJORITY, mark, not_above, percents
 
 INTRO = (
     "Simple classifiers on frozen embeddings: a linear one, a vote of the nearest neighbours, and "
@@ -57,8 +58,8 @@ class ProbeResult(Outcome):
         """Accuracies by kind of classifier, and counts."""
         scores = self.scores
         return {
-            "linear": asdict(scores.linear),
-            "neighbours": {**asdict(scores.neighbours), "k": scores.k},
+            "linear": self._row(scores.linear),
+            "neighbours": {**self._row(scores.neighbours), "k": scores.k},
             "few_shot": {str(few.shots): asdict(few) for few in scores.few_shot},
             "guess": scores.chance,
             "majority": scores.majority,
@@ -67,17 +68,37 @@ class ProbeResult(Outcome):
             "test": scores.test,
         }
 
+    def reached(self, accuracy: Accuracy) -> list[str]:
+        """What a classifier is not distinguishable from: chance, the commonest answer."""
+        references = {CHANCE: self.scores.chance, MAJORITY: self.scores.majority}
+        return [] if accuracy.interval is None else not_above(accuracy.interval, references)
+
+    def _row(self, accuracy: Accuracy) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "top1": accuracy.top1,
+            "mean_per_class": accuracy.mean_per_class,
+            "strength": accuracy.strength,
+        }
+        if accuracy.interval is not None:
+            row["interval"] = {"top1": list(accuracy.interval)}
+            row["not_above"] = self.reached(accuracy)
+        return row
+
     def lines(self) -> list[Line]:
         """A line for each kind of classifier."""
         scores = self.scores
         name = f"  {self.modality} → {self.label}"
         chance, classes = percent(scores.chance), str(scores.classes)
         return [
-            Line(f"{name}, {kind}", percent(top_1), chance=chance, among=classes)
-            for kind, top_1 in (
-                ("linear", scores.linear.top1),
-                ("neighbours", scores.neighbours.top1),
+            Line(
+                f"{name}, {kind}",
+                percent(accuracy.top1),
+                chance=chance,
+                among=classes,
+                interval="" if accuracy.interval is None else percents(accuracy.interval),
+                marked=bool(self.reached(accuracy)),
             )
+            for kind, accuracy in (("linear", scores.linear), ("neighbours", scores.neighbours))
         ]
 
     @classmethod
@@ -138,6 +159,11 @@ class ProbeTask:
         yield ProbeResult(context.samples.name, self.modality, self.label, scores)
 
 
+def _shown(result: ProbeResult, accuracy: Accuracy) -> str:
+    interval = "" if accuracy.interval is None else f" ({percents(accuracy.interval)})"
+    return f"{percent(accuracy.top1)}{interval} {mark(result.reached(accuracy))}".strip()
+
+
 def _body(probes: Sequence[ProbeResult]) -> Markup:
     from multimodal.evaluation.report.charts import line_chart
     from multimodal.evaluation.report.tables import table
@@ -146,9 +172,9 @@ def _body(probes: Sequence[ProbeResult]) -> Markup:
         (
             f"{each.modality} → {each.label}",
             each.set,
-            percent(each.scores.linear.top1),
+            _shown(each, each.scores.linear),
             percent(each.scores.linear.mean_per_class),
-            f"{percent(each.scores.neighbours.top1)}",
+            _shown(each, each.scores.neighbours),
             percent(each.scores.chance),
             f"{each.scores.classes}",
             f"{each.scores.train:,}",

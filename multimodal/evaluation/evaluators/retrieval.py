@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multimodal.data.decoding.decode import Signal
-from multimodal.data.source import Source
+from multimodal.core.bootstrap import Interval, mean_interval
 from multimodal.evaluation.evaluators.base import (
+    CURVES,
     EMERGENT,
     TRAINED,
     Embedded,
@@ -22,6 +22,7 @@ from multimodal.evaluation.evaluators.base import (
     evenly_spaced,
     percent,
 )
+from multimodal.evaluation.evaluators.duration import by_duration, lengths_of
 from multimodal.evaluation.metrics.ground_truth import first_of_each, merge_groups
 from multimodal.evaluation.metrics.retrieval import (
     Retrieval,
@@ -29,6 +30,7 @@ from multimodal.evaluation.metrics.retrieval import (
     retrieval,
     retrieval_by_scalar,
 )
+from multimodal.evaluation.uncertainty import CHANCE, DURATION, not_above, percents
 from multimodal.inference.combine import combine
 
 NEIGHBOURS = 5
@@ -90,19 +92,59 @@ class RetrievalResult(Outcome):
         """Trained or emergent."""
         return TRAINED if self.trained else EMERGENT
 
-    def row(self) -> dict[str, Any]:
-        """Recalls, ranks, chance and counts."""
-        row = {**_row(self.scores), "trained": self.trained}
+    @property
+    def interval(self) -> Interval:
+        """Of the recall at the first depth."""
+        return self.scores.recall_interval(next(iter(self.scores.recall)))
+
+    @property
+    def not_above(self) -> list[str]:
+        """What the recall at the first depth is not distinguishable from: chance, duration alone.
+
+        Of the duration: if its score lies within the interval or above, or if the interval of the
+        difference, query by query, reaches 0.
+        """
+        reached = _not_above_chance(self.scores)
         if self.baseline is not None:
-            row["duration_only"] = _row(self.baseline)
+            first = next(iter(self.scores.recall))
+            ahead = self.scores.hits(first) - self.baseline.hits(first)
+            difference = mean_interval(ahead.numpy(), bounds=(-1.0, 1.0))
+            if not_above(self.interval, {DURATION: self.baseline.recall[first]}) or not_above(
+                difference, {DURATION: 0.0}
+            ):
+                reached.append(DURATION)
+        return reached
+
+    def row(self) -> dict[str, Any]:
+        """Recalls, ranks, chance and counts, with ``interval`` and ``not_above``."""
+        row = {**_row(self.scores), **_bounds(self.scores), "trained": self.trained}
+        row["not_above"] = self.not_above
+        if self.baseline is not None:
+            row["duration_only"] = {**_row(self.baseline), **_bounds(self.baseline)}
         return row
+
+    def curves(self) -> dict[str, float]:
+        """The recalls and the mean average precision."""
+        row = _row(self.scores)
+        return {name: row[name] for name in CURVES if name in row}
 
     def lines(self) -> list[Line]:
         """The model's, and the baseline's under it."""
-        lines = [_line(f"  {self.query} → {self.gallery}", self.scores)]
+        lines = [_line(f"  {self.query} → {self.gallery}", self.scores, self.not_above)]
         if self.baseline is not None:
-            lines.append(_line("    by duration alone", self.baseline))
+            reached = _not_above_chance(self.baseline)
+            lines.append(_line("    by duration alone", self.baseline, reached))
         return lines
+
+
+def _not_above_chance(scores: Retrieval) -> list[str]:
+    first = next(iter(scores.recall))
+    return not_above(scores.recall_interval(first), {CHANCE: scores.chance_recall[first]})
+
+
+def _bounds(scores: Retrieval) -> dict[str, Any]:
+    intervals = {name: list(bounds) for name, bounds in scores.intervals().items()}
+    return {"interval": intervals, "not_above": _not_above_chance(scores)}
 
 
 def _row(scores: Retrieval) -> dict[str, Any]:
@@ -120,10 +162,12 @@ def _row(scores: Retrieval) -> dict[str, Any]:
     }
 
 
-def _line(name: str, scores: Retrieval) -> Line:
+def _line(name: str, scores: Retrieval, reached: Sequence[str]) -> Line:
     top_1, top_5, top_10 = (percent(value) for value in scores.recall.values())
     chance = percent(next(iter(scores.chance_recall.values())))
-    return Line(name, top_1, top_5, top_10, chance, str(scores.gallery))
+    interval = percents(scores.recall_interval(next(iter(scores.recall))))
+    among = str(scores.gallery)
+    return Line(name, top_1, top_5, top_10, chance, among, interval, bool(reached))
 
 
 @dataclass
@@ -145,7 +189,7 @@ class RetrievalTask:
         embedded, drawn = context.captioned, set[frozenset[str]]()
         lengths = None
         if self.duration_baseline:
-            lengths = _lengths(context.source, embedded.indices)
+            lengths = lengths_of(context.source, embedded.indices)
         for query, gallery in self.pairs:
             if not context.has(query, gallery):
                 continue
@@ -249,7 +293,7 @@ def score_retrieval(
     places = embedded.indices[rows], embedded.indices[columns]
     baseline = None
     if lengths is not None and "audio" in (query, gallery):
-        asked, offered = _by_duration(lengths, query == "audio")
+        asked, offered = by_duration(lengths, query == "audio")
         baseline = retrieval_by_scalar(asked[rows], offered[columns], *keys)
     return RetrievalResult(
         set=embedded.name,
@@ -261,35 +305,6 @@ def score_retrieval(
         examples=_examples(sides, keys, places, examples),
         matrix=_matrix(embedded, query, gallery, groups) if matrix else None,
     )
-
-
-def _lengths(source: Source, indices: Tensor) -> Tensor:
-    """``[N, 2]``: seconds of every sound and letters of every text."""
-    if not {"audio", "text"} <= set(source.modalities):
-        raise ValueError(
-            "duration_baseline compares the lengths of sounds and texts: the source needs "
-            f"audio and text, it has {', '.join(source.modalities)}"
-        )
-    lengths = []
-    for index in indices.tolist():
-        caption, place = divmod(index, len(source))
-        values = source.decode(place, None, ("audio", "text"), caption=caption).values
-        sound, text = values["audio"], values["text"]
-        assert isinstance(sound, Signal)
-        lengths.append([sound.samples.shape[-1] / sound.rate, len(str(text))])
-    return torch.tensor(lengths, dtype=torch.float64)
-
-
-def _by_duration(lengths: Tensor, asks_sound: bool) -> tuple[Tensor, Tensor]:
-    """What a guess by length goes by, asked and offered: how long would this name take to say?
-
-    The line from letters to seconds is fitted to the set itself, in the baseline's favour.
-    """
-    seconds, letters = lengths.unbind(dim=1)
-    design = torch.stack([torch.ones_like(letters), letters], dim=1)
-    line = torch.linalg.lstsq(design, seconds[:, None], driver="gelsd").solution
-    guessed = (design @ line).squeeze(1)
-    return (seconds, guessed) if asks_sound else (guessed, seconds)
 
 
 def _examples(

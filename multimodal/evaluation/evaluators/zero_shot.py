@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multimodal.core.bootstrap import Interval, mean_interval
 from multimodal.evaluation.evaluators.base import (
+    CURVES,
     EMERGENT,
     TRAINED,
     Embedded,
@@ -21,6 +23,7 @@ from multimodal.evaluation.evaluators.base import (
     percent,
 )
 from multimodal.evaluation.metrics.zero_shot import ZeroShot, class_embeddings, zero_shot
+from multimodal.evaluation.uncertainty import CHANCE, MAJORITY, not_above, percents
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,33 @@ class ZeroShotResult(Outcome):
         """Trained or emergent."""
         return TRAINED if self.trained else EMERGENT
 
+    @property
+    def interval(self) -> Interval:
+        """Of the accuracy."""
+        return mean_interval(self.scores.ranked.hits[0].cpu().numpy())
+
+    @property
+    def not_above(self) -> list[str]:
+        """What the accuracy is not distinguishable from: chance, the commonest answer."""
+        references = {CHANCE: self.scores.chance_top1, MAJORITY: self.scores.majority}
+        return not_above(self.interval, references)
+
     def row(self) -> dict[str, Any]:
-        """Accuracies, chance and counts."""
+        """Accuracies, chance and counts, with ``interval`` and ``not_above``."""
+        intervals = {name: list(bounds) for name, bounds in self.scores.intervals().items()}
+        return {
+            **self._figures(),
+            "interval": intervals,
+            "not_above": self.not_above,
+            "trained": self.trained,
+        }
+
+    def curves(self) -> dict[str, float]:
+        """The accuracies and the mean average precision."""
+        row = self._figures()
+        return {name: row[name] for name in CURVES if name in row}
+
+    def _figures(self) -> dict[str, Any]:
         scores = self.scores
         return {
             "top@1": scores.top1,
@@ -71,7 +99,6 @@ class ZeroShotResult(Outcome):
             "majority": scores.majority,
             "samples": scores.samples,
             "classes": scores.classes,
-            "trained": self.trained,
         }
 
     def lines(self) -> list[Line]:
@@ -79,7 +106,8 @@ class ZeroShotResult(Outcome):
         scores = self.scores
         figures = percent(scores.top1), percent(scores.top5), "", percent(scores.chance_top1)
         name = f"  {self.modality} → {self.label}, zero-shot"
-        return [Line(name, *figures, str(scores.classes))]
+        interval = percents(self.interval)
+        return [Line(name, *figures, str(scores.classes), interval, bool(self.not_above))]
 
 
 @dataclass

@@ -12,14 +12,16 @@ of the samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from multimodal.core.bootstrap import Interval, mean_interval
 from multimodal.evaluation.metrics.ranking import (
     Answers,
+    Ranked,
     Rows,
     chance_precision,
     chunks,
@@ -40,6 +42,7 @@ class Retrieval:
         chance_mean_average_precision: likewise for the mean average precision.
         queries: number of queries scored.
         gallery: number of items they were looked for in.
+        ranked: the scores of every query.
         unanswerable: queries left out because the gallery holds no right answer.
     """
 
@@ -50,7 +53,21 @@ class Retrieval:
     chance_mean_average_precision: float
     queries: int
     gallery: int
+    ranked: Ranked = field(compare=False, repr=False)
     unanswerable: int = 0
+
+    def intervals(self) -> dict[str, Interval]:
+        """95 % intervals over the queries (`bootstrap`), of ``r@K`` and ``map``."""
+        found = {f"r@{k}": self.recall_interval(k) for k in self.recall}
+        return {**found, "map": mean_interval(self.ranked.precision.cpu().numpy())}
+
+    def recall_interval(self, k: int) -> Interval:
+        """The 95 % interval of one recall."""
+        return mean_interval(self.hits(k).numpy())
+
+    def hits(self, k: int) -> Tensor:
+        """``[queries]`` float64, each query's probability of a hit at ``k``."""
+        return self.ranked.hits[list(self.recall).index(k)].cpu()
 
 
 def retrieval(
@@ -208,6 +225,7 @@ def _score(
         chance_mean_average_precision=chance_precision(positives, n_gallery).mean().item(),
         queries=len(ranked.queries),
         gallery=n_gallery,
+        ranked=ranked,
         unanswerable=n_queries - len(ranked.queries),
     )
 

@@ -7,14 +7,16 @@ ICML 2021, section 3.1.4 (prompt ensembling over the embedding space).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from multimodal.core.bootstrap import Interval, group_mean_interval, mean_interval
 from multimodal.evaluation.metrics.ranking import (
     Answers,
+    Ranked,
     Rows,
     chance_precision,
     chunks,
@@ -45,6 +47,8 @@ class ZeroShot:
         majority: share of the samples of the most frequent class, a constant answer's score.
         samples: number of samples scored.
         classes: number of classes to choose from.
+        ranked: the scores of every sample.
+        labels: as given.
     """
 
     top1: float
@@ -58,6 +62,20 @@ class ZeroShot:
     majority: float
     samples: int
     classes: int
+    ranked: Ranked = field(compare=False, repr=False)
+    labels: Tensor = field(compare=False, repr=False)
+
+    def intervals(self) -> dict[str, Interval]:
+        """95 % intervals over the samples (`bootstrap`): ``top@1``, ``top@5``, ``mean_per_class``.
+
+        The last only where samples have one label; a mean over classes of what each retrieves,
+        such as the mean average precision, is none over samples and has no interval.
+        """
+        first, fifth = self.ranked.hits.cpu().numpy()
+        found = {"top@1": mean_interval(first), "top@5": mean_interval(fifth)}
+        if self.labels.ndim == 1:
+            found["mean_per_class"] = group_mean_interval(self.labels.cpu().numpy(), first)
+        return found
 
 
 def class_embeddings(prompts: Sequence[Tensor]) -> Tensor:
@@ -120,6 +138,8 @@ def zero_shot(
         majority=counts.max().item() / n_samples,
         samples=n_samples,
         classes=n_classes,
+        ranked=ranks,
+        labels=labels,
     )
 
 

@@ -148,18 +148,22 @@ def heat_map(matrix: NDArray[np.float64]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An edge of the diagram: two modalities, trained together or not, times above chance."""
+    """An edge of the diagram: two modalities, trained together or not, times above chance.
+
+    ``above`` if that is distinguishable from chance and shortcuts.
+    """
 
     ends: tuple[str, str]
     trained: bool
     lift: float
+    above: bool = True
 
 
 def pair_diagram(links: Sequence[Link]) -> Markup:
     """The modalities around the one that binds most, with a line per evaluated pair.
 
-    Solid lines were trained, dashed ones emerged; each carries how many times more often than by
-    chance the right answer comes first.
+    Solid lines were trained, dashed ones emerged, grey ones are not distinguishable from chance or
+    a shortcut; each carries how many times more often than by chance the right answer comes first.
     """
     trained = [name for link in links if link.trained for name in link.ends]
     names = list(dict.fromkeys(name for link in links for name in link.ends))
@@ -176,7 +180,7 @@ def pair_diagram(links: Sequence[Link]) -> Markup:
     labels = []
     for link in links:
         (x1, y1), (x2, y2) = (positions[name] for name in link.ends)
-        kind = "trained" if link.trained else "emergent"
+        kind = ("trained" if link.trained else "emergent") + ("" if link.above else " unproven")
         width = 1.5 + min(5.0, 1.5 * math.log10(max(link.lift, 1.0)) * 1.6)
         mx, my = (x1 + x2) / 2, (y1 + y2) / 2
         if centre not in link.ends:  # rim to rim an edge bends around the centre

@@ -20,6 +20,7 @@ from multimodal.evaluation.report.charts import (
 )
 from multimodal.evaluation.report.sections import Section
 from multimodal.evaluation.results import Results
+from multimodal.evaluation.uncertainty import mark, percents
 
 MAX_CLASSES_WITH_NUMBERS = 16
 
@@ -106,18 +107,23 @@ def make_gallery(
 
 
 def links(results: Results) -> list[Link]:
-    """One edge per pair of modalities: its mean lift over chance, over sets and directions."""
-    lifts: dict[tuple[str, str], list[tuple[float, bool]]] = {}
+    """One edge per pair of modalities: its mean lift over chance, over sets and directions.
+
+    It counts as bound where at least one of the results is above chance and shortcuts.
+    """
+    lifts: dict[tuple[str, str], list[tuple[float, bool, bool]]] = {}
     for result in results.of(RetrievalResult):
         if result.composed:
             continue
         lift = _lift(result.scores.recall[1], result.scores.chance_recall[1])
         ends = sorted((result.query, result.gallery))
-        lifts.setdefault((ends[0], ends[1]), []).append((lift, result.trained))
-    return [
-        Link(ends, any(trained for _, trained in values), sum(v for v, _ in values) / len(values))
-        for ends, values in lifts.items()
-    ]
+        entry = (lift, result.trained, not result.not_above)
+        lifts.setdefault((ends[0], ends[1]), []).append(entry)
+    found = []
+    for pair, values in lifts.items():
+        sizes, trained, above = zip(*values, strict=True)
+        found.append(Link(pair, any(trained), sum(sizes) / len(sizes), any(above)))
+    return found
 
 
 def render(page: Page) -> str:
@@ -131,7 +137,9 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, number=number, lift=_lift_label)
+    environment.filters.update(
+        percent=_percent, number=number, lift=_lift_label, percents=percents, mark=mark
+    )
     retrievals = page.results.of(RetrievalResult)
     zero_shots = page.results.of(ZeroShotResult)
     return environment.get_template("page.html").render(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from multimodal.evaluation.report.tables import table
+from multimodal.evaluation.uncertainty import decimals, mark, reached
 from multimodal.models.tasks.scores import Scores
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def tasks_body(results: Sequence[TaskResult]) -> Markup:
             f"{each.task}: {metric}",
             each.set,
             f"{value:.3f}",
+            _interval(each.scores, metric),
+            mark(reached(each.scores, metric)),
             _shown(each.scores.chance.get(metric)),
             f"{each.scores.samples:,}",
         )
@@ -45,7 +48,8 @@ def tasks_body(results: Sequence[TaskResult]) -> Markup:
         for each in results
         for modality in modalities(each)
     ]
-    return table(("task", "set", "value", "chance", "samples"), figures) + table(
+    head = ("task", "set", "value", "95 % interval", "", "chance", "samples")
+    return table(head, figures) + table(
         ("modality", "set", "metric", "own head", "alone", "all others", "all", "attention"),
         relevance,
     )
@@ -63,6 +67,11 @@ def _parts(result: TaskResult) -> tuple[dict[str, Scores], dict[str, Scores], di
 
 def _metric(scores: Scores | None, metric: str) -> str:
     return _shown(None if scores is None else scores.values.get(metric))
+
+
+def _interval(scores: Scores, metric: str) -> str:
+    interval = scores.interval(metric)
+    return "–" if interval is None else decimals(interval)
 
 
 def _shown(value: float | None) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from multimodal.models.layers.cross import CrossBlock
 from multimodal.models.layers.transformer import Block
 from multimodal.models.tasks.base import FusedBatch, LossTerm, Task, TaskContext
-from multimodal.models.tasks.scores import Scores
+from multimodal.models.tasks.scores import OverSamples, Scores
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -162,7 +163,9 @@ class Captioning(Task):
         """How often a text is likeliest from its own picture, and the gain in nats per word."""
         likelihood, words = observed["likelihood"].double(), observed["words"].double()
         own, others = likelihood[:, 0], likelihood[:, 1:]
-        first = (own[:, None] > others).all(dim=1).double().mean()
+        best = (own[:, None] > others).all(dim=1).double()
+        first = best.mean()
+        over = OverSamples.of(best, own, words, others.mean(dim=1))
         gain = (own - others.mean(dim=1)).sum() / words.sum()
         return Scores(
             {
@@ -176,6 +179,11 @@ class Captioning(Task):
                 "gain_per_word": 0.0,
             },
             len(own),
+            {
+                "first_of_ten": over.mean(0),
+                "perplexity": over.figure(lambda means: np.exp(-means[:, 1] / means[:, 2])),
+                "gain_per_word": over.figure(lambda m: (m[:, 1] - m[:, 3]) / m[:, 2]),
+            },
         )
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from multimodal.core.batch import EncoderOutput
 from multimodal.core.tensor_hashing import pair_hash
 from multimodal.models.tasks.base import FusedBatch, LossTerm, Task, TaskContext, take
-from multimodal.models.tasks.scores import Scores
+from multimodal.models.tasks.scores import OverSamples, Scores
 
 
 class Matching(Task):
@@ -136,6 +136,11 @@ class Matching(Task):
         own, wrong = margin[:, :1], margin[:, 1:]
         beaten, tied = (own > wrong).all(dim=1), (own >= wrong).all(dim=1)
         accuracy = ((own > 0).double().mean() + (wrong <= 0).double().mean()) / 2
+        over = OverSamples.of(
+            (beaten.double() + tied.double()) / 2,
+            ((own > 0).double().mean(dim=1) + (wrong <= 0).double().mean(dim=1)) / 2,
+            ((own > wrong).double() + 0.5 * (own == wrong).double()).mean(dim=1),
+        )
         return Scores(
             {
                 "first": (beaten.double().mean().item() + tied.double().mean().item()) / 2,
@@ -144,6 +149,7 @@ class Matching(Task):
             },
             {"first": 1 / margin.shape[1], "accuracy": 0.5, "auc": 0.5},
             len(margin),
+            {name: over.mean(place) for place, name in enumerate(("first", "accuracy", "auc"))},
         )
 
 

@@ -267,6 +267,89 @@ def test_figures_stand_beside_chance_and_size_in_their_own_table(page):
     assert "no sample source" in page
 
 
+def with_failures() -> Results:
+    """Beside what is good: a row at chance, one that the length explains, a constant guess."""
+    found = results()
+    keys = torch.arange(16)
+    chance = retrieval(torch.ones(16, 4), torch.ones(16, 4), keys, keys)
+    some = torch.where(keys < 9, keys, keys.roll(-1))
+    scores = retrieval(torch.eye(16)[some], torch.eye(16), keys, keys)
+    length = retrieval_by_scalar(keys * 1.0, torch.where(keys < 8, keys, -1) * 1.0, keys, keys)
+    found.sets["sounds"] = SetInfo("sounds", "test", 16, "")
+    found.add(RetrievalResult("sounds", "audio", "depth", False, chance))
+    found.add(RetrievalResult("sounds", "audio", "text", True, scores, length))
+    always = zero_shot(torch.eye(9)[torch.zeros(16).long()], torch.eye(9), (keys - 8).clamp_min(0))
+    found.add(ZeroShotResult("sounds", "audio", "kind", True, always, NAMES[:9], ["{}"]))
+    return found
+
+
+def rows_of(page: str) -> dict[str, str]:
+    """Start of a row's heading -> its HTML, of the set of failures."""
+    return {
+        re.sub("<.*", "", row[1]).strip(): row[0]
+        for part in page.split("<span>sounds</span>")[1:]
+        for row in re.finditer(r"<tr[^>]*><th>(.*?)</th>.*?</tr>", part.split("</tbody>")[0], re.S)
+    }
+
+
+def test_rows_that_reach_chance_or_a_shortcut_are_marked():
+    page = render(Page("marks", "", "", [], with_failures()))
+    rows = rows_of(page)
+    assert rows.keys() == {"audio → depth", "audio → text", "by duration alone", "audio → kind"}
+    for name, reached in (
+        ("audio → depth", "≈ chance"),
+        ("audio → text", "≈ length alone"),
+        ("audio → kind", "≈ commonest answer"),
+    ):
+        assert rows[name].startswith('<tr class="unproven">')
+        assert f'<small class="mark">{reached}</small>' in rows[name]
+    good = re.search(r"<tr[^>]*><th>image → depth.*?</tr>", page, re.S)
+    assert good is not None
+    assert good[0].startswith("<tr><th>")
+    assert "mark" not in good[0]
+    assert "<b>93.8</b> <small>68.8–100.0</small>" in good[0]
+    assert {link.ends: link.above for link in links(with_failures())} == {
+        ("image", "text"): True,
+        ("audio", "image"): True,
+        ("audio", "text"): True,  # in the other set
+        ("depth", "image"): True,
+        ("depth", "text"): True,
+        ("image", "imu"): True,
+        ("audio", "depth"): False,
+    }
+
+
+@needs_chromium
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", ["phone", "desktop"])
+def test_a_browser_does_not_colour_them_as_a_success(tmp_path, width, theme):
+    file = tmp_path / "report.html"
+    file.write_text(render(Page("marks", "", "", [], with_failures())), encoding="utf-8")
+    colour = """(name) => [...document.querySelectorAll('.results tr')]
+        .filter((row) => row.querySelector('th').textContent.trim().startsWith(name)
+                         && row.closest('tbody').textContent.includes('sounds') === true)
+        .map((row) => getComputedStyle(row.querySelector('.bar i')).backgroundImage)"""
+    with visit(width, color_scheme=theme) as seen:
+        seen.page.goto(file.as_uri())
+        kinds = seen.page.evaluate(
+            "['--muted', '--trained', '--emergent'].map((name) => {"
+            "const probe = document.body.appendChild(document.createElement('i'));"
+            "probe.style.color = `var(${name})`; return getComputedStyle(probe).color; })"
+        )
+        for name in ("audio → depth", "audio → text", "audio → kind"):
+            [bar] = seen.page.evaluate(colour, name)
+            assert kinds[0] in bar
+            assert not any(kind in bar for kind in kinds[1:])
+        strokes = seen.page.evaluate(
+            "[...document.querySelectorAll('.pairs path')].map((p) => getComputedStyle(p).stroke)"
+        )
+        assert strokes.count(kinds[0]) == 1
+        assert set(strokes) == set(kinds)
+        assert seen.overflow() <= 0
+        assert seen.errors == []
+        seen.page.screenshot(path=tmp_path / f"marks-{width}-{theme}.png", full_page=True)
+
+
 def test_texts_are_escaped(page):
     assert "unseen concepts &amp; style &lt;b&gt;" in page
     assert "name: &lt;imagebind&gt;" in page

@@ -7,9 +7,16 @@ import torch
 from sklearn.metrics import average_precision_score, cohen_kappa_score, f1_score
 from task_helpers import WIDTH, fused, parts
 
+from multimodal.models.tasks.captioning import Captioning
 from multimodal.models.tasks.labels import Classification, MultiLabel
+from multimodal.models.tasks.matching import Matching
 from multimodal.models.tasks.numbers import Ordinal, Regression
-from multimodal.models.tasks.scores import multi_label_scores, ordinal_scores, regression_scores
+from multimodal.models.tasks.scores import (
+    classification_scores,
+    multi_label_scores,
+    ordinal_scores,
+    regression_scores,
+)
 
 NAMES = ["low", "middle", "high"]
 TARGETS = {
@@ -189,6 +196,68 @@ def test_ordinal_scores_equal_scikit_learn():
     kappa = cohen_kappa_score(said.numpy(), true.numpy(), weights="quadratic")
     assert scores.values["kappa"] == pytest.approx(kappa)
     assert scores.values["mae"] == pytest.approx((said - true).abs().double().mean().item())
+
+
+def observations(kind: str) -> tuple:
+    """A score function, and what it scores, sample by sample."""
+    generator = torch.Generator().manual_seed(3)
+    n = 120
+    if kind == "classification":
+        labels = torch.randint(3, (n,), generator=generator)
+        right = torch.rand(n, generator=generator) < 0.6
+        given = torch.where(right, labels, (labels + 1) % 3)
+        return lambda x, y: classification_scores(x, y, 3), (given, labels)
+    if kind == "multi_label":
+        labels = (torch.rand(n, 4, generator=generator) < 0.3).float()
+        noise = torch.randn(n, 4, generator=generator)
+        return multi_label_scores, (labels + noise - 0.5, labels)
+    if kind == "regression":
+        targets = torch.randn(n, 2, generator=generator)
+        return regression_scores, (targets + torch.randn(n, 2, generator=generator), targets)
+    if kind == "ordinal":
+        labels = torch.randint(4, (n,), generator=generator)
+        moved = labels + torch.randint(-1, 2, (n,), generator=generator)
+        return lambda x, y: ordinal_scores(x, y, 4), (moved.clamp(0, 3), labels)
+    if kind == "matching":
+        margin = torch.randn(n, 5, generator=generator)
+        margin[:, 0] += 1
+        task = Matching(parts(), "image", "text", candidates=5)
+        return lambda m: task.score({"margin": m}), (margin,)
+    words = torch.randint(3, 9, (n,), generator=generator)
+    likelihood = -3 * words[:, None] + torch.randn(n, 10, generator=generator).double()
+    likelihood[:, 0] += 1.5
+    score = Captioning.score
+    return lambda x, w: score(None, {"likelihood": x, "words": w}), (likelihood, words)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "kind", ["classification", "multi_label", "regression", "ordinal", "matching", "captioning"]
+)
+def test_intervals_equal_scoring_every_resample(kind):
+    score, given = observations(kind)
+    scores = score(*given)
+    assert scores.resampled.keys() == scores.values.keys()
+    random = torch.Generator().manual_seed(0)
+    n = len(given[0])
+    drawn: dict[str, list[float]] = {}
+    for _ in range(500):
+        rows = torch.randint(n, (n,), generator=random)
+        for metric, value in score(*(each[rows] for each in given)).values.items():
+            drawn.setdefault(metric, []).append(value)
+    for metric, values in drawn.items():
+        low, high = scores.interval(metric)
+        assert low < scores.values[metric] < high
+        # Percentiles, of the same resampling; the correction for bias and skew is small here.
+        ends = torch.tensor(values).quantile(torch.tensor([0.025, 0.975])).tolist()
+        assert [low, high] == pytest.approx(ends, abs=0.15 * (high - low)), metric
+
+
+def test_a_table_too_large_to_resample_has_no_interval_of_its_precision(monkeypatch):
+    score, given = observations("multi_label")
+    monkeypatch.setattr("multimodal.models.tasks.scores.MAX_TABLE", 100)
+    scores = score(*given)
+    assert scores.interval("mean_average_precision") is None
+    assert scores.interval("f1") is not None
 
 
 def test_an_ordinal_task_learns_levels_of_one_direction():
