@@ -6,7 +6,7 @@ from multimodal.core.lazy import lazy
 
 if TYPE_CHECKING:
     from multimodal.data.datamodule import MultimodalDataModule
-    from multimodal.data.decoding.decode import Limits, Signal
+    from multimodal.data.decoding.values import Limits, Signal
     from multimodal.data.errors import (
         BadSampleError,
         DataMismatchError,

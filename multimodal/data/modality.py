@@ -20,7 +20,7 @@ class Modality(NamedTuple):
         members: the alternatives; a sample holds at least one.
         key: of a JSON member's object, under which texts are.
         templates: over that object's keys.
-        is_motion: whether its arrays are IMU readings.
+        kind: what the members hold.
         target: key of that object whose value is used unchanged.
         optional: whether a sample may lack it.
         keeps_all: whether evaluation keeps all texts under ``key``.
@@ -29,7 +29,7 @@ class Modality(NamedTuple):
     members: tuple[str, ...]
     key: str | None
     templates: tuple[Template, ...]
-    is_motion: bool
+    kind: str
     target: str | None
     optional: bool
     keeps_all: bool
@@ -80,7 +80,7 @@ def parse_modality(name: str, entry: Mapping[str, Any], manifest: Manifest, spli
             f"modality {name!r}: keep is one or all, and all needs the 'key' of a list of texts, "
             f"got keep={keep!r} and key={key!r}"
         )
-    return Modality(members, key, templates, kinds == {"imu"}, target, optional, keep == "all")
+    return Modality(members, key, templates, kinds.pop(), target, optional, keep == "all")
 
 
 def check_key(manifest: Manifest, split: str, member: str, key: str) -> None:

@@ -223,10 +223,10 @@ class SampleDecoder:
         if member == METADATA:
             value: Any = metadata
         elif min_size is not None:  # smaller for each draw: not to be kept
-            value = self._decode(shard, place, member, min_size)
+            value = self._decode(shard, place, member, modality.kind, min_size)
         else:
             key = (str(shard.path), place, member)
-            value = self.cache.get(key, lambda _: self._decode(shard, place, member))
+            value = self.cache.get(key, lambda _: self._decode(shard, place, member, modality.kind))
         if modality.key is not None:
             return _choose(_texts(value, modality.key), rng, f"{name}.text")
         if modality.templates:
@@ -235,12 +235,17 @@ class SampleDecoder:
             return template.fill(value, rng, name)
         if modality.target is not None:
             return cast("Value", _get(value, modality.target))
-        if modality.is_motion:
+        if modality.kind == "imu":
             return _motion(value, metadata)
         return cast("Value", value)
 
     def _decode(
-        self, shard: ShardReader, place: int, member: str, min_size: MinSize | None = None
+        self,
+        shard: ShardReader,
+        place: int,
+        member: str,
+        kind: str | None = None,
+        min_size: MinSize | None = None,
     ) -> Any:
         # The size is known without reading the member.
         if shard.size(place, member) > self.limits.max_bytes:
@@ -249,7 +254,7 @@ class SampleDecoder:
                 f"{member!r} has {shard.size(place, member)} bytes, over "
                 f"max_bytes={self.limits.max_bytes}",
             )
-        return decode(member, shard.read(place, member), self.limits, min_size)
+        return decode(member, shard.read(place, member), self.limits, min_size, kind)
 
 
 def _require_object(decoded: Any) -> None:

@@ -118,6 +118,32 @@ def video_bytes(count: int, rate: int = 10, size: int = 32, container: str = "mp
     return buffer.getvalue()
 
 
+def m4a_bytes(samples: np.ndarray, rate: int, codec: str = "aac") -> bytes:
+    """``samples``: ``[channels, T]`` in [-1, 1], of one channel or two."""
+    import av  # an extra
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="ipod") as out:
+        layout = {1: "mono", 2: "stereo"}[len(samples)]
+        stream = out.add_stream(codec, rate=rate, layout=layout)
+        add_sound(out, stream, samples, rate)
+    return buffer.getvalue()
+
+
+def add_sound(out, stream, samples: np.ndarray, rate: int) -> None:
+    """Encodes ``[channels, T]`` into a stream of an open container."""
+    import av  # an extra
+
+    samples = np.ascontiguousarray(samples, np.float32)
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=stream.layout.name)
+    frame.sample_rate, frame.pts = rate, 0
+    size = stream.codec_context.frame_size or 1024
+    cut = av.AudioResampler(stream.format, stream.layout, rate, frame_size=size)
+    for piece in (*cut.resample(frame), *cut.resample(None)):
+        out.mux(stream.encode(piece))
+    out.mux(stream.encode())
+
+
 def npy_bytes(array: np.ndarray, allow_pickle: bool = False) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=allow_pickle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from multimodal.core.extras import module_of
+from multimodal.data.decoding.tracks import open_container
+from multimodal.data.decoding.values import Request
 from multimodal.data.errors import DecodeError
 
-# Extension -> demuxer. Only these are tried: others (playlists, say) would open further files.
-CONTAINERS = {
-    "mp4": "mp4",
-    "mov": "mp4",
-    "webm": "matroska",
-    "mkv": "matroska",
-    "avi": "avi",
-}
+_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # that a file may begin with
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +51,7 @@ class Video:
         frames: list[NDArray[np.uint8]] = []
         latest: Any = None
         try:
-            with _open(self.data, self.container) as container:
+            with open_container(self.data, self.container, "decoding a video") as container:
                 stream = container.streams.video[0]
                 if times[0] > 0 and stream.time_base:
                     start = stream.start_time or 0
@@ -85,41 +78,43 @@ class Video:
         return np.stack(frames)
 
 
-def open_video(data: bytes, extension: str, max_pixels: int, max_seconds: float) -> Video:
+def decode_video(data: bytes, request: Request) -> Video:
     """Reads a video's header.
 
     Raises:
         DecodeError: with the reason ``empty``, ``corrupt`` or ``too_large``.
-        Exception: PyAV's own, if it is not a video.
+        Exception: PyAV's own, if it is damaged.
     """
-    with _open(data, CONTAINERS[extension]) as container:
+    demuxer, limits = _demuxer(data), request.limits
+    with open_container(data, demuxer, "decoding a video") as container:
         if not len(container.streams):  # what a cut header leaves
             raise DecodeError("corrupt", "the file has no streams")
         if not container.streams.video:
             raise DecodeError("empty", "the file has no video")
         stream = container.streams.video[0]
         height, width = int(stream.height), int(stream.width)
-        if height * width > max_pixels:
-            raise DecodeError("too_large", f"{height * width} is over max_pixels={max_pixels}")
+        limits.check("max_pixels", height * width)
         rate = float(stream.average_rate or 0)
         seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
         if not seconds and container.duration:
             seconds = container.duration / 1e6
         if not seconds and rate:
             seconds = stream.frames / rate
-        if seconds > max_seconds:
-            raise DecodeError(
-                "too_large", f"{seconds:g} s are over max_video_seconds={max_seconds:g}"
-            )
+        limits.check("max_video_seconds", seconds)
         if height < 1 or width < 1:
             raise DecodeError("empty", "the video has no frames")
-    return Video(data, CONTAINERS[extension], height, width, seconds, rate)
+    return Video(data, demuxer, height, width, seconds, rate)
 
 
-def _open(data: bytes, container: str) -> Any:
-    av = module_of("video", "av", "decoding a video")
-    av.logging.set_level(av.logging.PANIC)  # its messages about damaged files become reasons
-    return av.open(io.BytesIO(data), mode="r", format=container)
+def _demuxer(data: bytes) -> str:
+    """FFmpeg's name of the container, by its first bytes."""
+    if data[4:8] in _MP4_BOXES:
+        return "mp4"
+    if data[:4] == b"\x1a\x45\xdf\xa3":
+        return "matroska"
+    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
+        return "avi"
+    raise DecodeError("corrupt", f"no video of a known kind (begins with {data[:12]!r})")
 
 
 def _pixels(frame: Any) -> NDArray[np.uint8]:

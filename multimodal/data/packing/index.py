@@ -107,6 +107,7 @@ def verify(
     manifest = load_manifest(path)
     if is_remote(manifest.folder):
         raise ValueError(f"{path}: the shards are at {manifest.folder}; verify them there")
+    kinds = {name: field.kind for name, field in manifest.fields.items()}
     jobs = [
         (
             Path(manifest.folder) / table.name(number),
@@ -114,6 +115,7 @@ def verify(
             int(table.bytes[number]),
             table.sha256[number].tobytes(),
             limits or Limits(),
+            kinds,
         )
         for table in manifest.splits.values()
         for number in range(len(table))
@@ -173,22 +175,26 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _verify_one(job: tuple[Path, int, int, bytes, Limits]) -> tuple[int, list[ShardProblem]]:
-    path, samples, size, sha256, limits = job
+def _verify_one(
+    job: tuple[Path, int, int, bytes, Limits, Mapping[str, str]],
+) -> tuple[int, list[ShardProblem]]:
+    path, samples, size, sha256, limits, kinds = job
     try:
         shard = Shard(path, samples, size, sha256)
     except BadSampleError as error:
         return 0, [ShardProblem(path.name, "", error.reason, str(error))]
-    checked = [_verify_sample(shard, place, limits) for place in range(len(shard))]
+    checked = [_verify_sample(shard, place, limits, kinds) for place in range(len(shard))]
     problems = [problem for problem in checked if problem is not None]
     return len(shard) - len(problems), problems
 
 
-def _verify_sample(shard: Shard, place: int, limits: Limits) -> ShardProblem | None:
+def _verify_sample(
+    shard: Shard, place: int, limits: Limits, kinds: Mapping[str, str]
+) -> ShardProblem | None:
     try:
         shard.check(place)
         for field in shard.fields(place):
-            decode(field, shard.read(place, field), limits)
+            decode(field, shard.read(place, field), limits, kind=kinds.get(field))
     except BadSampleError as error:
         return ShardProblem(shard.path.name, shard.keys[place], error.reason, error.detail)
     return None

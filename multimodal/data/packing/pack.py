@@ -201,11 +201,12 @@ def _checked(item: Item, plan: Plan) -> tuple[dict[str, bytes], dict[str, Any], 
     if not members and not metadata:
         raise BadSampleError("empty", "the sample has no members")
     try:
-        for name in members:
-            kind_of(name, plan.kinds)
+        kinds = {name: kind_of(name, plan.kinds) for name in members}
     except ValueError as error:
         raise BadSampleError("unsupported", str(error)) from error
-    values = {name: decode(name, data, plan.limits) for name, data in members.items()}
+    values = {
+        name: decode(name, data, plan.limits, kind=kinds[name]) for name, data in members.items()
+    }
     return members, values, metadata
 
 

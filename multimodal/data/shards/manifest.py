@@ -10,23 +10,15 @@ from typing import Any
 
 from multimodal.core import strict_json
 from multimodal.core.suggest import suggest
-from multimodal.data.shards.manifest_errors import FORMAT, KINDS, check_manifest
+from multimodal.data.shards.formats import BY_EXTENSION, KINDS, kind_in_name
+from multimodal.data.shards.manifest_errors import FORMAT, check_manifest
 from multimodal.data.shards.paths import resolve
 from multimodal.data.shards.remote import is_remote, read_url
 from multimodal.data.shards.table import ShardRow, ShardTable
 
-__all__ = ["FORMAT", "KINDS", "TABLE_SUFFIX", "Field", "Manifest", "load_manifest"]
+__all__ = ["FORMAT", "KINDS", "TABLE_SUFFIX", "Field", "Manifest", "kind_of", "load_manifest"]
 
 TABLE_SUFFIX = ".table"  # of the folder beside a manifest that holds its shard table as files
-
-_BY_EXTENSION = {
-    **dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif"), "image"),
-    **dict.fromkeys(("ogg", "wav", "flac"), "audio"),
-    **dict.fromkeys(("mp4", "webm", "mkv", "avi", "mov"), "video"),
-    "npy": "array",
-    "txt": "text",
-    "json": "json",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +109,13 @@ def kind_of(field: str, kinds: Mapping[str, str]) -> str:
     """
     if field in kinds:
         return kinds[field]
-    first, _, rest = field.partition(".")
-    if rest and first in KINDS:
-        return first
-    extension = field.rpartition(".")[2].lower()
-    if extension not in _BY_EXTENSION:
+    kind = kind_in_name(field)
+    if kind is None:
+        extension = field.rpartition(".")[2].lower()
         raise ValueError(
-            f"member {field!r}: no decoder for .{extension}; there are: {', '.join(_BY_EXTENSION)}"
+            f"member {field!r}: no decoder for .{extension}; there are: {', '.join(BY_EXTENSION)}"
         )
-    return _BY_EXTENSION[extension]
+    return kind
 
 
 def load_manifest(path: str | Path) -> Manifest:

@@ -9,11 +9,11 @@ from itertools import islice
 from typing import Any
 
 from multimodal.core.strict_json import excerpt, is_text
+from multimodal.data.shards.formats import KINDS
 from multimodal.data.shards.remote import is_remote, unknown_scheme
 from multimodal.data.shards.table import MAX_BYTES, MAX_NAME, MAX_SAMPLES, is_inside
 
 FORMAT = "multimodal-manifest/1"
-KINDS = ("image", "video", "depth", "audio", "imu", "array", "text", "json")
 _SHOWN = 10  # faults in one message
 _CONTROL = re.compile(r"[\0-\x1f\x7f]")
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from multimodal.data.decoding.values import require_finite
 from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
-from multimodal.data.transforms.base import Stacked, require_finite
+from multimodal.data.transforms.base import Stacked
 
 
 class ArrayTransform(Stacked):

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from multimodal.data.decoding.buffers import empty_batch
-from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
 
 
@@ -70,13 +69,3 @@ def require_shares(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must be between 0 and 1, got {value}")
-
-
-def require_finite(values: NDArray[Any]) -> None:
-    """Refuses NaN and infinity.
-
-    Raises:
-        DecodeError: with the reason ``not_finite``.
-    """
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DecodeError("not_finite", "holds NaN or infinite values")

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from multimodal.core.settings import flattened
+from multimodal.data.decoding.values import require_finite
 from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
-from multimodal.data.transforms.base import Stacked, require_finite, require_shares, standardisation
+from multimodal.data.transforms.base import Stacked, require_shares, standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 
 

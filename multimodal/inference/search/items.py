@@ -10,13 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from multimodal.data.decoding.decode import Limits, Signal, decode
 from multimodal.data.errors import DecodeError
+from multimodal.data.shards.formats import BY_EXTENSION, KINDS
 from multimodal.data.source import Source
 from multimodal.inference.embedder import Embedder
 
 MODALITIES = {
-    **dict.fromkeys(("png", "jpg", "jpeg", "webp"), "image"),
-    **dict.fromkeys(("wav", "ogg", "flac"), "audio"),
-    "txt": "text",
+    extension: kind
+    for extension, kind in BY_EXTENSION.items()
+    if kind in ("image", "audio", "text")
 }
 ARRAYS = ("npy",)  # may be of any modality: it has to be named
 
@@ -169,7 +170,7 @@ def from_bytes(
         known = ", ".join([*MODALITIES, *ARRAYS])
         hint = "name its modality" if kind in ARRAYS else f"expected one of {known}"
         raise DecodeError("unsupported", f"a file of type .{kind}: {hint}")
-    value = decode(f"file.{kind}", data, limits)
+    value = decode(f"file.{kind}", data, limits, kind=modality if modality in KINDS else None)
     if kind in ARRAYS and rate_hz is not None:
         value = Signal(value, rate_hz)
     return modality_, value

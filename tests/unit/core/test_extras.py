@@ -76,10 +76,10 @@ PROMISED = {
         assert _trials("sqlite:///study.db", "x") == (0, 0)
     """,
     "video": """
-        from multimodal.data.decoding.video import _open
+        from multimodal.data.decoding.tracks import open_container
         import av
         try:
-            _open(b"no film", "mp4")
+            open_container(b"no film", "mp4", "it")
         except av.FFmpegError:
             pass
     """,
@@ -118,7 +118,10 @@ MISSED = {
         "from multimodal.config import compose_or_explain;"
         "compose_or_explain(['+experiment=clip', '+launcher=local'], 'train')"
     ),
-    "video": "from multimodal.data.decoding.video import _open; _open(b'', 'mp4')",
+    "video": (
+        "from multimodal.data.decoding.tracks import open_container;"
+        "open_container(b'', 'mp4', 'it')"
+    ),
     "wandb": (
         "from multimodal.training.loggers.wandb import WandbLogger;"
         "WandbLogger(project='x', name=None, save_dir='.', offline=True)"

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from multimodal.core.settings import flattened
-from multimodal.data.decoding.decode import Signal
+from multimodal.data.decoding.values import Signal, check_rate, require_finite
 from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
-from multimodal.data.transforms.base import Stacked, require_finite, standardisation
+from multimodal.data.transforms.base import Stacked, standardisation
 from multimodal.data.transforms.sound.filterbank import FilterBank, FilterBankSettings, resample
-
-_SLOWEST, _FASTEST = 1000, 192_000  # sampling rates that are accepted, in Hz
 
 
 @dataclass(frozen=True)
@@ -190,8 +188,7 @@ def require_sound(value: Any) -> None:
     """
     if not isinstance(value, Signal) or value.samples.ndim != 2 or value.samples.size == 0:
         raise DecodeError("unsupported", f"expected a sound, got {type(value).__name__}")
-    if not _SLOWEST <= value.rate <= _FASTEST:
-        raise DecodeError("unsupported", f"a sampling rate of {value.rate:g} Hz")
+    check_rate(value.rate)
     require_finite(value.samples)
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from multimodal.core.hf_files import import_transformers
-from multimodal.data.decoding.decode import Signal
+from multimodal.data.decoding.values import Signal, require_finite
 from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
-from multimodal.data.transforms.base import Stacked, require_finite
+from multimodal.data.transforms.base import Stacked
 from multimodal.data.transforms.sound.filterbank import resample
 
 

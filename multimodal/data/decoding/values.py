@@ -1,0 +1,102 @@
+"""What members are decoded to, and the sizes up to which they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multimodal.data.errors import DecodeError
+
+_SLOWEST, _FASTEST = 1000, 192_000  # sampling rates that are accepted, in Hz
+
+# Height and width of an image -> the smallest sufficient ones.
+MinSize: TypeAlias = "Callable[[int, int], tuple[int, int]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest values that are decoded; anything larger is a bad sample.
+
+    Attributes:
+        max_bytes: of a member in its shard.
+        max_pixels: of an image.
+        max_audio_values: frames x channels of a sound (the default: ten minutes at 48 kHz stereo).
+        max_video_seconds: length of a video; the size of its frames counts as that of an image.
+        max_array_bytes: of an array.
+        max_text_bytes: of a text or JSON member.
+    """
+
+    max_bytes: int = 1 << 28
+    max_pixels: int = 1 << 26
+    max_audio_values: int = 57_600_000
+    max_video_seconds: float = 3600.0
+    max_array_bytes: int = 1 << 28
+    max_text_bytes: int = 1 << 22
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def check(self, name: str, actual: float) -> None:
+        """Refuses what is over the limit ``name``.
+
+        Raises:
+            DecodeError: with the reason ``too_large``.
+        """
+        if actual > getattr(self, name):
+            raise DecodeError(
+                "too_large", f"{actual:.15g} is over {name}={getattr(self, name):.15g}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Values over time, with their rate.
+
+    Attributes:
+        samples: ``[channels, T]`` float32.
+        rate: samples per second, in Hz.
+    """
+
+    samples: NDArray[np.float32]
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How a member is to be decoded.
+
+    Attributes:
+        kind: what it holds, one of ``KINDS``.
+        limits: the sizes that are accepted.
+        min_size: the smallest size of a picture that is sufficient; None for its own.
+    """
+
+    kind: str
+    limits: Limits
+    min_size: MinSize | None = None
+
+
+def require_finite(values: NDArray[Any]) -> None:
+    """Refuses NaN and infinity.
+
+    Raises:
+        DecodeError: with the reason ``not_finite``.
+    """
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DecodeError("not_finite", "holds NaN or infinite values")
+
+
+def check_rate(rate: float) -> None:
+    """Refuses sampling rates that no sound has.
+
+    Raises:
+        DecodeError: with the reason ``unsupported``.
+    """
+    if not _SLOWEST <= rate <= _FASTEST:
+        raise DecodeError("unsupported", f"a sampling rate of {rate:g} Hz")
