@@ -36,4 +36,4 @@ def adapters(cfg: DictConfig) -> None:
 
 def command() -> None:
     """`multimodal adapters` and `python scripts/adapters.py`."""
-    run("adapters", adapters)
+    run("adapters", adapters, paths=("checkpoint", "output", "adapters"))

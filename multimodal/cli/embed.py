@@ -46,4 +46,4 @@ def embed(cfg: DictConfig) -> None:
 
 def command() -> None:
     """`multimodal embed` and `python scripts/embed.py`."""
-    run("embed", embed)
+    run("embed", embed, paths=("checkpoint", "input", "output"))

@@ -48,4 +48,4 @@ def evaluate(cfg: DictConfig) -> None:
 
 def command() -> None:
     """`multimodal evaluate` and `python scripts/evaluate.py`."""
-    run("evaluate", evaluate)
+    run("evaluate", evaluate, paths=("checkpoint",))

@@ -45,4 +45,4 @@ def import_weights(cfg: DictConfig) -> None:
 
 def command() -> None:
     """`multimodal import` and `python scripts/import_weights.py`."""
-    run("import_weights", import_weights)
+    run("import_weights", import_weights, paths=("input", "output", "config"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import hydra
@@ -41,14 +41,21 @@ def _train(cfg: DictConfig) -> None:
     train(cfg, checked=True)
 
 
-def run(config_name: str, job: Callable[[DictConfig], None]) -> None:
+def run(
+    config_name: str,
+    job: Callable[[DictConfig], None],
+    texts: Collection[str] = (),
+    paths: Collection[str] = (),
+) -> None:
     """Composes ``config_name`` by the command line and runs ``job``: once, or per job of a sweep.
+
+    ``texts`` and ``paths`` are keys whose values need no quotes, see `normalize_args`.
 
     A `UserError` ends the program with its message and its exit status, any other error with its
     traceback and 1. The jobs of a sweep raise theirs, so that the others run.
     """
     limit_openmp_spinning()
-    sys.argv[1:] = normalize_args(sys.argv[1:])
+    sys.argv[1:] = normalize_args(sys.argv[1:], texts, paths)
     entry = _entry_point()
 
     # Defined here so that the entry point travels with it to the workers of a launcher.

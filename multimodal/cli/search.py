@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from multimodal.cli.main import run
 from multimodal.core.process.exits import refused
@@ -23,14 +23,13 @@ def search(cfg: DictConfig) -> None:
     from multimodal.inference.search import query
     from multimodal.inference.search.index import open_index
 
-    asked: Any = OmegaConf.to_container(cfg.query) if not isinstance(cfg.query, str) else cfg.query
     with refused("search"):
         packages, named = cfg.allowed_packages, named_by(cfg)
         checkpoint = checkpoint_at(cfg.checkpoint)
         model, run_cfg = load_model(checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device)
         table, index = open_index(cfg.index, embedder, cfg.approximate)
-        terms = query.parse(asked, cfg.modality, cfg.rate_hz)
+        terms = query.parse(_plain(cfg.query), cfg.modality, cfg.rate_hz)
         hits = index.search(query.embed(embedder, terms), cfg.k)
     shown = Table(box=box.SIMPLE)
     for name in ("modality", "cosine", "name", "key"):
@@ -42,6 +41,11 @@ def search(cfg: DictConfig) -> None:
     Console().print(shown)
 
 
+def _plain(asked: Any) -> Any:
+    is_node = isinstance(asked, DictConfig | ListConfig)
+    return OmegaConf.to_container(asked, resolve=True) if is_node else asked
+
+
 def command() -> None:
     """`multimodal search` and `python scripts/search.py`."""
-    run("search", search)
+    run("search", search, texts=("query",), paths=("checkpoint", "index"))

@@ -37,4 +37,4 @@ def serve(cfg: DictConfig) -> None:
 
 def command() -> None:
     """`multimodal serve` and `python scripts/serve.py`."""
-    run("serve", serve)
+    run("serve", serve, texts=("title",), paths=("checkpoint", "index"))

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from multimodal.config.composing.command_line import (
         compose_or_explain,
         config_dir,
-        normalize_args,
     )
+    from multimodal.config.composing.words import normalize_args
     from multimodal.config.portable import defaults_bound, portable_yaml
     from multimodal.config.problems import StoredConfigError
     from multimodal.config.stored import for_use, stored_config, stored_tree

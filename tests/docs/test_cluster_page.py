@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from experiment_helpers import ROOT, composed
 
-from multimodal.config import check
-from multimodal.config.composing.command_line import normalize_args
+from multimodal.config import check, normalize_args
 
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
 

@@ -13,7 +13,7 @@ from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -26,11 +26,8 @@ from multimodal.config.problems import ConfigError, ConfigProblem, did_you_mean,
 from multimodal.config.tree import keys
 
 VERSION_BASE = "1.3"
-_KEY = r"\+{0,2}[\w./@]+"
-_PLAIN = r"[^'\",()\[\]{}=]*"  # no list, choice, function, interpolation or quoted text
 _PLUGINS = ("hydra/sweeper", "hydra/launcher")
 _EXTRA = "Optuna, joblib and submitit come with pip install 'multimodal[sweep]'"
-_ADDED = "debug|sweep|launcher"  # groups that say how, on top of any experiment
 
 
 def config_dir() -> Path:
@@ -44,28 +41,6 @@ def config_dir() -> Path:
         if (folder / "train.yaml").is_file():
             return folder
     raise FileNotFoundError(f"no configs beside or inside {package}: install the package again")
-
-
-def normalize_args(argv: Sequence[str]) -> list[str]:
-    """Rewrites shorthand arguments in ``argv`` to what Hydra expects.
-
-    ``debug=``, ``sweep=`` and ``launcher=`` become `+debug=NAME` and so on, and come after
-    ``+experiment=NAME``: Hydra merges an added group after all those of the defaults list, and a
-    `debug` listed there would be overridden by the experiment that it shortens. ``resume.allow=``
-    is the key `resume_allow`, as `resume` itself holds a path. A value with an equals sign, as the
-    paths of our checkpoints, is quoted, as Hydra's grammar requires.
-    """
-    arranged = [re.sub(r"^resume\.allow=", "resume_allow=", word) for word in argv]
-    arranged = [
-        re.sub(rf"^({_KEY})=((?:{_PLAIN}=)+{_PLAIN})$", r"\1='\2'", word) for word in arranged
-    ]
-    slots = [i for i, word in enumerate(arranged) if re.match(rf"\+*(experiment|{_ADDED})=", word)]
-    words = sorted(
-        (arranged[i] for i in slots), key=lambda word: not re.match(r"\+*experiment=", word)
-    )
-    for slot, word in zip(slots, words, strict=True):
-        arranged[slot] = f"+{word}" if re.match(rf"({_ADDED})=", word) else word
-    return arranged
 
 
 def compose_or_explain(argv: Sequence[str], config_name: str) -> DictConfig | None:
@@ -92,10 +67,13 @@ def compose_or_explain(argv: Sequence[str], config_name: str) -> DictConfig | No
         overrides = OverridesParser.create().parse_overrides(args.overrides)
     except HydraException as error:
         word = str(getattr(error, "override", "") or "command line")
-        reason = str(error).splitlines()[1:2] or [str(error)]
-        raise ConfigError(
-            [ConfigProblem(word, f"is not a valid override (expected key=value): {reason[0]}")]
-        ) from None
+        reason = (str(error).splitlines()[1:2] or [str(error)])[0]
+        advice = ""
+        if "=" in word:
+            quoted = QuotedString(word.partition("=")[2], Quote.single).with_quotes()
+            advice = f'; a text that holds anything is {word.partition("=")[0]}="{quoted}"'
+        message = f"is not a valid override (expected key=value): {reason}{advice}"
+        raise ConfigError([ConfigProblem(word, message)]) from None
     try:
         cfg = _compose_or_explain(args, config_name, overrides)
     except YAMLError as error:

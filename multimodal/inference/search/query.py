@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,16 @@ class QueryTerm:
 
 
 def parse(
-    words: str | Sequence[Any],
+    words: Any,
     modality: str | None = None,
     rate_hz: float | None = None,
     limits: Limits | None = None,
 ) -> list[QueryTerm]:
-    """Terms from what was typed: a text, a file's path, or a list of them.
+    """Terms from what was typed: a text, a file's path, a block ``{value, weight}``, or a list.
 
-    An item of a list may begin with ``+`` or ``-``, or be a block ``{value, weight}``. What names
-    a file that is there is that file; what looks like one and is not there is refused.
+    An item of a list may begin with ``+`` or ``-``. What names a file that is there is that file;
+    what looks like one and is not there is refused. Numbers and truth values, as YAML makes them
+    of words, are texts.
 
     Args:
         words: the query.
@@ -44,24 +46,45 @@ def parse(
         limits: sizes that are decoded.
 
     Raises:
-        ValueError: if given an empty query, or a file that is not there.
+        ValueError: if given an empty query, an item of another kind, or a file that is not there.
         DecodeError: if a file is not what its extension says.
     """
-    listed = [words] if isinstance(words, str) else list(words)
+    if not isinstance(words, list | tuple):
+        words = [words] if isinstance(words, Mapping) else [{"value": words}]
     terms = []
-    for entry in listed:
-        block = dict(entry) if not isinstance(entry, str) else {"value": entry}
-        unknown = sorted(set(block) - {"value", "weight"})
-        text = str(block.get("value", "")).strip()
-        if unknown or not text:
+    for entry in words:
+        block = dict(entry) if isinstance(entry, Mapping) else {"value": _signed(entry)[1]}
+        if set(block) - {"value", "weight"} or not _text(block.get("value")):
             raise ValueError(f"query: expected a text, a file or {{value, weight}}; got {entry!r}")
-        weight = float(block.get("weight", 1.0))
-        if not isinstance(words, str) and text[0] in "+-":
-            weight, text = weight * (-1 if text[0] == "-" else 1), text[1:].strip()
-        terms.append(_term(text, weight, modality, rate_hz, limits or Limits()))
+        sign = 1.0 if isinstance(entry, Mapping) else _signed(entry)[0]
+        weight = sign * _weight(block.get("weight", 1.0))
+        terms.append(_term(_text(block["value"]), weight, modality, rate_hz, limits or Limits()))
     if not terms:
         raise ValueError("query: expected at least one text or file")
     return terms
+
+
+def _text(value: Any) -> str:
+    """What was written; "" for what is no text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).strip() if isinstance(value, str | int | float) else ""
+
+
+def _signed(item: Any) -> tuple[float, str]:
+    """The sign and the rest of an item of a list."""
+    text = _text(item)
+    return (-1.0 if text[:1] == "-" else 1.0, text[1:] if text[:1] in ("+", "-") else text)
+
+
+def _weight(given: Any) -> float:
+    try:
+        weight = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not math.isfinite(weight) or weight == 0:
+        raise ValueError(f"query: weight={given}: expected a number other than 0")
+    return weight
 
 
 def _term(

@@ -289,6 +289,6 @@ def test_embed_killed_and_started_again_gives_the_same_table(checkpoint, tmp_pat
     assert killed == whole
 
     out = script("search", f"checkpoint='{checkpoint}'", f"index={tmp_path / 'whole.parquet'}",
-                 "query=[a chair,-a lamp]", "k=2")  # fmt: skip
+                 "query=[a chair,-what's this? Eine Straße]", "k=2")  # fmt: skip
     assert out.count("image") == 2
     assert out.count("text") == 2
