@@ -45,6 +45,7 @@ class Modality:
     key: str | None = None
     template: str | list[str] | None = None
     value: str | None = None
+    keep: Literal["one", "all"] = "one"
     optional: bool = False
 
 

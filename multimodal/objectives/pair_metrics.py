@@ -29,7 +29,8 @@ def similarity_metrics(
         keys_are_positives: see `matches`.
 
     Returns:
-        accuracy: share of anchors whose most similar positive is above every negative;
+        accuracy: share of anchors whose most similar positive is above every negative, of which
+            there has to be one;
         positive_similarity: mean cosine of an anchor and a positive;
         hardest_negative_similarity: mean cosine with the most similar negative, where there is one.
         Scalars on the device; zeros without anchors.
@@ -46,7 +47,7 @@ def similarity_metrics(
         negative_A = similarities_AC.masked_fill(~negatives, lowest).amax(dim=1)
         some_A = negatives.any(dim=1)
         parts = (
-            (positive_A > negative_A).sum(),
+            ((positive_A > negative_A) & some_A).sum(),
             # not values[where], for whose size the host would have to wait
             similarities_AC.masked_fill_(~positives, 0).sum(),
             positives.sum(),

@@ -21,6 +21,7 @@ from multimodal.objectives.objective import ContrastiveObjective, ObjectiveOutpu
 from multimodal.objectives.pair import Pair
 from multimodal.training.modules.base import TrainingModule
 from multimodal.training.modules.momentum import MomentumCopy
+from multimodal.training.modules.single_keys import SingleKeyWarning
 from multimodal.training.optim import was_applied
 
 KEYS = "positive_keys"  # beside the modalities' embeddings, in what validation keeps
@@ -63,6 +64,7 @@ class ContrastiveModule(TrainingModule):
         self._seed = seed
         self._micro_batch_size = micro_batch_size
         self.step_metrics: dict[str, Tensor] = {}
+        self._single_keys = SingleKeyWarning()
         self._validation: dict[str, dict[str, list[Tensor]]] = {}
 
     def setup(self, stage: str) -> None:
@@ -125,8 +127,18 @@ class ContrastiveModule(TrainingModule):
         )
         metrics = {f"train/{name}": value for name, value in output.metrics.items()}
         self.step_metrics = output.metrics  # for error reports
+        self._single_keys.note(batch, output.metrics)
         self.accumulate({"train/loss": output.loss.detach(), **metrics})
         return output.loss
+
+    def interval_means(self) -> dict[str, float]:
+        """As the base; what the batches lacked is said where their metrics are read."""
+        self._single_keys.report()
+        return super().interval_means()
+
+    def on_train_end(self) -> None:
+        """Says it of the batches after the last logged step."""
+        self._single_keys.report()
 
     def optimizer_step(
         self,

@@ -19,6 +19,7 @@ from multimodal.models.fusion_model import FusionModel
 from multimodal.models.tasks.base import FusedBatch, LossTerm, Task
 from multimodal.objectives.objective import ContrastiveObjective
 from multimodal.training.modules.base import TrainingModule
+from multimodal.training.modules.single_keys import SingleKeyWarning
 
 
 class FusionModule(TrainingModule):
@@ -50,6 +51,7 @@ class FusionModule(TrainingModule):
             raise ValueError("nothing to learn: the model has no tasks, and there are no pairs")
         self.model = model
         self.objective = objective
+        self._single_keys = SingleKeyWarning()
         self._seed = seed
         self._observed: dict[str, dict[str, list[dict[str, Tensor]]]] = {}
 
@@ -96,9 +98,19 @@ class FusionModule(TrainingModule):
                 )
                 loss = loss + output.loss
                 metrics |= output.metrics
+                self._single_keys.note(batch, output.metrics)
         shown = {f"train/{name}": value for name, value in metrics.items()}
         self.accumulate({"train/loss": loss.detach(), **shown})
         return loss
+
+    def interval_means(self) -> dict[str, float]:
+        """As the base; what the batches lacked is said where their metrics are read."""
+        self._single_keys.report()
+        return super().interval_means()
+
+    def on_train_end(self) -> None:
+        """Says it of the batches after the last logged step."""
+        self._single_keys.report()
 
     def _task_losses(self, fused: FusedBatch, source: str) -> tuple[Tensor, dict[str, Tensor]]:
         terms_by_task = {name: task.loss(fused) for name, task in self.tasks.items()}
