@@ -74,7 +74,8 @@ def problems(content: dict[str, Any], folder: Path) -> list[str]:
 @pytest.mark.parametrize(("page", "text"), BLOCKS, ids=lambda value: getattr(value, "name", ""))
 def test_a_block_is_right(page, text, tmp_path, monkeypatch):
     (tmp_path / "my_package.py").write_text(
-        "from multimodal.evaluation.evaluators.base import Evaluator\n\n\nclass Hubness(Evaluator):\n"
+        "from multimodal.evaluation.evaluators.base import Evaluator\n"
+        "class Hubness(Evaluator):\n"
         "    def __init__(self, modality: str) -> None: ...\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
