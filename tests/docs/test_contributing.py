@@ -1,7 +1,9 @@
 """CONTRIBUTING.md is true: its examples are written to files and run."""
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -67,3 +69,26 @@ def test_a_source_is_packed_and_read(written):
 def test_files_that_it_names_are_there():
     for path in re.findall(r"`((?:multimodal|tests|configs|docs|scripts)/[\w/.]+)`", PAGE):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize(("failing", "status"), [("", 0), ("lint", 2), ("test", 2)])
+def test_continuous_integration_checks_style_levels_and_types_before_the_tests(
+    tmp_path, failing, status
+):
+    """Its commands, and their order; what they run is named by the Makefile."""
+    recorded = tmp_path / "recorded"
+    make = tmp_path / "make"
+    make.write_text(f'#!/bin/sh\necho "$*" >> {recorded}\ncase "$1" in "{failing}") exit 2; esac\n')
+    make.chmod(0o755)
+    (tmp_path / "chromium").symlink_to(make)  # nothing is to be installed
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([ROOT / ".ci/run"], env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == status
+    expected = ["lint types", "test"]
+    assert recorded.read_text().splitlines() == expected[: 1 if failing == "lint" else 2]
+    planned = subprocess.run(
+        ["make", "--dry-run", "--always-make", "lint", "types"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    tools = [line.removeprefix(".venv/bin/") for line in planned if line.startswith(".venv/bin/")]
+    assert tools[-4:] == ["ruff check .", "ruff format --check .", "lint-imports", "mypy"]
