@@ -1,7 +1,9 @@
 """Train multimodal embedding models from configuration files."""
 
+import sys
 from typing import TYPE_CHECKING
 
+from multimodal.core.former import FormerModules
 from multimodal.core.lazy import lazy
 
 if TYPE_CHECKING:
@@ -10,6 +12,8 @@ if TYPE_CHECKING:
     from multimodal.inference.load import load_embedder as load
 else:
     __getattr__, __dir__ = lazy(__name__)
+
+sys.meta_path.append(FormerModules())
 
 __version__ = "0.1.0"
 

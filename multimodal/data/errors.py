@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from multimodal.core.errors import UserError
+from multimodal.core.former import former
+
+if not TYPE_CHECKING:
+    __getattr__ = former(__name__)
 
 
 class BadSampleError(UserError):

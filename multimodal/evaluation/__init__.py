@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from multimodal.core.lazy import lazy
 
 if TYPE_CHECKING:
+    from multimodal.evaluation.evaluators.base import EvaluationContext, Evaluator, Line, Outcome
     from multimodal.evaluation.evaluators.probe import ProbeTask
     from multimodal.evaluation.evaluators.retrieval import ComposedQuery
     from multimodal.evaluation.evaluators.space import MapTask
@@ -17,8 +18,12 @@ else:
 
 __all__ = [
     "ComposedQuery",
+    "EvaluationContext",
     "EvaluationSet",
+    "Evaluator",
+    "Line",
     "MapTask",
+    "Outcome",
     "ProbeTask",
     "Results",
     "ZeroShotTask",

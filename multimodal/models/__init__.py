@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from multimodal.models.layers.pooling import AttentionPool, FirstPool, LastPool, MeanPool
     from multimodal.models.layers.stems import ConvStem, PatchStem
     from multimodal.models.layers.transformer import Block, Transformer
-    from multimodal.models.tasks.base import Task
+    from multimodal.models.tasks.base import FusedBatch, LossTerm, Task, TaskContext
     from multimodal.models.tasks.captioning import Captioning
     from multimodal.models.tasks.labels import Classification, MultiLabel
     from multimodal.models.tasks.matching import Matching
     from multimodal.models.tasks.numbers import Ordinal, Regression
     from multimodal.models.tower_optim import TowerOptim
     from multimodal.models.towers import EmbeddingModel, Tower
-    from multimodal.models.tuning import LastLayers, LoRA, NormsAndBiases
+    from multimodal.models.tuning import LastLayers, LoRA, NormsAndBiases, Tuning
 else:
     __getattr__, __dir__ = lazy(__name__)
 
@@ -54,6 +54,7 @@ __all__ = [
     "EmbeddingModel",
     "FeatureEncoder",
     "FirstPool",
+    "FusedBatch",
     "Fusion",
     "FusionModel",
     "FusionOutput",
@@ -66,6 +67,7 @@ __all__ = [
     "LastPool",
     "LinearHead",
     "LoRA",
+    "LossTerm",
     "LowRankFusion",
     "MLPHead",
     "Matching",
@@ -80,11 +82,13 @@ __all__ = [
     "Regression",
     "ResamplerFusion",
     "Task",
+    "TaskContext",
     "TextTransformer",
     "Tower",
     "TowerOptim",
     "Transformer",
     "TransformerEncoder",
+    "Tuning",
     "VideoTransformer",
     "VisionTransformer",
     "WhisperEncoder",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from multimodal.core.distributed import is_split
+from multimodal.core.former import former
 from multimodal.models.tower_optim import TowerOptim, depths
 from multimodal.models.towers import Tower, no_weight_decay
+
+if not TYPE_CHECKING:
+    __getattr__ = former(__name__)
 
 
 def parameter_groups(

@@ -47,7 +47,7 @@ def test_packages_import_nothing_heavy():
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[] ['multimodal.core.lazy']"
+    assert done.stdout.strip() == "[] ['multimodal.core.former', 'multimodal.core.lazy']"
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -117,12 +117,13 @@ def test_the_snippet_of_the_page_runs(tmp_path, monkeypatch):
     """With a checkpoint and a modality that are there."""
     page = (ROOT / "docs" / "architecture.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
-    stored = ROOT / "tests/vectors/release_0_1/contrastive/checkpoints/step=00000004.ckpt"
-    code = code.replace("outputs/clip/RUN/checkpoints/step=00000500.ckpt", str(stored))
-    code = code.replace('"text", ["a red chair", "a dog"]', '"sensor", [numpy.ones(12)] * 2')
+    stored = ROOT / "tests/vectors/release_0_1/contrastive"
+    code = code.replace("outputs/mine", str(stored))
+    given = 'image=["chair.jpg"], text=["a red chair", "a dog"]'
+    assert given in code
     names: dict = {"numpy": numpy}
-    exec(code, names)
-    assert names["vectors"].shape == (2, 8)
+    exec(code.replace(given, "sensor=[numpy.ones(12)] * 3"), names)
+    assert names["vectors"].shape == (3, 8)
 
 
 def test_types_are_there_for_those_who_use_the_package():

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-# Place -> names that a room offers; with PARTIAL before them, as partials.
-PARTIAL = "partial "
+# Place -> names that a room offers, there as instances, or as partials.
+PARTIALS = ("scheduler",)
 KNOWN = {
     "data": ("multimodal.data.MultimodalDataModule", "multimodal.data.StreamDataModule"),
     "callbacks.*": (
@@ -24,8 +24,8 @@ KNOWN = {
     ),
     "logger.*": ("multimodal.training.CSVLogger", "multimodal.training.WandbLogger"),
     "scheduler": (
-        f"{PARTIAL}multimodal.training.Constant",
-        f"{PARTIAL}multimodal.training.WarmupCosine",
+        "multimodal.training.Constant",
+        "multimodal.training.WarmupCosine",
     ),
     "trainer.strategy": (
         "multimodal.training.ReplicatedStrategy",
@@ -41,11 +41,11 @@ def is_known(path: Sequence[str], block: dict[str, Any]) -> bool:
     """
     if "_args_" in block:
         return False
-    partial = {False: "", True: PARTIAL}.get(block.get("_partial_", False))
     for pattern, names in KNOWN.items():
         parts = pattern.split(".")
         if len(parts) == len(path) and all(
             part in ("*", key) for part, key in zip(parts, path, strict=True)
         ):
-            return partial is not None and f"{partial}{block['_target_']}" in names
+            partial = block.get("_partial_", False)
+            return partial is (pattern in PARTIALS) and block["_target_"] in names
     return False

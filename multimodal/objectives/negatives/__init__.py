@@ -1,1 +1,8 @@
 """Which candidates count as negatives, and how much."""
+
+from typing import TYPE_CHECKING
+
+from multimodal.core.former import former
+
+if not TYPE_CHECKING:
+    __getattr__ = former(__name__)  # it was a module of release 0.1

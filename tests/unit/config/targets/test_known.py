@@ -4,7 +4,7 @@ import pytest
 
 from multimodal.config.targets.judging import misplaced
 from multimodal.config.targets.kinds import fits, kinds_at
-from multimodal.config.targets.known import KNOWN, PARTIAL, is_known
+from multimodal.config.targets.known import KNOWN, PARTIALS, is_known
 from multimodal.config.targets.resolving import allowed_packages, resolve
 
 PACKAGES = allowed_packages([])
@@ -13,10 +13,10 @@ ENTRIES = [(place, name) for place, names in KNOWN.items() for name in names]
 
 @pytest.mark.parametrize(("place", "name"), ENTRIES)
 def test_each_is_of_the_kind_of_its_place(place, name):
-    found = resolve(name.removeprefix(PARTIAL), PACKAGES)
+    found = resolve(name, PACKAGES)
     kind = fits(found, kinds_at(place.replace("*", "x").split(".")), PACKAGES)
     assert kind is not None
-    assert kind.partial is name.startswith(PARTIAL)
+    assert kind.partial is (place in PARTIALS)
 
 
 def test_another_place_another_name_and_arguments_in_order_are_not_known():
@@ -25,9 +25,15 @@ def test_another_place_another_name_and_arguments_in_order_are_not_known():
     assert not is_known(("callbacks", "csv"), block)
     assert not is_known(("logger",), block)
     assert not is_known(("logger", "csv"), {**block, "_partial_": True})
-    assert not is_known(("logger", "csv"), {**block, "_partial_": "yes"})
+    for odd in ("yes", 0, None, [], {}, {"_target_": "torch.load"}):
+        assert not is_known(("logger", "csv"), {**block, "_partial_": odd}), odd
     assert not is_known(("logger", "csv"), {**block, "_args_": []})
     assert not is_known(("logger", "csv"), {"_target_": "torch.load"})
+    schedule = {"_target_": "multimodal.training.Constant", "_partial_": True}
+    assert is_known(("scheduler",), schedule)
+    assert not is_known(("scheduler",), {**schedule, "_partial_": False})
+    prefixed = {"_target_": "partial multimodal.training.Constant", "_partial_": False}
+    assert not is_known(("scheduler",), prefixed)
 
 
 def test_what_is_nested_in_one_is_still_judged():
