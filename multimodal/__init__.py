@@ -3,8 +3,8 @@
 import sys
 from typing import TYPE_CHECKING
 
-from multimodal.core.former import FormerModules
-from multimodal.core.lazy import lazy
+from multimodal.core.imports.former import FormerModules
+from multimodal.core.imports.lazy import lazy
 
 if TYPE_CHECKING:
     from multimodal.inference.embedder import Embedder

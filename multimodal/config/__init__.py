@@ -6,7 +6,7 @@ makes objects of it.
 
 from typing import TYPE_CHECKING
 
-from multimodal.core.lazy import lazy
+from multimodal.core.imports.lazy import lazy
 
 if TYPE_CHECKING:
     from multimodal.config.building import build

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from multimodal.core.errors import UserError
-from multimodal.core.former import former
+from multimodal.core.imports.former import former
 
 if not TYPE_CHECKING:
     __getattr__ = former(__name__)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from multimodal.core.lazy import lazy
+from multimodal.core.imports.lazy import lazy
 
 if TYPE_CHECKING:
     from multimodal.evaluation.evaluators.base import EvaluationContext, Evaluator, Line, Outcome

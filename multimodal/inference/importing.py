@@ -105,10 +105,7 @@ def import_weights(
     """
     cfg, preprocessing = _unwrapped(cfg)
     every, state = len(state), names.bare(state, prefix, recognised)
-    source = source or recognise(state, cfg)
-    if source not in get_args(WeightSource):
-        known = ", ".join(get_args(WeightSource))
-        raise WeightsError(f"source={source!r}: expected one of {known}")
+    source = _known(source or recognise(state, cfg))
     plan = describe(source, cfg, state)
     if context_length is not None and "text" in plan.own_towers():
         with_context_length(plan.own_towers()["text"], context_length)
@@ -123,14 +120,28 @@ def import_weights(
         log.info("%s", note)
     if diff:
         raise WeightsError(f"the weights do not fit ({source}):\n{diff}\n{_hint(diff)}")
-    transforms: dict[str, dict[str, Any]] = {
+    transforms = _transforms(plan, preprocessing)
+    scale, bias = _number(state, plan.scale), _number(state, plan.bias)
+    scale = None if scale is None else math.exp(scale)
+    return Imported(model.eval(), config, transforms, plan.pair, scale, bias, diff, notes)
+
+
+def _known(source: WeightSource) -> WeightSource:
+    """Checks what a caller, or a command line, has given."""
+    if source not in get_args(WeightSource):
+        known = ", ".join(get_args(WeightSource))
+        raise WeightsError(f"source={source!r}: expected one of {known}")
+    return source
+
+
+def _transforms(plan: Plan, preprocessing: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Blocks of the towers' transforms; pictures are normalised as the file itself says."""
+    transforms = {
         name: tower.transform for name, tower in plan.own_towers().items() if tower.transform
     }
     image = transforms.get("image", {})
     image |= {key: preprocessing[key] for key in ("mean", "std") if image and key in preprocessing}
-    scale, bias = _number(state, plan.scale), _number(state, plan.bias)
-    scale = None if scale is None else math.exp(scale)
-    return Imported(model.eval(), config, transforms, plan.pair, scale, bias, diff, notes)
+    return transforms
 
 
 def _unwrapped(

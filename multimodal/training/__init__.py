@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from multimodal.core.lazy import lazy
+from multimodal.core.imports.lazy import lazy
 
 if TYPE_CHECKING:
     from multimodal.training.build import build_data, build_module, build_trainer

@@ -92,34 +92,7 @@ def build_trainer(
         origin: of the run (`provenance`), for its checkpoints.
         resumed: the checkpoint that the run resumes from.
     """
-    callbacks: list[pl.Callback] = [RandomState(), StepAxis()]
-    if resumed is not None and resumed.changed and not resumed.path.is_dir():
-        callbacks.append(AllowedChanges(resumed.changed))
-    # Callbacks that save follow those that change state, and those that end the run come last.
-    for name in sorted(
-        cfg.callbacks,
-        key=lambda name: CALLBACKS_RUN_LAST.index(name) if name in CALLBACKS_RUN_LAST else -1,
-    ):
-        if cfg.callbacks[name] is None:
-            continue
-        extra: dict[str, Any] = {}
-        if name == "checkpoint":
-            extra = {
-                "folder": str(folder / "checkpoints"),
-                "run_config": run_config,
-                "origin": origin,
-            }
-        if name in ("nonfinite", "spikes"):
-            extra = {"folder": str(folder)}
-        callbacks.append(build(cfg, "callbacks", str(name), convert="all", **extra))
-    if cfg.optimizer.get("_target_") == SCHEDULE_FREE:
-        callbacks.insert(2, ScheduleFreeWeights())
-    if cfg.data.get("cache_frozen"):
-        transforms = OmegaConf.to_container(cfg.data.transforms, resolve=True)
-        assert isinstance(transforms, dict)
-        kept = {str(name): transform for name, transform in transforms.items()}
-        with constructor_errors(cfg.cache_frozen):
-            callbacks.append(FrozenCache(**cfg.cache_frozen, transforms=kept))
+    callbacks = _callbacks(cfg, folder, run_config, origin, resumed)
     logger = build(cfg, "logger") if cfg.logger else False
     if isinstance(logger, dict | DictConfig):
         logger = [item for item in logger.values() if item is not None]
@@ -140,6 +113,45 @@ def build_trainer(
     )
     assert isinstance(trainer, pl.Trainer)
     return trainer
+
+
+def _callbacks(
+    cfg: DictConfig,
+    folder: Path,
+    run_config: str,
+    origin: dict[str, Any] | None,
+    resumed: Resumed | None,
+) -> list[pl.Callback]:
+    """Those of ``cfg.callbacks``, and those that every run has, in the order that they run in."""
+    callbacks: list[pl.Callback] = [RandomState(), StepAxis()]
+    if cfg.optimizer.get("_target_") == SCHEDULE_FREE:
+        callbacks.append(ScheduleFreeWeights())
+    if resumed is not None and resumed.changed and not resumed.path.is_dir():
+        callbacks.append(AllowedChanges(resumed.changed))
+    # Callbacks that save follow those that change state, and those that end the run come last.
+    for name in sorted(
+        cfg.callbacks,
+        key=lambda name: CALLBACKS_RUN_LAST.index(name) if name in CALLBACKS_RUN_LAST else -1,
+    ):
+        if cfg.callbacks[name] is None:
+            continue
+        extra: dict[str, Any] = {}
+        if name == "checkpoint":
+            extra = {
+                "folder": str(folder / "checkpoints"),
+                "run_config": run_config,
+                "origin": origin,
+            }
+        if name in ("nonfinite", "spikes"):
+            extra = {"folder": str(folder)}
+        callbacks.append(build(cfg, "callbacks", str(name), convert="all", **extra))
+    if cfg.data.get("cache_frozen"):
+        transforms = OmegaConf.to_container(cfg.data.transforms, resolve=True)
+        assert isinstance(transforms, dict)
+        kept = {str(name): transform for name, transform in transforms.items()}
+        with constructor_errors(cfg.cache_frozen):
+            callbacks.append(FrozenCache(**cfg.cache_frozen, transforms=kept))
+    return callbacks
 
 
 def _prepare_wandb(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from multimodal.core.distributed import is_split
-from multimodal.core.former import former
+from multimodal.core.imports.former import former
 from multimodal.models.tower_optim import TowerOptim, depths
 from multimodal.models.towers import Tower, no_weight_decay
 

@@ -1,7 +1,9 @@
 """The levels of the package and the doors of its dependencies, as pyproject.toml states them."""
 
+import ast
 import importlib
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +49,10 @@ def test_packages_import_nothing_heavy():
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[] ['multimodal.core.former', 'multimodal.core.lazy']"
+    assert (
+        done.stdout.strip()
+        == "[] ['multimodal.core.imports.former', 'multimodal.core.imports.lazy']"
+    )
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -86,14 +91,41 @@ def test_a_checkpoint_is_used_without_lightning():
     assert done.stdout.strip() == "[]"
 
 
+SOURCES = sorted((ROOT / "multimodal").rglob("*.py"))
+
+
 def test_no_folder_and_no_module_is_too_large():
     """A folder has at most 15 modules, a module at most 350 lines, and none is loose."""
     package = ROOT / "multimodal"
     assert [path.name for path in package.glob("*.py")] == ["__init__.py"]
-    for folder in {path.parent for path in package.rglob("*.py")}:
+    for folder in {path.parent for path in SOURCES}:
         assert len(list(folder.glob("*.py"))) <= 15, folder
-    for path in package.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 350, path
+    lines = {path: len(path.read_text().splitlines()) for path in SOURCES}
+    assert [path for path, count in lines.items() if count > 350] == []
+    modules = [count for path, count in lines.items() if path.name != "__init__.py"]
+    assert 100 <= statistics.median(modules) <= 200
+
+
+def name_of(decorator: ast.expr) -> str:
+    return ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
+
+
+# Of more than 12 fields: settings, and a table of results.
+RECORDS = {"Train", "Plan", "ZeroShot"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_and_constructors_are_short(path):
+    """A function has at most 60 lines, and it or a constructor at most 12 parameters."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            own = {each.arg for each in given} - {"self", "cls"}
+            assert len(own) <= 12, (node.name, sorted(own))
+        elif isinstance(node, ast.ClassDef) and "dataclass" in map(name_of, node.decorator_list):
+            fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+            assert len(fields) <= 12 or node.name in RECORDS, (node.name, len(fields))
 
 
 def test_the_page_names_what_is_there():

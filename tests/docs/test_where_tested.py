@@ -63,7 +63,7 @@ ELSEWHERE = {
     "core/bounds": "unit/core/test_files.py",
     "core/errors": "unit/core/test_files.py",
     "core/hashing": "unit/objectives/negatives/test_negatives.py",
-    "core/lazy": "unit/core/test_distributed.py",
+    "core/imports/lazy": "unit/core/test_distributed.py",
     "core/process/exits": "unit/core/test_files.py",
     "core/process/lean_imports": "unit/core/test_lock.py",
     "core/process/lock": "unit/core/test_lock.py",
@@ -300,7 +300,9 @@ def reached_by(path: Path) -> set[str]:
         reached.add(module)
         left |= imported_by(PACKAGE / f"{module}.py") - reached
         package = PACKAGE / module.rpartition("/")[0] / "__init__.py"
-        left |= ({"core/lazy"} if "core.lazy" in package.read_text() else set()) - reached
+        left |= (
+            {"core/imports/lazy"} if "core.imports.lazy" in package.read_text() else set()
+        ) - reached
     return reached
 
 

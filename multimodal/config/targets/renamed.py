@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 
-from multimodal.core.former import renamed
+from multimodal.core.imports.former import renamed
 
 Node = TypeVar("Node")
 

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from multimodal.config.problems import did_you_mean
-from multimodal.core.former import renamed
+from multimodal.core.imports.former import renamed
 
 ALLOWED = ("multimodal", "torch.nn", "torch.optim", "pytorch_lightning")
 # Where classes that the allowed packages re-export are defined.

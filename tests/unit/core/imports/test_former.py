@@ -9,9 +9,9 @@ import pytest
 from hydra.utils import get_object
 
 from multimodal.config.targets.resolving import TargetError, allowed_packages, resolve
-from multimodal.core.former import RENAMED, renamed
+from multimodal.core.imports.former import RENAMED, renamed
 
-RELEASE = Path(__file__).parents[2] / "vectors" / "release_0_1" / "targets.json"
+RELEASE = Path(__file__).parents[3] / "vectors" / "release_0_1" / "targets.json"
 TARGETS = json.loads(RELEASE.read_text())
 MODULES = [old for old, now in RENAMED.items() if now.rpartition(".")[2].islower()]
 NAMES = RENAMED.keys() - set(MODULES)

@@ -1,0 +1,1 @@
+"""Names that packages import when they are used, and those that they had before."""
