@@ -66,36 +66,39 @@ class TrainingModule(pl.LightningModule):
         self.trainer.precision_plugin.convert_module(self)
         strategy = self.trainer.strategy
         if isinstance(strategy, ModelParallelStrategy) and not self._sharded:
-            self._fsdp.shard(self.get_submodule("model"), strategy.device_mesh["data_parallel"])
+            from multimodal.training.strategies import fsdp  # and sympy with it: only where used
+
+            fsdp.shard(self.get_submodule("model"), strategy.device_mesh["data_parallel"])
             self._sharded = True
-
-    @property
-    def _fsdp(self) -> Any:
-        from multimodal.training.strategies import (
-            fsdp,  # and DTensor, and sympy with that: only where used
-        )
-
-        return fsdp
 
     def unsharded(self) -> AbstractContextManager[None]:
         """Within, every rank has all weights; nothing happens where none is split."""
-        context: AbstractContextManager[None] = nullcontext()
-        return self._fsdp.unsharded(self) if self._sharded else context
+        if not self._sharded:
+            return nullcontext()
+        from multimodal.training.strategies import fsdp
+
+        return fsdp.unsharded(self)
 
     def on_after_backward(self) -> None:
         """Averages the gradients of replicated parameters; the strategy does the sharded ones."""
         if self._sharded:
-            self._fsdp.all_reduce_replicated_grads(self)
+            from multimodal.training.strategies import fsdp
+
+            fsdp.all_reduce_replicated_grads(self)
 
     def on_validation_start(self) -> None:
         """Ranks have different numbers of validation batches: each needs all weights."""
         if self._sharded:
-            self._fsdp.gather(self)
+            from multimodal.training.strategies import fsdp
+
+            fsdp.unshard(self)
 
     def on_validation_end(self) -> None:
         """Frees all but this rank's shard."""
         if self._sharded:
-            self._fsdp.scatter(self)
+            from multimodal.training.strategies import fsdp
+
+            fsdp.reshard(self)
 
     def on_optimizer_created(self, optimizer: Optimizer) -> None:
         """Called with the optimizer when it is made; for hooks."""
