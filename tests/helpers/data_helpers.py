@@ -144,6 +144,46 @@ def add_sound(out, stream, samples: np.ndarray, rate: int) -> None:
     out.mux(stream.encode())
 
 
+def dicom_bytes(
+    pixels: np.ndarray, compressed: str | None = None, deflated: int = 0, **header
+) -> bytes:
+    """``[H, W]`` or ``[frames, H, W]`` of 16 bits, or ``[H, W, 3]`` of 8.
+
+    ``deflated``: puts so many zeros into the header, and all of it into few bytes.
+    """
+    import pydicom  # an extra
+    from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+
+    colour = pixels.dtype == np.uint8
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = CTImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.Modality = "CT"
+    data.Rows, data.Columns = pixels.shape[:2] if colour else pixels.shape[-2:]
+    data.SamplesPerPixel = 3 if colour else 1
+    data.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
+    data.BitsAllocated = data.BitsStored = 8 if colour else 16
+    data.HighBit = data.BitsStored - 1
+    data.PixelRepresentation = int(pixels.dtype.kind == "i")
+    if colour:
+        data.PlanarConfiguration = 0
+    elif pixels.ndim == 3:
+        data.NumberOfFrames = len(pixels)
+    data.PixelData = pixels.tobytes()
+    for name, value in header.items():
+        setattr(data, name, value)
+    if compressed is not None:
+        data.compress(compressed, generate_instance_uid=False)
+    if deflated:
+        data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        data.add_new(0x00091001, "OB", bytes(deflated))
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, data, enforce_file_format=True)
+    return buffer.getvalue()
+
+
 def npy_bytes(array: np.ndarray, allow_pickle: bool = False) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=allow_pickle)

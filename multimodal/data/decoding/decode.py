@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimodal.data.decoding.arrays import decode_array
+from multimodal.data.decoding.dicom import decode_dicom
 from multimodal.data.decoding.pictures import decode_picture
+from multimodal.data.decoding.points import decode_points
 from multimodal.data.decoding.sounds import decode_sound
 from multimodal.data.decoding.texts import decode_json, decode_text
 from multimodal.data.decoding.values import Limits, MinSize, Request, Signal, require_finite
@@ -33,6 +35,8 @@ _DECODERS: dict[str, Callable[[bytes, Request], Any]] = {
     "sound": decode_sound,
     "video": decode_video,
     "array": decode_array,
+    "dicom": decode_dicom,
+    "points": decode_points,
     "text": decode_text,
     "json": decode_json,
 }
@@ -60,7 +64,9 @@ def decode(
           int32 or float32;
         * sounds: ``Signal`` with values in about [-1, 1];
         * videos: ``Video``, whose frames are still encoded;
-        * npy: the array, read-only, of bool, integer or floating type;
+        * npy: the array, read-only, of bool, integer or floating type; ply: its vertices,
+          ``[points, properties]``; pictures whose ``kind`` is array: their numbers as stored,
+          bands or slices first;
         * txt: text; json: what the document holds.
 
     Raises:

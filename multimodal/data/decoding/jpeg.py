@@ -1,4 +1,4 @@
-"""JPEG decoding by libjpeg-turbo into pooled buffers."""
+"""JPEG decoding by libjpeg-turbo into pooled buffers; sizes in the headers of its relatives."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from multimodal.data.decoding.buffers import BufferPool
 
 _POOL = BufferPool(4)
 _SCAN, _APP1 = b"\xda", b"\xe1"  # kinds of segments
+_SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream and of its size segment
+_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start-of-frame markers of JPEG(-LS)
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
@@ -70,3 +72,31 @@ def decode_jpeg(
         buffer=_POOL.take(height * width * 3),
     )
     return pixels
+
+
+def coded_pixels(data: bytes) -> int:
+    """Pixels that a JPEG, JPEG-LS or JPEG 2000 promises; 0 for all else."""
+    if data[:2] == b"\xff\xd8":
+        return _jpeg_pixels(data)
+    return codestream_pixels(data)
+
+
+def codestream_pixels(data: bytes) -> int:
+    """Pixels of the grid of a JPEG 2000 codestream, which may differ from its container's."""
+    found = data.find(_SIZ)
+    start = found + len(_SIZ) + 4  # after the segment's length and capabilities
+    width, height = (int.from_bytes(data[start + at : start + at + 4], "big") for at in (0, 4))
+    return width * height if found >= 0 else 0
+
+
+def _jpeg_pixels(data: bytes) -> int:
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xFF:  # fill
+            at += 1
+            continue
+        if data[at + 1] in _FRAMES:
+            height, width = (int.from_bytes(data[at + n : at + n + 2], "big") for n in (5, 7))
+            return width * height
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0

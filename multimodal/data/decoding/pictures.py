@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from multimodal.data.decoding.jpeg import decode_jpeg, plain_size
+from multimodal.core.extras import module_of
+from multimodal.data.decoding.jpeg import codestream_pixels, decode_jpeg, plain_size
+from multimodal.data.decoding.tiff import decode_tiff, is_tiff, picture_of
 from multimodal.data.decoding.values import Limits, Request
 from multimodal.data.errors import DecodeError
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 _ORIENTATION = 0x0112  # the EXIF tag
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # of TIFF
-_SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream and of its size segment
+_SAMPLES, _TILE_WIDTH, _TILE_LENGTH = 277, 322, 323  # tags of TIFF
 
 
 def decode_picture(data: bytes, request: Request) -> NDArray[Any]:
@@ -32,6 +34,8 @@ def decode_picture(data: bytes, request: Request) -> NDArray[Any]:
         Exception: the libraries' own, if it is damaged or no picture.
     """
     limits = request.limits
+    if request.kind == "array":
+        return _as_array(data, request)
     if (plain := plain_size(data)) is not None:
         limits.check("max_pixels", plain[0] * plain[1])
         enough = plain if request.min_size is None else request.min_size(*plain)
@@ -42,7 +46,14 @@ def decode_picture(data: bytes, request: Request) -> NDArray[Any]:
 
 
 def _by_pillow(data: bytes, request: Request) -> NDArray[Any]:
-    image = _open(data, request.limits)
+    try:
+        image = _open(data, request.limits)
+    except UnidentifiedImageError:
+        if not is_tiff(data):
+            raise
+        return picture_of(decode_tiff(data, request))
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and _has_more(image):
+        return picture_of(decode_tiff(data, request))
     turned = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
     if image.format == "JPEG" and image.mode == "RGB" and not turned:
         size = image.height, image.width
@@ -64,8 +75,32 @@ def pixels_of(image: Image.Image) -> NDArray[Any]:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def _has_more(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether a TIFF holds bands or slices of which Pillow would show the first."""
+    if image.tag_v2.get(_SAMPLES, 1) > len(image.getbands()):
+        return True
+    size = image.size
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    equal = image.size == size  # those of a thumbnail or pyramid are not
+    image.seek(0)
+    return equal
+
+
+def _as_array(data: bytes, request: Request) -> NDArray[Any]:
+    """The numbers as stored: ``[H, W]``, of several channels ``[channels, H, W]``."""
+    if is_tiff(data):
+        return decode_tiff(data, request)
+    values = np.array(_open(data, request.limits))
+    return values if values.ndim == 2 else np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
 def _open(data: bytes, limits: Limits) -> Image.Image:
     """The picture, of which only the header has been read."""
+    if _is_heic(data):
+        return _open_heic(data, limits)
     # Pillow has its own, fixed limit, which raises while the header is read.
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -77,12 +112,19 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
         tile = [image.tag_v2.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
         limits.check("max_pixels", tile[0] * tile[1])
     if image.format == "JPEG2000":
-        limits.check("max_pixels", _codestream_pixels(data))
+        limits.check("max_pixels", codestream_pixels(data))
     return image
 
 
-def _codestream_pixels(data: bytes) -> int:
-    """Pixels of the grid of a JPEG 2000 codestream, which may differ from its container's."""
-    start = data.find(_SIZ) + len(_SIZ) + 4  # after the segment's length and capabilities
-    width, height = (int.from_bytes(data[start + at : start + at + 4], "big") for at in (0, 4))
-    return width * height
+def _is_heic(data: bytes) -> bool:
+    """Whether it is HEIF with HEVC inside, also under another extension, as phones send it."""
+    brands = data[8 : int.from_bytes(data[:4], "big")]
+    return data[4:8] == b"ftyp" and any(brand in brands for brand in _HEIC_BRANDS)
+
+
+def _open_heic(data: bytes, limits: Limits) -> Image.Image:
+    pillow_heif = module_of("heic", "pillow_heif", "decoding HEIC")
+    file = pillow_heif.open_heif(io.BytesIO(data))
+    limits.check("max_pixels", file.size[0] * file.size[1])
+    image: Image.Image = file.to_pillow()  # turned upright
+    return image

@@ -28,9 +28,12 @@ _VIDEO = Format("video", "video")
 FORMATS: dict[str, Format] = {
     **dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif", "bmp", "avif", "jp2", "j2k"), _PICTURE),
     **dict.fromkeys(("tif", "tiff"), _PICTURE),
+    **dict.fromkeys(("heic", "heif", "hif"), _PICTURE),
+    **dict.fromkeys(("dcm", "dicom"), Format("image", "dicom")),
     **dict.fromkeys(("ogg", "oga", "opus", "wav", "flac", "mp3", "aiff", "aif", "m4a"), _SOUND),
     **dict.fromkeys(("mp4", "m4v", "webm", "mkv", "avi", "mov"), _VIDEO),
     "npy": Format("array", "array"),
+    "ply": Format("array", "points"),
     "txt": Format("text", "text"),
     "json": Format("json", "json"),
 }
@@ -47,6 +50,9 @@ _MAGIC = (
     (re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n"), "jp2"),
     (re.compile(rb"\xff\x4f\xff\x51"), "j2k"),
     (re.compile(rb".{4}ftyp(avif|avis)", re.DOTALL), "avif"),
+    (re.compile(rb".{4}ftyp(hei[cxms]|hevc|mif1)", re.DOTALL), "heic"),
+    (re.compile(rb".{128}DICM", re.DOTALL), "dcm"),
+    (re.compile(rb"ply\r?\n"), "ply"),
     (re.compile(rb"(RIFF|RF64).{4}WAVE", re.DOTALL), "wav"),
     (re.compile(rb"FORM.{4}AIF[FC]", re.DOTALL), "aiff"),
     (re.compile(rb"RIFF.{4}AVI ", re.DOTALL), "avi"),

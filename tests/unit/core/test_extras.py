@@ -19,6 +19,22 @@ EXTRAS = sorted(set(PYPROJECT["project"]["optional-dependencies"]) - {"dev"})
 
 # What each extra promises, in few lines.
 PROMISED = {
+    "dicom": """
+        import pydicom, pylibjpeg, openjpeg, jpeg_ls
+        from multimodal.data.decoding.dicom import header_values
+        try:
+            header_values(b"", ["Modlity"])
+        except ValueError as error:
+            assert "no DICOM keyword" in str(error)
+    """,
+    "heic": """
+        import io, pillow_heif
+        from PIL import Image
+        from multimodal.data.decoding.decode import Limits, decode
+        file = io.BytesIO()
+        pillow_heif.from_pillow(Image.new("RGB", (64, 48))).save(file)
+        assert decode("heic", file.getvalue(), Limits()).shape == (48, 64, 3)
+    """,
     "huggingface": """
         from multimodal.core.hf_files import import_transformers
         assert import_transformers("encoder=huggingface").AutoModel
@@ -75,6 +91,13 @@ PROMISED = {
         from multimodal.cli.jobs.sweep import _trials
         assert _trials("sqlite:///study.db", "x") == (0, 0)
     """,
+    "tiff": """
+        import io, numpy, tifffile
+        from multimodal.data.decoding.decode import Limits, decode
+        file = io.BytesIO()
+        tifffile.imwrite(file, numpy.zeros((5, 16, 16), "u2"), compression="lzw")
+        assert decode("tif", file.getvalue(), Limits(), kind="array").shape == (5, 16, 16)
+    """,
     "video": """
         from multimodal.data.decoding.tracks import open_container
         import av
@@ -90,6 +113,14 @@ PROMISED = {
 }
 # What needs an extra, in an environment without any -> its name.
 MISSED = {
+    "dicom": (
+        "from multimodal.data.decoding.decode import Limits, decode;"
+        "decode('dcm', bytes(128) + b'DICM', Limits())"
+    ),
+    "heic": (
+        "from multimodal.data.decoding.decode import Limits, decode;"
+        "decode('jpg', bytes([0, 0, 0, 12]) + b'ftypheic', Limits())"
+    ),
     "huggingface": (
         "from multimodal.core.hf_files import import_transformers; import_transformers('it')"
     ),
@@ -117,6 +148,10 @@ MISSED = {
     "sweep ": (
         "from multimodal.config import compose_or_explain;"
         "compose_or_explain(['+experiment=clip', '+launcher=local'], 'train')"
+    ),
+    "tiff": (
+        "from multimodal.data.decoding.decode import Limits, decode;"
+        "decode('tif', b'II*' + bytes(9), Limits(), kind='array')"
     ),
     "video": (
         "from multimodal.data.decoding.tracks import open_container;"
