@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,8 +22,14 @@ from multimodal.cli.jobs.sweep import sweep_recorded
 from multimodal.config import check, compose_or_explain, config_dir, normalize_args
 from multimodal.config.composing.compose_once import composed_once
 from multimodal.config.foreign_errors import foreign_errors_explained
-from multimodal.core.process.exits import errors_end_the_program
+from multimodal.core.process.exits import errors_end_the_program, skip_last_collection
 from multimodal.core.process.lean_imports import import_lightning
+from multimodal.core.process.parent import (
+    GRACE_S,
+    end_with_parent,
+    ended_with_starter,
+    lives_in_worker_of,
+)
 from multimodal.core.process.quiet import quieten_libraries
 
 
@@ -55,11 +62,14 @@ def run(
     traceback and 1. The jobs of a sweep raise theirs, so that the others run.
     """
     limit_openmp_spinning()
+    atexit.register(skip_last_collection)
     sys.argv[1:] = normalize_args(sys.argv[1:], texts, paths)
-    entry = _entry_point()
+    entry, starter = _entry_point(), os.getpid()
 
     # Defined here so that the entry point travels with it to the workers of a launcher.
     def one_job(cfg: DictConfig) -> float | None:
+        if lives_in_worker_of(starter):
+            end_with_parent(starter, GRACE_S)
         import_lightning()
         quieten_libraries()
         from multimodal.training.strategies.ddp_launch import exactly_this_job
@@ -71,7 +81,7 @@ def run(
     # Hydra would cut the traceback, and print its advertisement in place of a message.
     hydra._internal.utils.run_and_report = lambda func: func()
     main = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)
-    with _reported(), composed_once():
+    with _reported(), composed_once(), ended_with_starter():
         cfg = compose_or_explain(sys.argv[1:], config_name)
         share_start_time(sys.argv[1:])
         if cfg is not None:

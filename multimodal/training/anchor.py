@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from multimodal.config import named_by
 from multimodal.core.errors import UserError
 from multimodal.core.hashing import stable_hash
 from multimodal.core.process import lock
+from multimodal.core.process.parent import GRACE_S, parent_of_children
 from multimodal.core.process.provenance import is_first_rank
 from multimodal.data.shards.manifest import manifest_hash
 from multimodal.inference.checkpoint import store
@@ -114,11 +116,11 @@ def resolve_anchor(cfg: DictConfig) -> str | None:
         ]
     folder = cache_dir(cfg, compose("train", overrides))
     done = folder / "metrics.json"
-    other = lock.holder(folder)
-    if other is not None and is_first_rank():
-        print(f"anchor: another run trains it ({other}); waiting for {done}", file=sys.stderr)
-    elif not done.exists() and is_first_rank():
-        _train(cfg.anchor.experiment, overrides, config_folders, folder)
+    if is_first_rank():
+        while not done.exists():
+            _wait_for_holder(folder, done)
+            if not done.exists():
+                _train(cfg.anchor.experiment, overrides, config_folders, folder)
     _wait_for(done)
     path = store.newest(folder / "checkpoints")
     if path is None:
@@ -139,9 +141,26 @@ def _train(experiment: str, overrides: list[str], config_folders: list[str], fol
     # In a separate process: this one has not started its ranks or used its random numbers yet.
     command += [*overrides, "resume=auto", f"hydra.run.dir={folder}"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_ENV_PREFIXES)}
-    status = subprocess.run(command, env=environment, check=False).returncode
-    if status != 0:
+    with subprocess.Popen(command, env=environment | parent_of_children()) as process:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:  # which reaches both: it saves a checkpoint
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            process.kill()
+            raise
+    if status != 0 and lock.holder(folder) is None:  # otherwise another run was first
         raise AnchorError(f"training the anchor failed with exit status {status}: see above")
+
+
+def _wait_for_holder(folder: Path, done: Path) -> None:
+    # It may end without having finished, as when it was asked to.
+    other = lock.holder(folder)
+    if other is not None:
+        print(f"anchor: another run trains it ({other}); waiting for {done}", file=sys.stderr)
+    while other is not None and not done.exists():
+        time.sleep(1.0)
+        other = lock.holder(folder)
 
 
 def _wait_for(done: Path, limit_s: float = 6 * 3600.0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import logging
 import os
@@ -10,7 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from multimodal.core.errors import UserError
@@ -95,6 +96,19 @@ def errors_end_the_program() -> Iterator[None]:
     except Exception as error:
         sys.stdout.flush()
         sys.exit(report(error))
+
+
+def skip_last_collection() -> None:
+    """Python's end becomes short: it no longer looks for garbage among all that torch has made.
+
+    For its exit handlers. What garbage may still hold is written: the buffers of files left open.
+    """
+    for thing in gc.get_objects():
+        kind = type(thing)
+        if kind is io.TextIOWrapper or kind is io.BufferedWriter or kind is io.BufferedRandom:
+            with suppress(OSError, ValueError):  # closed, or without a place to write to
+                thing.flush()
+    gc.freeze()
 
 
 @contextmanager

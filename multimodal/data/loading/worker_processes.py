@@ -19,6 +19,9 @@ from torch.utils.data.dataloader import (
     _SingleProcessDataLoaderIter,
 )
 
+from multimodal.core.process.exits import skip_last_collection
+from multimodal.core.process.parent import kill_workers
+
 Item = TypeVar("Item")
 
 _CHECK_S = 1.0  # between looks at whether the workers live
@@ -101,13 +104,12 @@ def kill(processes: Iterable[BaseProcess]) -> None:
         process.join(max(0.0, end - time.monotonic()))
 
 
-def kill_workers() -> None:
-    """Ends the loading processes of all loaders; for the end of this process, from any thread."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
+def _end_soon() -> None:
+    # At its exit Python sends SIGTERM to the processes that it has started, which ours ignore, and
+    # then waits for them for ever.
+    if multiprocessing.active_children():
+        kill_workers()
+        skip_last_collection()
 
 
-# At its exit Python sends SIGTERM to the processes that it has started, which ours ignore, and then
-# waits for them for ever.
-atexit.register(kill_workers)
+atexit.register(_end_soon)

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from multimodal.core.process.parent import end_with_pool
 from multimodal.data.loading.worker_processes import WorkerIterator, WorkerLoader
 from multimodal.data.settings import LoaderSettings
 
@@ -55,7 +56,7 @@ def make_loader(
         prefetch_factor=settings.prefetch if num_workers else None,
         persistent_workers=persistent and num_workers > 0,
         timeout=settings.worker_timeout_s or 0 if num_workers else 0,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # otherwise each iteration would draw from the global one
     )
 
@@ -97,7 +98,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _ignore_signals(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    # Torch's own look at the parent comes between two batches, and never where one does not end.
+    end_with_pool()
     # Schedulers signal whole process groups; training still needs its workers to finish a step.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

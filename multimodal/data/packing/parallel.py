@@ -7,6 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import TypeVar
 
+from multimodal.core.process.parent import end_with_pool
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -42,7 +44,8 @@ def in_parallel(
         collect(map(work, jobs))
         return results
     # Spawned: a fork would take along locks that threads of the libraries hold.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_with_pool) as pool:
         try:
             collect(pool.map(work, jobs))
         except BaseException:

@@ -12,7 +12,7 @@ import time
 import pytorch_lightning as pl
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from multimodal.data.loading.worker_processes import kill_workers
+from multimodal.core.process.parent import kill_workers
 
 
 class RankMonitor:

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 
-from multimodal.data.loading.worker_processes import kill_workers
+from multimodal.core.process.parent import kill_workers
 from multimodal.training.callbacks.checkpoint import Checkpoint
 from multimodal.training.callbacks.rank_monitor import RankMonitor
 from multimodal.training.callbacks.signals import SignalListener, exit_code

@@ -18,6 +18,8 @@ import torch.distributed
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from multimodal.core.process.parent import parent_of_children
+
 # These are set below, or would start the sweep again.
 _NOT_PASSED_ON = (
     "hydra.mode", "hydra.run.", "hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher",
@@ -57,7 +59,8 @@ def exactly_this_job(entry: Sequence[str]) -> Iterator[None]:
     """Within, Lightning starts ranks by `command_of_rank`; after, nothing of the job is left.
 
     Left by Lightning are the process group, the rank, address and seed in the environment: the
-    next job of a sweep would take itself for a rank of this one.
+    next job of a sweep would take itself for a rank of this one. Whatever is started within ends with
+    this process.
 
     Args:
         entry: the command that starts the program, without its arguments.
@@ -67,6 +70,7 @@ def exactly_this_job(entry: Sequence[str]) -> Iterator[None]:
     originals = [module._hydra_subprocess_cmd for module in modules]
     for module in modules:
         module._hydra_subprocess_cmd = lambda local_rank: command_of_rank(entry, local_rank)
+    os.environ.update(parent_of_children())
     try:
         yield
     finally:
