@@ -33,7 +33,9 @@ class Ranks:
         command += ["--config-dir", str(OWN_CONFIGS), "+experiment=sensor", *FAST]
         command += ["allowed_packages=[fault_callbacks]", f"hydra.run.dir={folder}"]
         if world_size > 1:
-            command += ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={world_size}"]
+            if not any(word.startswith("trainer=") for word in words):
+                command += ["trainer=ddp"]
+            command += ["trainer.accelerator=cpu", f"trainer.devices={world_size}"]
             command += ["trainer.precision=32-true"]
         command += words
         self.processes = []

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from multimodal.cli import join_checkpoint
 
 # A tower of layers with uneven sides beside one without; dropout off, so that ranks draw nothing.
-STRATEGY = "trainer.strategy={_target_: multimodal.training.ShardedStrategy, timeout_s: 120.0}"
+STRATEGY = "trainer=fsdp"
 WORDS = (
     "tower@model.towers.image=image_small", "~model.towers.image.encoder.channels",
     "~model.towers.image.encoder.blocks", "model.towers.image.encoder.image_size=16",

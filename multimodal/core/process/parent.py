@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 
 # Names the process that started this one: HOST:PID. In the environment of ranks and anchors.

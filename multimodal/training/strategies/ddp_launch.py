@@ -59,8 +59,8 @@ def exactly_this_job(entry: Sequence[str]) -> Iterator[None]:
     """Within, Lightning starts ranks by `command_of_rank`; after, nothing of the job is left.
 
     Left by Lightning are the process group, the rank, address and seed in the environment: the
-    next job of a sweep would take itself for a rank of this one. Whatever is started within ends with
-    this process.
+    next job of a sweep would take itself for a rank of this one. What is started within ends with
+    this process, however that one ends.
 
     Args:
         entry: the command that starts the program, without its arguments.
