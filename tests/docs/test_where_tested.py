@@ -67,6 +67,7 @@ ELSEWHERE = {
     "core/process/exits": "unit/core/test_files.py",
     "core/process/lean_imports": "unit/core/test_lock.py",
     "core/process/lock": "unit/core/test_lock.py",
+    "core/process/parent": "unit/core/test_parent.py",
     "core/process/provenance": "unit/core/test_files.py",
     "core/process/quiet": "unit/core/test_lock.py",
     "core/process/secrets": "unit/core/test_files.py",

@@ -2,6 +2,8 @@
 
 import logging
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -81,3 +83,34 @@ def test_a_job_inside_a_program_ends_it_once(capsys):
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"{FAULT}\n"
     assert logging.FileHandler.handleError is handler
+
+
+UNCLOSED = """
+import atexit, gc, sys
+from multimodal.core.process.exits import skip_last_collection
+
+class Run:
+    def __init__(self):
+        self.me = self  # garbage at the end, as a trainer and its callbacks are
+        self.file = open(sys.argv[1], "w")
+        self.bytes = open(sys.argv[2], "wb")
+        self.file.write("the last row")
+        self.bytes.write(b"the last row")
+
+    def __del__(self):
+        print("collected")
+
+gc.disable()
+atexit.register(skip_last_collection)
+Run()
+open(sys.argv[1] + ".closed", "w").close()
+sys.exit(3)
+"""
+
+
+def test_the_end_of_a_program_collects_nothing_and_loses_nothing(tmp_path):
+    files = [tmp_path / "text", tmp_path / "bytes"]
+    command = [sys.executable, "-c", UNCLOSED, *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+    assert [path.read_text() for path in files] == ["the last row"] * 2
