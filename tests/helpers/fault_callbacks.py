@@ -178,11 +178,13 @@ class KillAll(pl.Callback):
 
 
 class SlowSteps(pl.Callback):
-    def __init__(self, folder: str, seconds: float) -> None:
-        self.folder, self.seconds = folder, seconds
+    """Every batch takes ``seconds`` more; leaves a note after ``since`` optimizer steps."""
+
+    def __init__(self, folder: str, seconds: float, since: int = 3) -> None:
+        self.folder, self.seconds, self.since = folder, seconds, since
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step >= 3:
+        if trainer.global_step >= self.since:
             touch(self.folder, f"step_{trainer.global_rank}")
         time.sleep(self.seconds)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -26,9 +28,7 @@ class Ranks:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         command = [sys.executable, str(ROOT / "scripts" / "train.py")]
         command += ["--config-dir", str(OWN_CONFIGS), "+experiment=sensor", *FAST]
         command += ["allowed_packages=[fault_callbacks]", f"hydra.run.dir={folder}"]
@@ -66,7 +66,7 @@ class Ranks:
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
-            process.wait(20)
+            process.wait(120)
 
     def output(self) -> str:
         return "\n".join(f"--- {p.name}\n{p.read_text()[-4000:]}" for p in self.outputs)
@@ -92,6 +92,19 @@ class Ranks:
 
     def signal(self, rank: int, number: signal.Signals) -> None:
         self.processes[rank].send_signal(number)
+
+
+def free_port() -> int:
+    """A port that nothing has, and that no outgoing connection gets before it is used.
+
+    Those take one of the range that the system asks a socket of port 0 to take as well.
+    """
+    numbers = random.SystemRandom()  # each process that runs tests has the same seed
+    while True:
+        port = numbers.randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def callback(name: str, **options: Any) -> str:

@@ -50,7 +50,8 @@ def ends_within(condition, seconds: float) -> bool:
 )
 def test_a_worker_that_dies_or_hangs_ends_the_run(shards, tmp_path, number, message):
     problem = callback("SignalWorker", folder=str(tmp_path), number=int(number))
-    words = [*LONG, problem, "data.num_workers=1", "+data.worker_timeout_s=4"]
+    limit = 15 if number == signal.SIGSTOP else 300  # a worker that only has no core is patient
+    words = [*LONG, problem, "data.num_workers=1", f"+data.worker_timeout_s={limit}"]
     with Ranks(words, tmp_path, shards, world_size=1) as run:
         run.wait_for("worker")
         assert run.codes(LIMIT) == [1], run.output()
@@ -58,7 +59,7 @@ def test_a_worker_that_dies_or_hangs_ends_the_run(shards, tmp_path, number, mess
         assert message in output
         assert "same command and resume=auto" in output
     worker = int((tmp_path / "worker").read_text())
-    assert ends_within(lambda: not is_alive(worker), 10)
+    assert ends_within(lambda: not is_alive(worker), 60)
     assert store.newest(tmp_path / "checkpoints") is not None
 
 
@@ -90,7 +91,7 @@ def test_a_rank_that_dies_takes_those_with_it_that_the_first_has_started(shards,
     output = "rank 1 " if rank else "another rank has exited"
     assert output in done.stderr
     other = int((tmp_path / f"step_{1 - rank}").read_text())
-    assert ends_within(lambda: not is_alive(other), 30)
+    assert ends_within(lambda: not is_alive(other), 120)
 
 
 @pytest.mark.quick

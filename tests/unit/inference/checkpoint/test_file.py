@@ -144,7 +144,7 @@ def kill_saves(folder, other_file_system, count):
         process.start()
         time.sleep(random.uniform(0.005, 0.06))
         process.kill()
-        process.join(20)
+        process.join(120)
         assert process.exitcode == -signal.SIGKILL
         path = store.newest(folder)
         content = store.read(path)

@@ -316,7 +316,7 @@ def test_a_request_that_is_sent_in_part_is_given_up(app, number):
         connection.sendall(HALF[number])
         answer = all_of(connection)  # ends, or the test fails by the socket's own time limit
         assert b" 408 " in answer or number == 5
-        assert ask(port, "GET", "/about")[0] == 200
+        until_answered(port)
 
 
 @pytest.mark.parametrize("begin", [b"GET /about HTTP/1.1\r\nX: ", HALF[3]], ids=["head", "body"])
@@ -373,9 +373,14 @@ def test_too_many_connections_are_rejected_and_the_others_answered(app):
             assert b" 503 " in all_of(late)
         for connection in held:
             connection.close()
-        end = time.monotonic() + 60
-        while ask_or_none(port) != 200:
-            assert time.monotonic() < end
+        until_answered(port)
+
+
+def until_answered(port):
+    """On a busy machine the whole of a request may come later than these deadlines allow."""
+    end = time.monotonic() + 60
+    while ask_or_none(port) != 200:
+        assert time.monotonic() < end
 
 
 def ask_or_none(port):
@@ -417,7 +422,7 @@ def test_it_ends_soon_with_50_half_sent_requests(kind):
             held[-1].sendall([*HALF, b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"][number % 7])
         assert ask(port, "GET", "/about")[0] == 200
         process.send_signal(kind)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=120)
     finally:
         process.kill()
         for connection in held:
