@@ -47,6 +47,12 @@ class Modality:
     value: str | None = None
     keep: Literal["one", "all"] = "one"
     optional: bool = False
+    window: list[float] | None = None
+    unit_m: float | None = None
+    inverse: bool = False
+    encoding: Literal["plain", "sun_rgbd"] = "plain"
+    focal: str | None = None
+    baseline: str | None = None
 
 
 @dataclass

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from multimodal.core.suggest import suggest
+from multimodal.data.reading import READING_KEYS, Reading, parse_reading
 from multimodal.data.shards.manifest import Manifest
 from multimodal.data.templates import Template
 
 METADATA = "json"  # the member that describes a sample
-_KEYS = ("member", "key", "template", "value", "keep", "optional")
+_KEYS = ("member", "key", "template", "value", "keep", "optional", *READING_KEYS)
 
 
 class Modality(NamedTuple):
@@ -24,6 +25,7 @@ class Modality(NamedTuple):
         target: key of that object whose value is used unchanged.
         optional: whether a sample may lack it.
         keeps_all: whether evaluation keeps all texts under ``key``.
+        reading: how the members' numbers are meant.
     """
 
     members: tuple[str, ...]
@@ -33,6 +35,7 @@ class Modality(NamedTuple):
     target: str | None
     optional: bool
     keeps_all: bool
+    reading: Reading
 
     def is_absent(self, fields: Collection[str], metadata: Mapping[str, Any]) -> bool:
         """Whether a sample of these members and metadata lacks the modality."""
@@ -80,7 +83,11 @@ def parse_modality(name: str, entry: Mapping[str, Any], manifest: Manifest, spli
             f"modality {name!r}: keep is one or all, and all needs the 'key' of a list of texts, "
             f"got keep={keep!r} and key={key!r}"
         )
-    return Modality(members, key, templates, kinds.pop(), target, optional, keep == "all")
+    (kind,) = kinds
+    reading = parse_reading(name, entry, kind)
+    for wanted in reading.keys:
+        check_key(manifest, split, METADATA, wanted)
+    return Modality(members, key, templates, kind, target, optional, keep == "all", reading)
 
 
 def check_key(manifest: Manifest, split: str, member: str, key: str) -> None:

@@ -11,11 +11,12 @@ from typing import Any, Protocol, TypeVar, cast
 import numpy as np
 
 from multimodal.core.hashing import stable_hash
-from multimodal.data.decoding.decode import Limits, MinSize, Signal, Value, decode
+from multimodal.data.decoding.decode import DepthMap, Limits, MinSize, Signal, Value, decode
 from multimodal.data.decoding.video import Video
 from multimodal.data.errors import DecodeError
 from multimodal.data.lru import LRU
 from multimodal.data.modality import METADATA, Modality, check_key, parse_modality
+from multimodal.data.reading import Reading
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.shards.manifest import Manifest
 
@@ -74,6 +75,8 @@ def decoded_cache(megabytes: int) -> LRU[tuple[str, int, str], Any]:
 def _bytes(value: Any) -> int:
     if isinstance(value, Signal):
         return value.samples.nbytes
+    if isinstance(value, DepthMap):
+        return value.values.nbytes
     if isinstance(value, Video):
         return len(value.data)
     return value.nbytes if isinstance(value, np.ndarray) else 100 + len(str(value))
@@ -142,7 +145,9 @@ class SampleDecoder:
         """Where a modality is read from, as a text that is equal for equal entries."""
         members, key, templates, _, target = self._modalities[modality][:5]
         words = (members, key, [template.text for template in templates])
-        return repr(words if target is None else (*words, target))
+        reading = self._modalities[modality].reading
+        more = ([] if target is None else [target]) + ([] if reading == Reading() else [reading])
+        return repr((*words, *more))
 
     def is_random(self, modality: str) -> bool:
         """Whether training may draw one of several values of a modality."""
@@ -220,13 +225,18 @@ class SampleDecoder:
         if not present:
             raise DecodeError("missing", f"{name} needs {' or '.join(modality.members)}")
         member = _choose(present, rng, f"{name}.member")
+        kind = modality.reading.kind(modality.kind)
         if member == METADATA:
             value: Any = metadata
         elif min_size is not None:  # smaller for each draw: not to be kept
-            value = self._decode(shard, place, member, modality.kind, min_size)
+            value = self._decode(shard, place, member, kind, min_size)
         else:
-            key = (str(shard.path), place, member)
-            value = self.cache.get(key, lambda _: self._decode(shard, place, member, modality.kind))
+            key = (
+                str(shard.path),
+                place,
+                member if kind == modality.kind else f"{member} as {kind}",
+            )
+            value = self.cache.get(key, lambda _: self._decode(shard, place, member, kind))
         if modality.key is not None:
             return _choose(_texts(value, modality.key), rng, f"{name}.text")
         if modality.templates:
@@ -237,7 +247,7 @@ class SampleDecoder:
             return cast("Value", _get(value, modality.target))
         if modality.kind == "imu":
             return _motion(value, metadata)
-        return cast("Value", value)
+        return cast("Value", modality.reading.apply(value, metadata))
 
     def _decode(
         self,

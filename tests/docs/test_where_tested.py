@@ -99,6 +99,7 @@ ELSEWHERE = {
     "data/packing/quality": "unit/data/packing/test_pack.py",
     "data/packing/write": "unit/data/shards/test_hostile_manifests.py",
     "data/preview": "unit/evaluation/report/test_page.py",
+    "data/reading": "unit/data/test_depth_sources.py",
     "data/sample_decoder": "unit/training/callbacks/test_frozen_cache.py",
     "data/sample_rng": "unit/data/test_templates.py",
     "data/settings": "unit/data/loading/test_workers.py",

@@ -20,14 +20,22 @@ from multimodal.data.decoding.pictures import decode_picture
 from multimodal.data.decoding.points import decode_points
 from multimodal.data.decoding.sounds import decode_sound
 from multimodal.data.decoding.texts import decode_json, decode_text
-from multimodal.data.decoding.values import Limits, MinSize, Request, Signal, require_finite
+from multimodal.data.decoding.values import (
+    DepthMap,
+    Limits,
+    MinSize,
+    Request,
+    Signal,
+    depth_values,
+    require_finite,
+)
 from multimodal.data.decoding.video import Video, decode_video
 from multimodal.data.errors import DecodeError
 from multimodal.data.shards.formats import FORMATS, kind_in_name
 
-__all__ = ["Limits", "MinSize", "Signal", "Value", "decode"]
+__all__ = ["DepthMap", "Limits", "MinSize", "Signal", "Value", "decode"]
 
-Value: TypeAlias = "NDArray[Any] | Signal | Video | str"
+Value: TypeAlias = "NDArray[Any] | DepthMap | Signal | Video | str"
 
 # Their libraries are imported when they are first needed.
 _DECODERS: dict[str, Callable[[bytes, Request], Any]] = {
@@ -62,6 +70,7 @@ def decode(
         * pictures: uint8 ``[H, W, 3]``, turned upright by EXIF, on white where it is transparent,
           the first frame of an animation; greyscale of more than 8 bits as ``[H, W]`` of uint16,
           int32 or float32;
+        * of the kind depth: one channel ``[H, W]``, as stored;
         * sounds: ``Signal`` with values in about [-1, 1];
         * videos: ``Video``, whose frames are still encoded;
         * npy: the array, read-only, of bool, integer or floating type; ply: its vertices,
@@ -91,6 +100,8 @@ def decode(
         raise
     except Exception as error:  # libraries raise all sorts of errors on damaged input
         raise DecodeError("corrupt", f"{member!r}: {type(error).__name__}: {error}") from error
+    if kind == "depth":
+        value = depth_values(value)
     if isinstance(value, np.ndarray):
         require_finite(value)
     return value

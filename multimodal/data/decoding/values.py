@@ -68,6 +68,25 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True)
+class DepthMap:
+    """A depth map whose unit or camera is known.
+
+    Attributes:
+        values: ``[H, W]``, 0 or less where there is no measurement.
+        unit_m: metres per value; None: the transform's.
+        inverse: whether larger values are nearer.
+        focal: focal length of its camera in pixels; None: the transform's.
+        baseline_m: of a stereo camera, in metres; None: the transform's.
+    """
+
+    values: NDArray[Any]
+    unit_m: float | None = None
+    inverse: bool = False
+    focal: float | None = None
+    baseline_m: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """How a member is to be decoded.
 
@@ -100,3 +119,22 @@ def check_rate(rate: float) -> None:
     """
     if not _SLOWEST <= rate <= _FASTEST:
         raise DecodeError("unsupported", f"a sampling rate of {rate:g} Hz")
+
+
+def depth_values(value: Any) -> NDArray[Any]:
+    """One channel ``[H, W]`` of a depth map, also of one that was saved in three equal channels.
+
+    Raises:
+        DecodeError: if it has several channels that differ, or is no map.
+    """
+    if isinstance(value, np.ndarray) and value.ndim == 3 and 0 not in value.shape:
+        if value.shape[2] == 3 and (value == value[..., :1]).all():
+            return value[..., 0]
+        if value.shape[2] == 3:
+            raise DecodeError("unsupported", "expected a depth map [H, W], got a picture in colour")
+        if 1 in (value.shape[0], value.shape[2]):
+            value = value[0] if len(value) == 1 else value[..., 0]
+    if not isinstance(value, np.ndarray) or value.ndim != 2 or 0 in value.shape:
+        given = getattr(value, "shape", type(value).__name__)
+        raise DecodeError("unsupported", f"expected a depth map [H, W], got {given}")
+    return value

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from multimodal.core.settings import flattened
-from multimodal.data.decoding.values import require_finite
-from multimodal.data.errors import DecodeError
+from multimodal.data.decoding.values import DepthMap, depth_values, require_finite
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import Stacked, require_shares, standardisation
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
@@ -25,7 +24,8 @@ class DepthRange:
     """Unit and limits of raw depth maps.
 
     Args:
-        unit_m: metres per raw value: 0.001 for maps in millimetres.
+        unit_m: metres per raw value; None: 0.001 (maps in millimetres), and of maps of 8 bits none:
+            they are relative. A source's own ``unit_m`` comes before it.
         min_depth_m: anything nearer counts as being there.
         max_depth_m: anything farther counts as being there.
 
@@ -33,12 +33,13 @@ class DepthRange:
         ValueError: if they do not rise from above 0.
     """
 
-    unit_m: float = 0.001
+    unit_m: float | None = None
     min_depth_m: float = 0.1
     max_depth_m: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_depth_m < self.max_depth_m < math.inf or self.unit_m <= 0:
+        unit = 1.0 if self.unit_m is None else self.unit_m
+        if not (0 < self.min_depth_m < self.max_depth_m < math.inf and unit > 0):
             raise ValueError(
                 "0 < min_depth_m < max_depth_m and unit_m > 0 are needed, got "
                 f"{self.min_depth_m}, {self.max_depth_m} and {self.unit_m}"
@@ -60,6 +61,11 @@ class DepthTransform(Stacked):
     * ``stereo``: what a stereo camera would measure, baseline_m x focal / z, in the unit of the
       focal length (Girdhar et al. 2023, ImageBind, appendix; Girdhar et al. 2022, Omnivore).
 
+    A map of 8 bits without a unit, and any whose source says ``inverse``, is relative: its farthest
+    point is taken as five times as far as its nearest, around the geometric middle of the limits,
+    and larger values as farther unless ``inverse`` says otherwise. With the output ``relative``
+    this changes nothing.
+
     A pixel without a measurement (0 in the raw map) is 0 in the result, and does not bleed into its
     neighbours when the map is resized.
 
@@ -73,7 +79,8 @@ class DepthTransform(Stacked):
         erasing: probability of a rectangle without measurements.
         baseline_m: distance of the two cameras, for ``stereo``: 0.075 m for Kinect, 0.095 for
             RealSense and Xtion.
-        focal: focal length, for ``stereo``: in pixels, or as a share of the picture's width.
+        focal: focal length, for ``stereo``: in pixels, or as a share of the picture's width, which
+            a number under 10 is taken for. A sample's own, where its source names it, comes before.
         geometry: crop and mirroring.
         distances: unit and limits of the raw map.
 
@@ -104,7 +111,7 @@ class DepthTransform(Stacked):
                 f"output={output!r} with baseline_m={baseline_m} and focal={focal}: stereo needs "
                 "both, and only it does"
             )
-        self.stereo = (baseline_m or 0.0) * (focal or 0.0)
+        self.baseline_m, self.focal = baseline_m or 0.0, focal or 0.0
         standardisation([mean], [std])
         self.size = size
         self.unit_m = distances.unit_m
@@ -126,7 +133,8 @@ class DepthTransform(Stacked):
         """One depth map.
 
         Args:
-            value: ``[H, W]`` of raw depth, 0 or less where there is no measurement.
+            value: ``[H, W]`` of raw depth, or ``[H, W, 3]`` of three equal channels, 0 or less
+                where there is no measurement; or a ``DepthMap``.
             rng: the sample's random choices; None for the central square, unchanged.
 
         Returns:
@@ -135,20 +143,18 @@ class DepthTransform(Stacked):
         Raises:
             DecodeError: if the value is not a map of one channel, or contains infinity or NaN.
         """
-        if not isinstance(value, np.ndarray) or value.ndim != 2 or 0 in value.shape:
-            given = getattr(value, "shape", type(value).__name__)
-            raise DecodeError("unsupported", f"expected a depth map [H, W], got {given}")
-        require_finite(value)
-        raw = torch.from_numpy(value.astype(np.float32))
-        random = rng.stream("depth") if rng is not None else None
-        factor = self.unit_m
-        if random is not None:
-            factor *= 1 + self.distance * random.uniform(-1, 1)
-        metres = (raw * factor).clamp_(*self.range_m)
+        given = value if isinstance(value, DepthMap) else DepthMap(value)
+        values = depth_values(given.values)
+        require_finite(values)
+        raw = torch.from_numpy(values.astype(np.float32))
         measured = raw > 0
-        result = self._represent(metres, measured).sub_(self.mean).div_(self.std)
+        random = rng.stream("depth") if rng is not None else None
+        factor = 1.0 if random is None else 1 + self.distance * random.uniform(-1, 1)
+        metres = self._metres(raw, measured, given, values.dtype == np.uint8)
+        metres = metres.mul_(factor).clamp_(*self.range_m)
+        result = self._represent(metres, measured, given).sub_(self.mean).div_(self.std)
         pair = torch.stack([result.mul_(measured), measured.float()])
-        box = self.geometry.box(rng, *value.shape)
+        box = self.geometry.box(rng, *values.shape)
         result, share = crop_and_resize(pair, box, self.size, "bilinear")
         # Averages over measured pixels only; a result that is mostly unmeasured stays so.
         result = torch.where(share > 0.5, result / share.clamp(min=0.5), 0)[None]
@@ -160,11 +166,33 @@ class DepthTransform(Stacked):
             erase(result, self.erasing, random)
         return result
 
-    def _represent(self, metres: Tensor, measured: Tensor) -> Tensor:
+    def _metres(self, raw: Tensor, measured: Tensor, given: DepthMap, eight_bits: bool) -> Tensor:
+        """Distances; anything goes where nothing is measured."""
+        unit = given.unit_m or self.unit_m
+        if unit is not None or not (eight_bits or given.inverse):
+            scaled = raw * (unit or 0.001)
+            return 1 / scaled.clamp_(min=1e-6) if given.inverse else scaled
+        if not measured.any():
+            return raw.clone()
+        least, most = (float(bound) for bound in raw[measured].aminmax())
+        share = (raw - least) / max(most - least, 1e-6)
+        ratio = 1 / (0.2 + 0.8 * share) if given.inverse else 1 + 4 * share
+        nearest, farthest = self.range_m
+        return ratio * math.sqrt(nearest * farthest / 5)
+
+    def _stereo(self, given: DepthMap) -> float:
+        """Baseline times focal length, in the unit of the transform's own focal length."""
+        focal = self.focal
+        if given.focal is not None:
+            share = self.focal < 10
+            focal = given.focal / given.values.shape[1] if share else given.focal
+        return (given.baseline_m or self.baseline_m) * focal
+
+    def _represent(self, metres: Tensor, measured: Tensor, given: DepthMap) -> Tensor:
         """The representation; anything goes where nothing is measured."""
         nearest, farthest = self.range_m
         if self.output == "stereo":
-            return self.stereo / metres
+            return self._stereo(given) / metres
         if self.output == "disparity":
             return nearest / metres
         if self.output == "depth":

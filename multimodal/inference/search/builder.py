@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from multimodal.data.decoding.decode import Signal
+from multimodal.data.decoding.decode import DepthMap, Signal
 from multimodal.data.errors import BadSampleError
 from multimodal.data.preview import preview
 from multimodal.inference.embedder import Embedder
@@ -84,4 +84,6 @@ def _embed(embedder: Embedder, items: list[Item], previews: bool) -> tuple[Vecto
 def _preview(modality: str, value: Any) -> tuple[str, bytes]:
     if isinstance(value, Signal):
         return preview(modality, value.samples, value.rate)
+    if isinstance(value, DepthMap):
+        return preview(modality, value.values)
     return preview(modality, value)
