@@ -34,7 +34,9 @@ def embed(cfg: DictConfig) -> None:
         digest += f":{cfg.weights}" if cfg.weights else ""
         about = about_of(str(checkpoint), digest, cfg.kind, str(cfg.input), model.embed_dim)
         columns = ("embedding", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        console = Console(stderr=True)
+        hidden = not console.is_terminal
+        with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
             task = progress.add_task("", total=len(items))
             rows, left_out = build_table(
                 embedder, items, Path(cfg.output), about, cfg.previews,

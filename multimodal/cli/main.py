@@ -63,6 +63,7 @@ def run(
     """
     limit_openmp_spinning()
     atexit.register(skip_last_collection)
+    quieten_libraries()
     sys.argv[1:] = normalize_args(sys.argv[1:], texts, paths)
     entry, starter = _entry_point(), os.getpid()
 

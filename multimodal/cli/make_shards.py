@@ -217,7 +217,8 @@ def _verify(words: Sequence[str]) -> int:
 @contextmanager
 def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=CONSOLE, transient=True) as bar:
+    hidden = not CONSOLE.is_terminal
+    with Progress(*columns, console=CONSOLE, transient=True, disable=hidden) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

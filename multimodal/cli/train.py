@@ -16,6 +16,7 @@ from multimodal.core.process.quiet import quieten_libraries
 from multimodal.evaluation.results import Results
 from multimodal.evaluation.run import evaluate_metrics, evaluate_run
 from multimodal.evaluation.trained_pairs import trained_pairs
+from multimodal.inference.checkpoint.input_check import check_inputs
 from multimodal.inference.checkpoint.tokenizer_check import check_vocab_size, tokenizers_in
 from multimodal.inference.checkpoint.weights import pair_temperatures
 from multimodal.training.anchor import load_anchor, resolve_anchor
@@ -47,6 +48,7 @@ def train(cfg: DictConfig, checked: bool = False) -> Results | None:
 
     module, data = build_module(cfg), build_data(cfg)
     check_vocab_size(module.model, tokenizers_in(data.transforms))
+    check_inputs(module.model, data.transforms)
     origin = provenance(cfg, data)
     if anchor is not None:
         anchor_cfg = load_anchor(module.model, cfg, anchor, origin["tokenizers"])

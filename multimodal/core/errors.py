@@ -16,6 +16,12 @@ class UserError(Exception):
     exit_status = 1
 
 
+class InputMismatchError(UserError, ValueError):
+    """Inputs that an encoder cannot take; the message names what it expects and what it got."""
+
+    exit_status = 2
+
+
 class MissingExtraError(UserError, ModuleNotFoundError):
     """A feature whose extra is not installed; the message names the extra."""
 

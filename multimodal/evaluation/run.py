@@ -28,6 +28,7 @@ from multimodal.evaluation.results import Results, SetInfo
 from multimodal.evaluation.sets import EvaluationSet
 from multimodal.evaluation.task_results import TaskResult, tasks_table
 from multimodal.evaluation.trained_pairs import Temperatures, TrainedPairs
+from multimodal.inference.checkpoint.input_check import check_inputs
 from multimodal.inference.embedder import EmbeddedSource, Embedder
 from multimodal.models.fusion_model import FusionModel
 from multimodal.models.towers import EmbeddingModel
@@ -61,6 +62,7 @@ def evaluate_run(
     """
     sets = build_sets(cfg)
     data = evaluation_data(cfg)
+    check_inputs(model, data.transforms)
     results = evaluate(model, sets, data, trained, temperatures)
     if distributed.rank() == 0:
         more = []
@@ -141,9 +143,10 @@ def evaluate(
     modes = {module: module.training for module in model.modules()}
     model.eval()
     columns = (TextColumn("evaluating {task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True, quiet=quiet or distributed.rank() > 0)
+    console = Console(stderr=True)
+    hidden = quiet or distributed.rank() > 0 or not console.is_terminal
     try:
-        with Progress(*columns, console=console, transient=True) as progress:
+        with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
             for name, entry in sets.items():
                 total = -(-len(entry.source or ()) // distributed.world_size())
                 task = progress.add_task(name, total=total)

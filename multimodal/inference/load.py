@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from multimodal.config import build
 from multimodal.data.settings import EvaluationData
+from multimodal.inference.checkpoint.input_check import check_inputs
 from multimodal.inference.checkpoint.load import Loaded, load_checkpoint
 from multimodal.inference.checkpoint.locate import checkpoint_at
 from multimodal.inference.embedder import Embedder
@@ -32,6 +33,7 @@ def embedder_of(
         for name in run_cfg.data.transforms
         if name in model.towers
     }
+    check_inputs(model, transforms)
     data = EvaluationData(transforms, batch_size)
     return Embedder(model.to(device).eval(), data, kind, temperatures)
 

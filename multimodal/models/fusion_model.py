@@ -83,11 +83,13 @@ class FusionModel(EmbeddingModel):
         mask, present = masks.get(name), presence.get(name)
         tower = self.tower(name)
         if present is None or bool(present.all()):
-            return tower.encode(value, mask)
+            with self.inputs_blamed(name):
+                return tower.encode(value, mask)
         if not bool(present.any()):
             return None
         rows = present.nonzero().flatten()
-        some = tower.encode(value[rows], None if mask is None else mask[rows])
+        with self.inputs_blamed(name):
+            some = tower.encode(value[rows], None if mask is None else mask[rows])
 
         def spread(part: Tensor) -> Tensor:
             return part.new_zeros(len(present), *part.shape[1:]).index_copy(0, rows, part)

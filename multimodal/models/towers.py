@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimodal.core.batch import EncoderOutput
+from multimodal.core.errors import ConfigError, ConfigProblem, InputMismatchError
 from multimodal.models.tower_optim import TowerOptim
 from multimodal.models.tuning import Tuning
 
@@ -76,6 +78,17 @@ class Tower(nn.Module):
     def train(self, mode: bool = True) -> Tower:
         """Set training mode; a frozen tower stays in evaluation mode."""
         return super().train(mode and not self.frozen)
+
+    def check_inputs(self, inputs: Tensor, mask: Tensor | None = None) -> None:
+        """Refuses inputs that the encoder cannot take, as far as it can tell without computing.
+
+        Raises:
+            InputMismatchError: naming what is expected, and what was given.
+        """
+        check = getattr(self.encoder, "check_inputs", None)
+        if check is not None:
+            clips = mask is None and inputs.ndim - 1 == getattr(self.encoder, "input_dims", None)
+            check(inputs[:, 0] if clips else inputs, mask)
 
     def encode(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
         """Features and tokens before the head; see the encoder for the shapes."""
@@ -188,10 +201,35 @@ class EmbeddingModel(nn.Module):
             kind: ``raw``, ``normalized`` or ``scaled``; see ``Tower.forward``.
 
         Raises:
-            ValueError: if given a modality without a tower, and for inputs that do not fit it.
+            ValueError: if given a modality without a tower.
+            ConfigError: if the inputs do not fit the tower.
         """
-        embeddings: Tensor = self.tower(modality)(inputs, mask, kind)
+        tower = self.tower(modality)
+        with self.inputs_blamed(modality):
+            embeddings: Tensor = tower(inputs, mask, kind)
         return embeddings
+
+    @contextmanager
+    def inputs_blamed(self, modality: str) -> Iterator[None]:
+        """Within, inputs that do not fit a tower are an error of the key that makes them.
+
+        Raises:
+            ConfigError: in place of an `InputMismatchError`.
+        """
+        try:
+            yield
+        except InputMismatchError as error:
+            tower = self.tower(modality)
+            where = next(name for name, each in self.towers.items() if each is tower)
+            raise ConfigError(
+                [
+                    ConfigProblem(
+                        f"data.transforms.{modality}",
+                        f"its results do not fit model.towers.{where}.encoder: {error}. Set the "
+                        "sizes of the one as the other has them",
+                    )
+                ]
+            ) from error
 
     def forward(
         self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None

@@ -69,6 +69,10 @@ class ContrastiveObjective(nn.Module):
         needed = _modalities(self._active(available, source).values())
         return [name for name in available if name in needed]
 
+    def active_pairs(self, available: Iterable[str], source: str) -> set[str]:
+        """Names of the pairs that a batch of these modalities from this source trains."""
+        return set(self._active(list(available), source))
+
     def queued_modalities(self, available: Iterable[str], source: str) -> list[str]:
         """Those of which embeddings of a batch of this source enter a queue."""
         return _modalities(p for p in self._active(available, source).values() if p.candidates.size)

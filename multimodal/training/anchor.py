@@ -27,6 +27,7 @@ from multimodal.core.hashing import stable_hash
 from multimodal.core.process import lock
 from multimodal.core.process.parent import GRACE_S, parent_of_children
 from multimodal.core.process.provenance import is_first_rank
+from multimodal.core.process.quiet import note
 from multimodal.data.shards.manifest import manifest_hash
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.load import config_of
@@ -125,7 +126,7 @@ def resolve_anchor(cfg: DictConfig) -> str | None:
     path = store.newest(folder / "checkpoints")
     if path is None:
         raise AnchorError(f"the anchor's folder {folder} holds no checkpoint; remove it and retry")
-    print(f"anchor: {path}", file=sys.stderr)
+    note(f"anchor: {path}")
     return str(path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 
 from multimodal.config import stored_config
 from multimodal.config.problems import did_you_mean
+from multimodal.core.process.quiet import note
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.file import CheckpointError
 from multimodal.inference.checkpoint.tokenizer_check import check_same_tokenizers
@@ -121,7 +121,7 @@ def check_same_experiment(
             f"or allow them to differ: 'resume.allow=[{names}]'"
         )
     for key, (then, now) in changed.items():
-        print(f"resuming with {key}={now!r}, which was {then!r}", file=sys.stderr)
+        note(f"resuming with {key}={now!r}, which was {then!r}")
     return {key: now for key, (_, now) in changed.items()}
 
 
@@ -129,7 +129,7 @@ def check_origin(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
     """Notes that the checkpoint was made by a different version of the code."""
     then, now = saved.get("code"), present.get("code")
     if then and then != now:
-        print(f"note: the checkpoint was made by the code {then}; this is {now}", file=sys.stderr)
+        note(f"note: the checkpoint was made by the code {then}; this is {now}")
 
 
 def check_length(cfg: DictConfig, step: int, path: str | Path) -> None:
@@ -143,8 +143,10 @@ def check_length(cfg: DictConfig, step: int, path: str | Path) -> None:
         return
     longer = f"to train longer set trainer.max_steps above {step}"
     if step == asked:
-        print(f"step {step} of trainer.max_steps={asked} is reached already: nothing is left to "
-              f"train, only the evaluation is run; {longer}", file=sys.stderr)  # fmt: skip
+        note(
+            f"step {step} of trainer.max_steps={asked} is reached already: nothing is left to "
+            f"train, only the evaluation is run; {longer}"
+        )
         return
     raise CheckpointError(
         f"{path} has reached step {step}, and trainer.max_steps={asked} asks for fewer; {longer}, "
@@ -198,7 +200,7 @@ def resume(
         raise CheckpointError(f"{path} contains no configuration: not written by multimodal")
     check_same_tokenizers(content, origin["tokenizers"], path)
     check_origin(content.get("origin", {}), origin)
-    print(f"resuming from {path} (step {content['global_step']})", file=sys.stderr)
+    note(f"resuming from {path} (step {content['global_step']})")
     check_length(cfg, content["global_step"], path)
     return Resumed(path, content["global_step"], content.get("loggers", {}), changed)
 

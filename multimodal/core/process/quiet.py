@@ -1,9 +1,12 @@
-"""What libraries say of themselves stays out of a run's log and off its terminal."""
+"""What a run says, and what it does not: libraries' remarks stay off its log and terminal."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
+
+from multimodal.core.process.provenance import is_first_rank
 
 # Devices that are not there, advertisements, fonts: remarks, which end where warnings begin.
 LIBRARIES = ("pytorch_lightning", "lightning_fabric", "lightning", "torchmetrics", "matplotlib")
@@ -13,8 +16,16 @@ WARNINGS = (
     "Found .* in eval mode at the start of training.*",
     "The number of training batches.*",
     ".*does not have many workers.*",
-    "Total length of .* across ranks is zero.*",
+    "It is recommended to use `self.log\\(.*sync_dist=True",  # what we log is of all ranks already
+    "find_unused_parameters=True was specified in DDP constructor, but did not find any unused.*",
 )
+JOBLIB = "hydra_plugins.hydra_joblib_launcher._core"  # logs its own settings before every sweep
+
+
+def note(message: str) -> None:
+    """Prints on standard error what every rank of a run would say alike: on the first one only."""
+    if is_first_rank():
+        print(message, file=sys.stderr)
 
 
 def quieten_libraries() -> None:
@@ -23,3 +34,10 @@ def quieten_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message)
+    if not any(isinstance(each, _JobsOnly) for each in logging.getLogger(JOBLIB).filters):
+        logging.getLogger(JOBLIB).addFilter(_JobsOnly())
+
+
+class _JobsOnly(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Joblib.Parallel(")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -57,6 +58,7 @@ def make_loader(
         persistent_workers=persistent and num_workers > 0,
         timeout=settings.worker_timeout_s or 0 if num_workers else 0,
         worker_init_fn=_start_worker,
+        multiprocessing_context=_start_method() if num_workers else None,
         generator=torch.Generator(),  # otherwise each iteration would draw from the global one
     )
 
@@ -96,6 +98,11 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _start_method() -> str | None:
+    """Linux's own: in a process that a launcher started, its library may have set another."""
+    return "fork" if sys.platform == "linux" else None
 
 
 def _start_worker(worker: int) -> None:

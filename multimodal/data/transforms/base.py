@@ -15,7 +15,12 @@ from multimodal.data.sample_rng import SampleRNG
 
 
 class Transform(Protocol):
-    """From the decoded value of one modality to what its encoder takes."""
+    """From the decoded value of one modality to what its encoder takes.
+
+    One whose results all have the same shape says so by an attribute ``shape``, and ``dtype`` where
+    that is not float32; whether the tower takes them is then known before the first batch. The
+    shape of texts is that of the longest one.
+    """
 
     def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One sample's input.

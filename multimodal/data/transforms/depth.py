@@ -125,6 +125,11 @@ class DepthTransform(Stacked):
         self.erasing = erasing
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample's tensor."""
+        return (1, self.size, self.size)
+
+    @property
     def is_random(self) -> bool:
         """Whether draws change the result."""
         return self.geometry.is_random or any((self.distance, self.dropout, self.erasing))

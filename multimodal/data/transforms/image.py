@@ -168,6 +168,11 @@ class ImageTransform:
         return math.ceil(height * factor), math.ceil(width * factor)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample's tensor."""
+        return (3, self.size, self.size)
+
+    @property
     def is_random(self) -> bool:
         """Whether draws change the result."""
         return self.geometry.is_random or self._changes_colours

@@ -67,6 +67,11 @@ class IMUTransform(Stacked):
         self._std = deviations[:, None]
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample's tensor."""
+        return (len(self._mean), self.length)
+
+    @property
     def is_random(self) -> bool:
         """Always: of a longer signal a window is drawn."""
         return True

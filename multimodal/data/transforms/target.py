@@ -26,6 +26,8 @@ class LabelTransform(Stacked):
 
     def __init__(self, classes: Sequence[str | int]) -> None:
         self._places = _places(classes)
+        self.num_classes = len(self._places)
+        self.shape, self.dtype = (), torch.int64
 
     def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """An int64 scalar.
@@ -50,6 +52,8 @@ class LabelSetTransform(Stacked):
 
     def __init__(self, classes: Sequence[str | int]) -> None:
         self._places = _places(classes)
+        self.num_classes = len(self._places)
+        self.shape = (self.num_classes,)
 
     def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """float32 ``[C]`` of 0 and 1.
@@ -82,6 +86,7 @@ class NumberTransform(Stacked):
         if outputs < 1 or not std > 0:
             raise ValueError(f"outputs={outputs} and std={std} must be above 0")
         self.outputs = outputs
+        self.shape = (outputs,)
         self.mean = mean
         self.std = std
 

@@ -47,11 +47,17 @@ class TextTransform:
         if not 0 <= drop < 1:
             raise ValueError(f"drop must be a probability below 1, got {drop}")
         self.context_length = context_length
+        self.dtype = torch.int64
         self.drop = drop
         self.fill = fill
         self._start, self._end = (
             [] if token is None else [token] for token in (self.tokenizer.start, self.tokenizer.end)
         )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the longest text's tensor."""
+        return (self.context_length,)
 
     @property
     def is_random(self) -> bool:

@@ -76,6 +76,11 @@ class VideoTransform(Stacked):
         self._offset = torch.from_numpy(-means / deviations).view(3, 1, 1, 1)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one clip's tensor."""
+        return (3, self.num_frames, self.size, self.size)
+
+    @property
     def is_random(self) -> bool:
         """Whether draws change the result."""
         return self.geometry.is_random or self.clip_seconds is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from multimodal.config import (
     for_use,
     stored_config,
 )
+from multimodal.core.process.quiet import note
 from multimodal.inference.checkpoint import file as checkpoint_file
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.tokenizer_check import (
@@ -112,7 +112,7 @@ def load_checkpoint(
         average = uses_average(checkpoint, path, weights)
         used = "the moving average of the weights is used (weights=raw: the weights themselves)"
         other = "the weights themselves are used (weights=average: their moving average)"
-        print(f"{path}: {used if average else other}", file=sys.stderr)
+        note(f"{path}: {used if average else other}")
     own = cfg if transforms is None else _with_transforms(cfg, transforms)
     tokenizers = tokenizers_of(own)
     check_vocab_size(model, tokenizers)

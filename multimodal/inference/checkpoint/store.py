@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from multimodal.core.files import TEMPORARY
+from multimodal.core.process.quiet import note
 from multimodal.inference.checkpoint.file import CheckpointError, load_plain, remove
 
 STEP_NAME = re.compile(r"^step=(\d+)\.ckpt$")
@@ -80,7 +80,7 @@ def newest(folder: str | os.PathLike[str]) -> Path | None:
         if (problem := _problem(path)) is None:
             return path
         problems.append(problem)
-        print(f"WARNING: {problem}; trying the checkpoint before it", file=sys.stderr)
+        note(f"WARNING: {problem}; trying the checkpoint before it")
     if problems:
         raise CheckpointError(
             f"none of the {len(problems)} checkpoints in {folder} can be read:\n  "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from multimodal.core.batch import EncoderOutput
+from multimodal.core.errors import InputMismatchError
 
 
 class CategoryEncoder(nn.Module):
@@ -23,15 +24,33 @@ class CategoryEncoder(nn.Module):
         if num_categories < 2:
             raise ValueError(f"num_categories={num_categories}: expected at least 2")
         self.width = width
+        self.num_categories = num_categories
         self.embedding = nn.Embedding(num_categories, width)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
         """Encode a batch of numbers ``[B]`` int64; ``mask`` must be None."""
-        if inputs.ndim != 1 or inputs.is_floating_point() or mask is not None:
-            raise ValueError(
-                f"CategoryEncoder expects integers [B] and no mask, got {inputs.dtype} "
-                f"{list(inputs.shape)}"
-            )
+        self.check_inputs(inputs, mask)
         features = self.embedding(inputs)
         return EncoderOutput(features, features[:, None])
+
+    def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
+        """Refuses what `forward` cannot take.
+
+        Raises:
+            InputMismatchError: naming what is expected, and what was given.
+        """
+        if inputs.ndim != 1 or inputs.is_floating_point() or mask is not None:
+            raise InputMismatchError(
+                f"CategoryEncoder expects integers [B] and no mask, got {inputs.dtype} "
+                f"{list(inputs.shape)}{'' if mask is None else ' and a mask'}"
+            )
+        # On an accelerator the comparison would wait for the device in every step.
+        if inputs.device.type != "cpu" or not len(inputs):
+            return
+        least, most = int(inputs.min()), int(inputs.max())
+        if least < 0 or most >= self.num_categories:
+            raise InputMismatchError(
+                f"CategoryEncoder expects numbers from 0 to {self.num_categories - 1} "
+                f"(num_categories={self.num_categories}), got {least if least < 0 else most}"
+            )

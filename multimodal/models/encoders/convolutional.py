@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.core.batch import EncoderOutput
-from multimodal.models.encoders.transformer import check_shape
+from multimodal.models.encoders.transformer import check_shape, refuse_mask
 from multimodal.models.layers.stems import per_dim
 
 
@@ -109,10 +109,17 @@ class ConvolutionalEncoder(nn.Module):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
         """Encode a batch of float pictures; there is no padding, so ``mask`` must be None."""
-        check_shape(inputs, (self.in_channels, *self.size), type(self).__name__)
-        if mask is not None:
-            raise ValueError("ConvolutionalEncoder takes no mask: its inputs have a fixed size")
+        self.check_inputs(inputs, mask)
         # Channels last is the layout in which the convolutions are fast, on CPU and on GPU.
         features = self.layers(inputs.contiguous(memory_format=torch.channels_last))
         tokens = features.flatten(2).transpose(1, 2)
         return EncoderOutput(tokens.mean(dim=1), tokens)
+
+    def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
+        """Refuses what `forward` cannot take.
+
+        Raises:
+            InputMismatchError: naming what is expected, and what was given.
+        """
+        check_shape(inputs, (self.in_channels, *self.size), type(self).__name__)
+        refuse_mask(mask, type(self).__name__)

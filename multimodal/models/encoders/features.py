@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.core.batch import EncoderOutput
+from multimodal.core.errors import InputMismatchError
 from multimodal.models.encoders.transformer import check_mask
 from multimodal.models.layers.pooling import MeanPool
 from multimodal.models.layers.transformer import MLP
@@ -56,14 +57,27 @@ class FeatureEncoder(nn.Module):
         Raises:
             ValueError: if given inputs or a mask mismatched shapes or type.
         """
-        if inputs.ndim not in (2, 3) or inputs.shape[-1] != self.in_features:
-            raise ValueError(
-                f"FeatureEncoder expects inputs [B, {self.in_features}] or "
-                f"[B, T, {self.in_features}], got {list(inputs.shape)}"
-            )
+        self.check_inputs(inputs, mask)
         sequence = inputs[:, None] if inputs.ndim == 2 else inputs
-        check_mask(mask, sequence.shape[:2])
         if mask is not None:  # masked values, even NaN, must not reach the result
             sequence = torch.where(mask[..., None], sequence, 0.0)
         tokens = self.projection(self.norm(sequence))
         return EncoderOutput(self.pool(tokens, mask), tokens, mask)
+
+    def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
+        """Refuses what `forward` cannot take.
+
+        Raises:
+            InputMismatchError: naming what is expected, and what was given.
+        """
+        if (
+            inputs.ndim not in (2, 3)
+            or inputs.shape[-1] != self.in_features
+            or not inputs.is_floating_point()
+        ):
+            given = "" if inputs.is_floating_point() else f"{inputs.dtype} "
+            raise InputMismatchError(
+                f"FeatureEncoder expects inputs [B, {self.in_features}] or "
+                f"[B, T, {self.in_features}], got {given}{list(inputs.shape)}"
+            )
+        check_mask(mask, (len(inputs), 1) if inputs.ndim == 2 else inputs.shape[:2])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.core.batch import EncoderOutput
+from multimodal.core.errors import InputMismatchError
 from multimodal.core.hf_files import import_transformers, input_settings
 from multimodal.models.encoders.transformer import check_mask
 from multimodal.models.layers.pooling import FirstPool, LastPool, MeanPool, Pooling, make_pooler
@@ -96,7 +97,9 @@ class HuggingFaceEncoder(nn.Module):
         self.pool = self._pooler(pooling)
         if gradient_checkpointing:
             # Reentrant checkpoints would lose the gradient of a model whose inputs have none.
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            model = self.model  # the name of it before transformers 5.20
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def _pooler(self, pooling: Pooling) -> nn.Module:
         if pooling != "attention":
@@ -132,10 +135,60 @@ class HuggingFaceEncoder(nn.Module):
         Raises:
             ValueError: if given a mask mismatched shapes, or one that the model does not take.
         """
-        if mask is not None:
-            check_mask(mask, inputs.shape[:2])
-            if not self._takes_mask or inputs.ndim != 2:  # pictures and spectrograms are whole
-                raise ValueError(f"{type(self.model).__name__} takes no mask")
+        self._check_mask(inputs, mask)
+        try:
+            return self._encode(inputs, mask)
+        except ValueError as error:  # how these models refuse pictures of another size
+            raise InputMismatchError(f"{type(self.model).__name__}: {error}") from error
+
+    def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
+        """Refuses what the model cannot take, as far as it shows without values.
+
+        Raises:
+            InputMismatchError: naming the model and what it says.
+        """
+        self._check_mask(inputs, mask)
+        name = type(self.model).__name__
+        if (most := self._longest()) is not None and inputs.shape[-1] > most:
+            raise InputMismatchError(f"{name} expects at most {most} tokens, got {inputs.shape[1]}")
+        state = {
+            key: torch.empty_like(value, device="meta")
+            for key, value in (*self.named_parameters(), *self.named_buffers())
+        }
+        given = (inputs.to("meta"), None if mask is None else mask.to("meta"))
+        training = self.training
+        try:
+            with torch.no_grad():
+                torch.func.functional_call(self.eval(), state, given)
+        except InputMismatchError:
+            raise
+        except Exception as error:
+            if "meta" in str(error) or isinstance(error, NotImplementedError):
+                return  # it looks at values, so the first batch has to tell
+            reason = str(error).splitlines()[0]
+            raise InputMismatchError(
+                f"{name} cannot take {inputs.dtype} {list(inputs.shape)}: {reason}"
+            ) from error
+        finally:
+            self.train(training)
+
+    def _longest(self) -> int | None:
+        """The longest text in tokens, where positions are looked up."""
+        for path, module in self.model.named_modules():
+            named = path.rsplit(".", 1)[-1] in ("position_embedding", "position_embeddings")
+            if named and isinstance(module, nn.Embedding) and self.input_name == "input_ids":
+                padding = module.padding_idx
+                return module.num_embeddings - (0 if padding is None else padding + 1)
+        return None
+
+    def _check_mask(self, inputs: Tensor, mask: Tensor | None) -> None:
+        if mask is None:
+            return
+        check_mask(mask, inputs.shape[:2])
+        if not self._takes_mask or inputs.ndim != 2:  # pictures and spectrograms are whole
+            raise InputMismatchError(f"{type(self.model).__name__} takes no mask")
+
+    def _encode(self, inputs: Tensor, mask: Tensor | None) -> EncoderOutput:
         if self.swap_audio_axes:
             inputs = inputs.transpose(-1, -2)
             inputs = inputs[:, 0] if self.input_name == "input_values" else inputs

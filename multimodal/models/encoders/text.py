@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.core.batch import EncoderOutput
+from multimodal.core.errors import InputMismatchError
 from multimodal.models.encoders.transformer import TransformerEncoder, check_mask
 from multimodal.models.layers.transformer import Transformer
 
@@ -64,7 +65,7 @@ class TextTransformer(TransformerEncoder):
         Raises:
             ValueError: if given inputs or a mask mismatched shapes or type.
         """
-        self._check(inputs, mask)
+        self.check_inputs(inputs, mask)
         if self.attend_padding:
             mask = None
         elif mask is None and self.find_end:
@@ -72,14 +73,19 @@ class TextTransformer(TransformerEncoder):
             mask = places <= inputs.argmax(dim=1, keepdim=True)
         return self.encode_tokens(self.embedding(inputs), mask)
 
-    def _check(self, inputs: Tensor, mask: Tensor | None) -> None:
+    def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
+        """Refuses what `forward` cannot take.
+
+        Raises:
+            InputMismatchError: naming what is expected, and what was given.
+        """
         if inputs.ndim != 2 or inputs.is_floating_point() or inputs.shape[1] > self.context_length:
-            raise ValueError(
+            raise InputMismatchError(
                 f"TextTransformer expects integer ids [B, T <= {self.context_length}], "
                 f"got {inputs.dtype} {list(inputs.shape)}"
             )
         if self.attend_padding and inputs.shape[1] != self.context_length:
-            raise ValueError(
+            raise InputMismatchError(
                 f"attend_padding: texts must be padded to {self.context_length} tokens, "
                 f"got {inputs.shape[1]}"
             )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimodal.core.batch import EncoderOutput
+from multimodal.core.errors import InputMismatchError
 from multimodal.models.layers.pooling import Pooling, make_pooler
 from multimodal.models.layers.positions import sincos_positions
 from multimodal.models.layers.transformer import Transformer
@@ -142,30 +143,50 @@ class GridTransformer(TransformerEncoder):
         Raises:
             ValueError: if given inputs mismatched shapes, or when a mask is given.
         """
-        check_shape(inputs, (self.in_channels, *self.size), type(self).__name__)
-        if mask is not None:
-            raise ValueError(f"{type(self).__name__} takes no mask: its inputs have a fixed size")
+        self.check_inputs(inputs, mask)
         return self.encode_tokens(self.stem(inputs))
+
+    def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
+        """Refuses what `forward` cannot take.
+
+        Raises:
+            InputMismatchError: naming what is expected, and what was given.
+        """
+        check_shape(inputs, (self.in_channels, *self.size), type(self).__name__)
+        refuse_mask(mask, type(self).__name__)
 
 
 def check_shape(inputs: Tensor, shape: Sequence[int], encoder: str) -> None:
     """Refuse a batch whose samples do not have ``shape``.
 
     Raises:
-        ValueError: if it does; the message names both shapes.
+        InputMismatchError: if they do not, or are integers; the message names both.
     """
-    if tuple(inputs.shape[1:]) != tuple(shape):
+    if tuple(inputs.shape[1:]) != tuple(shape) or not inputs.is_floating_point():
         expected = ", ".join(map(str, shape))
-        raise ValueError(f"{encoder} expects inputs [B, {expected}], got {list(inputs.shape)}")
+        given = "" if inputs.is_floating_point() else f"{inputs.dtype} "
+        raise InputMismatchError(
+            f"{encoder} expects inputs [B, {expected}], got {given}{list(inputs.shape)}"
+        )
+
+
+def refuse_mask(mask: Tensor | None, encoder: str) -> None:
+    """Refuse a mask where inputs have a fixed size.
+
+    Raises:
+        InputMismatchError: naming the encoder.
+    """
+    if mask is not None:
+        raise InputMismatchError(f"{encoder} takes no mask: its inputs have a fixed size")
 
 
 def check_mask(mask: Tensor | None, shape: Sequence[int]) -> None:
     """Refuse a mask that is not boolean of ``shape``.
 
     Raises:
-        ValueError: naming what was given.
+        InputMismatchError: naming what was given.
     """
     if mask is not None and (mask.dtype != torch.bool or tuple(mask.shape) != tuple(shape)):
-        raise ValueError(
+        raise InputMismatchError(
             f"mask must be bool {list(shape)} (True = real), got {mask.dtype} {list(mask.shape)}"
         )

@@ -89,6 +89,17 @@ class VideoTransformer(GridTransformer):
         Raises:
             ValueError: if given inputs mismatched shapes, or when a mask is given.
         """
+        return super().forward(self._clips(inputs), mask)
+
+    def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
+        """Refuses what `forward` cannot take; a picture is a clip of equal frames.
+
+        Raises:
+            InputMismatchError: naming what is expected, and what was given.
+        """
+        super().check_inputs(self._clips(inputs), mask)
+
+    def _clips(self, inputs: Tensor) -> Tensor:
         if inputs.ndim == 4:
-            inputs = inputs[:, :, None].expand(-1, -1, self.size[0], -1, -1)
-        return super().forward(inputs, mask)
+            return inputs[:, :, None].expand(-1, -1, self.size[0], -1, -1)
+        return inputs

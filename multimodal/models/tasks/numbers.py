@@ -39,6 +39,7 @@ class Regression(TargetTask):
         beta: float = 1.0,
     ) -> None:
         super().__init__(parts, target, outputs, weight, unimodal_weight, unimodal_detach, dropout)
+        self.outputs = outputs
         self.beta = beta
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:

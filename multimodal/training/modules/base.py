@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -99,6 +99,12 @@ class TrainingModule(pl.LightningModule):
             from multimodal.training.strategies import fsdp
 
             fsdp.reshard(self)
+
+    def may_leave_unused(self, sources: Mapping[str, Collection[str]]) -> bool:
+        """Whether a step on one of ``sources`` (name -> modalities) may leave a trained parameter
+        without a gradient; True where that is not known.
+        """
+        return True
 
     def on_optimizer_created(self, optimizer: Optimizer) -> None:
         """Called with the optimizer when it is made; for hooks."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -24,6 +24,7 @@ from multimodal.training.modules.momentum import MomentumCopy
 from multimodal.training.modules.single_keys import SingleKeyWarning
 from multimodal.training.optim import was_applied
 
+OURS = ("multimodal.", "torch.nn.")
 KEYS = "positive_keys"  # beside the modalities' embeddings, in what validation keeps
 
 
@@ -78,6 +79,23 @@ class ContrastiveModule(TrainingModule):
     def on_optimizer_created(self, optimizer: Optimizer) -> None:
         """Notes of every step whether it was applied."""
         optimizer.register_step_post_hook(self._note_step)
+
+    def may_leave_unused(self, sources: Mapping[str, Collection[str]]) -> bool:
+        """Whether a source's pairs leave a trained tower or scale out, or a tower is not ours.
+
+        Of our own encoders and heads every parameter takes part in every batch; a model of another
+        library may hold some that never do.
+        """
+        towers = {name: self.model.tower(name) for name in self.model.towers}
+        trained = {id(tower): tower for tower in towers.values() if _learns(tower)}
+        pairs = {name for name, pair in self.objective.pairs.items() if _learns(pair)}
+        if not sources or not all(_all_used(tower) for tower in trained.values()):
+            return True
+        for source, modalities in sources.items():
+            used = {id(towers[name]) for name in self.objective.modalities(modalities, source)}
+            if trained.keys() - used or pairs - self.objective.active_pairs(modalities, source):
+                return True
+        return False
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """Embeddings ``[B, D]`` of those modalities of ``batch`` that one of its pairs needs.
@@ -177,3 +195,12 @@ class ContrastiveModule(TrainingModule):
                     scores = retrieval(whole[a], whole[b], keys, keys)
                     self.log(f"val/{source}/{a}_to_{b}_r@1", scores.recall[1])
         self._validation.clear()
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _all_used(tower: nn.Module) -> bool:
+    """Whether every parameter of a tower takes part in every batch."""
+    return all(type(module).__module__.startswith(OURS) for module in tower.modules())

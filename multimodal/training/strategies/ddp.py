@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
+from typing import Any
 
+import torch
 from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 class ReplicatedStrategy(DDPStrategy):
@@ -12,12 +18,81 @@ class ReplicatedStrategy(DDPStrategy):
 
     Args:
         timeout_s: seconds after which a collective that a rank does not join is an error.
-        find_unused_parameters: whether a step may leave towers unused.
+        find_unused_parameters: whether a step may leave trained parameters unused, so that DDP has
+            to look for them in every step; None: as the module says of its sources
+            (``may_leave_unused``).
+
+    Raises:
+        ValueError: if ``timeout_s`` is not above 0.
     """
 
-    def __init__(self, timeout_s: float = 1800.0, find_unused_parameters: bool = True) -> None:
+    def __init__(
+        self, timeout_s: float = 1800.0, find_unused_parameters: bool | None = None
+    ) -> None:
         if timeout_s <= 0:
             raise ValueError(f"trainer.strategy.timeout_s={timeout_s} must be above 0")
-        super().__init__(
-            timeout=timedelta(seconds=timeout_s), find_unused_parameters=find_unused_parameters
-        )
+        super().__init__(timeout=timedelta(seconds=timeout_s))
+        self._find_unused = find_unused_parameters
+
+    def configure_ddp(self) -> None:
+        """Wraps the module for DDP; called before the first step."""
+        module: Any = self.lightning_module
+        find = self._find_unused
+        if find is None:
+            sources = getattr(module.trainer.datamodule, "sources", {})
+            modalities = {name: source.modalities for name, source in sources.items()}
+            find = module.may_leave_unused(modalities)
+        self._find_unused = find
+        for parameter in module.parameters():
+            if parameter.requires_grad and 1 in parameter.shape:
+                parameter.register_hook(_laid_out_as(parameter))
+        super().configure_ddp()
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        devices = self.determine_ddp_device_ids()
+        # As Lightning does: https://pytorch.org/docs/stable/notes/cuda.html#id5
+        with nullcontext() if devices is None else torch.cuda.stream(torch.cuda.Stream()):
+            return _Replica(model, devices, find_unused_parameters=bool(self._find_unused))
+
+
+class _Replica(DistributedDataParallel):
+    """DDP that looks for unused parameters without a word.
+
+    A step with modality dropout uses all parameters or not, so DDP has to look, and its advice
+    not to is no use. It is written past Python's warnings, except while Python is called by one of
+    torch's own functions; there `quieten_libraries` filters it.
+    """
+
+    def _post_forward(self, output: Any) -> Any:
+        result: list[Any] = []
+
+        def call() -> None:
+            with torch.enable_grad():
+                result.append(super(_Replica, self)._post_forward(output))
+
+        if not (self.find_unused_parameters and torch.is_grad_enabled()):
+            return super()._post_forward(output)
+        _CalledByTorch.apply(call)
+        return result[0]
+
+
+class _CalledByTorch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: Callable[[], None]) -> None:
+        call()
+
+
+def _laid_out_as(parameter: nn.Parameter) -> Callable[[Tensor], Tensor]:
+    """A hook that gives a gradient the strides of ``parameter``.
+
+    DDP compares them, and warns, also along sides of 1: there the gradient of a convolution on
+    channels-last pictures has others, for the same layout in memory.
+    """
+    strides, sides = parameter.stride(), [i for i, n in enumerate(parameter.shape) if n > 1]
+
+    def hook(gradient: Tensor) -> Tensor:
+        if all(gradient.stride(side) == strides[side] for side in sides):
+            return gradient.as_strided(gradient.shape, strides, gradient.storage_offset())
+        return gradient
+
+    return hook

@@ -108,10 +108,16 @@ class AudioTransform(Stacked):
         self.filter_bank = FilterBank(bank)
         self.num_samples = bank.window + (num_frames - 1) * bank.hop
         self.padding = padded - num_frames
+        self.num_mel_bins, self.num_frames = bank.num_mel_bins, padded
         self.num_clips = num_clips
         self.mean = mean
         self.std = std
         self.changes = changes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one clip's tensor."""
+        return (1, self.num_mel_bins, self.num_frames)
 
     @property
     def is_random(self) -> bool:
