@@ -51,7 +51,7 @@ class ReplicatedStrategy(DDPStrategy):
     def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
         devices = self.determine_ddp_device_ids()
         # As Lightning does: https://pytorch.org/docs/stable/notes/cuda.html#id5
-        with nullcontext() if devices is None else torch.cuda.stream(torch.cuda.Stream()):
+        with nullcontext() if devices is None else torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
             return _Replica(model, devices, find_unused_parameters=bool(self._find_unused))
 
 
@@ -68,11 +68,11 @@ class _Replica(DistributedDataParallel):
 
         def call() -> None:
             with torch.enable_grad():
-                result.append(super(_Replica, self)._post_forward(output))
+                result.append(super(_Replica, self)._post_forward(output))  # type: ignore[no-untyped-call]
 
         if not (self.find_unused_parameters and torch.is_grad_enabled()):
-            return super()._post_forward(output)
-        _CalledByTorch.apply(call)
+            return super()._post_forward(output)  # type: ignore[no-untyped-call]
+        _CalledByTorch.apply(call)  # type: ignore[no-untyped-call]
         return result[0]
 
 
