@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -47,15 +48,20 @@ def main() -> None:
     parser.add_argument("checkpoint", help="of a run that trains image and text on emoji")
     parser.add_argument("--samples", type=int, default=12)
     parser.add_argument("--output", type=Path, default=Path("docs/negatives.png"))
+    parser.add_argument("--allowed-packages", nargs="+", default=[], help="that it builds from")
+    parser.add_argument("--allowed-addresses", nargs="+", default=[], help="that it may open")
     arguments = parser.parse_args()
-    similarities, names = similarities_of(arguments.checkpoint, arguments.samples)
+    trusted = (arguments.allowed_packages, arguments.allowed_addresses)
+    similarities, names = similarities_of(arguments.checkpoint, arguments.samples, *trusted)
     draw(similarities, names, arguments.output)
 
 
 @torch.no_grad()
-def similarities_of(checkpoint: str, count: int) -> tuple[Tensor, list[str]]:
+def similarities_of(
+    checkpoint: str, count: int, packages: Sequence[str] = (), addresses: Sequence[str] = ()
+) -> tuple[Tensor, list[str]]:
     """Cosines ``[count, count]`` of the first samples to train on, and what they are called."""
-    model, cfg = load_model(checkpoint)
+    model, cfg = load_model(checkpoint, packages, addresses=addresses)
     data = build_data(cfg)
     loader = EvaluationLoader(
         data.sources["emoji"], EvaluationData(data.transforms, count), ["image", "text"]

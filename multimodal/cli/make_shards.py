@@ -89,6 +89,12 @@ def _pack(words: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the samples' order")
     parser.add_argument("--checkpoint", type=Path, help="model that judges how well pairs match")
     parser.add_argument("--pair", nargs=2, help="image=photo.jpg text=json:caption")
+    parser.add_argument(
+        "--allowed-packages", nargs="+", default=[], help="yours, that the model builds from"
+    )
+    parser.add_argument(
+        "--allowed-addresses", nargs="+", default=[], help="that the checkpoint may open"
+    )
     parser.add_argument("--min-similarity", type=float, help="cosine of pairs that stay")
     args = parser.parse_args(words)
     if (args.checkpoint is None) != (args.pair is None):
@@ -140,7 +146,8 @@ def _pack_judged(items: Iterator[Item | Refusal], plan: Plan, args: argparse.Nam
     everything = args.output / ".all"
     with _bar("packing") as progress:
         manifest, _ = pack(items, everything, plan, args.workers, progress)
-    model, cfg = load_model(args.checkpoint)
+    packages, addresses = args.allowed_packages, args.allowed_addresses
+    model, cfg = load_model(args.checkpoint, packages, addresses=addresses)
     entries = {}
     for modality, member in _pairs(args.pair, "--pair").items():
         name, _, key = member.partition(":")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from multimodal.core.extras import module_of
+from multimodal.core.parquet import open_parquet, rows_of
 from multimodal.core.strict_json import excerpt
 from multimodal.core.suggest import suggest
 from multimodal.data.errors import BadSampleError
@@ -200,11 +201,9 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    parquet = module_of("shards", "pyarrow.parquet", "a Parquet table")
     arrow = module_of("shards", "pyarrow", "a Parquet table")
     try:
-        for batch in parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
+        yield from rows_of(open_parquet(path, "shards", "a Parquet table"), path)
     except arrow.ArrowException as error:
         raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
 

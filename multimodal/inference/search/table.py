@@ -23,6 +23,7 @@ from multimodal.core import strict_json
 from multimodal.core.errors import UserError
 from multimodal.core.extras import module_of
 from multimodal.core.files import NewFile, write_text
+from multimodal.core.parquet import open_parquet, refuse_repeats
 from multimodal.core.strict_json import excerpt, is_text
 from multimodal.inference.embedder import Embedder
 
@@ -204,8 +205,8 @@ def _read_npy(path: Path) -> Table:
 
 
 def _read_parquet(path: Path) -> Table:
-    pa = _arrow()
-    table = pa.parquet.read_table(path)
+    table = open_parquet(path, "search", "a table of embeddings").read()
+    refuse_repeats(path, table)
     missing = [name for name in (*COLUMNS, "embedding") if name not in table.column_names]
     if missing:
         raise TableError(f"{path} is not a table of embeddings: it lacks {', '.join(missing)}")
