@@ -28,7 +28,7 @@ def adapters(cfg: DictConfig) -> None:
             counts = export(cfg.checkpoint, Path(cfg.output), *given)
             done = {name: f"{count} tensors of adapters" for name, count in counts.items()}
     except WeightsError as error:
-        raise ConfigError([ConfigProblem(str(cfg.checkpoint), str(error))]) from error
+        raise ConfigError([ConfigProblem("checkpoint", str(error))]) from error
     for name, what in done.items():
         print(f"{name}: {what}")
     print(f"written: {cfg.output}")

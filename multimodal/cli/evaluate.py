@@ -11,7 +11,6 @@ from multimodal.cli.main import run
 
 def evaluate(cfg: DictConfig) -> None:
     """Evaluates ``cfg.checkpoint`` on the sets of its run, or on those that ``cfg`` chooses."""
-    import torch  # not before the command line is known to be good
     from hydra.core.hydra_config import HydraConfig
 
     from multimodal.config import ConfigError, ConfigProblem, check, for_use, named_by
@@ -23,6 +22,7 @@ def evaluate(cfg: DictConfig) -> None:
     from multimodal.inference.checkpoint.load import config_of, load_model
     from multimodal.inference.checkpoint.locate import checkpoint_at
     from multimodal.inference.checkpoint.weights import pair_temperatures, weights_of
+    from multimodal.inference.device import device_of
 
     path = checkpoint_at(cfg.checkpoint)
     checkpoint = store.read(path)
@@ -42,7 +42,7 @@ def evaluate(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     temperatures = pair_temperatures(run_cfg, weights_of(checkpoint, path, cfg.weights))
     with torchrun_process_group() as place:
-        device = cfg.device or (f"cuda:{place}" if torch.cuda.is_available() else "cpu")
+        device = device_of(cfg.device, place)
         evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg), temperatures)
 
 

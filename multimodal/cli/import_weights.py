@@ -35,7 +35,7 @@ def import_weights(cfg: DictConfig) -> None:
         checkpoint.take_tokenizer(imported, given if given.is_dir() else given.parent)
         checkpoint.save(imported, cfg.output)
     except WeightsError as error:
-        raise ConfigError([ConfigProblem(str(cfg.input), str(error))]) from error
+        raise ConfigError([ConfigProblem("input", str(error))]) from error
     console = Console()
     console.print(checkpoint.table(imported.model))
     for line in (*imported.notes, *(f"left over: {name}" for name in imported.diff.allowed)):

@@ -22,6 +22,7 @@ from multimodal.cli.jobs.sweep import sweep_recorded
 from multimodal.config import check, compose_or_explain, config_dir, normalize_args
 from multimodal.config.composing.compose_once import composed_once
 from multimodal.config.foreign_errors import foreign_errors_explained
+from multimodal.config.roots import check_root
 from multimodal.core.process.exits import errors_end_the_program, skip_last_collection
 from multimodal.core.process.lean_imports import import_lightning
 from multimodal.core.process.parent import (
@@ -77,6 +78,7 @@ def run(
 
         alone = HydraConfig.get().mode == RunMode.RUN
         with _reported() if alone else nullcontext(), exactly_this_job(entry):
+            check_root(cfg, config_name)
             return run_job(cfg, job)
 
     # Hydra would cut the traceback, and print its advertisement in place of a message.
@@ -86,6 +88,7 @@ def run(
         cfg = compose_or_explain(sys.argv[1:], config_name)
         share_start_time(sys.argv[1:])
         if cfg is not None:
+            check_root(cfg, config_name)
             refuse_taken_folder(cfg)
         with sweep_recorded():
             main(one_job)()

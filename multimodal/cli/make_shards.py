@@ -48,8 +48,15 @@ def _parser(usage: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         usage=usage, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--workers", type=_positive, default=1, help="processes (default 1)")
     return parser
+
+
+def _positive(text: str) -> int:
+    """A whole number from 1; argparse refuses any other."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"given {text}, expected a whole number from 1")
+    return int(text)
 
 
 def _pairs(words: Sequence[str], option: str) -> dict[str, str]:

@@ -29,6 +29,9 @@ def search(cfg: DictConfig) -> None:
         model, run_cfg = load_model(checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device)
         table, index = open_index(cfg.index, embedder, cfg.approximate)
+        if cfg.modality is not None and cfg.modality not in embedder.transforms:
+            known = ", ".join(embedder.transforms)
+            raise ValueError(f"modality={cfg.modality}: the model takes {known}")
         terms = query.parse(_plain(cfg.query), cfg.modality, cfg.rate_hz)
         hits = index.search(query.embed(embedder, terms), cfg.k)
     shown = Table(box=box.SIMPLE)

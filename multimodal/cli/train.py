@@ -21,6 +21,7 @@ from multimodal.inference.checkpoint.tokenizer_check import check_vocab_size, to
 from multimodal.inference.checkpoint.weights import pair_temperatures
 from multimodal.training.anchor import load_anchor, resolve_anchor
 from multimodal.training.build import build_data, build_module, build_trainer, provenance
+from multimodal.training.callbacks.optimizer_overrides import refuse_other_parameters
 from multimodal.training.callbacks.periodic_evaluation import PeriodicEvaluation
 from multimodal.training.failures import LostPartError, explain
 from multimodal.training.loggers.wandb import finish, log_report
@@ -57,6 +58,7 @@ def train(cfg: DictConfig, checked: bool = False) -> Results | None:
     run_config = portable_yaml(cfg)
     resumed = resume(cfg, folder, run_config, origin)
     trainer = build_trainer(cfg, folder, run_config, origin, resumed)
+    refuse_other_parameters(trainer, module, resumed)
     with constructor_errors(cfg.data):
         data.check_batches(trainer.world_size)
     if cfg.evaluation is not None and cfg.evaluation.get("every"):

@@ -15,6 +15,11 @@ from multimodal.core.process.exits import message_of
 
 # Their messages speak for themselves; of other kinds the name is part of the message.
 _SPEAKING = (ValueError, TypeError, ImportError, OSError, RuntimeError)
+_RANGES = {
+    r"Invalid (learning rate|epsilon value|lr_decay|weight_decay value|momentum value)": "from 0",
+    r"Invalid (initial_accumulator_value|lambd|momentum_decay|clip_threshold)": "from 0",
+    r"Invalid (beta parameter|rho value|alpha value|dampening|etas)": "from 0 to below 1",
+}
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
 
 
@@ -39,10 +44,19 @@ def _problem(message: str, value: Any) -> str:
     """``message`` with the value that was given, and the nearest right one, if it lacks them."""
     if value is None:
         return message
+    message = _with_expectation(message)
     guess = _guess(value, message) if isinstance(value, str) else None
     if guess and "did you mean" not in message:
         message = f"{message}; did you mean '{guess}'?"
     return message if _shows(message, value) else f"given {_text(value)}: {message}"
+
+
+def _with_expectation(message: str) -> str:
+    """``message`` with the range that it leaves out: of values that torch's optimizers refuse."""
+    for pattern, expected in _RANGES.items():
+        if re.match(pattern, message):
+            return f"{message}; expected a number {expected}"
+    return message
 
 
 def _message(error: BaseException) -> str:
@@ -134,10 +148,13 @@ def _texts(message: str, leaves: Mapping[str, Any], quoted: bool) -> list[str]:
 
 def _numbers(message: str, leaves: Mapping[str, Any]) -> list[str]:
     given = {float(number) for number in _NUMBER.findall(message)}
+    words = set(re.findall(r"(?<![\w.])-?(?:nan|inf)(?!\w)", message.lower()))
     return [
         path
         for path, value in leaves.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and float(value) in given
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (float(value) in given or str(float(value)) in words)
     ]
 
 

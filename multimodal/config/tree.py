@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from multimodal.config.problems import ConfigProblem, did_you_mean
+from multimodal.config.problems import ConfigProblem, nearest
 
 
 class _Unknown:
@@ -55,7 +56,9 @@ def plain(cfg: DictConfig) -> tuple[dict[str, Any], list[ConfigProblem]]:
 def _broken(text: str, error: Exception, known: Iterator[str]) -> str:
     name = text.removeprefix("${").removesuffix("}")
     reason = str(error).splitlines()[0]
-    return f"{text} cannot be resolved ({reason}); {did_you_mean(name, known)}"
+    close = nearest(name, known) if re.fullmatch(r"[\w.]+", name) else []
+    guess = f"; did you mean '{close[0]}'?" if close and close[0] != name else ""
+    return f"given {text}, which cannot be resolved: {reason}{guess}"
 
 
 def join(where: str, key: str) -> str:

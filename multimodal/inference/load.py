@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from multimodal.config import build
@@ -13,6 +12,7 @@ from multimodal.data.settings import EvaluationData
 from multimodal.inference.checkpoint.input_check import check_inputs
 from multimodal.inference.checkpoint.load import Loaded, load_checkpoint
 from multimodal.inference.checkpoint.locate import checkpoint_at
+from multimodal.inference.device import device_of
 from multimodal.inference.embedder import Embedder
 from multimodal.models.pretrained import files
 from multimodal.models.towers import EmbeddingKind, EmbeddingModel
@@ -27,7 +27,7 @@ def embedder_of(
     temperatures: Mapping[frozenset[str], float] | None = None,
 ) -> Embedder:
     """The model of a run with the run's transforms, on ``device`` or a GPU where there is one."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = device_of(device)
     transforms = {
         str(name): build(run_cfg, "data", "transforms", str(name), convert="all")
         for name in run_cfg.data.transforms
@@ -35,7 +35,7 @@ def embedder_of(
     }
     check_inputs(model, transforms)
     data = EvaluationData(transforms, batch_size)
-    return Embedder(model.to(device).eval(), data, kind, temperatures)
+    return Embedder(model.to(place).eval(), data, kind, temperatures)
 
 
 def load_embedder(

@@ -18,11 +18,12 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from multimodal.config import named_by
-from multimodal.core.errors import UserError
+from multimodal.core.errors import ConfigError, ConfigProblem, UserError
 from multimodal.core.hashing import stable_hash
 from multimodal.core.process import lock
 from multimodal.core.process.parent import GRACE_S, parent_of_children
@@ -115,7 +116,12 @@ def resolve_anchor(cfg: DictConfig) -> str | None:
             for source in hydra.runtime.config_sources
             if source.provider == "command-line"
         ]
-    folder = cache_dir(cfg, compose("train", overrides))
+    try:
+        anchor_cfg = compose("train", overrides)
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError([ConfigProblem("anchor.experiment", reason)]) from error
+    folder = cache_dir(cfg, anchor_cfg)
     done = folder / "metrics.json"
     if is_first_rank():
         while not done.exists():

@@ -126,7 +126,7 @@ def _callbacks(
     callbacks: list[pl.Callback] = [RandomState(), StepAxis()]
     if cfg.optimizer.get("_target_") == SCHEDULE_FREE:
         callbacks.append(ScheduleFreeWeights())
-    if resumed is not None and resumed.changed and not resumed.path.is_dir():
+    if resumed is not None and resumed.changed:
         callbacks.append(AllowedChanges(resumed.changed))
     # Callbacks that save follow those that change state, and those that end the run come last.
     for name in sorted(

@@ -30,6 +30,7 @@ COMPARED_KEYS = (
     "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
     "trainer.gradient_clip_algorithm", "callbacks.ema.decay", "callbacks.ema.warmup",
 )  # fmt: skip
+TRAINED = "optimizer_names"  # a checkpoint's key: names of each group's parameters, in order
 # A longer training, or the cool-down of a stable phase, is the same experiment with a different
 # learning-rate curve: warn only.
 WARN_ONLY_KEYS = ("scheduler.max_steps", "scheduler.decay_steps")
@@ -164,12 +165,14 @@ class Resumed:
         step: its optimizer step.
         loggers: the loggers' state: name -> plain values.
         changed: the keys that differ from the checkpoint's configuration, with present values.
+        trained: names of the parameters of each group of its optimizer; None of old checkpoints.
     """
 
     path: Path
     step: int
     loggers: dict[str, dict[str, Any]]
     changed: dict[str, Any]
+    trained: list[list[str]] | None = None
 
 
 def resume(
@@ -202,7 +205,8 @@ def resume(
     check_origin(content.get("origin", {}), origin)
     note(f"resuming from {path} (step {content['global_step']})")
     check_length(cfg, content["global_step"], path)
-    return Resumed(path, content["global_step"], content.get("loggers", {}), changed)
+    trained = content.get(TRAINED)
+    return Resumed(path, content["global_step"], content.get("loggers", {}), changed, trained)
 
 
 def refuse_other_weights(saved: Mapping[str, Any] | None, module: nn.Module) -> None:

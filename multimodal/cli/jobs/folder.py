@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -71,7 +72,9 @@ def refuse_to_start_over(resume: str | None, folder: Path) -> None:
     checkpoints = folder / "checkpoints"
     there = [path.name for path in sorted(checkpoints.glob("step=*.ckpt"))[-1:]]
     there += ["metrics.csv"] if (folder / "metrics.csv").exists() else []
-    own = resume is not None and Path(resume).resolve().parent == checkpoints.resolve()
+    own = resume is not None and (
+        os.path.dirname(os.path.realpath(resume)) == os.path.realpath(checkpoints)
+    )
     if not there or resume == "auto" or own:
         return
     given = "null" if resume is None else resume

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -81,8 +82,26 @@ def compose_or_explain(argv: Sequence[str], config_name: str) -> DictConfig | No
         where = f"{mark.name}, line {mark.line + 1}" if mark else "a configuration file"
         problem = getattr(error, "problem", None) or error
         raise ConfigError([ConfigProblem(where, f"is not valid YAML: {problem}")]) from None
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError([_unreadable(error)]) from error
     single = not args.multirun and cfg.hydra.mode in (None, RunMode.RUN)
     return cfg if single and args.cfg is None and args.info is None else None
+
+
+def _unreadable(error: Exception) -> ConfigProblem:
+    """A file that Hydra could not read, which the stack holds and the error does not."""
+    named = [
+        frame.f_locals["full_path"]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if isinstance(frame.f_locals.get("full_path"), str)
+    ]
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return ConfigProblem(
+        named[-1] if named else "a configuration file",
+        f"cannot be read: {reason}; expected a text in UTF-8 that holds keys with their values",
+    )
 
 
 def _compose_or_explain(args: Namespace, config_name: str, overrides: list[Override]) -> DictConfig:

@@ -20,6 +20,17 @@ from multimodal.core.files import unwritable
 FULL = "HYDRA_FULL_ERROR"  # Hydra's own variable: 1 shows every traceback
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
+_ADVICE = {
+    errno.ENOENT: "; expected an existing path",
+    errno.EEXIST: "; a file is where a folder is needed: name another path, or move the file away",
+    errno.ENOTDIR: "; a file is where a folder is needed: name another path, or move the file away",
+    errno.EISDIR: "; a folder is where a file is expected: name the file",
+    errno.EACCES: "; change its permissions, or name another path",
+    errno.EPERM: "; change its permissions, or name another path",
+    errno.ELOOP: "; the link leads to itself: name the file that it was to lead to",
+    errno.ENAMETOOLONG: "; name a shorter path",
+}
+
 
 def message_of(error: BaseException) -> str | None:
     """The message to print in place of a traceback; None for a bug of ours."""
@@ -32,8 +43,13 @@ def message_of(error: BaseException) -> str | None:
         return f"a file cannot be written: {error.strerror}"
     # The system names the path and the reason: missing, a folder, not permitted, a full disk.
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+        advice = _ADVICE.get(error.errno or 0, "")
+        return f"{_short(os.fsdecode(error.filename))}: {error.strerror}{advice}"
     return None
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= 300 else f"{path[:200]}... ({len(path):,} characters)"
 
 
 def report(error: BaseException) -> int:
@@ -123,4 +139,6 @@ def refused(program: str) -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, FileNotFoundError) as error:
+        if message_of(error) is not None:  # names its path, and what to do
+            raise
         raise UserError(f"{program}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -9,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from multimodal.core.files import write_text
 
@@ -194,5 +196,17 @@ def redact_files(paths: Iterable[Path], secrets: Iterable[str]) -> None:
 
 def secrets_of(cfg: DictConfig) -> list[tuple[str, str]]:
     """(dotted key, secret) of a configuration, with what its interpolations lead to."""
-    trees = (OmegaConf.to_container(cfg, resolve=resolve) for resolve in (False, True))
+    trees = (OmegaConf.to_container(cfg, resolve=False), _resolved(cfg))
     return list(dict.fromkeys(item for tree in trees for item in secrets_in(tree)))
+
+
+def _resolved(node: Any) -> Any:
+    """``node`` as plain values; what does not resolve here is left out, others report it."""
+    if not isinstance(node, DictConfig | ListConfig):
+        return node
+    made: dict[Any, Any] = {}
+    keys: Iterable[Any] = range(len(node)) if isinstance(node, ListConfig) else node
+    for key in keys:
+        with contextlib.suppress(OmegaConfBaseException):
+            made[key] = _resolved(node[key])
+    return list(made.values()) if isinstance(node, ListConfig) else made

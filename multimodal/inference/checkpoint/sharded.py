@@ -278,6 +278,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _hashes(folder: Path) -> dict[str, str]:
+    if not (folder / HASHES).exists():
+        raise CheckpointError(
+            f"{folder} is not a sharded checkpoint: it has no {HASHES}; expected a checkpoint's "
+            "file, or a folder that trainer=fsdp wrote"
+        )
     try:
         hashes = strict_json.read(folder / HASHES)
         if {REST, METADATA} <= hashes.keys() and all(Path(name).name == name for name in hashes):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -15,9 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from multimodal.inference.checkpoint.file import CheckpointError
 from multimodal.training.modules.base import TrainingModule
 from multimodal.training.optim import names_of_groups
-from multimodal.training.resume import listed
-
-NAMES = "optimizer_names"  # its key in a checkpoint: of each group's parameters, in order
+from multimodal.training.resume import TRAINED, Resumed, listed
 
 
 class AllowedChanges(pl.Callback):
@@ -40,6 +39,8 @@ class AllowedChanges(pl.Callback):
     ) -> None:
         """Fits the optimizer's state to the parameters that are trained now."""
         assert isinstance(pl_module, TrainingModule)
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            return  # has restored its optimizer, of the same parameters (`refuse_other_parameters`)
         fit_state(checkpoint, pl_module.make_optimizer()[0], pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -55,6 +56,27 @@ class AllowedChanges(pl.Callback):
                     group["lr"] = own["lr"]
         for config in trainer.lr_scheduler_configs:
             config.scheduler = _caught_up(config.scheduler, pl_module)
+
+
+def refuse_other_parameters(
+    trainer: pl.Trainer, module: TrainingModule, resumed: Resumed | None
+) -> None:
+    """Refuses to go on with other trained parameters where the optimizer's state is sharded.
+
+    Raises:
+        CheckpointError: naming some of them, and the way round.
+    """
+    if resumed is None or not isinstance(trainer.strategy, ModelParallelStrategy):
+        return
+    now = {name for group in names_of_groups(module.make_optimizer()[0], module) for name in group}
+    then = {name for group in resumed.trained or [] for name in group}
+    if resumed.trained is not None and now != then:
+        other = listed(sorted(now ^ then))
+        raise CheckpointError(
+            f"{resumed.path} trained other parameters than this run would ({other}), and "
+            "trainer=fsdp resumes with the same ones only: freeze and tune as it did, or take the "
+            "first steps by trainer=ddp, and resume from its next checkpoint by trainer=fsdp"
+        )
 
 
 def _caught_up(scheduler: Any, module: TrainingModule) -> Any:
@@ -94,7 +116,7 @@ def fit_state(checkpoint: dict[str, Any], fresh: Optimizer, module: TrainingModu
     names, states = names_of_groups(fresh, module), checkpoint.get("optimizer_states") or []
     if len(states) != 1 or not states[0].get("param_groups"):
         return
-    saved = checkpoint.get(NAMES)
+    saved = checkpoint.get(TRAINED)
     if saved is None:
         sizes = [len(group["params"]) for group in states[0]["param_groups"]]
         if sizes != [len(group) for group in names]:

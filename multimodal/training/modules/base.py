@@ -30,7 +30,7 @@ from multimodal.training.optim import (
     parameter_groups,
     scale_learning_rates,
 )
-from multimodal.training.resume import refuse_other_weights
+from multimodal.training.resume import TRAINED, refuse_other_weights
 
 
 class TrainingModule(pl.LightningModule):
@@ -196,7 +196,7 @@ class TrainingModule(pl.LightningModule):
         own = {name: value.detach().cpu() for name, value in self._sums.items()}
         checkpoint["unlogged"] = {"counts": dict(self._counts), "sums": all_gather_object(own)}
         for optimizer in self.trainer.optimizers[:1]:
-            checkpoint["optimizer_names"] = names_of_groups(optimizer, self)
+            checkpoint[TRAINED] = names_of_groups(optimizer, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores them; at another world size every rank takes their mean over the ranks."""

@@ -57,7 +57,29 @@ def test_a_path_that_the_system_refuses_needs_no_traceback(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended, errors_end_the_program():
         (tmp_path / "missing").read_text()
     assert ended.value.code == 1
-    assert capsys.readouterr().err == f"{tmp_path}/missing: No such file or directory\n"
+    assert (
+        capsys.readouterr().err
+        == f"{tmp_path}/missing: No such file or directory; expected an existing path\n"
+    )
+
+
+def test_paths_of_another_kind_come_with_what_to_do(tmp_path, capsys):
+    file, loop = tmp_path / "file", tmp_path / "loop"
+    file.write_text("")
+    loop.symlink_to(loop)
+    long = tmp_path / ("x" * 5000)
+    for wrong, advice in (
+        (lambda: (file / "inside").mkdir(), "a file is where a folder is needed"),
+        (lambda: file.mkdir(), "a file is where a folder is needed"),
+        (lambda: tmp_path.read_text(), "a folder is where a file is expected"),
+        (lambda: loop.read_text(), "the link leads to itself"),
+        (lambda: long.read_text(), "name a shorter path"),
+    ):
+        with pytest.raises(SystemExit), errors_end_the_program():
+            wrong()
+        said = capsys.readouterr().err
+        assert advice in said
+        assert len(said) < 500
 
 
 @pytest.mark.parametrize("error", [RuntimeError("ours"), KeyError("x"), OSError("no path")])

@@ -48,7 +48,9 @@ def refused(words, folder):
 # Words of the command line, the key that is to blame, and what the message has to say of it.
 CASES = [
     ("optimizer.lr=-1", "optimizer.lr", "-1"),
-    ("optimizer.betas=[2,3]", "optimizer.betas[0]", "2"),
+    ("optimizer.lr=-1", "optimizer.lr", "expected a number from 0"),
+    ("optimizer.lr=nan", "optimizer.lr", "nan; expected a number from 0"),
+    ("optimizer.betas=[2,3]", "optimizer.betas[0]", "2.*expected a number from 0 to below 1"),
     ("optimizer.weight_decay=-1", "optimizer.weight_decay", "-1"),
     ("seed=-1", "seed", "given -1, expected a number from 0"),
     ("embed_dim=0", "embed_dim", "given 0, expected at least 1"),

@@ -1,0 +1,104 @@
+"""The keys of each command's own root, checked as soon as they are composed."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, open_dict
+
+from multimodal.config.annotations import mismatches
+from multimodal.config.problems import ConfigError
+from multimodal.config.schema import Train
+from multimodal.config.tree import UNKNOWN, plain
+from multimodal.core.bounds import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Bounds
+
+_PORT = Bounds(least=0, most=65535)
+_MODEL: dict[str, Any] = {
+    "checkpoint": str,
+    "device": str | None,
+    "weights": Literal["average", "raw"] | None,
+    "allowed_packages": list[str],
+    "allowed_addresses": list[str],
+}
+_RATE = Annotated[float, ABOVE_0] | None
+# Command -> key -> what it takes; keys that are not listed hold blocks, or anything.
+ROOTS: Mapping[str, Mapping[str, Any]] = {
+    "train": {
+        key: hint
+        for key, hint in typing.get_type_hints(Train).items()
+        if key in ("name", "seed", "resume", "resume_allow", "sweep_metric", "allowed_packages")
+    },
+    "evaluate": _MODEL,
+    "embed": {
+        **_MODEL,
+        "input": str,
+        "output": str,
+        "kind": Literal["normalized", "raw", "scaled"],
+        "split": str,
+        "modalities": dict[str, Any] | None,
+        "modality": str | None,
+        "rate_hz": _RATE,
+        "previews": bool,
+        "batch_size": Annotated[int, AT_LEAST_1],
+    },
+    "search": {
+        **_MODEL,
+        "index": str,
+        "query": str | float | list[Any] | dict[str, Any],
+        "k": Annotated[int, AT_LEAST_1],
+        "approximate": bool,
+        "modality": str | None,
+        "rate_hz": _RATE,
+    },
+    "serve": {
+        **_MODEL,
+        "index": str,
+        "title": str,
+        "host": str,
+        "port": Annotated[int, _PORT],
+        "allowed_hosts": list[str],
+        "max_upload_mb": Annotated[int, AT_LEAST_0],
+        "approximate": bool,
+        "rate_hz": _RATE,
+    },
+    "adapters": {**_MODEL, "output": str, "adapters": str | None, "merge": bool},
+    "import_weights": {
+        "input": str,
+        "output": str,
+        "config": str | None,
+        "source": str | None,
+        "allow": list[str],
+        "prefix": str | None,
+        "image_size": Annotated[int, AT_LEAST_1] | None,
+        "num_frames": Annotated[int, AT_LEAST_1] | None,
+        "tubelet": Annotated[int, AT_LEAST_1],
+    },
+}
+
+LATER = {"evaluate": ("data", "evaluation")}  # blocks that belong to the checkpoint's configuration
+
+
+def check_root(cfg: DictConfig, command: str) -> None:
+    """Rejects values of the command's own keys, and interpolations anywhere that lead nowhere.
+
+    Before anything reads them: the folder of a run, a lock, what is to be kept secret.
+
+    Args:
+        cfg: as composed, with or without Hydra's own block.
+        command: name of its root configuration.
+
+    Raises:
+        ConfigError: listing every problem with its key.
+    """
+    own = cfg.copy()
+    with open_dict(own):
+        for group in ("hydra", *LATER.get(command, ())):
+            own.pop(group, None)
+    tree, problems = plain(own)
+    for key, hint in ROOTS.get(command, {}).items():
+        if key in tree and tree[key] is not UNKNOWN:
+            problems += mismatches(tree[key], hint, key)
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
