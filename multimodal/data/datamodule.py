@@ -71,8 +71,6 @@ class MultimodalDataModule(pl.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.cache_frozen = cache_frozen
         self.overfit = overfit
-        if not self.val_sources:  # then Lightning must find none: of an empty list it warns
-            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
@@ -95,7 +93,7 @@ class MultimodalDataModule(pl.LightningDataModule):
             ValueError: saying what to set.
         """
         self._loader(0, world_size)
-        self._val_loaders()
+        self.val_dataloader()
 
     def _loader(self, rank: int, world_size: int) -> ScheduledLoader:
         return ScheduledLoader(
@@ -117,9 +115,6 @@ class MultimodalDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[EvaluationLoader]:
         """One loader for each validation source; ranks share its batches."""
-        return self._val_loaders()
-
-    def _val_loaders(self) -> list[EvaluationLoader]:
         data = EvaluationData(self.transforms, self.eval_batch_size, self.loading)
         rank, world_size = distributed.rank(), distributed.world_size()
         return [

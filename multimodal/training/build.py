@@ -99,9 +99,12 @@ def build_trainer(
     for item in logger if isinstance(logger, list) else []:
         if isinstance(item, WandbLogger):
             _prepare_wandb(item, cfg, run_config, folder, resumed)
+    validates = any((cfg.data.get("val_sources") or {}).values())
+    limits = {} if validates else {"limit_val_batches": 0}  # Lightning warns of an empty list
     trainer = build(
         cfg,
         "trainer",
+        **limits,
         callbacks=callbacks,
         logger=logger,
         plugins=[checkpoint_plugin.AtomicCheckpointIO()],

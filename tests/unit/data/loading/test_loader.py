@@ -534,6 +534,7 @@ class Saver(pl.Callback):
         trainer.save_checkpoint(self.path)
 
 
+@pytest.mark.filterwarnings("ignore:Total length of `list`")  # a run sets limit_val_batches=0
 def test_lightning_trains_without_validation_sources(folder):
     made = module(folder)
     made.val_sources = {}
