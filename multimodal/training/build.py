@@ -100,7 +100,7 @@ def build_trainer(
         if isinstance(item, WandbLogger):
             _prepare_wandb(item, cfg, run_config, folder, resumed)
     validates = any((cfg.data.get("val_sources") or {}).values())
-    limits = {} if validates else {"limit_val_batches": 0}  # Lightning warns of an empty list
+    limits: dict[str, Any] = {} if validates else {"limit_val_batches": 0}  # else Lightning warns
     trainer = build(
         cfg,
         "trainer",

@@ -234,7 +234,6 @@ ELSEWHERE = {
     "training/modules/contrastive": "runs/test_training_queue.py",
     "training/modules/fusion": "unit/training/test_anchor.py",
     "training/modules/momentum": "unit/objectives/test_candidates.py",
-    "training/strategies/ddp": "docs/test_configs.py",
     "training/strategies/ddp_launch": "runs/test_ddp_launch.py",
     "training/strategies/fsdp": "docs/test_configs.py",
     "training/strategies/heartbeat": "runs/test_silent_ranks.py",

@@ -1,5 +1,6 @@
 """FSDP2 on two gloo ranks, and the folders that are its checkpoints."""
 
+import csv
 import json
 import pickle
 import shutil
@@ -253,3 +254,31 @@ def test_the_last_stay_and_another_experiment_is_rejected(split, shards, tmp_pat
     assert sorted(p.name for p in (tmp_path / "short" / "checkpoints").iterdir()) == [
         "step=00000006.ckpt", "step=00000008.ckpt",
     ]  # fmt: skip
+
+
+def test_a_longer_run_takes_the_new_schedules_rates(split, shards, tmp_path):
+    run(tmp_path, shards, STRATEGY, "trainer.max_steps=4")
+    run(tmp_path, shards, STRATEGY, "resume=auto")
+
+    def rates(folder):
+        with (folder / "metrics.csv").open(newline="") as file:
+            return {r["step"]: r["train/lr"] for r in csv.DictReader(file) if r["train/lr"]}
+
+    longer, whole = rates(tmp_path), rates(split)
+    assert [longer[step] for step in "5678"] == [whole[step] for step in "5678"]
+
+
+def test_other_trained_parameters_are_refused_and_ddp_leads_on(shards, tmp_path):
+    frozen = "model.towers.image.frozen"
+    run(tmp_path, shards, STRATEGY, "trainer.max_steps=4", f"{frozen}=true")
+    changed = [f"{frozen}=false", f"resume_allow=[{frozen}]", "resume=auto"]
+    with Ranks([*WORDS, STRATEGY, *changed], tmp_path, shards, 2) as ranks:
+        assert ranks.codes(300) == [1, 1]
+        said = ranks.output()
+    assert "Traceback" not in said
+    assert "trained other parameters than this run would (model.model.towers.image" not in said
+    assert "trained other parameters than this run would (model.towers.image" in said
+    assert "by trainer=ddp" in said
+    run(tmp_path, shards, "trainer.max_steps=6", *changed)
+    run(tmp_path, shards, STRATEGY, *changed)
+    assert sorted(losses(tmp_path)) == list(range(1, 9))

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from experiment_helpers import losses, run_training, train_here, weights, write_sensor_shards
+from known_lines import noise
 
 SHORT = ("trainer.max_steps=8", "callbacks.checkpoint.every_n_train_steps=4", "~evaluation")
 KEEP = "callbacks.checkpoint.keep_last=9"
@@ -131,6 +132,7 @@ def test_two_ranks_train_as_one_process_on_the_joined_batch(shards, tmp_path, wo
     two = run_training([*common, *ddp, f"hydra.run.dir={tmp_path}/two"], shards)
     assert one.returncode == 0, one.stderr[-3000:]
     assert two.returncode == 0, two.stderr[-3000:]
+    assert noise(two.stdout, two.stderr, tmp_path / "two") == []
     single, double = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert sorted(single) == sorted(double) == list(range(1, 9))
     for step in single:
