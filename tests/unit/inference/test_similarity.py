@@ -42,6 +42,9 @@ ARRAY = {"_target_": "multimodal.data.ArrayTransform", "shape": [1]}
 CFG = OmegaConf.create({"data": {"transforms": {"a": ARRAY, "b": ARRAY}}})
 
 
+TRUSTED: list[str] = []  # by the caller of `load_model`
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Sample n has two angles that are n / 10 apart; one sample cannot be embedded."""
@@ -53,11 +56,25 @@ def folder(tmp_path, monkeypatch):
         (folder / f"s{number:02d}.b.npy").write_bytes(npy_bytes(first + number / 10))
     (folder / "odd.a.npy").write_bytes(npy_bytes(np.zeros(2, np.float32)))
     (folder / "odd.b.npy").write_bytes(npy_bytes(np.zeros(1, np.float32)))
-    monkeypatch.setattr(load, "load_model", lambda path: (Angles(), CFG))
+    TRUSTED.clear()
+
+    def load_model(path, packages, addresses):
+        TRUSTED.extend([*packages, *addresses])
+        return Angles(), CFG
+
+    monkeypatch.setattr(load, "load_model", load_model)
     return folder
 
 
 WORDS = ("--checkpoint", "any.ckpt", "--pair", "a=a.npy", "b=b.npy")
+
+
+def test_packages_and_addresses_that_the_caller_names_are_passed_on(folder, tmp_path):
+    named = ["--allowed-packages", "mine", "--allowed-addresses", "https://host/folder"]
+    assert make_shards.main([str(folder), str(tmp_path / "a"), *WORDS]) == 0
+    assert TRUSTED == []
+    assert make_shards.main([str(folder), str(tmp_path / "b"), *WORDS, *named]) == 0
+    assert TRUSTED == ["mine", "https://host/folder"]
 
 
 def test_pairs_under_the_threshold_are_left_out_and_named(folder, tmp_path):
