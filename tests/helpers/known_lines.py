@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from multimodal.evaluation.uncertainty import LEGEND
+
 STDERR = (
     r"step \d+/\d+  loss \S+  [\d,]+ samples/s  \S+ min left",
     r"resuming with \S+=.*, which was .*",
@@ -40,7 +42,11 @@ STDOUT = (
 
 def strange(text: str, known: Sequence[str]) -> list[str]:
     """The lines of ``text`` that are of none of the ``known`` kinds."""
-    return [line for line in text.splitlines() if not re.fullmatch("|".join(known), line)]
+    return [
+        line
+        for line in text.splitlines()
+        if not re.fullmatch("|".join(known), line) and line.strip() not in LEGEND  # in any width
+    ]
 
 
 def noise(stdout: str, stderr: str, folder: Path) -> list[str]:

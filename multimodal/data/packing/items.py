@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from multimodal.core.extras import module_of
-from multimodal.core.parquet import open_parquet, rows_of
 from multimodal.core.strict_json import excerpt
 from multimodal.core.suggest import suggest
 from multimodal.data.errors import BadSampleError
+from multimodal.data.parquet import open_parquet, rows_of
 from multimodal.data.shards.tar import Shard
 
 TABLES = (".csv", ".tsv", ".parquet", ".jsonl")

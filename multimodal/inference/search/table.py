@@ -23,8 +23,8 @@ from multimodal.core import strict_json
 from multimodal.core.errors import UserError
 from multimodal.core.extras import module_of
 from multimodal.core.files import NewFile, write_text
-from multimodal.core.parquet import open_parquet, refuse_repeats
 from multimodal.core.strict_json import excerpt, is_text
+from multimodal.data.parquet import open_parquet, refuse_repeats
 from multimodal.inference.embedder import Embedder
 
 Vectors = NDArray[np.float32]

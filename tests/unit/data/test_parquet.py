@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from multimodal.core.parquet import ParquetSizeError
 from multimodal.data.packing.items import items_of
+from multimodal.data.parquet import ParquetSizeError
 from multimodal.inference.search.table import TableError, read_table
 
 ROWS = 2_000_000
