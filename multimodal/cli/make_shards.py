@@ -73,7 +73,7 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _pack(words: Sequence[str]) -> int:
+def _pack_parser() -> argparse.ArgumentParser:
     parser = _parser("multimodal shards INPUT OUTPUT_FOLDER [options]")
     parser.add_argument("input", type=Path)
     parser.add_argument("output", type=Path)
@@ -103,7 +103,11 @@ def _pack(words: Sequence[str]) -> int:
         "--allowed-addresses", nargs="+", default=[], help="that the checkpoint may open"
     )
     parser.add_argument("--min-similarity", type=float, help="cosine of pairs that stay")
-    args = parser.parse_args(words)
+    return parser
+
+
+def _pack(words: Sequence[str]) -> int:
+    args = _pack_parser().parse_args(words)
     if (args.checkpoint is None) != (args.pair is None):
         raise ValueError("--checkpoint and --pair go together")
     if args.min_similarity is not None and args.checkpoint is None:
