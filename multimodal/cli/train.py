@@ -21,6 +21,7 @@ from multimodal.inference.checkpoint.tokenizer_check import check_vocab_size, to
 from multimodal.inference.checkpoint.weights import pair_temperatures
 from multimodal.training.anchor import load_anchor, resolve_anchor
 from multimodal.training.build import build_data, build_module, build_trainer, provenance
+from multimodal.training.callbacks.checkpoint import Checkpoint
 from multimodal.training.callbacks.optimizer_overrides import refuse_other_parameters
 from multimodal.training.callbacks.periodic_evaluation import PeriodicEvaluation
 from multimodal.training.failures import LostPartError, explain
@@ -67,6 +68,7 @@ def train(cfg: DictConfig, checked: bool = False) -> Results | None:
     finished = False
     try:
         trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        say_best(trainer)
         results = run_final_evaluation(cfg, module, trainer, folder)
         finished = True
     except RuntimeError as error:
@@ -76,6 +78,16 @@ def train(cfg: DictConfig, checked: bool = False) -> Results | None:
     finally:
         finish(trainer.loggers, failed=not finished)
     return results
+
+
+def say_best(trainer: pl.Trainer) -> None:
+    """Says which checkpoint was the best in validation, where there was one."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpoint) and (best := callback.best_there()):
+            step, score, path = best
+            shown = f"{callback.monitor} {score:.4f} at step {step}"
+            if trainer.is_global_zero:
+                print(f"best checkpoint: {path} ({shown})")
 
 
 def run_final_evaluation(

@@ -222,6 +222,7 @@ ELSEWHERE = {
     "training/callbacks/optimizer_overrides": "unit/training/callbacks/test_nonfinite.py",
     "training/callbacks/periodic_evaluation": "unit/training/callbacks/test_nonfinite.py",
     "training/callbacks/progress": "docs/test_configs.py",
+    "training/callbacks/summary": "docs/test_configs.py",
     "training/callbacks/rank_monitor": "docs/test_configs.py",
     "training/callbacks/rng_state": "unit/training/callbacks/test_nonfinite.py",
     "training/callbacks/signals": "docs/test_configs.py",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 from multimodal.config import stored_tree
 from multimodal.config.tree import at
+from multimodal.core import strict_json
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.file import CheckpointError
 
 FOLDER = "checkpoints"  # of a run
+SCORES = "scores.json"  # in it
 
 
 def checkpoint_at(path: str | Path) -> Path:
@@ -36,21 +39,45 @@ def checkpoint_at(path: str | Path) -> Path:
 
 
 def _best(folder: Path, newest: Path) -> Path:
-    """The checkpoint with the best score among those that are there, else ``newest``."""
-    content = store.head(newest)
-    state: Any = content.get("callbacks", {})
-    scores = state.get("Checkpoint", {}).get("scores", {}) if isinstance(state, dict) else {}
-    known = {
+    """The whole checkpoint with the best score that is known, else ``newest``."""
+    there = store.steps(folder)
+    scores, sign = _scores(folder, newest)
+    ranked = [step for step, score in scores.items() if step in there and math.isfinite(score)]
+    for step in sorted(ranked, key=lambda step: (sign * scores[step], step), reverse=True):
+        if there[step] == newest or store.is_whole(there[step]):
+            return there[step]
+    return newest
+
+
+def _scores(folder: Path, newest: Path) -> tuple[dict[int, float], float]:
+    """Step -> score as the run noted them, and 1 if higher is better, else -1."""
+    mode, given = _noted(folder / SCORES) if (folder / SCORES).is_file() else _stored(newest)
+    numbers = {
         int(step): float(score)
-        for step, score in scores.items()
-        if int(step) in store.steps(folder) and math.isfinite(float(score))
+        for step, score in (given if isinstance(given, dict) else {}).items()
+        if str(step).isdecimal() and isinstance(score, int | float)
     }
-    if not known or "config" not in content:
-        return newest
-    mode = at(stored_tree(content["config"], newest), "callbacks.checkpoint.mode")
-    sign = -1.0 if mode == "min" else 1.0
-    step = max(known, key=lambda step: (sign * known[step], step))
-    return store.steps(folder)[step]
+    return numbers, -1.0 if mode == "min" else 1.0
+
+
+def _noted(file: Path) -> tuple[Any, Any]:
+    """Mode and scores of a run's file."""
+    try:
+        content = strict_json.parse(file.read_bytes(), str(file))
+    except ValueError as error:
+        print(f"WARNING: {error}; the newest checkpoint is used", file=sys.stderr)
+        return None, {}
+    return (content.get("mode"), content.get("scores")) if isinstance(content, dict) else (None, {})
+
+
+def _stored(newest: Path) -> tuple[Any, Any]:
+    """Mode and scores in a checkpoint: those of the validations before it."""
+    content = store.head(newest)
+    callbacks = content.get("callbacks")
+    own = callbacks.get("Checkpoint") if isinstance(callbacks, dict) else None
+    tree = stored_tree(content["config"], newest) if "config" in content else {}
+    scores = own.get("scores") if isinstance(own, dict) else None
+    return at(tree, "callbacks.checkpoint.mode"), scores
 
 
 def _hint(target: Path) -> str:

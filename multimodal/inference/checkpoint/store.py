@@ -89,6 +89,13 @@ def newest(folder: str | os.PathLike[str]) -> Path | None:
     return None
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint can be read; what is wrong with it is said on stderr."""
+    if (problem := _problem(path)) is not None:
+        print(f"WARNING: {problem}", file=sys.stderr)
+    return problem is None
+
+
 def _problem(path: Path) -> str | None:
     try:
         head(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import sys
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any, Literal, cast
 import pytorch_lightning as pl
 
 from multimodal.core.distributed import all_gather_object
+from multimodal.core.files import unwritable, write_text
 from multimodal.inference.checkpoint import file as checkpoint_file
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.file import CheckpointError
+from multimodal.inference.checkpoint.locate import SCORES
 from multimodal.training.checkpoint_plugin import AtomicCheckpointIO
 from multimodal.training.loggers.csv import CSVLogger
 from multimodal.training.loggers.wandb import wandb_state
-from multimodal.training.modules.base import TrainingModule
+from multimodal.training.modules.base import SCORE, TrainingModule
 
 
 class Checkpoint(pl.Callback):
@@ -34,8 +37,9 @@ class Checkpoint(pl.Callback):
         folder: of this run's checkpoints.
         every_n_train_steps: optimizer steps between two checkpoints; null saves at the end only.
         keep_last: how many to keep, by step.
-        keep_best: how many more to keep, by the metric ``monitor``.
-        monitor: a logged metric of the validation, as `val/SOURCE/A_to_B_r@1`.
+        keep_best: how many more to keep, by the metric ``monitor``, where there is validation.
+        monitor: a logged metric of the validation, as `val/SOURCE/A_to_B_r@1`; `val/score` is the
+            mean of all.
         mode: ``max`` if a higher metric is better, ``min`` if a lower one is.
         run_config: the resolved configuration as YAML text; goes into every checkpoint.
         origin: provenance of the run (code, data) as plain values; goes into every checkpoint.
@@ -136,6 +140,8 @@ class Checkpoint(pl.Callback):
         if not self.keep_best:
             return
         value = trainer.callback_metrics.get(cast("str", self.monitor))
+        if value is None and self.monitor == SCORE:  # nothing in it that has a score
+            return
         if value is None:
             known = ", ".join(sorted(str(name) for name in trainer.callback_metrics))
             raise ValueError(
@@ -144,6 +150,8 @@ class Checkpoint(pl.Callback):
             )
         self.scores[trainer.global_step] = float(value)
         self._remove_old(trainer)
+        if trainer.is_global_zero:
+            self._write_scores()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the final state, unless the last step did.
@@ -189,6 +197,25 @@ class Checkpoint(pl.Callback):
         for step, path in there.items():
             if step not in kept:
                 checkpoint_file.remove(path)
+
+    def _write_scores(self) -> None:
+        """Beside the checkpoints: a last validation follows the last checkpoint."""
+        there = store.steps(self.folder)
+        scores = {
+            s: score for s, score in self.scores.items() if s in there and math.isfinite(score)
+        }
+        content = {"monitor": self.monitor, "mode": self.mode, "scores": scores}
+        try:
+            write_text(self.folder / SCORES, json.dumps(content, indent=2) + "\n")
+        except OSError as error:  # as of a periodic save
+            print(f"WARNING: {unwritable(self.folder / SCORES, error, '')}", file=sys.stderr)
+
+    def best_there(self) -> tuple[int, float, Path] | None:
+        """Step, score and path of the best checkpoint; None where none has a score."""
+        there = store.steps(self.folder)
+        for step in self.best(there)[:1]:
+            return step, self.scores[step], there[step]
+        return None
 
     def best(self, there: dict[int, Path]) -> list[int]:
         """Those steps of ``there`` with the best scores, best first; ties go to the later one."""

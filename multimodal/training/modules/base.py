@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -31,6 +31,8 @@ from multimodal.training.optim import (
     scale_learning_rates,
 )
 from multimodal.training.resume import TRAINED, refuse_other_weights
+
+SCORE = "val/score"  # of a validation; higher is better
 
 
 class TrainingModule(pl.LightningModule):
@@ -190,6 +192,11 @@ class TrainingModule(pl.LightningModule):
             self.trainer.callback_metrics.update(
                 {name: torch.tensor(value) for name, value in means.items()}
             )
+
+    def log_score(self, scores: Sequence[float]) -> None:
+        """Logs `val/score`, the mean of ``scores``: the best checkpoint is best by it."""
+        if scores:
+            self.log(SCORE, sum(float(score) for score in scores) / len(scores))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds every rank's sums of what is not logged yet; every rank has to call it."""

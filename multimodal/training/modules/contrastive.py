@@ -183,7 +183,11 @@ class ContrastiveModule(TrainingModule):
             kept[modality].append(embeddings)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs R@1 both ways of every pair as `val/SOURCE/A_to_B_r@1`, over all ranks' samples."""
+        """Logs R@1 both ways of every pair as `val/SOURCE/A_to_B_r@1`, over all ranks' samples.
+
+        `val/score` is the mean of them.
+        """
+        recalls = []
         for source, kept in self._validation.items():
             whole = {name: all_gather(torch.cat(rows)) for name, rows in kept.items()}
             keys = whole.pop(KEYS)
@@ -194,7 +198,9 @@ class ContrastiveModule(TrainingModule):
                 for a, b in ((pair.anchor, pair.other), (pair.other, pair.anchor)):
                     scores = retrieval(whole[a], whole[b], keys, keys)
                     self.log(f"val/{source}/{a}_to_{b}_r@1", scores.recall[1])
+                    recalls.append(scores.recall[1])
         self._validation.clear()
+        self.log_score(recalls)
 
 
 def _learns(module: nn.Module) -> bool:

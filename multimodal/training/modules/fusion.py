@@ -15,6 +15,7 @@ from multimodal.core.batch import Batch
 from multimodal.core.distributed import all_gather_object, all_reduce_sum, world_size
 from multimodal.core.hashing import stable_hash
 from multimodal.core.tensor_hashing import pair_hash
+from multimodal.evaluation.uncertainty import ERRORS
 from multimodal.models.fusion_model import FusionModel
 from multimodal.models.tasks.base import FusedBatch, LossTerm, Task
 from multimodal.objectives.objective import ContrastiveObjective
@@ -146,7 +147,12 @@ class FusionModule(TrainingModule):
                 kept[name].append(observed)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs every score as `val/SOURCE/TASK_METRIC`, over all ranks' samples."""
+        """Logs every score as `val/SOURCE/TASK_METRIC`, over all ranks' samples.
+
+        `val/score` is the mean over the tasks of the first metric of each that grows when it gets
+        better.
+        """
+        first = []
         gathered = all_gather_object({s: dict(tasks) for s, tasks in self._observed.items()})
         self._observed.clear()
         for source in dict.fromkeys(source for rank in gathered for source in rank):
@@ -157,6 +163,9 @@ class FusionModule(TrainingModule):
                     scores = task.score(observed)
                     for metric, value in scores.values.items():
                         self.log(f"val/{source}/{name}_{metric}", value)
+                    growing = [v for m, v in scores.values.items() if m not in ERRORS]
+                    first += growing[:1]
+        self.log_score(first)
 
 
 def join(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -110,6 +110,16 @@ PROMISED = {
         from multimodal.training.loggers.wandb import WandbLogger
         WandbLogger(project="x", name=None, save_dir=".", offline=True)
     """,
+    "tensorboard": """
+        from multimodal.training.loggers.others import TensorBoardLogger
+        TensorBoardLogger("logs").log_metrics({"a": 1.0}, 1)
+    """,
+    "mlflow": """
+        from multimodal.training.loggers.others import MLflowLogger
+        logger = MLflowLogger("x", tracking_uri="file:runs", folder=".")
+        logger.log_metrics({"a": 1.0}, 1)
+        assert open("mlflow.txt").read().strip() == logger.run_id
+    """,
 }
 # What needs an extra, in an environment without any -> its name.
 MISSED = {
@@ -157,6 +167,10 @@ MISSED = {
         "from multimodal.data.decoding.tracks import open_container;"
         "open_container(b'', 'mp4', 'it')"
     ),
+    "tensorboard": (
+        "from multimodal.training.loggers.others import TensorBoardLogger; TensorBoardLogger('x')"
+    ),
+    "mlflow": "from multimodal.training.loggers.others import MLflowLogger; MLflowLogger('x')",
     "wandb": (
         "from multimodal.training.loggers.wandb import WandbLogger;"
         "WandbLogger(project='x', name=None, save_dir='.', offline=True)"

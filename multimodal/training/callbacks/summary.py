@@ -1,0 +1,102 @@
+"""What is about to be trained, before the first step: towers, data, schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_only
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from multimodal.models.towers import EmbeddingModel
+
+
+class Summary(pl.Callback):
+    """Prints three tables on standard output before the first step.
+
+    The towers with their parameters, trained and frozen; the samples of every source by split and
+    modality; steps, batches, epochs and the learning rate.
+    """
+
+    @rank_zero_only
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prints them."""
+        console = Console()
+        console.print(towers_table(pl_module))
+        if (data := getattr(trainer, "datamodule", None)) is not None:
+            console.print(data_table(data))
+        console.print(f"[bold]schedule[/]  {schedule_line(trainer)}", highlight=False)
+
+
+def towers_table(module: pl.LightningModule) -> Table:
+    """The towers, and what else has parameters: all, trained and frozen ones."""
+    table = _table("tower", "encoder", "parameters", "trained", "frozen")
+    model, counted = getattr(module, "model", None), set[int]()
+    if isinstance(model, EmbeddingModel):
+        seen: dict[int, str] = {}
+        for name in model.towers:
+            tower = model.tower(name)
+            if id(tower) in seen:
+                table.add_row(name, f"that of {seen[id(tower)]}", "", "", "")
+                continue
+            seen[id(tower)] = name
+            encoder = getattr(tower, "encoder", tower)
+            table.add_row(name, type(encoder).__name__, *_counts(tower, counted))
+    rest = _counts(module, counted)
+    if rest[0] != "0":
+        table.add_row("the rest", "fusion, tasks, scales", *rest)
+    return table
+
+
+def _counts(module: nn.Module, counted: set[int]) -> tuple[str, str, str]:
+    """Parameters in all, trained, frozen, of those that were not counted before."""
+    new = [p for p in module.parameters() if id(p) not in counted]
+    counted.update(id(p) for p in new)
+    total = sum(p.numel() for p in new)
+    trained = sum(p.numel() for p in new if p.requires_grad)
+    return f"{total:,}", f"{trained:,}", f"{total - trained:,}"
+
+
+def data_table(data: Any) -> Table:
+    """The samples of each source that is trained or validated on."""
+    table = _table("source", "used for", "split", "samples", "modalities", left=(0, 1, 2, 4))
+    for use, sources in (("training", "sources"), ("validation", "val_sources")):
+        for name, source in getattr(data, sources, {}).items():
+            try:
+                samples = f"{len(source):,}"
+            except TypeError:  # a stream
+                samples = "a stream"
+            split = str(getattr(source, "split", ""))
+            table.add_row(name, use, split, samples, ", ".join(source.modalities))
+    return table
+
+
+def schedule_line(trainer: pl.Trainer) -> str:
+    """Steps, samples of a step, epochs, and the rate."""
+    steps = trainer.estimated_stepping_batches
+    per_step = trainer.world_size * trainer.accumulate_grad_batches
+    batch = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    parts = [f"{int(steps):,} steps" if steps != float("inf") else "steps without a limit"]
+    if trainer.global_step:
+        parts[0] += f", of which {trainer.global_step:,} are done"
+    if batch:
+        parts.append(f"{batch * per_step:,} samples each")
+        batches = trainer.num_training_batches
+        if steps != float("inf") and batches not in (0, float("inf")):
+            epochs = float(steps) * trainer.accumulate_grad_batches / float(batches)
+            parts.append(f"{epochs:,.1f} epochs")
+    for optimizer in trainer.optimizers[:1]:
+        peak = max(float(g.get("initial_lr", g["lr"])) for g in optimizer.param_groups)
+        parts.append(f"{type(optimizer).__name__}, learning rate up to {peak:g}")
+    parts.append(f"precision {trainer.precision}")
+    return "; ".join(parts)
+
+
+def _table(*columns: str, left: tuple[int, ...] = (0, 1)) -> Table:
+    table = Table(box=box.SIMPLE)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place in left else "right")
+    return table
