@@ -92,7 +92,7 @@ def newest(folder: str | os.PathLike[str]) -> Path | None:
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint can be read; what is wrong with it is said on stderr."""
     if (problem := _problem(path)) is not None:
-        print(f"WARNING: {problem}", file=sys.stderr)
+        note(f"WARNING: {problem}")
     return problem is None
 
 
