@@ -16,6 +16,9 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from multimodal.data.decoding.values import DepthMap, Signal
+from multimodal.data.decoding.video import Video
+
 Array = NDArray[Any]
 
 PICTURE_PX = 96
@@ -42,6 +45,7 @@ def sample_html(modality: str, value: Array | str, rate: float | None = None) ->
         return Markup('<span class="text">{}</span>').format(value)
     painters: dict[str, Callable[[Array], Markup]] = {
         "image": _picture,
+        "video": _picture,
         "depth": lambda depth: _field(depth, "viridis", near_is_bright=True),
         "thermal": lambda heat: _field(heat, "inferno", near_is_bright=False),
         "audio": lambda wave: _sound(wave, rate),
@@ -65,7 +69,7 @@ def preview(modality: str, value: Array | str, rate: float | None = None) -> tup
     if modality == "audio":
         # Ogg streams carry a random number; the same sound must give the same bytes.
         return "audio/flac", _encoded(_mono(value, rate), float(rate or 0), "FLAC", "PCM_16")
-    if modality in ("image", "depth", "thermal"):
+    if modality in ("image", "video", "depth", "thermal"):
         drawn = str(sample_html(modality, value))
         content = drawn[drawn.index("base64,") + len("base64,") :].split('"', 1)[0]
         return "image/webp", base64.b64decode(content)
@@ -79,6 +83,20 @@ def _standalone(svg: str) -> str:
     head, _, rest = svg.partition(">")
     head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
     return f"{head}>{style}{rest}"
+
+
+def drawable(modality: str, value: Any) -> tuple[str | Array, float | None]:
+    """A decoded value as `sample_html` and `preview` take it, with its rate.
+
+    Of a video the frame in the middle, or where its sound is the modality the beginning of that.
+    """
+    if isinstance(value, Video):
+        if modality != "audio":
+            return value.frames([value.seconds / 2])[0], None
+        value = value.sound(0.0, SOUND_S)
+    if isinstance(value, Signal):
+        return value.samples, value.rate
+    return (value.values if isinstance(value, DepthMap) else value), None
 
 
 def data_uri(media_type: str, content: bytes) -> str:

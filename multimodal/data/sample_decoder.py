@@ -149,6 +149,10 @@ class SampleDecoder:
         more = ([] if target is None else [target]) + ([] if reading == Reading() else [reading])
         return repr((*words, *more))
 
+    def is_optional(self, modality: str) -> bool:
+        """Whether a sample may lack a modality."""
+        return self._modalities[modality].optional
+
     def is_random(self, modality: str) -> bool:
         """Whether training may draw one of several values of a modality."""
         members, key, templates = self._modalities[modality][:3]

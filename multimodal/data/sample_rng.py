@@ -64,6 +64,13 @@ class SampleRNG:
             self.seed, self.epoch, self.source, self.index, self.repeat, "geometry"
         )
 
+    def moment(self) -> float:
+        """The share of a video that is before its clip, in [0, 1).
+
+        The frames and the sound of one video have the same.
+        """
+        return float(self.stream("video").random())
+
     def pick(self, name: str, count: int) -> int:
         """One of ``range(count)``: a single choice, at a tenth of the cost of a stream."""
         parts = (self.seed, self.epoch, self.source, self.index, self.repeat, name)

@@ -82,7 +82,6 @@ ELSEWHERE = {
     "data/decoding/points": "unit/data/decoding/test_extra_formats.py",
     "data/decoding/texts": "unit/data/decoding/test_decode.py",
     "data/decoding/tiff": "unit/data/decoding/test_extra_formats.py",
-    "data/decoding/tracks": "unit/data/decoding/test_sounds.py",
     "data/decoding/values": "unit/data/decoding/test_decode.py",
     "data/errors": "unit/data/test_templates.py",
     "data/loading/collate": "unit/training/callbacks/test_frozen_cache.py",

@@ -97,8 +97,17 @@ def audio_bytes(samples: np.ndarray, rate: int, fmt: str = "WAV", **options) -> 
     return buffer.getvalue()
 
 
-def video_bytes(count: int, rate: int = 10, size: int = 32, container: str = "mp4") -> bytes:
-    """Frame n has the grey level 8 n, lighter on its left half."""
+def video_bytes(
+    count: int,
+    rate: int = 10,
+    size: int = 32,
+    container: str = "mp4",
+    sound: tuple[np.ndarray, int] | None = None,
+) -> bytes:
+    """Frame n has the grey level 8 n, lighter on its left half.
+
+    ``sound``: ``[channels, T]`` and its rate, which become a sound track.
+    """
     import av  # an extra
 
     buffer = io.BytesIO()
@@ -108,6 +117,12 @@ def video_bytes(count: int, rate: int = 10, size: int = 32, container: str = "mp
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
         stream.bit_rate = 4_000_000
+        if sound is not None:
+            samples, hertz = sound
+            layout = {1: "mono", 2: "stereo"}[len(samples)]
+            codec = {"mp4": "aac", "avi": "pcm_s16le", "matroska": "pcm_s16le"}[container]
+            track = out.add_stream(codec, rate=hertz, layout=layout)
+            add_sound(out, track, samples, hertz)
         for number in range(count):
             pixels = np.full((size, size, 3), 8 * number, np.uint8)
             pixels[:, : size // 2] += 40

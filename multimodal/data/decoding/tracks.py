@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimodal.core.extras import module_of
-from multimodal.data.decoding.values import Limits, Signal, check_rate
+from multimodal.data.decoding.values import Limits, Signal, check_rate, require_finite
 from multimodal.data.errors import DecodeError
 
+_LEAD_S = 0.2  # before a window: packets that a decoder needs in order to begin
 _SLACK_S = 0.1  # by which a whole track may be shorter than its header says
 
 
@@ -60,6 +61,44 @@ def decode_track(data: bytes, demuxer: str, limits: Limits) -> Signal:
     if samples.shape[1] / rate < seconds - _SLACK_S:
         found = f"{samples.shape[1] / rate:.2f} of {seconds:.2f} s"
         raise DecodeError("corrupt", f"cut: only {found} are there")
+    return Signal(samples, float(rate))
+
+
+def track_window(container: Any, start: float, seconds: float, limits: Limits) -> Signal:
+    """A part of the first sound track of an open container, silent where the track does not reach.
+
+    Args:
+        container: as opened.
+        start: in seconds on the container's clock.
+        seconds: length of the part.
+        limits: the sizes that are accepted.
+
+    Raises:
+        DecodeError: if there is no sound, the part is too large, or nothing can be decoded.
+        Exception: PyAV's own, if the track is damaged.
+    """
+    if not container.streams.audio:
+        raise DecodeError("missing", "the video has no sound")
+    stream = container.streams.audio[0]
+    rate, channels = int(stream.rate or 0), int(stream.channels or 0)
+    check_rate(rate)
+    count = max(1, round(seconds * rate))
+    limits.check("max_audio_values", count * channels)
+    samples = np.zeros((channels, count), np.float32)
+    if start > 0 and stream.time_base:
+        container.seek(int(max(0.0, start - _LEAD_S) / stream.time_base), stream=stream)
+    found = False
+    for moment, block in decoded_blocks(container, stream):
+        found = True
+        at = round((moment - start) * rate)
+        if at >= count:
+            break
+        part = block[:, max(0, -at) : max(0, count - at)]
+        begin = max(0, at)
+        samples[:, begin : begin + part.shape[1]] = part
+    if not found:
+        raise DecodeError("corrupt", "the sound track has no sound")
+    require_finite(samples)
     return Signal(samples, float(rate))
 
 

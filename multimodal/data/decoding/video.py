@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multimodal.data.decoding.tracks import open_container
-from multimodal.data.decoding.values import Request
+from multimodal.data.decoding.tracks import open_container, track_window
+from multimodal.data.decoding.values import Limits, Request, Signal
 from multimodal.data.errors import DecodeError
 
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # that a file may begin with
@@ -27,6 +27,7 @@ class Video:
         width: of a frame, in pixels.
         seconds: duration; 0 if the header does not state it.
         rate: frames per second; 0 if the header does not state it.
+        limits: on its sound.
     """
 
     data: bytes
@@ -35,6 +36,7 @@ class Video:
     width: int
     seconds: float
     rate: float
+    limits: Limits = field(default_factory=Limits)
 
     def frames(self, times: Sequence[float]) -> NDArray[np.uint8]:
         """The frames shown at these times, of a video that stops early the last one.
@@ -77,6 +79,47 @@ class Video:
             raise DecodeError("empty", "the video has no frames")
         return np.stack(frames)
 
+    def sound(self, place: float, seconds: float) -> Signal:
+        """A part of the sound track, on the clock of the frames.
+
+        A part shorter than a clip of frames that begins at the same ``place`` lies within it, and a
+        longer one around it.
+
+        Args:
+            place: the share of the rest of the video that is before the part, in [0, 1].
+            seconds: length of the part; the whole, where the video is shorter.
+
+        Raises:
+            DecodeError: with the reason ``missing`` if the video has no sound, ``corrupt`` or
+                ``too_large``.
+        """
+        length = min(seconds, self.seconds) if self.seconds else seconds
+        start = place * max(0.0, self.seconds - length)
+        try:
+            with open_container(self.data, self.container, "decoding a sound track") as container:
+                stream = container.streams.video[0]
+                origin = float((stream.start_time or 0) * (stream.time_base or 0))
+                return track_window(container, origin + start, length, self.limits)
+        except DecodeError:
+            raise
+        except Exception as error:  # libraries raise all sorts of errors on damaged input
+            raise DecodeError("corrupt", f"the sound: {type(error).__name__}: {error}") from error
+
+    def check(self) -> None:
+        """Decodes a frame at the beginning, the middle and the end, and some of the sound.
+
+        Raises:
+            DecodeError: if training could not.
+        """
+        for share in (0.0, 0.5, 0.99):
+            self.frames([share * self.seconds])
+        try:
+            for place in (0.0, 0.5, 1.0):
+                self.sound(place, 0.5)
+        except DecodeError as error:
+            if error.reason != "missing":  # many videos are silent
+                raise
+
 
 def decode_video(data: bytes, request: Request) -> Video:
     """Reads a video's header.
@@ -103,7 +146,7 @@ def decode_video(data: bytes, request: Request) -> Video:
         limits.check("max_video_seconds", seconds)
         if height < 1 or width < 1:
             raise DecodeError("empty", "the video has no frames")
-    return Video(data, demuxer, height, width, seconds, rate)
+    return Video(data, demuxer, height, width, seconds, rate, limits)
 
 
 def _demuxer(data: bytes) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from multimodal.core.batch import Batch
 from multimodal.core.suggest import suggest
 from multimodal.data.decoding.decode import Value
-from multimodal.data.errors import BadSampleError, ShardError
+from multimodal.data.errors import BadSampleError, DecodeError, ShardError
 from multimodal.data.loading.frozen_embeddings import FrozenEmbeddings
 from multimodal.data.loading.tally import Rejection
 from multimodal.data.sample_decoder import Decoded, SampleDecoder, ShardReader
@@ -78,12 +78,7 @@ def load(
             if getattr(transforms[name], "reduced", False)
         }
         decoded = source.decode(index, rng, wanted, min_size, caption)
-        inputs = {
-            name: _transform(
-                transforms[name], name, value, rng, source.name, lambda: source.place(index)
-            )
-            for name, value in decoded.values.items()
-        }
+        inputs = _inputs(source.decoder, transforms, decoded, rng, lambda: source.place(index))
     except BadSampleError as error:
         place = source.place(index)
         whole_shard = isinstance(error, ShardError)
@@ -98,13 +93,30 @@ def load_from(
     place = Place(sample.path.name, sample.keys[0])
     try:
         decoded = decoder.decode(sample, 0, place.shard, rng)
-        inputs = {
-            name: _transform(transforms[name], name, value, rng, decoder.name, lambda: place)
-            for name, value in decoded.values.items()
-        }
+        inputs = _inputs(decoder, transforms, decoded, rng, lambda: place)
     except BadSampleError as error:
         return Rejection(decoder.name, *place, error.reason, str(error))
     return Sample(decoded, inputs, 0, {})
+
+
+def _inputs(
+    decoder: SampleDecoder,
+    transforms: Mapping[str, Transform],
+    decoded: Decoded,
+    rng: SampleRNG | None,
+    where: Callable[[], Place],
+) -> dict[str, Tensor]:
+    def transformed(name: str, value: Value) -> Tensor | None:
+        try:
+            return _transform(transforms[name], name, value, rng, decoder.name, where)
+        except DecodeError as error:
+            # Whether a video has sound shows only when somebody listens.
+            if error.reason == "missing" and decoder.is_optional(name):
+                return None
+            raise
+
+    made = {name: transformed(name, value) for name, value in decoded.values.items()}
+    return {name: tensor for name, tensor in made.items() if tensor is not None}
 
 
 def _transform(

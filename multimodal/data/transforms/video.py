@@ -139,7 +139,7 @@ class VideoTransform(Stacked):
         if rng is None:
             places = (np.arange(self.clips) + 0.5) / self.clips
         else:
-            places = rng.stream("video").random(1)
+            places = np.array([rng.moment()])
         # Frames are at the centres of equal parts of their clip.
         parts = (np.arange(self.num_frames) + 0.5) / self.num_frames * length
         starts: np.ndarray[Any, np.dtype[np.float64]] = places[:, None] * spare

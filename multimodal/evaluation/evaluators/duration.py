@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from multimodal.data.decoding.decode import Signal
+from multimodal.data.decoding.video import Video
 from multimodal.data.source import Source
 
 
@@ -21,8 +22,12 @@ def lengths_of(source: Source, indices: Tensor) -> Tensor:
         caption, place = divmod(index, len(source))
         values = source.decode(place, None, ("audio", "text"), caption=caption).values
         sound, text = values["audio"], values["text"]
-        assert isinstance(sound, Signal)
-        lengths.append([sound.samples.shape[-1] / sound.rate, len(str(text))])
+        assert isinstance(sound, Signal | Video)
+        if isinstance(sound, Video):
+            seconds = sound.seconds
+        else:
+            seconds = sound.samples.shape[-1] / sound.rate
+        lengths.append([seconds, len(str(text))])
     return torch.tensor(lengths, dtype=torch.float64)
 
 

@@ -18,8 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from multimodal.core.files import write_text
 from multimodal.core.process.secrets import redacted, secrets_of
-from multimodal.data.decoding.decode import DepthMap, Signal
-from multimodal.data.preview import sample_html
+from multimodal.data.preview import drawable, sample_html
 from multimodal.data.source import Decoded, Source
 from multimodal.evaluation.evaluators.base import name_of
 from multimodal.evaluation.evaluators.retrieval import RetrievalResult
@@ -122,8 +121,5 @@ def galleries(results: Results, sets: Mapping[str, EvaluationSet]) -> list[Galle
 
 
 def _sample_html(modality: str, value: Any) -> Markup:
-    if isinstance(value, Signal):
-        return sample_html(modality, value.samples, value.rate)
-    if isinstance(value, DepthMap):
-        return sample_html(modality, value.values)
-    return sample_html(modality, value)
+    shown, rate = drawable(modality, value)
+    return sample_html(modality, shown, rate)

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from multimodal.data.decoding.decode import DepthMap, Signal
 from multimodal.data.errors import BadSampleError
-from multimodal.data.preview import preview
+from multimodal.data.preview import drawable, preview
 from multimodal.inference.embedder import Embedder
 from multimodal.inference.search.items import Item, Items, by_modality
 from multimodal.inference.search.table import PartWriter, Row, Vectors
@@ -82,8 +81,5 @@ def _embed(embedder: Embedder, items: list[Item], previews: bool) -> tuple[Vecto
 
 
 def _preview(modality: str, value: Any) -> tuple[str, bytes]:
-    if isinstance(value, Signal):
-        return preview(modality, value.samples, value.rate)
-    if isinstance(value, DepthMap):
-        return preview(modality, value.values)
-    return preview(modality, value)
+    shown, rate = drawable(modality, value)
+    return preview(modality, shown, rate)

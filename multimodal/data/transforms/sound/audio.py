@@ -13,6 +13,7 @@ from torch import Tensor
 
 from multimodal.core.settings import flattened
 from multimodal.data.decoding.values import Signal, check_rate, require_finite
+from multimodal.data.decoding.video import Video
 from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import Stacked, standardisation
@@ -128,7 +129,8 @@ class AudioTransform(Stacked):
         """One spectrogram.
 
         Args:
-            value: a ``Signal`` with at least one channel and one sample.
+            value: a ``Signal`` with at least one channel and one sample; or a ``Video``, of whose
+                sound the seconds are taken that its frames are of.
             rng: the sample's random choices; None for the middle, unchanged.
 
         Returns:
@@ -139,14 +141,28 @@ class AudioTransform(Stacked):
             DecodeError: if the value is not audio, has an implausible rate, or contains infinity or
                 NaN.
         """
-        require_sound(value)
         random = rng.stream("audio") if rng is not None else None
+        if isinstance(value, Video):
+            return self._of_video(value, rng, random)
+        require_sound(value)
         if self.num_clips == 1:
             return self._clip(value, random, None)
         if random is not None:
             return self._clip(value, random, float(random.random()))
-        places = [number / (self.num_clips - 1) for number in range(self.num_clips)]
-        return torch.stack([self._clip(value, None, place) for place in places])
+        return torch.stack([self._clip(value, None, place) for place in self._places()])
+
+    def _places(self) -> list[float]:
+        return [number / (self.num_clips - 1) for number in range(self.num_clips)]
+
+    def _of_video(
+        self, video: Video, rng: SampleRNG | None, random: np.random.Generator | None
+    ) -> Tensor:
+        if rng is not None or self.num_clips == 1:
+            sound = sound_of(video, rng, self.num_samples / self.sample_rate, self.changes)
+            return self._clip(sound, random, None)
+        seconds = self.num_samples / self.sample_rate
+        clips = [self._clip(video.sound(place, seconds), None, None) for place in self._places()]
+        return torch.stack(clips)
 
     def _clip(
         self, value: Signal, random: np.random.Generator | None, place: float | None
@@ -196,6 +212,28 @@ def require_sound(value: Any) -> None:
         raise DecodeError("unsupported", f"expected a sound, got {type(value).__name__}")
     check_rate(value.rate)
     require_finite(value.samples)
+
+
+def sound_of(
+    value: Any, rng: SampleRNG | None, seconds: float, changes: SoundChanges | None = None
+) -> Signal:
+    """A sound as it is; of a video the seconds of its sound that its frames are of.
+
+    Args:
+        value: a ``Signal``, or a ``Video``.
+        rng: the sample's random choices; None for the middle of a video.
+        seconds: how much of a video's sound is needed.
+        changes: whose speeds need more than that.
+
+    Raises:
+        DecodeError: if the value is no sound, or the video has none.
+    """
+    if isinstance(value, Video):
+        fastest = 1.0 if changes is None or rng is None else max(changes.speeds)
+        value = value.sound(0.5 if rng is None else rng.moment(), seconds * fastest)
+    require_sound(value)
+    assert isinstance(value, Signal)
+    return value
 
 
 def mask_rows(spectrogram: Tensor, widest: int, random: np.random.Generator) -> None:

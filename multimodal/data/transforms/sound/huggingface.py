@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from multimodal.core.hf_files import import_transformers
-from multimodal.data.decoding.values import Signal, require_finite
-from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import Stacked
+from multimodal.data.transforms.sound.audio import sound_of
 from multimodal.data.transforms.sound.filterbank import resample
 
 
@@ -50,7 +49,7 @@ class HuggingFaceSound(Stacked):
         """One sound.
 
         Args:
-            value: a ``Signal`` with at least one channel and one sample.
+            value: a ``Signal`` with at least one channel and one sample; or a ``Video``.
             rng: the sample's random choices; None for the middle.
 
         Returns:
@@ -59,9 +58,7 @@ class HuggingFaceSound(Stacked):
         Raises:
             DecodeError: if the value is not audio, or contains infinity or NaN.
         """
-        if not isinstance(value, Signal) or value.samples.ndim != 2 or value.samples.size == 0:
-            raise DecodeError("unsupported", f"expected a sound, got {type(value).__name__}")
-        require_finite(value.samples)
+        value = sound_of(value, rng, self.num_samples / self.sample_rate)
         rate = round(value.rate)
         wanted = math.ceil(self.num_samples * rate / self.sample_rate)
         spare = max(0, value.samples.shape[1] - wanted)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from multimodal.core.settings import flattened
 from multimodal.data.sample_rng import SampleRNG
-from multimodal.data.transforms.sound.audio import SoundChanges, mask_rows, require_sound
+from multimodal.data.transforms.sound.audio import SoundChanges, mask_rows, sound_of
 from multimodal.data.transforms.sound.filterbank import resample
 
 SAMPLE_RATE = 16_000
@@ -66,7 +66,7 @@ class WhisperTransform:
         """One spectrogram.
 
         Args:
-            value: a ``Signal`` with at least one channel and one sample.
+            value: a ``Signal`` with at least one channel and one sample; or a ``Video``.
             rng: the sample's random choices; None for the middle, unchanged.
 
         Returns:
@@ -76,7 +76,7 @@ class WhisperTransform:
             DecodeError: if the value is not audio, has an implausible rate, or contains infinity or
                 NaN.
         """
-        require_sound(value)
+        value = sound_of(value, rng, self.num_samples / SAMPLE_RATE, self.changes)
         random = rng.stream("audio") if rng is not None else None
         rate, place, gain = round(value.rate), 0.5, 1.0
         if random is not None:
