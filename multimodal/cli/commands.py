@@ -26,6 +26,7 @@ class Command:
 
 COMMANDS = {
     "train": Command("main", "train an experiment", "+experiment=NAME [key=value]", "train"),
+    "new": Command("new", "write an experiment for your data", "NAME --data MANIFEST ..."),
     "evaluate": Command(
         "evaluate", "evaluate a checkpoint", "checkpoint=PATH [evaluation=NAME]", "evaluate"
     ),

@@ -13,7 +13,7 @@ def evaluate(cfg: DictConfig) -> None:
     """Evaluates ``cfg.checkpoint`` on the sets of its run, or on those that ``cfg`` chooses."""
     from hydra.core.hydra_config import HydraConfig
 
-    from multimodal.config import ConfigError, ConfigProblem, check, for_use, named_by
+    from multimodal.config import ConfigError, ConfigProblem, check, drop_removed, for_use, named_by
     from multimodal.config.schema import Stored
     from multimodal.core.distributed import torchrun_process_group
     from multimodal.evaluation.run import evaluate_run
@@ -35,6 +35,7 @@ def evaluate(cfg: DictConfig) -> None:
         raise ConfigError(
             [ConfigProblem("evaluation", "the run has no sets; choose evaluation=NAME")]
         )
+    drop_removed(run_cfg)
     check(run_cfg, Stored)  # before anything that the checkpoint names is built
     transforms = run_cfg.data.transforms
     model, _ = load_model(path, cfg.allowed_packages, cfg.weights, transforms, named)

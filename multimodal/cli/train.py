@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from multimodal.config import check
+from multimodal.config import check, drop_removed
 from multimodal.config.instantiating import constructor_errors
 from multimodal.config.portable import portable_yaml
 from multimodal.core.errors import UserError
@@ -41,6 +41,7 @@ def train(cfg: DictConfig, checked: bool = False) -> Results | None:
     Returns:
         The results, on every rank; None where nothing is evaluated.
     """
+    drop_removed(cfg)
     if not checked:
         check(cfg)
     quieten_libraries()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from multimodal.config.composing.words import normalize_args
     from multimodal.config.portable import defaults_bound, portable_yaml
     from multimodal.config.problems import StoredConfigError
+    from multimodal.config.removed import drop_removed
     from multimodal.config.stored import for_use, stored_config, stored_tree
     from multimodal.config.targets.addresses import named_by, require_named
     from multimodal.core.errors import ConfigError, ConfigProblem
@@ -33,6 +34,7 @@ __all__ = [
     "compose_or_explain",
     "config_dir",
     "defaults_bound",
+    "drop_removed",
     "for_use",
     "named_by",
     "normalize_args",

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from multimodal.config.annotations import mismatches
 from multimodal.config.choices import incompatible_choices
 from multimodal.config.problems import ConfigError, ConfigProblem
+from multimodal.config.removed import without_removed
 from multimodal.config.rules import (
     data,
     distributed,
@@ -91,6 +92,7 @@ def check(cfg: DictConfig, schema: type = Train) -> None:
             expected one and the nearest valid name.
     """
     tree, problems = plain(with_new_names(cfg))
+    tree = without_removed(tree)
     problems += mismatches(tree, schema, "")
     for rule in RULES:
         problems += rule(tree)

@@ -20,6 +20,7 @@ MODULES = sorted(
 ELSEWHERE = {
     "cli/__main__": "unit/cli/test_commands.py",
     "cli/adapters": "unit/cli/test_commands.py",
+    "cli/drafting": "unit/cli/test_new.py",
     "cli/embed": "unit/cli/test_commands.py",
     "cli/evaluate": "unit/cli/test_commands.py",
     "cli/jobs/folder": "unit/core/test_lock.py",

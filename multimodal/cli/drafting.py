@@ -1,0 +1,199 @@
+"""From manifests to an experiment: what there is, what relates to what, how long to train."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from multimodal.core.errors import UserError
+from multimodal.data.decoding.decode import Signal
+from multimodal.data.shards.manifest import Manifest, load_manifest
+from multimodal.data.source import Source
+
+# Kind of a member -> tower and transform that read it. Text stands in a JSON as well.
+TOWERS = {
+    "image": ("image_resnet_small", "image_64"),
+    "text": ("text_bag_small", "text"),
+    "audio": ("audio_small", "audio_speech"),
+    "depth": ("depth_small", "depth_64"),
+    "imu": ("imu_small", "imu"),
+    "array": ("features", "features"),
+}
+CAPTIONS = ("caption", "captions", "text", "texts", "title", "name", "description", "label")
+VALIDATION, TEST = ("val", "validation", "valid", "dev"), ("test", "testing")
+ANCHORS = ("image", "text", "audio", "depth")  # the first of these that is there
+READINGS = 32  # samples whose values set the mean and deviation of arrays
+
+
+@dataclass
+class Found:
+    """A manifest, as an experiment reads it.
+
+    Attributes:
+        path: of the manifest, as it was given.
+        manifest: its content.
+        modalities: name -> entry of a source.
+        kinds: name -> kind of the members.
+        left_out: members that no tower here reads.
+    """
+
+    path: str
+    manifest: Manifest
+    modalities: dict[str, dict[str, Any]]
+    kinds: dict[str, str]
+    left_out: list[str] = field(default_factory=list)
+
+    def split(self, names: Sequence[str]) -> str | None:
+        """The first of ``names`` that is a split of it."""
+        return next((name for name in names if name in self.manifest.splits), None)
+
+    @property
+    def name(self) -> str:
+        """The manifest's, as a key of YAML."""
+        name = re.sub(r"\W", "_", self.manifest.name, flags=re.ASCII)
+        return name if name[:1].isalpha() else f"data_{name}"
+
+    @property
+    def train(self) -> str:
+        """The split to train on."""
+        return self.split(("train", "training")) or next(iter(self.manifest.splits))
+
+    @property
+    def samples(self) -> int:
+        """How many there are to train on."""
+        return int(self.manifest.split(self.train).samples.sum())
+
+
+def look_at(given: str) -> Found:
+    """What the manifest holds, or the one in a folder.
+
+    Raises:
+        UserError: if there is no manifest, or nothing in it that a tower here reads.
+    """
+    path = _manifest_of(given)
+    try:
+        manifest = load_manifest(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"new: {error}") from error
+    found = Found(path, manifest, {}, {})
+    split = found.train
+    for member, entry in manifest.fields.items():
+        if entry.splits is not None and split not in entry.splits:
+            continue
+        if entry.kind == "json":
+            key = next((key for key in CAPTIONS if key in entry.keys), None)
+            if key is not None:
+                found.modalities.setdefault("text", {"member": member, "key": key})
+                found.kinds["text"] = "text"
+        elif entry.kind in TOWERS:
+            name = member.rpartition(".")[0] if entry.kind == "array" else entry.kind
+            name = name.replace(".", "_") or "array"
+            known = found.modalities.setdefault(name, {"member": []})
+            if isinstance(known["member"], list):  # alternatives, of which one is drawn
+                known["member"].append(member)
+            else:  # a text beside a JSON: the member is the text
+                found.modalities[name] = {"member": [member]}
+            found.kinds[name] = entry.kind
+        else:
+            found.left_out.append(member)
+    for entry_ in found.modalities.values():
+        if isinstance(entry_["member"], list) and len(entry_["member"]) == 1:
+            (entry_["member"],) = entry_["member"]
+    if len(found.modalities) < 2:
+        held = ", ".join(f"{name} ({e.kind})" for name, e in manifest.fields.items())
+        raise UserError(
+            f"new: {path} has fewer than two modalities to relate; it holds {held}. A JSON is a "
+            f"text where it has one of the keys {', '.join(CAPTIONS)} in every sample"
+        )
+    return found
+
+
+def _manifest_of(given: str) -> str:
+    folder = Path(given).expanduser()
+    if "://" in given or not folder.is_dir():
+        return given
+    files = [p for p in sorted(folder.glob("*.json")) if b'"multimodal-manifest/' in _head(p)]
+    if len(files) != 1:
+        named = ", ".join(path.name for path in files) or "none"
+        raise UserError(f"new: --data {given}: expected one manifest in that folder, found {named}")
+    return str(files[0])
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4096)
+
+
+def pairs_of(found: Sequence[Found], anchor: str | None) -> dict[str, tuple[str, str]]:
+    """Name -> (anchor, other): each modality with the anchor where they meet, else with another.
+
+    Raises:
+        UserError: if the anchor that was asked for is in no manifest.
+    """
+    names = list(dict.fromkeys(name for each in found for name in each.modalities))
+    meet = {
+        name: {other for each in found if name in each.modalities for other in each.modalities}
+        - {name}
+        for name in names
+    }
+    if anchor is not None and anchor not in names:
+        raise UserError(f"new: --anchor {anchor}: the manifests have {', '.join(names)}")
+    order = [name for name in ANCHORS if name in names] + names
+    chosen = anchor or next(name for name in order if meet[name])
+    pairs: dict[str, tuple[str, str]] = {}
+    reached = [chosen]
+    while reached:
+        centre = reached.pop(0)
+        for other in names:
+            joined = {name for ends in pairs.values() for name in ends} | {chosen}
+            if other in meet[centre] and other not in joined:
+                pairs[f"{centre}_{other}"] = (centre, other)
+                reached.append(other)
+    left = [name for name in names if not any(name in ends for ends in pairs.values())]
+    for name in left:  # manifests that share nothing with the anchor's
+        other = sorted(meet[name])[0]
+        if f"{other}_{name}" not in pairs:
+            pairs[f"{name}_{other}"] = (name, other)
+    return pairs
+
+
+def settings_of(found: Found, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the encoder and the transform of an array or a signal have to be told."""
+    if found.kinds[name] not in ("array", "imu"):
+        return {}, {}
+    source = Source(found.path, {name: found.modalities[name]}, found.train)
+    values: list[Any] = [
+        source.decode(index, None).values[name] for index in range(min(READINGS, len(source)))
+    ]
+    first = values[0]
+    if isinstance(first, Signal):
+        channels = [[float(v.samples[c].mean()) for v in values] for c in range(len(first.samples))]
+        spread = [[float(v.samples[c].std()) for v in values] for c in range(len(first.samples))]
+        encoder = {"in_channels": len(channels), "length": first.samples.shape[1]}
+        transform = {
+            "rate_hz": first.rate, "length": first.samples.shape[1],
+            "mean": [round(sum(c) / len(c), 4) for c in channels],
+            "std": [round(max(sum(c) / len(c), 1e-3), 4) for c in spread],
+            **({"rotation": 0.0} if len(channels) % 3 else {}),
+        }  # fmt: skip
+        return encoder, transform
+    mean = sum(float(value.mean()) for value in values) / len(values)
+    std = sum(float(value.std()) for value in values) / len(values)
+    # A sequence of vectors, or one; more axes are one vector.
+    encoder = {"in_features": int(first.shape[-1]), "width": 128, "norm": True}
+    return encoder, {
+        "shape": list(first.shape), "mean": round(mean, 4), "std": round(max(std, 1e-4), 4),
+    }  # fmt: skip
+
+
+def sizes_of(found: Sequence[Found]) -> Mapping[str, int]:
+    """Batch size, steps and steps between validations, by the number of samples."""
+    smallest, total = min(each.samples for each in found), sum(each.samples for each in found)
+    if smallest < 4:
+        raise UserError(f"new: {smallest} samples to train on are too few; expected at least 4")
+    batch = 2 ** min(7, (smallest // 2).bit_length() - 1)
+    steps = max(200, min(5000, 50 * total // batch))
+    return {"batch_size": batch, "max_steps": steps, "every": max(1, steps // 10)}
