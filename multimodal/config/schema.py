@@ -43,6 +43,7 @@ class Modality:
 
     member: str | list[str]
     key: str | None = None
+    weights: str | list[float] | None = None
     template: str | list[str] | None = None
     value: str | None = None
     keep: Literal["one", "all"] = "one"

@@ -11,7 +11,7 @@ from multimodal.data.shards.manifest import Manifest
 from multimodal.data.templates import Template
 
 METADATA = "json"  # the member that describes a sample
-_KEYS = ("member", "key", "template", "value", "keep", "optional", *READING_KEYS)
+_KEYS = ("member", "key", "weights", "template", "value", "keep", "optional", *READING_KEYS)
 
 
 class Modality(NamedTuple):
@@ -26,6 +26,7 @@ class Modality(NamedTuple):
         optional: whether a sample may lack it.
         keeps_all: whether evaluation keeps all texts under ``key``.
         reading: how the members' numbers are meant.
+        weights: of the texts under ``key``: by their places, or the key of such a list.
     """
 
     members: tuple[str, ...]
@@ -36,6 +37,7 @@ class Modality(NamedTuple):
     optional: bool
     keeps_all: bool
     reading: Reading
+    weights: str | tuple[float, ...] | None = None
 
     def is_absent(self, fields: Collection[str], metadata: Mapping[str, Any]) -> bool:
         """Whether a sample of these members and metadata lacks the modality."""
@@ -87,7 +89,29 @@ def parse_modality(name: str, entry: Mapping[str, Any], manifest: Manifest, spli
     reading = parse_reading(name, entry, kind)
     for wanted in reading.keys:
         check_key(manifest, split, METADATA, wanted)
-    return Modality(members, key, templates, kind, target, optional, keep == "all", reading)
+    weights = _weights(name, entry)
+    if isinstance(weights, str):
+        for member in members:
+            check_key(manifest, split, member, weights)
+    return Modality(
+        members, key, templates, kind, target, optional, keep == "all", reading, weights
+    )
+
+
+def _weights(name: str, entry: Mapping[str, Any]) -> str | tuple[float, ...] | None:
+    """How likely each text is to be drawn: by its place, or the key of each sample's own list."""
+    given = entry.get("weights")
+    if given is None or isinstance(given, str):
+        weights: str | tuple[float, ...] | None = given
+    else:
+        weights = tuple(float(weight) for weight in given)
+        if not weights or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+            raise ValueError(
+                f"modality {name!r}: weights must be numbers from 0, one above 0, got {list(given)}"
+            )
+    if weights is not None and entry.get("key") is None:
+        raise ValueError(f"modality {name!r}: weights are for the texts under a 'key'")
+    return weights
 
 
 def check_key(manifest: Manifest, split: str, member: str, key: str) -> None:

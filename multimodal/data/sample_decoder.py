@@ -6,11 +6,12 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from multimodal.core.hashing import stable_hash
+from multimodal.data.captions import choose, draw_text, get_key, require_object, texts_of
 from multimodal.data.decoding.decode import DepthMap, Limits, MinSize, Signal, Value, decode
 from multimodal.data.decoding.video import Video
 from multimodal.data.errors import DecodeError
@@ -19,8 +20,6 @@ from multimodal.data.modality import METADATA, Modality, check_key, parse_modali
 from multimodal.data.reading import Reading
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.shards.manifest import Manifest
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +145,10 @@ class SampleDecoder:
         members, key, templates, _, target = self._modalities[modality][:5]
         words = (members, key, [template.text for template in templates])
         reading = self._modalities[modality].reading
-        more = ([] if target is None else [target]) + ([] if reading == Reading() else [reading])
+        more: list[Any] = [] if target is None else [target]
+        more += [] if reading == Reading() else [reading]
+        weights = self._modalities[modality].weights
+        more += [] if weights is None else ["weights", weights]
         return repr((*words, *more))
 
     def is_optional(self, modality: str) -> bool:
@@ -188,14 +190,14 @@ class SampleDecoder:
         sample_id = stable_hash(self.name, shard_name, key)
         positive = sample_id
         if self.positive_key is not None:
-            positive = stable_hash(self.positive_key, repr(_get(metadata, self.positive_key)))
+            positive = stable_hash(self.positive_key, repr(get_key(metadata, self.positive_key)))
         captions = 1
         if rng is None and self.multi_caption is not None and self.multi_caption in values:
             texts = self._texts(self.multi_caption, shard, place, metadata)
             captions, values[self.multi_caption] = len(texts), texts[caption]
         return Decoded(key, values, metadata, sample_id, positive, captions)
 
-    def _texts(
+    def texts_of(
         self, name: str, shard: ShardReader, place: int, metadata: dict[str, Any]
     ) -> list[str]:
         """All texts of a modality that keeps them."""
@@ -203,7 +205,7 @@ class SampleDecoder:
         assert modality.key is not None
         member = next(m for m in modality.members if m in shard.fields(place))
         value = metadata if member == METADATA else self._decode(shard, place, member)
-        return _texts(value, modality.key)
+        return texts_of(value, modality.key)
 
     def metadata(self, shard: ShardReader, place: int) -> dict[str, Any]:
         """Content of a sample's ``json`` member; empty where there is none."""
@@ -228,7 +230,7 @@ class SampleDecoder:
         present = [member for member in modality.members if member in fields]
         if not present:
             raise DecodeError("missing", f"{name} needs {' or '.join(modality.members)}")
-        member = _choose(present, rng, f"{name}.member")
+        member = choose(present, rng, f"{name}.member")
         kind = modality.reading.kind(modality.kind)
         if member == METADATA:
             value: Any = metadata
@@ -242,13 +244,13 @@ class SampleDecoder:
             )
             value = self.cache.get(key, lambda _: self._decode(shard, place, member, kind))
         if modality.key is not None:
-            return _choose(_texts(value, modality.key), rng, f"{name}.text")
+            return draw_text(modality.key, modality.weights, value, rng, f"{name}.text")
         if modality.templates:
-            _require_object(value)
-            template = _choose(modality.templates, rng, f"{name}.template")
+            require_object(value)
+            template = choose(modality.templates, rng, f"{name}.template")
             return template.fill(value, rng, name)
         if modality.target is not None:
-            return cast("Value", _get(value, modality.target))
+            return cast("Value", get_key(value, modality.target))
         if modality.kind == "imu":
             return _motion(value, metadata)
         return cast("Value", modality.reading.apply(value, metadata))
@@ -271,36 +273,9 @@ class SampleDecoder:
         return decode(member, shard.read(place, member), self.limits, min_size, kind)
 
 
-def _require_object(decoded: Any) -> None:
-    if not isinstance(decoded, dict):
-        raise DecodeError("metadata", f"expected a JSON object, got {type(decoded).__name__}")
-
-
-def _get(metadata: Any, key: str) -> Any:
-    _require_object(metadata)
-    if metadata.get(key) is None:
-        raise DecodeError("metadata", f"the JSON has no {key!r}")
-    return metadata[key]
-
-
-def _choose(options: Sequence[T], rng: SampleRNG | None, name: str) -> T:
-    return options[0 if rng is None else rng.pick(name, len(options))]
-
-
-def _texts(metadata: Any, key: str) -> list[str]:
-    value = _get(metadata, key)
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise DecodeError("metadata", f"{key!r} must be a text or a list of texts, is {value!r}")
-    texts = [text for text in texts if text.strip()]
-    if not texts:
-        raise DecodeError("empty", f"{key!r} holds no text")
-    return texts
-
-
 def _motion(array: Any, metadata: dict[str, Any]) -> Signal:
     """An IMU array as m/s^2 and rad/s, with the rate and the unit that the metadata gives."""
-    rate, scale = _get(metadata, "rate_hz"), metadata.get("scale", 1.0)
+    rate, scale = get_key(metadata, "rate_hz"), metadata.get("scale", 1.0)
     for key, number in (("rate_hz", rate), ("scale", scale)):
         if not isinstance(number, int | float) or not 0 < number < float("inf"):
             raise DecodeError("metadata", f"{key!r} must be a number above 0, is {number!r}")

@@ -89,9 +89,11 @@ class Source:
         manifest: path or URL of the manifest; ``samples://NAME.json`` for one of the sample corpus.
         modalities: for each modality the ``member`` that holds it, or several of which one is
             drawn; for a JSON member also the ``key`` of a text in it, or of a list of texts of
-            which one is drawn, or else a ``template`` (``{name}, {tags}``, see ``Template``), or
-            several of which one is drawn, or else the ``value`` (a key) that is used unchanged: a
-            label, a score, a list of tags. ``optional: true`` lets samples lack the modality.
+            which one is drawn, by ``weights`` if there are any: a list by the texts' places, or the
+            key of each sample's own list; or else a ``template`` (``{name}, {tags}``, see
+            ``Template``), or several of which one is drawn, or else the ``value`` (a key) that is
+            used unchanged: a label, a score, a list of tags. ``optional: true`` lets samples lack
+            the modality. See ``Reading`` for pictures (``window``) and depth maps (``unit_m``).
             ``keep: all`` beside a ``key``: evaluation, which draws nothing, takes not the first
             text of the list but every one of them, each as a right answer of its sample.
         split: the manifest's split, or several, one after the other.

@@ -75,6 +75,7 @@ ELSEWHERE = {
     "core/strict_json": "unit/data/shards/test_hostile_manifests.py",
     "core/suggest": "unit/core/test_files.py",
     "core/tensor_hashing": "unit/evaluation/metrics/test_ground_truth.py",
+    "data/captions": "unit/data/test_drawn_texts.py",
     "data/datamodule": "unit/data/loading/test_workers.py",
     "data/decoding/arrays": "unit/data/decoding/test_decode.py",
     "data/decoding/buffers": "unit/data/decoding/test_decode.py",
