@@ -197,7 +197,7 @@ class SampleDecoder:
             captions, values[self.multi_caption] = len(texts), texts[caption]
         return Decoded(key, values, metadata, sample_id, positive, captions)
 
-    def texts_of(
+    def _texts(
         self, name: str, shard: ShardReader, place: int, metadata: dict[str, Any]
     ) -> list[str]:
         """All texts of a modality that keeps them."""
