@@ -111,7 +111,7 @@ def name_of(decorator: ast.expr) -> str:
 
 
 # Of more than 12 fields: settings, and a table of results.
-RECORDS = {"Train", "Plan", "ZeroShot"}
+RECORDS = {"Train", "Modality", "Plan", "ZeroShot"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
