@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from multimodal.config.problems import ConfigProblem
-from multimodal.config.targets.resolving import TargetError, allowed_packages, resolve
+from multimodal.config.targets.resolving import ALLOWED, TargetError, allowed_packages, resolve
 from multimodal.config.tree import block
 
 CHOICES = ("loss", "negatives", "candidates")
+_COMPATIBLE = "multimodal.objectives.compatible"  # found as a target is: see `kinds.PLACES`
 
 
 def incompatible_choices(
@@ -37,9 +37,8 @@ def incompatible_choices(
             nodes.append(node)
             classes.append(built)
         else:
-            contract = importlib.import_module("multimodal.objectives.interfaces")
-            given = _gives(nodes[1], packages)
-            if reason := contract.compatible(*classes, gives=given):
+            compatible = resolve(_COMPATIBLE, ALLOWED)
+            if reason := compatible(*classes, gives=_gives(nodes[1], packages)):
                 yield ConfigProblem(f"pairs.{name}", str(reason))
 
 

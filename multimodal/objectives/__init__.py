@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         Negatives,
         SimilarityBlock,
         TwoWayLoss,
+        compatible,
     )
     from multimodal.objectives.losses.margin import Hinge, Triplet
     from multimodal.objectives.losses.sigmoid import SigLIP
@@ -63,5 +64,6 @@ __all__ = [
     "SupCon",
     "Triplet",
     "TwoWayLoss",
+    "compatible",
     "make_objective",
 ]

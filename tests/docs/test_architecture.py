@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy
 import pytest
+from hydra.utils import get_object
 
 ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "multimodal").rglob("*.py"))
 ROOMS = (
     "",
     "config",
@@ -68,6 +70,32 @@ def test_a_room_has_what_it_offers(room):
         package.Unheard  # noqa: B018
 
 
+def test_what_is_imported_by_name_keeps_to_the_levels_too():
+    """The contracts see no strings: config resolves what a room offers, cli its own commands."""
+    package = ROOT / "multimodal"
+    by_name = {
+        str(path.relative_to(package))
+        for path in SOURCES
+        if re.search(r"\bimport_module\((?!\s*\")|__import__\(", path.read_text())
+    }
+    assert by_name == {
+        "cli/__main__.py",
+        "cli/completion.py",
+        "config/targets/resolving.py",
+        "core/extras.py",
+        "core/imports/former.py",
+        "core/imports/lazy.py",
+        "core/process/lean_imports.py",
+    }
+    for path in (package / "config").rglob("*.py"):
+        for name in re.findall(r"\"(?:partial )?(multimodal\.\w+\.\w+)\"", path.read_text()):
+            assert get_object(name) is not None, (path, name)
+    for path in SOURCES:
+        level = path.relative_to(package).parts[0]
+        for name in re.findall(r"import_module\(\s*f?\"multimodal\.(\w+)", path.read_text()):
+            assert name == level, (path, name)
+
+
 def test_a_checkpoint_is_used_without_lightning():
     """Loading, embedding, searching and evaluating need no trainer."""
     modules = [
@@ -89,9 +117,6 @@ def test_a_checkpoint_is_used_without_lightning():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
-
-
-SOURCES = sorted((ROOT / "multimodal").rglob("*.py"))
 
 
 def test_no_folder_and_no_module_is_too_large():
