@@ -1,4 +1,4 @@
-"""The one door through which configurations become objects."""
+"""The single entry point by which configurations become objects."""
 
 from __future__ import annotations
 

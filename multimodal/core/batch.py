@@ -25,6 +25,12 @@ class EncoderOutput:
     mask: Tensor | None = None
 
 
+def scatter_present(rows: Tensor, present: Tensor) -> Tensor:
+    """``rows``, those of the samples that have a modality, at their places; zeros at the others."""
+    places = present.nonzero().flatten()
+    return rows.new_zeros(len(present), *rows.shape[1:]).index_copy(0, places, rows)
+
+
 @dataclass(slots=True)
 class Batch:
     """One rank's slice of a global batch; every sample is of the same source.

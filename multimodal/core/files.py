@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import os
 import re
 import secrets
@@ -27,8 +28,8 @@ _ADVICE = {
     errno.EFBIG: "The file would be larger than the system lets it be: see `ulimit -f`",
     errno.EIO: "The device fails: see the system's log before you write there again",
     errno.EROFS: "It is mounted read-only: name another folder",
-    errno.EACCES: "Ask for the right to write there, or name another folder",
-    errno.EPERM: "Ask for the right to write there, or name another folder",
+    errno.EACCES: "Ask for write permission, or choose another folder",
+    errno.EPERM: "Ask for write permission, or choose another folder",
 }
 # Libraries that tell of the system's error in words only.
 _IN_WORDS = re.compile(r"(?:os error|errno) (\d+)", re.IGNORECASE)
@@ -268,6 +269,15 @@ def free_megabytes(folder: Path) -> float:
         return shutil.disk_usage(folder).free / 1e6
     except OSError:
         return 0.0
+
+
+def sha256(path: Path) -> bytes:
+    """SHA-256 of a file's content, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
@@ -18,7 +18,7 @@ from multimodal.data.source import Source
 from multimodal.evaluation.task_results import TaskResult
 from multimodal.models.fusion.base import AttentionMap
 from multimodal.models.fusion_model import FusionModel
-from multimodal.models.tasks.base import FusedBatch, Task, take
+from multimodal.models.tasks.base import FusedBatch, Task, joined, take
 from multimodal.models.tasks.scores import Scores
 from multimodal.models.tasks.targets import TargetTask
 
@@ -77,14 +77,14 @@ def evaluate_tasks(
     results = []
     for task_name, pieces in observed.get(("all", ""), {}).items():
         task = cast("Task", model.tasks[task_name])
-        whole = _joined(pieces, device)
+        whole = joined(pieces, device)
         result = TaskResult(name, task_name, task.score(whole))
         if isinstance(task, TargetTask):
             result.own = task.own_scores(whole)
         for (kind, modality), of_tasks in observed.items():
             if kind != "all" and task_name in of_tasks:
                 scores: dict[str, Scores] = getattr(result, kind)
-                scores[modality] = task.score(_joined(of_tasks[task_name], device))
+                scores[modality] = task.score(joined(of_tasks[task_name], device))
         if shares:
             result.attention = {
                 m: float(np.mean([share[m] for share in shares if m in share]))
@@ -95,7 +95,7 @@ def evaluate_tasks(
 
 
 def _observe(model: FusionModel, batch: Batch) -> _ObservedBatch:
-    fused = fuse(model, batch.to(next(model.parameters()).device), need_attention=True)
+    fused = model.fuse_batch(batch.to(next(model.parameters()).device), need_attention=True)
     observed: dict[Variant, dict[str, dict[str, Tensor]]] = {}
     for key, variant in {("all", ""): fused, **_variants(model, fused)}.items():
         for name, task in model.tasks.items():
@@ -108,19 +108,6 @@ def _observe(model: FusionModel, batch: Batch) -> _ObservedBatch:
     return _ObservedBatch(
         batch.step, observed, attention_shares(fused.fused.attention, model.fused)
     )
-
-
-def fuse(model: FusionModel, batch: Batch, need_attention: bool = False) -> FusedBatch:
-    """A batch through encoders and fusion."""
-    fused: FusedBatch = model(
-        batch.inputs,
-        batch.masks,
-        batch.presence,
-        need_attention=need_attention,
-        sample_ids=batch.sample_ids,
-        positive_keys=batch.positive_keys,
-    )
-    return fused
 
 
 def attention_shares(
@@ -183,7 +170,3 @@ def _narrow(model: FusionModel, fused: FusedBatch, kept: Sequence[str]) -> Fused
         positive_keys=fused.positive_keys[rows],
         embeddings={},
     )
-
-
-def _joined(parts: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
-    return {key: torch.cat([part[key] for part in parts]).to(device) for key in parts[0]}

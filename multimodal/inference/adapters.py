@@ -112,11 +112,11 @@ def load_adapters(tower: Tower, folder: Path) -> dict[str, Any]:
     own = {_theirs(name): name for name in module.state_dict() if is_adapter(name)}
     state = read_safetensors(folder / WEIGHTS)
     require_finite(state, state, str(folder / WEIGHTS))
-    problems = [f"only there: {name}" for name in sorted(state.keys() - own.keys())]
-    problems += [f"only here: {name}" for name in sorted(own.keys() - state.keys())]
+    problems = [f"only in the folder: {name}" for name in sorted(state.keys() - own.keys())]
+    problems += [f"only in the tower: {name}" for name in sorted(own.keys() - state.keys())]
     here = module.state_dict()
     problems += [
-        f"{name}: {list(state[name].shape)} there, {list(here[own[name]].shape)} here"
+        f"{name}: the folder has {list(state[name].shape)}, the tower {list(here[own[name]].shape)}"
         for name in sorted(own.keys() & state.keys())
         if state[name].shape != here[own[name]].shape
     ]

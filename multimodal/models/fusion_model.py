@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from multimodal.core.batch import EncoderOutput
+from multimodal.core.batch import Batch, EncoderOutput, scatter_present
 from multimodal.models.fusion.base import FusionOutput
 from multimodal.models.tasks.base import FusedBatch, Task, TaskContext
 from multimodal.models.towers import EmbeddingModel, Tower
@@ -90,12 +90,9 @@ class FusionModel(EmbeddingModel):
         rows = present.nonzero().flatten()
         with self.inputs_blamed(name):
             some = tower.encode(value[rows], None if mask is None else mask[rows])
-
-        def spread(part: Tensor) -> Tensor:
-            return part.new_zeros(len(present), *part.shape[1:]).index_copy(0, rows, part)
-
-        some_mask = None if some.mask is None else spread(some.mask)
-        return EncoderOutput(spread(some.features), spread(some.tokens), some_mask)
+        some_mask = None if some.mask is None else scatter_present(some.mask, present)
+        features = scatter_present(some.features, present)
+        return EncoderOutput(features, scatter_present(some.tokens, present), some_mask)
 
     def fuse(
         self,
@@ -106,6 +103,25 @@ class FusionModel(EmbeddingModel):
         """The fusion's output for the modalities that it reads."""
         read = {name: encoded[name] for name in self.fused if name in encoded}
         fused: FusionOutput = self.fusion(read, presence, need_attention)
+        return fused
+
+    def fuse_batch(
+        self,
+        batch: Batch,
+        presence: Mapping[str, Tensor] | None = None,
+        need_attention: bool = False,
+        key: int = 0,
+    ) -> FusedBatch:
+        """`forward` of a batch; with ``presence``, of that in place of the batch's own."""
+        fused: FusedBatch = self(
+            batch.inputs,
+            batch.masks,
+            batch.presence if presence is None else presence,
+            need_attention=need_attention,
+            sample_ids=batch.sample_ids,
+            positive_keys=batch.positive_keys,
+            key=key,
+        )
         return fused
 
     def forward(  # type: ignore[override]

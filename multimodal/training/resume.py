@@ -10,11 +10,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from multimodal.config import stored_config
 from multimodal.config.problems import did_you_mean
 from multimodal.core.process.quiet import note
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.file import CheckpointError
+from multimodal.inference.checkpoint.load import config_of
 from multimodal.inference.checkpoint.tokenizer_check import check_same_tokenizers
 
 # Keys about where and how a run happens, its logging and its end; not about what is learned.
@@ -194,13 +194,10 @@ def resume(
     if path is None:
         return None
     content = store.head(path)
-    if "config" in content:
-        own = list(cfg.get("allowed_packages") or ())
-        saved = OmegaConf.to_container(stored_config(content["config"], path, own))
-        present = OmegaConf.to_container(OmegaConf.create(run_config))
-        changed = check_same_experiment(saved, present, list(cfg.resume_allow), path)
-    else:
-        raise CheckpointError(f"{path} contains no configuration: not written by multimodal")
+    own = list(cfg.get("allowed_packages") or ())
+    saved = OmegaConf.to_container(config_of(content, path, own))
+    present = OmegaConf.to_container(OmegaConf.create(run_config))
+    changed = check_same_experiment(saved, present, list(cfg.resume_allow), path)
     check_same_tokenizers(content, origin["tokenizers"], path)
     check_origin(content.get("origin", {}), origin)
     note(f"resuming from {path} (step {content['global_step']})")
@@ -232,7 +229,7 @@ def refuse_other_weights(saved: Mapping[str, Any] | None, module: nn.Module) -> 
     if other:
         raise CheckpointError(
             f"{len(other)} weights of the checkpoint are not those of this model "
-            f"({listed(other)}): a run goes on with the layers it began with; keep the towers, "
+            f"({listed(other)}): a run keeps the layers it started with; keep the towers, "
             "heads and adapters as they were, or begin a new run"
         )
 

@@ -170,6 +170,13 @@ def test_the_page_names_what_is_there():
     )
 
 
+def test_every_test_and_module_that_a_page_names_is_there():
+    named = re.compile(r"`((?:multimodal|tests|scripts|configs)/[\w./]*[\w/])`")
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        gone = [name for name in named.findall(page.read_text()) if not (ROOT / name).exists()]
+        assert gone == [], page.name
+
+
 def test_the_snippet_of_the_page_runs(tmp_path, monkeypatch):
     """With a checkpoint and a modality that are there."""
     page = (ROOT / "docs" / "architecture.md").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -70,3 +71,29 @@ def test_validation_reads_every_sample_once(data):
             ids += batch.sample_ids.tolist()
         assert len(set(ids)) == len(ids) == len(data.val_sources[name])
         assert not loader.counter.reasons
+
+
+def transform(choice, *words):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose(overrides=[f"+data/transform@made={choice}", *words])
+    return cfg.made, instantiate(cfg.made)
+
+
+@pytest.mark.parametrize("choice", ["depth_64", "thermal_64", "video_64"])
+def test_what_is_aligned_with_a_picture_is_cropped_as_it_is(choice):
+    """A page names them; no experiment does."""
+    image, made = transform("image_64")[0], transform(choice)[0]
+    for key in ("size", "scale", "ratio", "flip"):
+        assert made[key] == image[key], key
+
+
+def test_an_infrared_picture_of_16_bits():
+    made = transform("thermal_64")[1]
+    values = made(np.full((96, 80), 65535, np.uint16), None)
+    assert values.shape == (1, 64, 64)
+    torch.testing.assert_close(values, torch.full_like(values, 2.0))  # (1 - mean) / std
+
+
+def test_a_list_of_labels():
+    made = transform("label_set", "made.classes=[red,green,blue]")[1]
+    assert made(["blue", "red"], None).tolist() == [1, 0, 1]

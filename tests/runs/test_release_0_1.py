@@ -17,10 +17,10 @@ from experiment_helpers import train_here
 
 from multimodal.data.source import Source
 from multimodal.evaluation.run import evaluate_run
-from multimodal.evaluation.trained_pairs import pair_temperatures, trained_pairs
+from multimodal.evaluation.trained_pairs import trained_pairs
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.load import load_model
-from multimodal.inference.checkpoint.weights import weights_of
+from multimodal.inference.checkpoint.weights import pair_temperatures, weights_of
 from multimodal.inference.load import embedder_of
 
 STORED = Path(__file__).parents[1] / "vectors" / "release_0_1"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from multimodal.core.batch import Batch
+from multimodal.core.batch import Batch, scatter_present
 from multimodal.core.suggest import suggest
 from multimodal.data.decoding.decode import Value
 from multimodal.data.errors import BadSampleError, DecodeError, ShardError
@@ -156,8 +156,8 @@ def collate(
         inputs[name], mask = transforms[name].collate(given)
         if not present.all():
             presence[name] = present
-            inputs[name] = _scatter_present(inputs[name], present)
-            mask = None if mask is None else _scatter_present(mask, present)
+            inputs[name] = scatter_present(inputs[name], present)
+            mask = None if mask is None else scatter_present(mask, present)
         if mask is not None:
             masks[name] = mask
     return Batch(
@@ -176,13 +176,6 @@ def collate(
         metadata=[sample.decoded.metadata for sample in samples] if with_metadata else [],
         presence=presence,
     )
-
-
-def _scatter_present(rows: Tensor, present: Tensor) -> Tensor:
-    """``rows`` at the places of the samples that have them, zeros at the others."""
-    scattered = rows.new_zeros(len(present), *rows.shape[1:])
-    scattered[present] = rows
-    return scattered
 
 
 def check_transforms(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -10,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from multimodal.core.files import sha256
 from multimodal.data.decoding.decode import Limits, decode
 from multimodal.data.errors import BadSampleError
 from multimodal.data.packing.parallel import in_parallel
@@ -155,7 +155,7 @@ def _look(job: tuple[Path, str]) -> _Looked:
             if field.rpartition(".")[2] == "json":
                 documents.setdefault(field, []).append(_keys(shard.read(place, field)))
     keys = {field: json_keys(objects) for field, objects in documents.items()}
-    size, digest = path.stat().st_size, _hash(path)
+    size, digest = path.stat().st_size, sha256(path).hex()
     entry = ShardEntry(path.name, split, len(shard), size, digest, sorted(counts), keys)
     return _Looked(entry, problems)
 
@@ -165,14 +165,6 @@ def _keys(data: bytes) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError):  # verify reports it
         return None
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _verify_one(

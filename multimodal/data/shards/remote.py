@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from multimodal.core.files import WriteError, refusal_of, unwritable, write_errors
+from multimodal.core.files import WriteError, refusal_of, sha256, unwritable, write_errors
 from multimodal.data.errors import ShardError
 
 DEFAULT_FOLDER = "~/.cache/multimodal/shards"
@@ -212,14 +211,11 @@ def _download(shard: RemoteShard, part: Path) -> None:
             raise WriteError(unwritable(part, refusal, _WHOLE, _ADVICE)) from error
         detail = f"cannot be fetched: {type(error).__name__}: {error}"
         raise ShardError(shard.url, 0, detail, "shard_unreachable") from error
-    size, digest = part.stat().st_size, hashlib.sha256()
+    size = part.stat().st_size
     if size != shard.size:
         detail = f"has {size} bytes, the manifest says {shard.size}"
         raise ShardError(shard.url, min(size, shard.size), detail, "shard_size")
-    with part.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.digest() != shard.sha256:
+    if sha256(part) != shard.sha256:
         detail = f"sha256 differs from the manifest ({shard.sha256.hex()[:12]})"
         raise ShardError(shard.url, 0, detail, "shard_hash")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from multimodal.core.files import NewFile
+from multimodal.core.files import NewFile, sha256
 
 # Limits of one shard, far above what is made, so that a false number costs no memory.
 MAX_SAMPLES = 1 << 22
@@ -201,8 +200,4 @@ def _shape(table: ShardTable, name: str) -> str:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path).hex()}

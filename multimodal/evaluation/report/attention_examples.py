@@ -21,7 +21,7 @@ from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
 from multimodal.data.transforms.text import TextTransform
-from multimodal.evaluation.fusion import fuse, wanted
+from multimodal.evaluation.fusion import wanted
 from multimodal.evaluation.report import attention as drawing
 from multimodal.evaluation.report.sections import Section
 from multimodal.evaluation.sets import EvaluationSet
@@ -61,7 +61,7 @@ def examples(
         source, EvaluationData(transforms, 1), wanted(model, source), world_size=stride
     )
     for batch in islice(batches, count):
-        fused = fuse(model, batch.to(device), need_attention=True)
+        fused = model.fuse_batch(batch.to(device), need_attention=True)
         lines = []
         for name, task in model.tasks.items():
             if isinstance(task, TargetTask) and len(fused.rows(task.target)):

@@ -6,12 +6,11 @@ is in `rest.pt`, a checkpoint of one file without its tensors; `sha256.json` has
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from multimodal.core import strict_json
 from multimodal.core.distributed import all_gather_object, rank
-from multimodal.core.files import TEMPORARY, free_megabytes, sync_folder, write_text
+from multimodal.core.files import TEMPORARY, free_megabytes, sha256, sync_folder, write_text
 from multimodal.inference.checkpoint import file as checkpoint_file
 from multimodal.inference.checkpoint.file import CheckpointError
 
@@ -117,7 +116,7 @@ def write(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
             checkpoint_file.write_atomically(rest, temporary / REST)
         own = sorted(temporary.glob(f"__{rank()}_*"))
         own += [temporary / REST, temporary / METADATA] if rank() == 0 else []
-        return {file.name: _digest(file) for file in own}
+        return {file.name: sha256(file).hex() for file in own}
 
     def finish() -> None:
         if rank() == 0:
@@ -183,7 +182,7 @@ def head(path: str | os.PathLike[str]) -> dict[str, Any]:
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{folder} is incomplete: {name} is missing")
-        if (actual := _digest(file)) != recorded:
+        if (actual := sha256(file).hex()) != recorded:
             raise CheckpointError(
                 f"hash mismatch: {file} cannot be trusted. It was saved as sha256 "
                 f"{recorded[:16]}..., and is {actual[:16]}... now: the file was damaged after it "
@@ -290,16 +289,3 @@ def _hashes(folder: Path) -> dict[str, str]:
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder} is not a sharded checkpoint: {HASHES}: {error}") from error
     raise CheckpointError(f"{folder} is not a sharded checkpoint: {HASHES} does not name its files")
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        for block in _blocks(stream):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(stream: Any) -> Iterator[bytes]:
-    while block := stream.read(1 << 20):
-        yield block

@@ -65,7 +65,7 @@ def parse(
 
 
 def _text(value: Any) -> str:
-    """What was written; "" for what is no text."""
+    """What was written; "" if it is not text."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(value).strip() if isinstance(value, str | int | float) else ""

@@ -120,6 +120,11 @@ class Task(nn.Module):
         """The scores of all observations, batches joined."""
 
 
+def joined(parts: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+    """A task's observations of several batches as one, on ``device``."""
+    return {key: torch.cat([part[key] for part in parts]).to(device) for key in parts[0]}
+
+
 def take(encoded: EncoderOutput, rows: Tensor) -> EncoderOutput:
     """The outputs of some samples, in the order of ``rows [N]``."""
     mask = None if encoded.mask is None else encoded.mask[rows]

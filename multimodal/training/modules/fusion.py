@@ -17,7 +17,7 @@ from multimodal.core.hashing import stable_hash
 from multimodal.core.tensor_hashing import pair_hash
 from multimodal.evaluation.uncertainty import ERRORS
 from multimodal.models.fusion_model import FusionModel
-from multimodal.models.tasks.base import FusedBatch, LossTerm, Task
+from multimodal.models.tasks.base import FusedBatch, LossTerm, Task, joined
 from multimodal.objectives.objective import ContrastiveObjective
 from multimodal.training.modules.base import TrainingModule
 from multimodal.training.modules.single_keys import SingleKeyWarning
@@ -72,15 +72,7 @@ class FusionModule(TrainingModule):
         if dropout:
             names = [name for name in self.model.fused if name in batch.inputs]
             presence |= drop_modalities(names, presence, batch.sample_ids, dropout, key)
-        fused: FusedBatch = self.model(
-            batch.inputs,
-            batch.masks,
-            presence,
-            sample_ids=batch.sample_ids,
-            positive_keys=batch.positive_keys,
-            key=key,
-        )
-        return fused
+        return self.model.fuse_batch(batch, presence, key=key)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted losses over all ranks; DDP's mean of gradients is their gradient."""
@@ -159,18 +151,12 @@ class FusionModule(TrainingModule):
             for name, task in self.tasks.items():
                 parts = [part for rank in gathered for part in rank.get(source, {}).get(name, ())]
                 if parts:
-                    observed = {k: v.to(self.device) for k, v in join(parts).items()}
-                    scores = task.score(observed)
+                    scores = task.score(joined(parts, self.device))
                     for metric, value in scores.values.items():
                         self.log(f"val/{source}/{name}_{metric}", value)
                     growing = [v for m, v in scores.values.items() if m not in ERRORS]
                     first += growing[:1]
         self.log_score(first)
-
-
-def join(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """A task's observations, batches concatenated."""
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
 def drop_modalities(

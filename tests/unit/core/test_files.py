@@ -282,7 +282,7 @@ def test_packing_onto_a_full_disk_ends_with_1_and_goes_on_when_there_is_space(
         ("EDQUOT", "Disk quota exceeded", "Your quota is used up"),
         ("EIO", "Input/output error", "The device fails"),
         ("EROFS", "Read-only file system", "mounted read-only"),
-        ("EACCES", "Permission denied", "Ask for the right"),
+        ("EACCES", "Permission denied", "Ask for write permission"),
     ],
 )
 @pytest.mark.parametrize("when", ["open", "write", "flush", "fsync", "rename", "folder"])

@@ -114,16 +114,16 @@ def test_misfits_are_rejected_by_name(tmp_path):
         load_adapters(ours(), tmp_path / "nowhere")
     longer = Tower(TextTransformer(30, 7, Transformer(16, 4, 2, causal=True)), HEAD)
     with pytest.raises(
-        WeightsError, match=r"only here: .*trunk\.blocks\.3\.attention\.out\.lora_A"
+        WeightsError, match=r"only in the tower: .*trunk\.blocks\.3\.attention\.out\.lora_A"
     ):
         load_adapters(longer, tmp_path)
     wider = Tower(TextTransformer(30, 7, Transformer(32, 3, 2, causal=True)), HEAD)
-    with pytest.raises(WeightsError, match=r"\[4, 16\] there, \[4, 32\] here"):
+    with pytest.raises(WeightsError, match=r"the folder has \[4, 16\], the tower \[4, 32\]"):
         load_adapters(wider, tmp_path)
     state = load_file(tmp_path / "adapter_model.safetensors")
     save_file({**state, "base_model.model.more.lora_A.weight": torch.zeros(1)},
               tmp_path / "adapter_model.safetensors")  # fmt: skip
-    with pytest.raises(WeightsError, match=r"only there: base_model\.model\.more\.lora_A"):
+    with pytest.raises(WeightsError, match=r"only in the folder: base_model\.model\.more\.lora_A"):
         load_adapters(ours(), tmp_path)
     given = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**given, "use_rslora": True}))

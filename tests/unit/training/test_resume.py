@@ -1,4 +1,4 @@
-"""Which checkpoint is gone on from, what may differ, and which checkpoints stay."""
+"""Which checkpoint is resumed, what may differ, and which checkpoints stay."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A run that goes on with other settings: a longer schedule, other trained parameters."""
+"""A run that is resumed with other settings: a longer schedule, other trained parameters."""
 
 import csv
 
