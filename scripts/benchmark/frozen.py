@@ -23,7 +23,7 @@ import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 
-from multimodal.config import config_dir
+from multimodal.config import config_dir, portable_yaml
 from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.models.towers import EmbeddingModel
 from multimodal.training.build import build_data, build_module, build_trainer
@@ -107,7 +107,7 @@ def train(folder: Path, cached: bool, steps: int, extra: list[str], watched: boo
         cfg = compose("train", words)
     pl.seed_everything(0, verbose=False)
     module, data = build_module(cfg), build_data(cfg)
-    trainer = build_trainer(cfg, folder)
+    trainer = build_trainer(cfg, folder, portable_yaml(cfg))
     clock = Clock(min(20, steps // 4))
     trainer.callbacks.append(clock)  # type: ignore[attr-defined]
     if watched:

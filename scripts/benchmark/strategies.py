@@ -27,7 +27,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from multimodal.config import check, config_dir
+from multimodal.config import check, config_dir, portable_yaml
 from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.evaluation.metrics.retrieval import retrieval
 from multimodal.training.build import build_data, build_module, build_trainer
@@ -116,7 +116,7 @@ def measure(loss: str, negatives: str, seed: int, steps: int) -> dict[str, float
     pl.seed_everything(seed, verbose=False)
     module, data = build_module(cfg), emoji(seed)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(cfg, Path(folder))
+        trainer = build_trainer(cfg, Path(folder), portable_yaml(cfg))
         start = time.process_time()
         trainer.fit(module, datamodule=data)
         seconds = time.process_time() - start
