@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from multimodal.training.build import build_data, build_module, build_trainer
     from multimodal.training.callbacks.checkpoint import Checkpoint
     from multimodal.training.callbacks.data_wait import DataWait
-    from multimodal.training.callbacks.early_stopping import EarlyStopping
     from multimodal.training.callbacks.ema import WeightAverage
     from multimodal.training.callbacks.loss_spikes import LossSpikes
     from multimodal.training.callbacks.nonfinite import SkipNonFinite
     from multimodal.training.callbacks.progress import ProgressBar
-    from multimodal.training.callbacks.stop import StopOnSignal
+    from multimodal.training.callbacks.stopping.early_stopping import EarlyStopping
+    from multimodal.training.callbacks.stopping.stop import StopOnSignal
     from multimodal.training.callbacks.summary import Summary
     from multimodal.training.loggers.csv import CSVLogger
     from multimodal.training.loggers.others import MLflowLogger, TensorBoardLogger

@@ -15,7 +15,7 @@ from experiment_helpers import OWN_CONFIGS, ROOT, losses, write_sensor_shards
 from rank_helpers import FAST, callback
 
 from multimodal.inference.checkpoint import store
-from multimodal.training.callbacks.stop import requeue_slurm_job
+from multimodal.training.callbacks.stopping.stop import requeue_slurm_job
 
 LIMIT = 600.0
 

@@ -9,7 +9,7 @@ from experiment_helpers import train_here, write_sensor_shards
 
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.locate import checkpoint_at
-from multimodal.training.callbacks.early_stopping import EarlyStopping
+from multimodal.training.callbacks.stopping.early_stopping import EarlyStopping
 
 
 @pytest.fixture(scope="module")

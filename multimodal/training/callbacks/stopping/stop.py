@@ -15,8 +15,8 @@ import torch.distributed as dist
 
 from multimodal.core.process.parent import kill_workers
 from multimodal.training.callbacks.checkpoint import Checkpoint
-from multimodal.training.callbacks.rank_monitor import RankMonitor
-from multimodal.training.callbacks.signals import SignalListener, exit_code
+from multimodal.training.callbacks.stopping.rank_monitor import RankMonitor
+from multimodal.training.callbacks.stopping.signals import SignalListener, exit_code
 from multimodal.training.strategies.heartbeat import Heartbeat
 
 _KEY = "multimodal/stop"
