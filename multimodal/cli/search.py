@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from multimodal.cli.main import run
 from multimodal.core.process.exits import refused
+
+if TYPE_CHECKING:
+    from multimodal.inference.embedder import Embedder
 
 
 def search(cfg: DictConfig) -> None:
@@ -28,7 +36,8 @@ def search(cfg: DictConfig) -> None:
         checkpoint = checkpoint_at(cfg.checkpoint)
         model, run_cfg = load_model(checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device)
-        table, index = open_index(cfg.index, embedder, cfg.approximate)
+        with _table(str(cfg.index), run_cfg, embedder) as path:
+            table, index = open_index(path, embedder, cfg.approximate)
         if cfg.modality is not None and cfg.modality not in embedder.transforms:
             known = ", ".join(embedder.transforms)
             raise ValueError(f"modality={cfg.modality}: the model takes {known}")
@@ -42,6 +51,26 @@ def search(cfg: DictConfig) -> None:
             shown.add_row(modality, f"{score:.3f}", table.rows[row].name, table.rows[row].key)
         shown.add_section()
     Console().print(shown)
+
+
+@contextmanager
+def _table(given: str, run_cfg: DictConfig, embedder: Embedder) -> Iterator[str]:
+    """The table ``given``, or one that is made of a folder or a manifest for this search."""
+    if not given.endswith(".json") and not Path(given).is_dir():
+        yield given
+        return
+    from multimodal.inference.search.builder import build_table
+    from multimodal.inference.search.items import items_of
+    from multimodal.inference.search.table import about_of
+
+    everything = {"input": given, "modality": None, "rate_hz": None, "modalities": None}
+    items = items_of(OmegaConf.create({**everything, "split": "train"}), run_cfg, embedder)
+    about = about_of("", "", embedder.kind, given, embedder.model.embed_dim)
+    print(f"embedding the {len(items)} items of {given}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "index.parquet"
+        build_table(embedder, items, path, about, previews=False)
+        yield str(path)
 
 
 def _plain(asked: Any) -> Any:

@@ -77,7 +77,7 @@ def test_a_misspelt_command_is_answered_with_the_right_one():
     done = multimodal("serch", "query=dog")
     assert done.returncode == 2
     assert "did you mean `multimodal search query=dog`?" in done.stderr
-    assert "commands: train, evaluate," in multimodal("xyz").stderr
+    assert "commands: train, new, " in multimodal("xyz").stderr
 
 
 def test_overrides_without_a_command_train():
