@@ -3,6 +3,7 @@
 multimodal shards INPUT OUTPUT_FOLDER [options]   pack a folder, a table or other shards
 multimodal shards index FOLDER [options]          write a manifest for tars that are there
 multimodal shards verify FOLDER [options]         check hashes, counts, and that all decodes
+multimodal shards curate MANIFEST OUTPUT          leave samples out of a manifest
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ CONSOLE = Console(stderr=True)
 def main(words: Sequence[str] | None = None) -> int:
     """The exit status: 0, or 1 where something is wrong with the data."""
     words = sys.argv[1:] if words is None else list(words)
-    commands = {"index": _index, "verify": _verify}
+    commands = {"index": _index, "verify": _verify, "curate": _curate}
     command = commands.get(words[0]) if words else None
     try:
         with refused("make_shards"):
@@ -230,6 +231,12 @@ def _verify(words: Sequence[str]) -> int:
         print(f"{path.name}: {good} samples in order, {len(problems)} problems")
         wrong |= bool(problems)
     return int(wrong)
+
+
+def _curate(words: Sequence[str]) -> int:
+    from multimodal.cli.curate import main as curate
+
+    return curate(words)
 
 
 @contextmanager

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from multimodal.data.decoding.decode import Limits, MinSize
-from multimodal.data.errors import BadSampleError, ShardError
+from multimodal.data.errors import BadSampleError
+from multimodal.data.joining import Partner, merged
+from multimodal.data.joining import join as join_shards
 from multimodal.data.loading.frozen_embeddings import FrozenEmbeddings
 from multimodal.data.lru import LRU
-from multimodal.data.sample_decoder import Decoded, SampleDecoder, decoded_cache
+from multimodal.data.sample_decoder import Decoded, SampleDecoder, ShardReader, decoded_cache
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.settings import ReadSettings
 from multimodal.data.shards.manifest import load_manifest
-from multimodal.data.shards.remote import DEFAULT_FOLDER, RemoteShard, ShardCache, is_remote
+from multimodal.data.shards.opening import ShardFiles, numbers_of
+from multimodal.data.shards.remote import DEFAULT_FOLDER, ShardCache, is_remote
 from multimodal.data.shards.tar import Shard
 
 __all__ = ["Decoded", "Place", "RawSample", "Source", "SourceContext"]
 
-_OPEN_SHARDS = 32  # kept mapped in each process
-_RETRY_AFTER_S = 60.0  # seconds until a shard that could not be read is tried once more
 _DEFAULT_BYTES = 100 << 30  # of remote shards in the cache
 
 
@@ -86,7 +83,8 @@ class Source:
     """The samples of one split of a manifest, by index.
 
     Args:
-        manifest: path or URL of the manifest; ``samples://NAME.json`` for one of the sample corpus.
+        manifest: path or URL of the manifest; ``samples://NAME.json`` for one of the sample corpus;
+            with ``join`` two of them.
         modalities: for each modality the ``member`` that holds it, or several of which one is
             drawn; for a JSON member also the ``key`` of a text in it, or of a list of texts of
             which one is drawn, by ``weights`` if there are any: a list by the texts' places, or the
@@ -102,6 +100,9 @@ class Source:
         batch_size: per device; None for ``data.batch_size``.
         repeat: how many times an epoch draws each sample.
         weight: share of an epoch's batches; the alternative to ``repeat``.
+        join: joins the samples of two manifests, local ones, without rewriting their tars: the JSON
+            key whose values must be equal, or ``__key__`` for the samples' own names. The first
+            manifest's samples that have a partner are those of the source.
 
     Attributes:
         decoder: of its samples.
@@ -116,17 +117,31 @@ class Source:
 
     def __init__(
         self,
-        manifest: str,
+        manifest: str | list[str],
         modalities: dict[str, dict[str, Any]],
         split: str | list[str] = "train",
         positive_key: str | None = None,
         batch_size: int | None = None,
         repeat: float = 1.0,
         weight: float | None = None,
+        join: str | None = None,
     ) -> None:
-        loaded = load_manifest(manifest)
+        manifests = [manifest] if isinstance(manifest, str) else list(manifest)
+        if len(manifests) != (1 if join is None else 2):
+            raise ValueError(
+                "manifest is one, or with `join: KEY` two that share the key; got "
+                f"{len(manifests)} and join={join!r}"
+            )
+        loaded = load_manifest(manifests[0])
         splits = [split] if isinstance(split, str) else list(split)
         self.table = loaded.split(*splits)
+        self._partner: Partner | None = None
+        if join is not None:
+            other = load_manifest(manifests[1])
+            theirs = ShardFiles(other.split(*splits), other.folder, None, False)
+            own = ShardFiles(self.table, loaded.folder, None, False)
+            self.table, self._partner = join_shards(own, theirs, join)
+            loaded = merged(loaded, other)
         self.decoder = SampleDecoder(loaded, splits, modalities, positive_key)
         self.frozen: dict[str, FrozenEmbeddings] = {}
         self.split = ", ".join(splits)
@@ -138,12 +153,11 @@ class Source:
 
     def _enter(self, context: SourceContext) -> None:
         self.remote = context.remote if is_remote(self._folder) else None
-        self._verify = context.verify and self.remote is None  # remote ones are verified on arrival
-        self._verified: set[int] = set()  # shards whose hash was right
-        self._broken: dict[
-            int, tuple[float, ShardError]
-        ] = {}  # time of the next attempt, last error
-        self._shards: LRU[int, Shard] = LRU(_OPEN_SHARDS)
+        self._files = ShardFiles(self.table, self._folder, self.remote, context.verify)
+        if self._partner is not None:
+            other = self._partner.files
+            files = ShardFiles(other.table, other.folder, None, context.verify)
+            self._partner = Partner(files, self._partner.indices)
 
     def within(self, context: SourceContext, name: str | None = None) -> Source:
         """The same samples, read as a run reads them.
@@ -180,7 +194,12 @@ class Source:
     def digest(self) -> str:
         """Equal for sources with the same shards in the same order."""
         digest = hashlib.blake2b(digest_size=8)
-        for column in (self.table.names, self.table.samples, self.table.sha256):
+        columns = [self.table.names, self.table.samples, self.table.sha256]
+        if self.table.kept is not None:
+            columns.append(self.table.kept)
+        if self._partner is not None:
+            columns += [self._partner.files.table.sha256, self._partner.indices]
+        for column in columns:
             digest.update(column.tobytes())
         return digest.hexdigest()
 
@@ -192,7 +211,7 @@ class Source:
             ShardError: if its shard cannot be read.
             DecodeError: if its metadata cannot.
         """
-        shard, place = self._locate(index)
+        shard, place = self._reader(index)
         shard.check(place)
         members = {field: shard.read(place, field) for field in shard.fields(place)}
         return RawSample(shard.keys[place], members, self.decoder.metadata(shard, place))
@@ -220,7 +239,7 @@ class Source:
             DecodeError: if something of it is missing, corrupt or too large.
         """
         number, place = self.table.locate(index)
-        shard = self._shards.get(number, self._open)
+        shard: ShardReader = self._reader(index)[0]
         shard_name = self.table.name(number).rpartition("/")[2]
         return self.decoder.decode(shard, place, shard_name, rng, modalities, min_size, caption)
 
@@ -236,16 +255,7 @@ class Source:
     def fetch_ahead(self, indices: Iterable[int]) -> None:
         """Starts to fetch the shards of these samples if they are remote."""
         if self.remote is not None:
-            places = np.fromiter(indices, np.int64)
-            numbers = np.unique(np.searchsorted(self.table.starts, places, side="right") - 1)
-            self.remote.fetch_ahead(self._remote_shard(int(number)) for number in numbers)
-
-    def _remote_shard(self, number: int) -> RemoteShard:
-        return RemoteShard(
-            f"{self._folder}/{self.table.name(number)}",
-            int(self.table.bytes[number]),
-            self.table.sha256[number].tobytes(),
-        )
+            self._files.fetch_ahead(numbers_of(self.table, indices))
 
     def next_index(self, index: int, whole_shard: bool) -> int:
         """The next sample, or the first of the next shard; after the last comes the first."""
@@ -254,32 +264,11 @@ class Source:
             next_one = int(self.table.starts[self.table.locate(index)[0] + 1])
         return next_one % len(self)
 
+    def _reader(self, index: int) -> tuple[ShardReader, int]:
+        """A sample's shard, with its partner's members where sources are joined, and its place."""
+        shard, place = self._locate(index)
+        return (shard if self._partner is None else self._partner.beside(shard, index)), place
+
     def _locate(self, index: int) -> tuple[Shard, int]:
         number, place = self.table.locate(index)
-        return self._shards.get(number, self._open), place
-
-    def _open(self, number: int) -> Shard:
-        # Each sample of a broken shard needs it: retry the file only after a while.
-        if number in self._broken and time.monotonic() < self._broken[number][0]:
-            raise self._broken[number][1]
-        verify = self._verify and number not in self._verified
-
-        def opened(path: Path) -> Shard:
-            return Shard(
-                path,
-                samples=int(self.table.samples[number]),
-                size=int(self.table.bytes[number]),
-                sha256=self.table.sha256[number].tobytes() if verify else None,
-            )
-
-        try:
-            if self.remote is None:
-                shard = opened(Path(self._folder) / self.table.name(number))
-            else:
-                shard = self.remote.open(self._remote_shard(number), opened)
-        except ShardError as error:
-            self._broken[number] = (time.monotonic() + _RETRY_AFTER_S, error)
-            raise
-        if verify:
-            self._verified.add(number)
-        return shard
+        return self._files.open(number), place

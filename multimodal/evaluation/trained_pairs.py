@@ -41,5 +41,7 @@ def trained_pairs(*configs: DictConfig | None) -> dict[frozenset[str], frozenset
 
 def _manifest_name(cfg: DictConfig, source: str) -> str:
     manifest = cfg.data.sources[source].manifest
-    require_named(cfg, f"data.sources.{source}.manifest", str(manifest))
-    return load_manifest(manifest).name
+    manifests = [manifest] if isinstance(manifest, str) else list(manifest)
+    for each in manifests:
+        require_named(cfg, f"data.sources.{source}.manifest", str(each))
+    return load_manifest(manifests[0]).name

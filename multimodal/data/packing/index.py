@@ -111,7 +111,7 @@ def verify(
     jobs = [
         (
             Path(manifest.folder) / table.name(number),
-            int(table.samples[number]),
+            int(table.stored[number]),
             int(table.bytes[number]),
             table.sha256[number].tobytes(),
             limits or Limits(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,13 +164,23 @@ def _tables(file: str | Path, shards: Any) -> dict[str, ShardTable]:
             raise ValueError(f"the manifest {file}: {error}") from error
     by_split: dict[str, list[ShardRow]] = {}
     for shard in shards:
-        row = ShardRow(shard["name"], shard["samples"], shard["bytes"], shard["sha256"])
+        row = ShardRow(
+            shard["name"], shard["samples"], shard["bytes"], shard["sha256"], shard.get("kept")
+        )
         by_split.setdefault(shard["split"], []).append(row)
-    return {split: ShardTable.of(rows) for split, rows in by_split.items()}
+    try:
+        return {split: ShardTable.of(rows) for split, rows in by_split.items()}
+    except ValueError as error:
+        raise ValueError(f"the manifest {file}: {error}") from error
 
 
-def manifest_hash(path: str | Path) -> str:
-    """SHA-256 of a manifest, which names its shards' hashes: equal only for equal data."""
+def manifest_hash(path: str | Path | Sequence[str]) -> str:
+    """SHA-256 of a manifest, which names its shards' hashes: equal only for equal data.
+
+    Of several, which a source joins, of all of them.
+    """
+    if not isinstance(path, str | Path):
+        return hashlib.sha256("".join(map(manifest_hash, path)).encode()).hexdigest()
     return hashlib.sha256(_content(path)).hexdigest()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from multimodal.core.strict_json import excerpt, is_text
 from multimodal.data.shards.formats import KINDS
 from multimodal.data.shards.remote import is_remote, unknown_scheme
-from multimodal.data.shards.table import MAX_BYTES, MAX_NAME, MAX_SAMPLES, is_inside
+from multimodal.data.shards.table import MAX_BYTES, MAX_NAME, MAX_SAMPLES, is_inside, unpacked
 
 FORMAT = "multimodal-manifest/1"
 _SHOWN = 10  # faults in one message
@@ -154,6 +154,18 @@ def _shard_faults(place: int, shard: Any) -> Iterator[str]:
     digest = shard.get("sha256")
     if not isinstance(digest, str) or not _is_sha256(digest):
         yield f"{label}: 'sha256' must be 64 hexadecimal digits, got {excerpt(digest)}"
+    if "kept" in shard and not _is_keep_list(shard["kept"], shard.get("samples")):
+        yield f"{label}: 'kept' must be Base64 of a bit per sample, got {excerpt(shard['kept'])}"
+
+
+def _is_keep_list(text: Any, samples: Any) -> bool:
+    if not isinstance(text, str) or not isinstance(samples, int) or not 0 < samples <= MAX_SAMPLES:
+        return False
+    try:
+        unpacked(text, samples)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_sha256(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class ShardRow(NamedTuple):
     samples: int
     bytes: int
     sha256: str
+    kept: str | None = None  # see `packed`
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,9 @@ class ShardTable:
         bytes: int64, size of each shard's file.
         sha256: ``[S, 32]`` uint8.
         starts: ``[S + 1]`` int64, index of each shard's first sample, then the number of samples.
+        kept: int64, of each sample its place in its shard, where a keep-list leaves some out;
+            ``samples`` and ``starts`` count those that are kept. None: all are there.
+        whole: int64, samples that each shard's file holds; None: as many as ``samples``.
     """
 
     names: NDArray[np.bytes_]
@@ -77,19 +82,28 @@ class ShardTable:
     bytes: NDArray[np.int64]
     sha256: NDArray[np.uint8]
     starts: NDArray[np.int64]
+    kept: NDArray[np.int64] | None = None
+    whole: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, shards: Iterable[ShardRow]) -> ShardTable:
         """The table of validated rows."""
-        names, samples, sizes, digests = zip(*shards, strict=True)
+        names, samples, sizes, digests, kept = zip(*shards, strict=True)
         counts = np.array(samples, np.int64)
         sha256 = np.frombuffer(b"".join(map(bytes.fromhex, digests)), np.uint8)
-        return cls(
+        table = cls(
             names=np.array([name.encode() for name in names]),
             samples=counts,
             bytes=np.array(sizes, np.int64),
             sha256=sha256.reshape(len(counts), 32),
             starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
+        )
+        if all(bits is None for bits in kept):
+            return table
+        return table.select(
+            np.concatenate(
+                [unpacked(bits, count) for bits, count in zip(kept, samples, strict=True)]
+            )
         )
 
     @classmethod
@@ -98,13 +112,52 @@ class ShardTable:
         if len(tables) == 1:
             return tables[0]
         samples = np.concatenate([table.samples for table in tables])
+        partly = any(table.kept is not None for table in tables)
         return cls(
             names=np.concatenate([table.names for table in tables]),
             samples=samples,
             bytes=np.concatenate([table.bytes for table in tables]),
             sha256=np.concatenate([table.sha256 for table in tables]),
             starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(samples)]),
+            kept=np.concatenate([table._places() for table in tables]) if partly else None,
+            whole=np.concatenate([table.stored for table in tables]) if partly else None,
         )
+
+    def select(self, mask: NDArray[np.bool_]) -> ShardTable:
+        """The samples for which ``mask`` is true; shards of which none is left are gone.
+
+        Raises:
+            ValueError: if no sample is left.
+        """
+        if not mask.any():
+            raise ValueError("the keep-list leaves no sample")
+        counts = np.add.reduceat(mask.astype(np.int64), self.starts[:-1])
+        left = counts > 0
+        return ShardTable(
+            names=self.names[left],
+            samples=counts[left],
+            bytes=self.bytes[left],
+            sha256=self.sha256[left],
+            starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts[left])]),
+            kept=self._places()[mask],
+            whole=self.stored[left],
+        )
+
+    @property
+    def stored(self) -> NDArray[np.int64]:
+        """Samples that each shard's file holds."""
+        return self.samples if self.whole is None else self.whole
+
+    def places_of(self, shard: int) -> NDArray[np.int64]:
+        """The places in a shard of its samples."""
+        if self.kept is None:
+            return np.arange(self.samples[shard])
+        return self.kept[self.starts[shard] : self.starts[shard + 1]]
+
+    def _places(self) -> NDArray[np.int64]:
+        if self.kept is not None:
+            return self.kept
+        return np.arange(self.num_samples) - np.repeat(self.starts[:-1], self.samples)
 
     def save(self, folder: Path) -> dict[str, dict[str, Any]]:
         """Writes a file for each column, and returns what a manifest says of them."""
@@ -178,7 +231,27 @@ class ShardTable:
         if not 0 <= index < self.num_samples:
             raise IndexError(f"sample {index} of {self.num_samples}")
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return shard, index - int(self.starts[shard])
+        place = index - int(self.starts[shard]) if self.kept is None else int(self.kept[index])
+        return shard, place
+
+
+def packed(mask: NDArray[np.bool_]) -> str:
+    """A keep-list as a manifest holds it: a bit for each sample, in Base64."""
+    return base64.b64encode(np.packbits(mask).tobytes()).decode()
+
+
+def unpacked(text: str | None, samples: int) -> NDArray[np.bool_]:
+    """What ``packed`` was made of; all are kept if None.
+
+    Raises:
+        ValueError: if it is not Base64, or not of so many samples.
+    """
+    if text is None:
+        return np.ones(samples, bool)
+    bits = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    if len(bits) != -(-samples // 8):
+        raise ValueError(f"{len(bits)} bytes for {samples} samples")
+    return np.unpackbits(bits, count=samples).astype(bool)
 
 
 def is_inside(name: str) -> bool:

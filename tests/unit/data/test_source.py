@@ -251,7 +251,7 @@ def test_shards_are_opened_once_and_not_pickled(tmp_path, monkeypatch):
         opened.append(path.name)
         return Shard(path, **expected)
 
-    monkeypatch.setattr("multimodal.data.source.Shard", opening)
+    monkeypatch.setattr("multimodal.data.shards.opening.Shard", opening)
     for index in (0, 1, 4, 0, 3, 2, 1):
         source.decode(index, None)
     assert opened == ["made-train-000.tar", "made-train-001.tar"]
