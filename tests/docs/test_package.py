@@ -1,12 +1,22 @@
 """The wheel: what is in it, and that it works away from the checkout."""
 
+import json
 import os
+import re
 import subprocess
 import sys
+import sysconfig
+import urllib.request
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from pretrained_helpers import case, foreign_state
+from safetensors.torch import save_file
+
+from multimodal.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,3 +101,109 @@ def test_an_editable_installation_reads_the_configs_of_the_checkout(tmp_path):
         check=True,
     )
     assert done.stdout.strip() == str(ROOT / "configs")
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """A new virtual environment with the wheel; its dependencies are those of this one."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    # Only what lies in it: the checkout, of which a .pth file in it tells, is not on the path.
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    command = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install"]
+    options = ["--quiet", "--no-deps", "--no-index", "--force-reinstall", wheel]
+    subprocess.run([*command, *options], check=True, capture_output=True)
+    code = "import multimodal; print(multimodal.__file__)"
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    used = subprocess.run(
+        [folder / "bin" / "python", "-c", code], cwd=folder, env=kept, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert used.stdout.startswith(str(site)), used.stdout
+    return folder
+
+
+def installed_command(environment: Path, folder: Path, *words: str) -> subprocess.CompletedProcess:
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return subprocess.run(
+        [str(environment / "bin" / "multimodal"), *words],
+        cwd=folder, env={**kept, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+
+def test_every_command_works_from_an_empty_folder(environment, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        pixels = np.full((32, 32, 3), 20 * number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+        (tmp_path / "photos" / f"{number}.txt").write_text(f"grey number {number}")
+    described, _ = case("siglip_a")
+    state = foreign_state(described["shapes"], described["seed"], described["std"])
+    (tmp_path / "foreign").mkdir()
+    save_file(state, tmp_path / "foreign" / "open_clip_model.safetensors")
+    content = json.dumps({"model_cfg": described["cfg"]})
+    (tmp_path / "foreign" / "open_clip_config.json").write_text(content)
+
+    run = "outputs/mine"
+    steps = ("trainer.max_steps=2", "trainer.val_check_interval=1", "data.num_workers=0")
+    for words in (
+        ("shards", "photos", "shards/photos", "--require", "png", "txt", "--split", "train=0.6",
+         "val=0.4"),
+        ("shards", "verify", "shards/photos"),
+        ("new", "mine", "--data", "shards/photos"),
+        ("train", "--config-dir", "configs", "+experiment=mine", f"hydra.run.dir={run}", *steps),
+        ("evaluate", f"checkpoint={run}", "hydra.run.dir=outputs/evaluated"),
+        ("embed", f"checkpoint={run}", "input=photos", "output=photos.parquet"),
+        ("search", f"checkpoint={run}", "index=photos.parquet", "query=grey, isn't it?"),
+        ("summarize", run),
+        ("import", "input=foreign", "output=foreign.ckpt"),
+        ("completion", "bash"),
+    ):  # fmt: skip
+        done = installed_command(environment, tmp_path, *words)
+        assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
+    assert (tmp_path / "outputs" / "evaluated" / "report.html").exists()
+    # These two need what a small run does not have, and say so.
+    done = installed_command(environment, tmp_path, "adapters", f"checkpoint={run}", "output=out")
+    assert done.returncode in (1, 2), done.stderr
+    assert "Traceback" not in done.stderr
+    done = installed_command(environment, tmp_path, "join", run, "one.ckpt")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_the_search_page_is_served_from_an_empty_folder(environment, tmp_path):
+    steps = ("debug=fast", "~evaluation", "hydra.run.dir=run", "data.num_workers=0")
+    done = installed_command(environment, tmp_path, "train", "+experiment=clip", *steps)
+    assert done.returncode == 0, done.stderr[-3000:]
+    words = ("checkpoint=run", "input=samples://furniture.json", "split=test", "output=t.parquet")
+    done = installed_command(environment, tmp_path, "embed", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    command = [
+        str(environment / "bin" / "multimodal"),
+        "serve",
+        "checkpoint=run",
+        "index=t.parquet",
+    ]
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    process = subprocess.Popen(
+        [*command, "port=0"], cwd=tmp_path, env=kept, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        (address,) = re.findall(r"http://\S+", line)
+        with urllib.request.urlopen(address, timeout=120) as page:
+            assert b"<html" in page.read()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_every_command_has_help_in_the_wheel(environment, tmp_path):
+    for name in COMMANDS:
+        done = installed_command(environment, tmp_path, name, "--help")
+        assert done.returncode == 0, done.stderr
+        assert f"multimodal {name}" in done.stdout
+    assert list(tmp_path.iterdir()) == []
