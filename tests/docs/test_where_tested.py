@@ -83,7 +83,6 @@ ELSEWHERE = {
     "data/decoding/dicom": "unit/data/decoding/test_extra_formats.py",
     "data/decoding/jpeg": "unit/data/decoding/test_decode.py",
     "data/decoding/points": "unit/data/decoding/test_extra_formats.py",
-    "data/decoding/texts": "unit/data/decoding/test_decode.py",
     "data/decoding/tiff": "unit/data/decoding/test_extra_formats.py",
     "data/decoding/values": "unit/data/decoding/test_decode.py",
     "data/errors": "unit/data/test_templates.py",

@@ -8,6 +8,7 @@ others take.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -19,7 +20,6 @@ from multimodal.data.decoding.dicom import decode_dicom
 from multimodal.data.decoding.pictures import decode_picture
 from multimodal.data.decoding.points import decode_points
 from multimodal.data.decoding.sounds import decode_sound
-from multimodal.data.decoding.texts import decode_json, decode_text
 from multimodal.data.decoding.values import (
     DepthMap,
     Limits,
@@ -36,18 +36,6 @@ from multimodal.data.shards.formats import FORMATS, kind_in_name
 __all__ = ["DepthMap", "Limits", "MinSize", "Signal", "Value", "decode"]
 
 Value: TypeAlias = "NDArray[Any] | DepthMap | Signal | Video | str"
-
-# Their libraries are imported when they are first needed.
-_DECODERS: dict[str, Callable[[bytes, Request], Any]] = {
-    "picture": decode_picture,
-    "sound": decode_sound,
-    "video": decode_video,
-    "array": decode_array,
-    "dicom": decode_dicom,
-    "points": decode_points,
-    "text": decode_text,
-    "json": decode_json,
-}
 
 
 def decode(
@@ -105,3 +93,29 @@ def decode(
     if isinstance(value, np.ndarray):
         require_finite(value)
     return value
+
+
+def _text(data: bytes, request: Request) -> str:
+    request.limits.check("max_text_bytes", len(data))
+    text = data.decode("utf-8").strip()
+    if not text:
+        raise DecodeError("empty", "the text has no characters")
+    return text
+
+
+def _json(data: bytes, request: Request) -> Any:
+    request.limits.check("max_text_bytes", len(data))
+    return json.loads(data)
+
+
+# Their libraries are imported when they are first needed.
+_DECODERS: dict[str, Callable[[bytes, Request], Any]] = {
+    "picture": decode_picture,
+    "sound": decode_sound,
+    "video": decode_video,
+    "array": decode_array,
+    "dicom": decode_dicom,
+    "points": decode_points,
+    "text": _text,
+    "json": _json,
+}
