@@ -39,7 +39,7 @@ def parse(data: bytes | str, what: str) -> Any:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         return json.loads(
             text,
-            object_pairs_hook=_unique,
+            object_pairs_hook=unique_keys,
             parse_int=_whole_number,
             parse_constant=_refuse_constant,
         )
@@ -80,7 +80,8 @@ def is_text(value: Any) -> bool:
     return True
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of these pairs, for ``object_pairs_hook``; refuses a key that is there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()

@@ -12,6 +12,7 @@ import numpy as np
 
 from multimodal.core.hashing import stable_hash
 from multimodal.data.captions import choose, draw_text, get_key, require_object, texts_of
+from multimodal.data.decoding.checks import as_motion
 from multimodal.data.decoding.decode import DepthMap, Limits, MinSize, Signal, Value, decode
 from multimodal.data.decoding.video import Video
 from multimodal.data.errors import DecodeError
@@ -252,7 +253,7 @@ class SampleDecoder:
         if modality.target is not None:
             return cast("Value", get_key(value, modality.target))
         if modality.kind == "imu":
-            return _motion(value, metadata)
+            return as_motion(value, metadata)
         return cast("Value", modality.reading.apply(value, metadata))
 
     def _decode(
@@ -271,12 +272,3 @@ class SampleDecoder:
                 f"max_bytes={self.limits.max_bytes}",
             )
         return decode(member, shard.read(place, member), self.limits, min_size, kind)
-
-
-def _motion(array: Any, metadata: dict[str, Any]) -> Signal:
-    """An IMU array as m/s^2 and rad/s, with the rate and the unit that the metadata gives."""
-    rate, scale = get_key(metadata, "rate_hz"), metadata.get("scale", 1.0)
-    for key, number in (("rate_hz", rate), ("scale", scale)):
-        if not isinstance(number, int | float) or not 0 < number < float("inf"):
-            raise DecodeError("metadata", f"{key!r} must be a number above 0, is {number!r}")
-    return Signal(array.astype(np.float32) * np.float32(scale), float(rate))

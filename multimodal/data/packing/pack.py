@@ -1,9 +1,8 @@
-"""Pack samples into shards with a manifest: in parallel, resumable, with a report."""
+"""Packs samples into shards with a manifest: in parallel, in shares, resumable, with a report."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -11,250 +10,217 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from multimodal.core.files import remove_leftovers, write_bytes, write_errors
-from multimodal.core.hashing import stable_hash
-from multimodal.data.decoding.decode import decode
-from multimodal.data.errors import BadSampleError
-from multimodal.data.packing.items import Item, Refusal
-from multimodal.data.packing.parallel import in_parallel
-from multimodal.data.packing.plan import Plan, split_of
+from multimodal.data.packing.items import DONE, Item, Refusal
+from multimodal.data.packing.jobs import Work, work_of
+from multimodal.data.packing.output import Output, output_at
+from multimodal.data.packing.pack_shard import Done, as_json, finished, pack_shard
+from multimodal.data.packing.parallel import Runner, in_processes
+from multimodal.data.packing.plan import Plan
 from multimodal.data.packing.quality import Quality
-from multimodal.data.packing.write import PACKED, ShardEntry, ShardWriter, json_keys, write_manifest
-from multimodal.data.shards.manifest import kind_of
+from multimodal.data.packing.write import ShardEntry, write_manifest
 
-_DONE = ".make_shards"  # folder of finished work, for a resumed run
-_TAR_BLOCK = 512
+_WORK = f"{DONE}/work.json"  # what the shares of a packing have in common
+_EXAMPLES = 3  # refusals of a kind in a message
 
 
 class Packed(NamedTuple):
     """The outcome of packing.
 
     Attributes:
-        manifest: path of the manifest.
+        manifest: path or URL of the manifest.
         report: samples, splits, refusals by reason and the data's quality, as plain values.
     """
 
-    manifest: Path
+    manifest: str
     report: dict[str, Any]
 
 
-class _Job(NamedTuple):
-    name: str
-    split: str
-    items: list[Item]
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One of several parts of a packing; the first is number 1."""
 
+    number: int
+    count: int
 
-@dataclass(slots=True)
-class _Done:
-    entry: ShardEntry | None
-    refused: list[Refusal]
-    quality: Quality
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """A share as it is written: ``3/16``.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        number, slash, count = text.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal()):
+            raise ValueError(f"a share is NUMBER/COUNT, 3/16 say, got {text!r}")
+        share = cls(int(number), int(count))
+        if not 1 <= share.number <= share.count:
+            raise ValueError(f"a share is a number from 1 to {share.count}, got {text!r}")
+        return share
 
 
 def pack(
     given: Iterable[Item | Refusal],
-    folder: Path,
+    output: Output | str | Path,
     plan: Plan,
-    workers: int = 1,
+    run: Runner | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Packed:
     """Packs samples into shards, and writes the manifest, ``report.json`` and ``refused.jsonl``.
 
     Every sample is decoded once; what training would reject is not packed. An interrupted run
-    continues with the missing shards; a finished one only rewrites the report.
+    continues with the missing shards; a finished one only rewrites the report. The shards do not
+    depend on how the work is done.
 
     Args:
         given: the samples.
-        folder: of the shards; made if it is not there.
+        output: folder or URL of the shards; made if it is not there.
         plan: how to pack.
-        workers: processes.
+        run: does the work; None in this process.
         progress: called with the number of finished samples and their total, after each shard.
 
     Raises:
         ValueError: if nothing can be packed.
     """
-    with write_errors(folder):
-        (folder / _DONE).mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder, f"{plan.name}-")
-    items, refused = _sorted_out(given, plan)
-    jobs = _jobs(items, plan)
-    work = functools.partial(_pack_one, folder=folder, plan=plan)
-    done = in_parallel(work, jobs, workers, progress, lambda job: len(job.items))
-    quality = Quality()
+    output = _prepared(output)
+    work = work_of(given, plan)
+    output.remove_leftovers(f"{plan.name}-")
+    done = _run(work, work.jobs, output, plan, run, progress)
+    return _finish(output, plan, work.refused, done)
+
+
+def pack_share(
+    given: Iterable[Item | Refusal],
+    output: Output | str | Path,
+    plan: Plan,
+    share: Share,
+    run: Runner | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Packs one share of the shards; `merge` completes them when all shares are there.
+
+    Args:
+        given: all samples, the same in every share.
+        output: as of `pack`, the same in every share.
+        plan: as of `pack`, the same in every share.
+        share: which shards are packed here.
+        run: as of `pack`.
+        progress: as of `pack`.
+
+    Returns:
+        The number of shards of this share.
+
+    Raises:
+        ValueError: if another share was packed of other data or settings.
+    """
+    output = _prepared(output)
+    work = work_of(given, plan)
+    shared = {
+        "work": work.digest,
+        "shares": share.count,
+        "jobs": [job.name for job in work.jobs],
+        "refused": [list(refusal) for refusal in work.refused],
+        "plan": plan.of_manifest(),
+    }
+    before = output.read(_WORK)
+    if before is not None and json.loads(before).get("work") != work.digest:
+        raise ValueError(
+            f"{output.where(_WORK)}: another share was packed of other data or with other options; "
+            "give all shares the same, or take away what is in the folder"
+        )
+    output.write(_WORK, as_json(shared))
+    jobs = work.jobs[share.number - 1 :: share.count]
+    _run(work, jobs, output, plan, run, progress)
+    return len(jobs)
+
+
+def merge(output: Output | str | Path) -> Packed:
+    """Completes a packing in shares: writes its manifest and report.
+
+    Raises:
+        FileNotFoundError: if no share is there.
+        ValueError: if a share is missing; names it.
+    """
+    output = output if not isinstance(output, str | Path) else output_at(output)
+    content = output.read(_WORK)
+    if content is None:
+        raise FileNotFoundError(
+            f"no share was packed in {output.where('')}: --share 1/16 packs one"
+        )
+    shared = json.loads(content)
+    done, missing = [], []
+    for number, name in enumerate(shared["jobs"]):
+        outcome = finished(output, name, None, shared["work"])
+        if outcome is None:
+            missing.append(number % shared["shares"] + 1)
+        else:
+            done.append(outcome)
+    if missing:
+        shares = ", ".join(f"{n}/{shared['shares']}" for n in sorted(set(missing)))
+        raise ValueError(f"{len(missing)} shards are not packed yet; run the shares {shares}")
+    refused = [Refusal(*refusal) for refusal in shared["refused"]]
+    return _finish(output, Plan(**shared["plan"]), refused, done)
+
+
+def _prepared(output: Output | str | Path) -> Output:
+    output = output_at(output) if isinstance(output, str | Path) else output
+    output.prepare(DONE)
+    return output
+
+
+def _run(
+    work: Work,
+    jobs: Sequence[Any],
+    output: Output,
+    plan: Plan,
+    run: Runner | None,
+    progress: Callable[[int, int], None],
+) -> list[Done]:
+    task = functools.partial(pack_shard, output=output, plan=plan, work=work.digest)
+    done: list[Done] = (run or in_processes(1))(task, jobs, progress, _samples)
+    for outcome in done:
+        entry = outcome.entry
+        if entry is not None and output.size(entry.name) != entry.bytes:
+            raise ValueError(
+                f"{output.where(entry.name)} is not there: name a folder that all machines share, "
+                "or a URL"
+            )
+    return done
+
+
+def _samples(job: Any) -> int:
+    return len(job.items)
+
+
+def _finish(output: Output, plan: Plan, refused: Sequence[Refusal], done: Sequence[Done]) -> Packed:
+    quality, refused = Quality(), list(refused)
     for outcome in done:
         quality.merge(outcome.quality)
         refused += outcome.refused
     entries = [outcome.entry for outcome in done if outcome.entry is not None]
     _refuse_all_gone(entries, refused)
-    path = folder / f"{plan.name}.json"
     licences = [{"what": "all", "licence": plan.licence}] if plan.licence else []
-    write_manifest(path, plan.name, plan.description, entries, plan.kinds, plan.origin, licences)
+    name = f"{plan.name}.json"
+    with output.staged(name) as path:
+        write_manifest(
+            path, plan.name, plan.description, entries, plan.kinds, plan.origin, licences
+        )
     report = _report(entries, refused, quality)
-    write_bytes(folder / "report.json", _json(report, indent=2))
-    write_bytes(folder / "refused.jsonl", b"".join(_json(each._asdict()) for each in refused))
-    _remove_others(folder, entries)
-    return Packed(path, report)
-
-
-def _sorted_out(given: Iterable[Item | Refusal], plan: Plan) -> tuple[list[Item], list[Refusal]]:
-    """Samples with a unique key, and refusals of the others."""
-    items: dict[str, Item] = {}
-    refused = []
-    for item in given:
-        if isinstance(item, Refusal):
-            refused.append(item)
-        elif item.key in items:
-            refused.append(Refusal(item.key, "duplicate_key", "another sample has this key"))
-        elif not item.key or "." in item.key.rpartition("/")[2] or "\0" in item.key:
-            detail = "a key is a text without dots: what follows a dot names the member"
-            refused.append(Refusal(item.key, "bad_key", detail))
-        else:
-            items[item.key] = item
-    if plan.group is not None:
-        for key in [key for key, item in items.items() if _group(item, plan.group) is None]:
-            refused.append(Refusal(key, "no_group", f"the metadata have no {plan.group!r}"))
-            del items[key]
-    return list(items.values()), refused
-
-
-def _jobs(items: Sequence[Item], plan: Plan) -> list[_Job]:
-    """The shards: of each split, in an order that is shuffled once and for all."""
-    by_split: dict[str, list[Item]] = {name: [] for name in plan.splits}
-    for item in sorted(items, key=lambda item: stable_hash(plan.seed, item.key)):
-        by_split[split_of(_group(item, plan.group), plan.splits)].append(item)
-    jobs = []
-    for split, chosen in by_split.items():
-        parts: list[list[Item]] = []
-        size = plan.max_bytes
-        for item in chosen:
-            cost = item.size + 2 * _TAR_BLOCK * (len(item.members) + 1)
-            if size + cost > plan.max_bytes or len(parts[-1]) >= plan.max_samples:
-                parts.append([])
-                size = 0
-            parts[-1].append(item)
-            size += cost
-        jobs += [
-            _Job(f"{plan.name}-{split.replace('_', '-')}-{at:06d}.tar", split, part)
-            for at, part in enumerate(parts)
-        ]
-    return jobs
-
-
-def _group(item: Item, key: str | None) -> Any:
-    if key is None:
-        return item.key
-    value = item.metadata.get(key)
-    if value is None and "json" in item.members:
-        try:
-            value = item.read()[1].get(key)
-        except (OSError, BadSampleError):  # refused where it is packed
-            return item.key
-    return value
-
-
-def _pack_one(job: _Job, folder: Path, plan: Plan) -> _Done:
-    """One shard; reused if an earlier run has packed it from the same samples."""
-    record = folder / _DONE / f"{job.name}.json"
-    fingerprint = _fingerprint(job, plan)
-    if (done := _finished(record, folder / job.name, fingerprint)) is not None:
-        return done
-    quality, refused = Quality(), []
-    documents: list[dict[str, Any]] = []
-    names: set[str] = set()
-    samples = 0
-    writer = ShardWriter(folder / job.name)
-    try:
-        for item in job.items:
-            try:
-                members, values, metadata = _checked(item, plan)
-            except BadSampleError as error:
-                refused.append(Refusal(item.key, error.reason, error.detail))
-                continue
-            except OSError as error:
-                detail = f"{error.filename}: {error.strerror}"
-                refused.append(Refusal(item.key, "unreadable", detail))
-                continue
-            quality.add(item.key, members, values, metadata, plan.label)
-            if metadata:
-                members["json"] = _json(metadata).strip()
-                documents.append(metadata)
-            names |= members.keys()
-            writer.add(item.key, members)
-            samples += 1
-        entry = None
-        if samples:
-            keys = {"json": json_keys(documents) if len(documents) == samples else []}
-            entry = ShardEntry(job.name, job.split, samples, *writer.close(), sorted(names), keys)
-    finally:
-        writer.discard()
-    outcome = _Done(entry, refused, quality)
-    write_bytes(record, _json({"fingerprint": fingerprint, **_as_plain(outcome)}), PACKED)
-    return outcome
-
-
-def _checked(item: Item, plan: Plan) -> tuple[dict[str, bytes], dict[str, Any], dict[str, Any]]:
-    """Bytes, decoded values and metadata of a sample that training can read."""
-    members, metadata = item.read()
-    for name in plan.required:
-        if name not in members and (name != "json" or not metadata):
-            raise BadSampleError("missing", f"no member {name!r}")
-    if not members and not metadata:
-        raise BadSampleError("empty", "the sample has no members")
-    try:
-        kinds = {name: kind_of(name, plan.kinds) for name in members}
-    except ValueError as error:
-        raise BadSampleError("unsupported", str(error)) from error
-    values = {
-        name: decode(name, data, plan.limits, kind=kinds[name]) for name, data in members.items()
-    }
-    return members, values, metadata
-
-
-def _fingerprint(job: _Job, plan: Plan) -> str:
-    """Equal as long as a shard would be the same: of names, sizes and times of all files."""
-    digest = hashlib.sha256(repr((job.name, plan)).encode())
-    for item in job.items:
-        digest.update(repr((item.key, item.metadata)).encode())
-        for name, where in sorted(item.members.items()):
-            path = where if isinstance(where, Path) else where.path
-            status = path.stat() if path.is_file() else None
-            when = (status.st_size, status.st_mtime_ns) if status else None
-            digest.update(repr((name, str(where), when)).encode())
-    return digest.hexdigest()
-
-
-def _as_plain(done: _Done) -> dict[str, Any]:
-    return {
-        "entry": done.entry._asdict() if done.entry else None,
-        "refused": [list(refusal) for refusal in done.refused],
-        "quality": done.quality.as_plain(),
-    }
-
-
-def _finished(record: Path, shard: Path, fingerprint: str) -> _Done | None:
-    try:
-        saved = json.loads(record.read_bytes())
-    except (OSError, ValueError):
-        return None
-    if saved.get("fingerprint") != fingerprint:
-        return None
-    entry = ShardEntry(**saved["entry"]) if saved["entry"] else None
-    if entry and not (shard.is_file() and shard.stat().st_size == entry.bytes):
-        return None
-    refused = [Refusal(*refusal) for refusal in saved["refused"]]
-    return _Done(entry, refused, Quality.from_plain(saved["quality"]))
+    output.write("report.json", as_json(report, indent=2))
+    output.write("refused.jsonl", b"".join(as_json(each._asdict()) for each in refused))
+    _remove_others(output, entries)
+    return Packed(output.where(name), report)
 
 
 def _refuse_all_gone(entries: Sequence[ShardEntry], refused: Sequence[Refusal]) -> None:
     if entries:
         return
+    if not refused:
+        raise ValueError("nothing to pack: there are no samples")
     reasons = Counter(refusal.reason for refusal in refused)
-    first = "; ".join(f"{r.key!r}: {r.reason}, {r.detail}" for r in refused[:3])
-    raise ValueError(
-        f"nothing to pack: {len(refused)} samples were refused ({dict(reasons)}); {first}"
-        if refused
-        else "nothing to pack: there are no samples"
-    )
+    shown = [next(r for r in refused if r.reason == reason) for reason, _ in reasons.most_common(3)]
+    first = "; ".join(f"{r.key!r}: {r.reason}, {r.detail}" for r in shown)
+    counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    raise ValueError(f"nothing to pack: {len(refused)} were refused ({counted}); {first}")
 
 
 def _report(
@@ -266,22 +232,27 @@ def _report(
         split["shards"] += 1
         split["samples"] += entry.samples
         split["bytes"] += entry.bytes
+    reasons = Counter(refusal.reason for refusal in refused)
+    keys: Counter[str] = Counter()
+    for entry in entries:
+        keys.update(entry.keys.get("json", {}))
     return {
         "splits": splits,
-        "refused": dict(Counter(refusal.reason for refusal in refused).most_common()),
+        "refused": dict(reasons.most_common()),
+        "examples": {
+            reason: [f"{r.key}: {r.detail}" for r in refused if r.reason == reason][:_EXAMPLES]
+            for reason, _ in reasons.most_common()
+        },
+        "json": dict(keys),
         "quality": quality.report(),
     }
 
 
-def _remove_others(folder: Path, entries: Sequence[ShardEntry]) -> None:
+def _remove_others(output: Output, entries: Sequence[ShardEntry]) -> None:
     """Shards that an earlier run with other samples or sizes has packed here."""
     kept = {entry.name for entry in entries}
-    for record in (folder / _DONE).glob("*.tar.json"):
-        name = record.name.removesuffix(".json")
-        if name not in kept:
-            (folder / name).unlink(missing_ok=True)
-            record.unlink()
-
-
-def _json(value: Any, indent: int | None = None) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=indent, default=str) + "\n").encode()
+    for record in output.names(DONE):
+        name = record.removesuffix(".json")
+        if name.endswith(".tar") and name not in kept:
+            output.remove(name)
+            output.remove(f"{DONE}/{record}")

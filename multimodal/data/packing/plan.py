@@ -16,11 +16,13 @@ class Plan:
 
     Attributes:
         name: of the source; the shards begin with it.
-        splits: name -> share of the samples; the shares sum to 1.
+        splits: name -> share of the samples; the shares sum to 1. None for the splits that the data
+            say themselves, else ``train``.
         group: metadata key whose equal values stay in one split; None: each sample for itself.
         max_samples: most samples of a shard.
         max_bytes: most bytes of a shard, about.
-        required: members that every sample must have.
+        required: members, or kinds of them, that every sample must have.
+        optional: keys of captions that samples may lack.
         kinds: of members whose names do not imply their kind.
         label: metadata key whose values' balance is reported.
         seed: of the order of the samples; the splits do not depend on it.
@@ -31,11 +33,12 @@ class Plan:
     """
 
     name: str
-    splits: Mapping[str, float] = field(default_factory=lambda: {"train": 1.0})
+    splits: Mapping[str, float] | None = None
     group: str | None = None
     max_samples: int = 10_000
     max_bytes: int = 1 << 30
     required: Sequence[str] = ()
+    optional: Sequence[str] = ()
     kinds: Mapping[str, str] = field(default_factory=dict)
     label: str | None = None
     seed: int = 0
@@ -47,12 +50,19 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.name or set(self.name) & set("/\\.:"):
             raise ValueError(f"name must be a plain word, got {self.name!r}")
-        if not self.splits or any(share <= 0 for share in self.splits.values()):
+        if self.splits is not None and (
+            not self.splits or any(share <= 0 for share in self.splits.values())
+        ):
             raise ValueError(f"every split needs a share above 0, got {dict(self.splits)}")
-        if abs(sum(self.splits.values()) - 1) > 1e-6:
+        if self.splits and abs(sum(self.splits.values()) - 1) > 1e-6:
             raise ValueError(f"the splits' shares must sum to 1, got {dict(self.splits)}")
         if self.max_samples < 1 or self.max_bytes < 1:
             raise ValueError("max_samples and max_bytes must be at least 1")
+
+    def of_manifest(self) -> dict[str, Any]:
+        """What the manifest says of it, as plain values: arguments of another plan."""
+        names = ("name", "description", "origin", "licence")
+        return {name: getattr(self, name) for name in names} | {"kinds": dict(self.kinds)}
 
 
 def split_of(value: Any, splits: Mapping[str, float]) -> str:

@@ -16,7 +16,8 @@ from multimodal.core.hashing import stable_hash
 _BANDS = 4  # of 16 bits: hashes that differ in up to 3 bits have one in common
 _CLOSE = 3  # bits in which the hashes of near-duplicates differ at most
 _CROWD = 200  # samples with one band in common that are compared pair by pair
-_COUNTS = ("members", "lengths", "texts", "labels", "contents")
+_COUNTS = ("members", "labels", "contents")
+_LONG = 100_000  # characters of a text that is worth a line
 _MOST_COMMON = 20  # repeated texts and classes that a report lists
 
 
@@ -27,8 +28,10 @@ class Quality:
     Attributes:
         samples: their number.
         members: how many samples have each member.
-        lengths: words of the texts, by how many texts have them.
-        texts: how often there is a text, in lower case.
+        lengths: of each member or key with texts, words of them, by how many texts have them.
+        texts: of each, how often there is a text, in lower case.
+        captions: members and keys whose texts are captions, however short.
+        longest: characters of the longest text, and its sample.
         labels: values of the label's key, if one was named.
         pictures: key and 64-bit difference hash of each picture.
         contents: how often there is a member with these bytes, by their hash.
@@ -36,8 +39,10 @@ class Quality:
 
     samples: int = 0
     members: Counter[str] = field(default_factory=Counter)
-    lengths: Counter[int] = field(default_factory=Counter)
-    texts: Counter[str] = field(default_factory=Counter)
+    lengths: dict[str, Counter[int]] = field(default_factory=dict)
+    texts: dict[str, Counter[str]] = field(default_factory=dict)
+    captions: set[str] = field(default_factory=set)
+    longest: tuple[int, str] = (0, "")
     labels: Counter[str] = field(default_factory=Counter)
     pictures: list[tuple[str, int]] = field(default_factory=list)
     contents: Counter[int] = field(default_factory=Counter)
@@ -49,8 +54,18 @@ class Quality:
         values: Mapping[str, Any],
         metadata: Mapping[str, Any],
         label: str | None,
+        captions: Iterable[str] = (),
     ) -> None:
-        """Adds one sample: its members' bytes and decoded values, and its metadata."""
+        """Adds one sample.
+
+        Args:
+            key: of the sample.
+            members: their bytes.
+            values: what they decode to.
+            metadata: of the sample.
+            label: key of the metadata whose values are counted.
+            captions: keys of the metadata that hold its texts.
+        """
         self.samples += 1
         self.members.update(members.keys())
         for name, data in members.items():
@@ -58,37 +73,76 @@ class Quality:
             value = values[name]
             if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3:
                 self.pictures.append((key, difference_hash(value)))
-        texts = [value for value in values.values() if isinstance(value, str)]
-        for text in texts or _texts(metadata):
-            self.lengths[len(text.split())] += 1
-            self.texts[" ".join(text.lower().split())] += 1
+        written = {name: value for name, value in values.items() if isinstance(value, str)}
+        self.captions.update(written, captions)
+        for name, texts in (written | dict(metadata)).items():
+            for text in texts if isinstance(texts, list) else [texts]:
+                if isinstance(text, str):
+                    self._add_text(key, name, text)
         if label is not None:
             self.labels[str(metadata.get(label))] += 1
+
+    def _add_text(self, key: str, name: str, text: str) -> None:
+        words = text.split()
+        self.lengths.setdefault(name, Counter())[len(words)] += 1
+        self.texts.setdefault(name, Counter())[" ".join(words).lower()[:_LONG]] += 1
+        self.longest = max(self.longest, (len(text), key))
 
     def merge(self, other: Quality) -> None:
         """Merges another instance."""
         self.samples += other.samples
         self.pictures += other.pictures
+        self.captions |= other.captions
+        self.longest = max(self.longest, other.longest)
+        for name in other.texts:
+            self.lengths.setdefault(name, Counter()).update(other.lengths[name])
+            self.texts.setdefault(name, Counter()).update(other.texts[name])
         for name in _COUNTS:
             getattr(self, name).update(getattr(other, name))
 
     def as_plain(self) -> dict[str, Any]:
         """Lists that JSON can hold; ``from_plain`` makes it again."""
         counts = {name: list(getattr(self, name).items()) for name in _COUNTS}
-        return {"samples": self.samples, "pictures": self.pictures, **counts}
+        texts = {
+            name: [list(self.lengths[name].items()), list(self.texts[name].items())]
+            for name in self.texts
+        }
+        return {
+            "samples": self.samples,
+            "pictures": self.pictures,
+            "texts": texts,
+            "captions": sorted(self.captions),
+            "longest": list(self.longest),
+            **counts,
+        }
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Quality:
         """What ``as_plain`` was made of."""
         counts = {name: Counter(dict(plain[name])) for name in _COUNTS}
         pictures = [(key, code) for key, code in plain["pictures"]]
-        return cls(samples=plain["samples"], pictures=pictures, **counts)
+        texts = plain["texts"].items()
+        return cls(
+            samples=plain["samples"],
+            pictures=pictures,
+            lengths={name: Counter(dict(lengths)) for name, (lengths, _) in texts},
+            texts={name: Counter(dict(found)) for name, (_, found) in texts},
+            captions=set(plain["captions"]),
+            longest=(plain["longest"][0], plain["longest"][1]),
+            **counts,
+        )
 
     def report(self) -> dict[str, Any]:
         """Plain values: counts, shares and examples."""
         near = near_duplicates(self.pictures)
-        words = np.repeat(list(self.lengths), list(self.lengths.values())) if self.lengths else None
-        repeated = sum(count - 1 for count in self.texts.values())
+        # Where nothing says what the captions are: the keys that hold texts of several words.
+        named = self.captions or {n for n, c in self.lengths.items() if any(w > 1 for w in c)}
+        lengths, found = Counter[int](), Counter[str]()
+        for name in named & self.texts.keys():
+            lengths.update(self.lengths[name])
+            found.update(self.texts[name])
+        words = np.repeat(list(lengths), list(lengths.values())) if lengths else None
+        repeated = sum(count - 1 for count in found.values())
         return {
             "samples": self.samples,
             "coverage": {
@@ -101,7 +155,7 @@ class Quality:
                 "examples": [list(pair) for pair in near[:_MOST_COMMON]],
             },
             "texts": {
-                "count": self.texts.total(),
+                "count": found.total(),
                 "words": None
                 if words is None
                 else {
@@ -109,9 +163,8 @@ class Quality:
                     for name, q in (("min", 0), ("median", 0.5), ("p95", 0.95), ("max", 1))
                 },
                 "repeated": repeated,
-                "most_common": [
-                    pair for pair in self.texts.most_common(_MOST_COMMON) if pair[1] > 1
-                ],
+                "longest": list(self.longest) if self.longest[0] > _LONG else None,
+                "most_common": [pair for pair in found.most_common(_MOST_COMMON) if pair[1] > 1],
             },
             "classes": {
                 "count": len(self.labels),
@@ -123,14 +176,6 @@ class Quality:
             if self.labels
             else None,
         }
-
-
-def _texts(metadata: Mapping[str, Any]) -> list[str]:
-    """The captions of a sample: texts with more than one word, so that no ids are counted."""
-    values = (value if isinstance(value, list) else [value] for value in metadata.values())
-    return [
-        text for texts in values for text in texts if isinstance(text, str) and " " in text.strip()
-    ]
 
 
 def _balance(counts: Counter[str]) -> float:

@@ -6,7 +6,8 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -15,6 +16,7 @@ from multimodal.data.shards.manifest import FORMAT, TABLE_SUFFIX, kind_of
 from multimodal.data.shards.table import ShardRow, ShardTable
 
 PACKED = "Finished shards are whole: the same command resumes with them"
+_MOST_KEYS = 1000  # of a JSON member, in a manifest
 MOST_LISTED = 10_000  # shards in a manifest itself
 
 
@@ -23,7 +25,7 @@ class ShardEntry(NamedTuple):
 
     Attributes:
         fields: the members that occur.
-        keys: of each JSON member, the keys that every one of its objects has.
+        keys: of each JSON member, how many of its objects have each key, with a value.
     """
 
     name: str
@@ -32,7 +34,7 @@ class ShardEntry(NamedTuple):
     bytes: int
     sha256: str
     fields: list[str]
-    keys: dict[str, list[str]]
+    keys: dict[str, dict[str, int]]
 
 
 class Extent(NamedTuple):
@@ -75,17 +77,12 @@ class ShardWriter:
         self._file.discard()
 
 
-def json_keys(documents: Iterable[Any]) -> list[str]:
-    """The keys that every one of the objects has, with a value."""
-    common: set[str] | None = None
-    for document in documents:
-        own = (
-            {key for key, value in document.items() if value is not None}
-            if isinstance(document, dict)
-            else set()
-        )
-        common = own if common is None else common & own
-    return sorted(common or ())
+def count_keys(document: Any, counts: dict[str, int]) -> None:
+    """Counts the keys of an object that have a value."""
+    if isinstance(document, dict):
+        for key, value in document.items():
+            if value is not None:
+                counts[key] = counts.get(key, 0) + 1
 
 
 def _listed(shards: Sequence[ShardEntry]) -> list[dict[str, Any]]:
@@ -100,6 +97,17 @@ def _saved(shards: Sequence[ShardEntry], folder: Path) -> dict[str, Any]:
         row = ShardRow(shard.name, shard.samples, shard.bytes, shard.sha256)
         by_split.setdefault(shard.split, []).append(row)
     return {split: ShardTable.of(rows).save(folder / split) for split, rows in by_split.items()}
+
+
+def _keys(field: str, shards: Sequence[ShardEntry]) -> dict[str, Any]:
+    """The keys of a JSON member, and how many samples have those that not all have."""
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        counts.update(shard.keys.get(field, {}))
+    samples = sum(shard.samples for shard in shards)
+    keys = dict(sorted(counts.most_common(_MOST_KEYS)))
+    partial = {key: count for key, count in keys.items() if count < samples}
+    return {"keys": list(keys)} | ({"partial": partial} if partial else {})
 
 
 def write_manifest(
@@ -138,8 +146,7 @@ def write_manifest(
         if holders != splits:
             entry["splits"] = holders
         if entry["kind"] == "json":
-            documents = (dict.fromkeys(s.keys[field], 1) for s in shards if field in s.keys)
-            entry["keys"] = json_keys(documents)
+            entry.update(_keys(field, [s for s in shards if s.split in holders]))
         fields[field] = entry
     manifest: dict[str, Any] = {
         "format": FORMAT,

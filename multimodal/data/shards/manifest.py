@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ class Field:
     Attributes:
         kind: what it holds, one of ``KINDS``.
         splits: the splits whose samples have it; None for all.
-        keys: for ``json``, the keys that can be relied on; empty when not said.
+        keys: for ``json``, the keys that there are; empty when not said.
+        partial: how many samples have those of the keys that not all have.
     """
 
     kind: str
     splits: tuple[str, ...] | None = None
     keys: tuple[str, ...] = ()
+    partial: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +139,12 @@ def load_manifest(path: str | Path) -> Manifest:
         description=content.get("description", ""),
         fields={
             name: Field(
-                kind=field["kind"],
-                splits=tuple(field["splits"]) if "splits" in field else None,
-                keys=tuple(field.get("keys", ())),
+                kind=entry["kind"],
+                splits=tuple(entry["splits"]) if "splits" in entry else None,
+                keys=tuple(entry.get("keys", ())),
+                partial=entry.get("partial", {}),
             )
-            for name, field in content["fields"].items()
+            for name, entry in content["fields"].items()
         },
         splits=_tables(file, content["shards"]),
         licences=tuple(content.get("licences", ())),

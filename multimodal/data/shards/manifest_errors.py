@@ -105,6 +105,13 @@ def _field_faults(name: str, field: Any) -> Iterator[str]:
     for key in ("splits", "keys"):
         if key in field and not _is_texts(field[key]):
             yield f"{label}: {key!r} must be a list of texts, got {excerpt(field[key])}"
+    partial = field.get("partial", {})
+    if not isinstance(partial, dict) or not all(map(_is_count, partial.values())):
+        yield f"{label}: 'partial' must be an object of whole numbers, got {excerpt(partial)}"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _is_texts(value: Any) -> bool:

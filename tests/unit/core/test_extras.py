@@ -74,9 +74,9 @@ PROMISED = {
         from pathlib import Path
         import pyarrow
         from pyarrow import parquet
-        from multimodal.data.packing.items import items_of
+        from multimodal.data.packing.layouts.find import items_of
         parquet.write_table(pyarrow.table({"text": ["a", "b"]}), "t.parquet")
-        assert len(list(items_of(Path("t.parquet"), [], ["text"], None))) == 2
+        assert len(list(items_of(Path("t.parquet")))) == 2
     """,
     "stream": """
         import aiohttp
@@ -144,8 +144,8 @@ MISSED = {
         "Path('x.parquet').write_bytes(b''); read_table(Path('x.parquet'))"
     ),
     "shards": (
-        "from pathlib import Path; from multimodal.data.packing.items import items_of;"
-        "Path('t.parquet').write_bytes(b''); list(items_of(Path('t.parquet'), [], ['a'], None))"
+        "from pathlib import Path; from multimodal.data.packing.layouts.find import items_of;"
+        "Path('t.parquet').write_bytes(b'x'); list(items_of(Path('t.parquet')))"
     ),
     "stream": (
         "from multimodal.data.streaming.source import StreamSource;"

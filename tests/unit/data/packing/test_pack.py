@@ -6,27 +6,20 @@ import csv
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from data_helpers import audio_bytes, image_bytes, npy_bytes, shard_bytes, tar_bytes, write_source
+from packing_helpers import picture, run
 from PIL import Image
 
+from multimodal.cli import make_shards
 from multimodal.data.packing import pack as pack_module
 from multimodal.data.packing.plan import split_of
 from multimodal.data.packing.quality import difference_hash, near_duplicates
 from multimodal.data.shards.manifest import load_manifest
 from multimodal.data.source import Source
-
-sys.path.insert(0, str(Path(__file__).parents[4] / "scripts"))
-from multimodal.cli import make_shards
-
-
-def picture(number: int) -> np.ndarray:
-    coarse = np.random.default_rng(number).integers(0, 256, (6, 6, 3), np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((48, 48), Image.Resampling.BICUBIC))
 
 
 @pytest.fixture
@@ -46,10 +39,6 @@ def photos(tmp_path):
     (folder / "virus.exe").write_bytes(b"MZ")
     (folder / ".DS_Store").write_bytes(b"x")
     return folder
-
-
-def run(*words: object) -> int:
-    return make_shards.main([str(word) for word in words])
 
 
 def samples(manifest: Path) -> dict[str, dict[str, bytes]]:
@@ -81,12 +70,13 @@ def test_a_folder_is_packed_whole_and_refusals_are_named(photos, tmp_path, capsy
         "p00": "empty",
         "p02": "corrupt",
         "p04": "missing",
-        "virus": "missing",
+        "virus.exe": "unsupported",
+        ".DS_Store": "hidden",
     }
-    assert len(list(out.glob("*.tar"))) == 5  # 40 with a picture or a text, 10 in each, and one
+    assert len(list(out.glob("*.tar"))) == 4  # 40 with a picture or a text, 10 in each
     report = json.loads((out / "report.json").read_text())
     assert report["splits"]["train"]["samples"] == 37
-    assert sum(report["refused"].values()) == 5
+    assert sum(report["refused"].values()) == 6
     assert report["quality"]["classes"]["count"] == 10
     assert report["quality"]["texts"]["words"]["median"] == 3
     assert report["quality"]["texts"]["repeated"] == 17
@@ -144,19 +134,19 @@ def test_splits_have_their_shares():
 
 def test_a_broken_run_resumes_with_the_missing_shards(photos, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    real, packed = pack_module._pack_one, []
+    real, packed = pack_module.pack_shard, []
 
-    def interrupted(job, folder, plan):
+    def interrupted(job, **settings):
         if len(packed) == 2:
             raise KeyboardInterrupt
         packed.append(job.name)
-        return real(job, folder, plan)
+        return real(job, **settings)
 
-    monkeypatch.setattr(pack_module, "_pack_one", interrupted)
+    monkeypatch.setattr(pack_module, "pack_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(photos, out, "--max-samples", 8)
     assert not (out / "out.json").exists()
-    monkeypatch.setattr(pack_module, "_pack_one", real)
+    monkeypatch.setattr(pack_module, "pack_shard", real)
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert len(times) == 2
     assert run(photos, out, "--max-samples", 8) == 0
@@ -203,7 +193,7 @@ def test_tables_with_columns_of_files_and_texts(tmp_path, kind):
     assert found["train:clip3"]["sound.wav"] == (tmp_path / "3.wav").read_bytes()
     assert json.loads(found["train:clip3"]["json"]) == {"caption": "sound 3"}
     refused = (out / "refused.jsonl").read_text()
-    assert '"clip4", "reason": "unreadable"' in refused
+    assert '"clip4", "reason": "no_file"' in refused
     assert '"clip0", "reason": "duplicate_key"' in refused
     assert run(table, out, "--files", "sonud") == 1
 
@@ -251,7 +241,9 @@ def test_only_near_duplicates_are_reported(tmp_path):
         (("photos", "--group-by", "sceen"), "the metadata have no 'sceen'"),
         (("photos", "--files", "x"), "columns are for tables"),
         (("photos", "--min-similarity", "0.2"), "needs --checkpoint"),
-        (("photos", "--require", "mp3"), "nothing to pack: 42 samples were refused"),
+        (("photos", "--require", "mp3"), "no member 'mp3'; it has jpg, txt, json"),
+        (("photos", "--layout", "piars"), "no layout 'piars'; did you mean 'pairs'?"),
+        (("photos", "--workers", "0"), "workers must be at least 1, got 0"),
     ],
 )
 def test_invalid_settings_are_reported(photos, tmp_path, capsys, monkeypatch, words, message):
@@ -333,41 +325,6 @@ def test_verify_decodes_every_sample(theirs, capsys):
     captured = capsys.readouterr()
     assert "key 'k5': corrupt" in captured.err
     assert "11 samples in order, 1 problems" in captured.out
-
-
-TABLES = {
-    "semicolons.csv": (b"photo;text\na.jpg;hello\n", "separated by ';', expected ','"),
-    "semicolons with commas.csv": (b"photo;text\na.jpg;hello, you\n", "separated by ';'"),
-    "tabs.csv": (b"photo\ttext\na.jpg\thello\n", r"separated by '\t', expected ','"),
-    "commas.tsv": (b"photo,text\na.jpg,hello\n", r"separated by ',', expected '\t'"),
-    "ragged.csv": (b"photo,text\na.jpg,hello, you\n", "line 2: more cells than the 2 columns"),
-    "binary.csv": (b"photo,text\n\xe1\xff,b\n", "not a text in UTF-8"),
-    "binary.parquet": (b"no parquet" * 9, "cannot be read as Parquet"),
-    "column.csv": (b"photos,text\na.jpg,hello\n", "no column 'photo'; did you mean 'photos'"),
-}
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_a_table_that_cannot_be_read_is_rejected_by_name(name, tmp_path, capsys):
-    content, problem = TABLES[name]
-    (tmp_path / name).write_bytes(content)
-    words = [str(tmp_path / name), str(tmp_path / "out"), "--files", "photo", "--texts", "text"]
-    assert make_shards.main(words) == 1
-    said = capsys.readouterr().err
-    assert name in said
-    assert problem in said
-    assert "Traceback" not in said
-
-
-@pytest.mark.parametrize("column", ["--files", "--texts"])
-def test_pictures_inside_a_table_are_rejected_with_what_to_do(column, tmp_path, capsys):
-    pa = pytest.importorskip("pyarrow")
-    pictures = [{"bytes": b"abc", "path": "a.jpg"}]
-    pa.parquet.write_table(pa.table({"photo": pictures, "text": ["a"]}), tmp_path / "t.parquet")
-    assert make_shards.main([f"{tmp_path}/t.parquet", f"{tmp_path}/out", column, "photo"]) == 1
-    said = capsys.readouterr().err
-    assert "t.parquet: the column 'photo' holds files themselves (blocks with the keys" in said
-    assert "write each into a file" in said
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path, capsys):

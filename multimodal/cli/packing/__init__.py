@@ -1,0 +1,1 @@
+"""The options of `make_shards.py`, and what it prints."""

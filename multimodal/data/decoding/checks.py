@@ -1,0 +1,65 @@
+"""What every transform asks of a decoded value, by the kind of its member.
+
+Packing and verifying ask it as well, so that what they take can be trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from multimodal.data.decoding.values import Signal
+from multimodal.data.errors import DecodeError
+
+
+def check_value(member: str, kind: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    """Refuses a value that no transform of its kind takes.
+
+    Args:
+        member: its name, for messages.
+        kind: of the member.
+        value: as decoded.
+        metadata: of the sample.
+
+    Raises:
+        DecodeError: with the reason ``unsupported``, ``shape`` or ``metadata``.
+    """
+    try:
+        if kind == "depth":
+            require_map(value)
+        elif kind == "imu":
+            as_motion(value, metadata)
+    except DecodeError as error:
+        raise DecodeError(error.reason, f"{member!r}: {error.detail}") from error
+
+
+def require_map(value: Any) -> None:
+    """Refuses what is no map of one channel.
+
+    Raises:
+        DecodeError: with the reason ``unsupported``.
+    """
+    if not isinstance(value, np.ndarray) or value.ndim != 2 or 0 in value.shape:
+        given = getattr(value, "shape", type(value).__name__)
+        raise DecodeError("unsupported", f"expected a depth map [H, W], got {given}")
+
+
+def as_motion(array: Any, metadata: Mapping[str, Any]) -> Signal:
+    """An IMU array as m/s^2 and rad/s, with the rate and the unit that the metadata gives.
+
+    Raises:
+        DecodeError: with the reason ``metadata`` or ``shape``.
+    """
+    rate, scale = metadata.get("rate_hz"), metadata.get("scale", 1.0)
+    if rate is None:
+        raise DecodeError("metadata", "the JSON has no 'rate_hz'")
+    for key, number in (("rate_hz", rate), ("scale", scale)):
+        good = isinstance(number, int | float) and not isinstance(number, bool)
+        if not good or not 0 < number < float("inf"):
+            raise DecodeError("metadata", f"{key!r} must be a number above 0, is {number!r}")
+    if not isinstance(array, np.ndarray) or array.ndim != 2:
+        given = getattr(array, "shape", type(array).__name__)
+        raise DecodeError("shape", f"expected motion [channels, T], got {given}")
+    return Signal(array.astype(np.float32) * np.float32(scale), float(rate))

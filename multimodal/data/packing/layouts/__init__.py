@@ -1,0 +1,1 @@
+"""What people have, and how it becomes samples: one module for each kind of layout."""

@@ -1,0 +1,75 @@
+"""Cells of tables as metadata: what JSON can hold, and what is no value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from multimodal.core.strict_json import excerpt
+from multimodal.data.packing.keys import printable
+
+# Columns and keys that hold captions, by their names in small letters without underscores.
+_CAPTIONS = frozenset(
+    (
+        "alttext", "caption", "captions", "comment", "description", "prompt", "raw", "sentence",
+        "sentences", "text", "texts", "title", "transcript", "transcription", "transcripts",
+        "utterance",
+    )
+)  # fmt: skip
+
+
+def is_caption_name(name: str) -> bool:
+    """Whether a column or key of this name holds captions."""
+    return name.lower().replace("_", "").replace("-", "").strip() in _CAPTIONS
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: NaN and infinity become None, texts whole Unicode.
+
+    Raises:
+        ValueError: if it is, or holds, bytes.
+    """
+    if isinstance(value, bool | int) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {printable(str(key)): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise ValueError("bytes")
+    return str(value)  # dates, decimals and the like
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a value says nothing: null, NaN, a blank text, or a list of only these."""
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, list | tuple):
+        return all(is_nothing(each) for each in value)
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def without_nothings(value: Any) -> Any:
+    """A list of texts without the blank ones; anything else as it is."""
+    if isinstance(value, list) and any(isinstance(each, str) for each in value):
+        return [each for each in value if not is_nothing(each)]
+    return value
+
+
+def text_fault(value: Any) -> str | None:
+    """Why a value is no caption; None if it is a text, or a list of texts."""
+    if isinstance(value, float) and math.isnan(value):
+        return "is NaN"
+    if value is None:
+        return "is null"
+    if is_nothing(value):
+        return "is blank" if isinstance(value, str) else "holds no text"
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        return f"is no text: {excerpt(value)}"
+    return None
