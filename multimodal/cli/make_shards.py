@@ -16,7 +16,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multimodal.cli.packing.options import pack_parser, pairs, plan_of, reading_of, runner_of
+from multimodal.cli.packing.options import (
+    pack_parser,
+    pairs,
+    plan_of,
+    reading_of,
+    runner_of,
+    workers_option,
+)
 from multimodal.cli.packing.show import progress_bar, say, show_packed, show_problems
 from multimodal.core.files import write_text
 from multimodal.core.process.exits import refused, report
@@ -97,7 +104,8 @@ def _pack_judged(items: Iterator[Item | Refusal], plan: Plan, args: argparse.Nam
     everything = Path(args.output) / ".all"
     with progress_bar("packing") as progress:
         manifest, _ = pack(items, everything, plan, run, progress)
-    model, cfg = load_model(args.checkpoint)
+    packages, addresses = args.allowed_packages, args.allowed_addresses
+    model, cfg = load_model(args.checkpoint, packages, addresses=addresses)
     entries = {}
     for modality, member in pairs(args.pair, "--pair").items():
         name, _, key = member.partition(":")
@@ -137,7 +145,7 @@ def _merge(words: Sequence[str]) -> int:
 
 def _index(words: Sequence[str]) -> int:
     parser = _parser("multimodal shards index FOLDER [options]")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    workers_option(parser)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--name", help="of the source (default: the folder's)")
     parser.add_argument("--split", help="of all tars (default: from their names, else train)")
@@ -147,7 +155,7 @@ def _index(words: Sequence[str]) -> int:
     parser.add_argument("--skip-broken", action="store_true", help="leave broken tars out")
     args = parser.parse_args(words)
     from multimodal.data.packing.index import index, partial_keys
-    from multimodal.data.packing.splits import split_in_name
+    from multimodal.data.packing.tables.splits import split_in_name
     from multimodal.data.shards.manifest import load_manifest
 
     split = (lambda name: args.split) if args.split else split_in_name
@@ -166,7 +174,7 @@ def _index(words: Sequence[str]) -> int:
 
 def _verify(words: Sequence[str]) -> int:
     parser = _parser("multimodal shards verify FOLDER [options]")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    workers_option(parser)
     parser.add_argument("folder", type=Path, help="of the shards, or one manifest")
     args = parser.parse_args(words)
     from multimodal.data.packing.index import verify

@@ -68,6 +68,30 @@ def test_a_recipe_does_what_it_says(tmp_path, monkeypatch, heading):
     assert set(decoded.values) == set(config["modalities"])
 
 
+def test_packing_in_shares_does_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    section = PAGE.partition("## Packing at scale")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"```bash\n(.*?)\n```", section, re.DOTALL)
+    Path("photos").mkdir()
+    for number in range(30):
+        Path(f"photos/{number}.jpg").write_bytes(picture(number))
+    for line in block.splitlines():
+        words = shlex.split(line)
+        assert words[:2] == ["python", "scripts/make_shards.py"]
+        assert make_shards.main(words[2:]) == 0
+    tars = [sorted(Path(f"shards/{name}").glob("*.tar")) for name in ("photos", "copy")]
+    assert len(tars[0]) == 3
+    assert [p.read_bytes() for p in tars[0]] == [p.read_bytes() for p in tars[1]]
+
+
+def test_every_layout_and_option_is_on_the_page():
+    from multimodal.data.packing.layouts.find import LAYOUTS
+
+    named = set(re.findall(r"`--layout (\w+)`", PAGE))
+    assert named >= LAYOUTS.keys() - {"table", "captions"}
+    assert {"metadata", "rows", "saved", "tars", "pairs", "classes"} <= LAYOUTS.keys()
+
+
 def test_every_reason_is_on_the_page_and_no_other():
     table = PAGE.partition("| reason | |")[2].partition("\n\n")[0]
     documented = set(re.findall(r"`(\w+)`", table))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # torch comes after the arguments
-    from multimodal.data.packing.layouts.reading import Reading
     from multimodal.data.packing.parallel import Runner
     from multimodal.data.packing.plan import Plan
+    from multimodal.data.packing.tables.reading import Reading
 
 
 def pack_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -24,6 +24,12 @@ def pack_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     judged = parser.add_argument_group("leaving out pairs that do not match")
     judged.add_argument("--checkpoint", type=Path, help="model that judges how well pairs match")
     judged.add_argument("--pair", nargs=2, help="image=photo.jpg text=json:caption")
+    judged.add_argument(
+        "--allowed-packages", nargs="+", default=[], help="yours, that the model builds from"
+    )
+    judged.add_argument(
+        "--allowed-addresses", nargs="+", default=[], help="that the checkpoint may open"
+    )
     judged.add_argument("--min-similarity", type=float, help="cosine of pairs that stay")
     return parser
 
@@ -74,14 +80,26 @@ def _plan_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _where_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    workers_option(group)
     group.add_argument("--share", help="3/16: the third of 16 shares; `merge` completes them")
     group.add_argument("--dask", help="tcp://HOST:PORT of a Dask scheduler")
 
 
+def workers_option(parser: argparse._ActionsContainer) -> None:
+    """Adds the number of processes."""
+    parser.add_argument("--workers", type=_positive, default=1, help="processes (default 1)")
+
+
+def _positive(text: str) -> int:
+    """A whole number from 1; argparse refuses any other."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"given {text}, expected a whole number from 1")
+    return int(text)
+
+
 def reading_of(args: argparse.Namespace) -> Reading:
     """How the input is read."""
-    from multimodal.data.packing.layouts.reading import Reading
+    from multimodal.data.packing.tables.reading import Reading, TextFormat
 
     return Reading(
         layout=args.layout,
@@ -90,10 +108,12 @@ def reading_of(args: argparse.Namespace) -> Reading:
         optional=tuple(args.optional),
         arrays=tuple(args.arrays),
         key=args.key,
-        columns=tuple(args.columns),
-        delimiter={"\\t": "\t", "tab": "\t"}.get(args.delimiter, args.delimiter),
-        quote=args.quote,
-        encoding=args.encoding,
+        text=TextFormat(
+            columns=tuple(args.columns),
+            delimiter={"\\t": "\t", "tab": "\t"}.get(args.delimiter, args.delimiter),
+            quote=args.quote,
+            encoding=args.encoding,
+        ),
         root=args.root,
         members=tuple(args.members),
         expected=tuple(_lower(args.require)),

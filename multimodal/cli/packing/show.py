@@ -23,7 +23,8 @@ _SHOWN = 50  # problems of shards
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar while the context lasts; called with what is done, and the total."""
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=CONSOLE, transient=True) as bar:
+    hidden = not CONSOLE.is_terminal
+    with Progress(*columns, console=CONSOLE, transient=True, disable=hidden) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

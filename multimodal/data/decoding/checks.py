@@ -1,4 +1,4 @@
-"""What every transform asks of a decoded value, by the kind of its member.
+"""What training asks of a value besides that it can be decoded: a motion needs its rate.
 
 Packing and verifying ask it as well, so that what they take can be trained on.
 """
@@ -24,26 +24,14 @@ def check_value(member: str, kind: str, value: Any, metadata: Mapping[str, Any])
         metadata: of the sample.
 
     Raises:
-        DecodeError: with the reason ``unsupported``, ``shape`` or ``metadata``.
+        DecodeError: with the reason ``shape`` or ``metadata``.
     """
+    if kind != "imu":
+        return
     try:
-        if kind == "depth":
-            require_map(value)
-        elif kind == "imu":
-            as_motion(value, metadata)
+        as_motion(value, metadata)
     except DecodeError as error:
         raise DecodeError(error.reason, f"{member!r}: {error.detail}") from error
-
-
-def require_map(value: Any) -> None:
-    """Refuses what is no map of one channel.
-
-    Raises:
-        DecodeError: with the reason ``unsupported``.
-    """
-    if not isinstance(value, np.ndarray) or value.ndim != 2 or 0 in value.shape:
-        given = getattr(value, "shape", type(value).__name__)
-        raise DecodeError("unsupported", f"expected a depth map [H, W], got {given}")
 
 
 def as_motion(array: Any, metadata: Mapping[str, Any]) -> Signal:

@@ -13,7 +13,8 @@ from multimodal.core.extras import module_of
 from multimodal.core.hashing import stable_hash
 from multimodal.data.errors import BadSampleError
 from multimodal.data.packing.fetch import fetch
-from multimodal.data.packing.layouts.encoding import decode_text
+from multimodal.data.packing.tables.encoding import decode_text
+from multimodal.data.parquet import open_parquet
 from multimodal.data.shards.tar import Shard
 
 
@@ -183,10 +184,9 @@ def _column(path: Path, stamp: Hashable, group: int, column: str) -> Any:
     arrow = module_of("shards", "pyarrow", f"{path.suffix} files")
     try:
         if path.suffix == ".parquet":
-            parquet = module_of("shards", "pyarrow.parquet", "Parquet files")
-            with parquet.ParquetFile(path) as file:
+            with open_parquet(path, "shards", "Parquet files") as file:
                 return file.read_row_group(group, columns=[column]).column(column)
-        from multimodal.data.packing.layouts.columnar import open_arrow
+        from multimodal.data.packing.tables.columnar import open_arrow
 
         return open_arrow(path).column(column)
     except (arrow.ArrowException, OSError) as error:

@@ -14,8 +14,8 @@ from multimodal.data.decoding.decode import Limits, decode
 from multimodal.data.errors import BadSampleError
 from multimodal.data.packing.layouts.names import makes_sense
 from multimodal.data.packing.parallel import in_parallel
-from multimodal.data.packing.splits import split_in_name
-from multimodal.data.packing.values import is_caption_name, is_nothing, text_fault
+from multimodal.data.packing.tables.splits import split_in_name
+from multimodal.data.packing.tables.values import is_caption_name, is_nothing, text_fault
 from multimodal.data.packing.write import ShardEntry, count_keys, write_manifest
 from multimodal.data.shards.manifest import Field, Manifest, kind_of, load_manifest
 from multimodal.data.shards.remote import is_remote

@@ -66,7 +66,10 @@ class Output(Protocol):
 
 def output_at(path: str | Path) -> Output:
     """The output at a path or URL."""
-    return URLOutput(str(path).rstrip("/")) if is_remote(str(path)) else FolderOutput(Path(path))
+    text = str(path)
+    if is_remote(text):
+        return URLOutput(text.rstrip("/"))
+    return FolderOutput(Path(text.removeprefix("file://")).expanduser())
 
 
 @dataclass(frozen=True, slots=True)

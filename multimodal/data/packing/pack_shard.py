@@ -17,7 +17,7 @@ from multimodal.data.packing.output import Output
 from multimodal.data.packing.plan import Plan
 from multimodal.data.packing.quality import Quality
 from multimodal.data.packing.reads import read_all
-from multimodal.data.packing.values import is_caption_name, is_nothing, plain, text_fault
+from multimodal.data.packing.tables.values import is_caption_name, is_nothing, plain, text_fault
 from multimodal.data.packing.write import ShardEntry, ShardWriter, count_keys
 from multimodal.data.shards.manifest import kind_of
 

@@ -9,8 +9,9 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 from multimodal.core.extras import extra_needed
-
 from multimodal.core.process.parent import end_with_pool
+
+CONNECT_S = 30.0  # seconds until a scheduler has to answer
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -88,7 +89,7 @@ def _in_cluster(
         import distributed
     cluster: Any = distributed  # without types
     try:
-        client = cluster.Client(address, timeout="30s")
+        client = cluster.Client(address, timeout=CONNECT_S)
     except (OSError, ValueError) as error:
         raise ValueError(f"no Dask scheduler answers at {address}: {error}") from error
     with client:

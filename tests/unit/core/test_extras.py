@@ -19,6 +19,13 @@ EXTRAS = sorted(set(PYPROJECT["project"]["optional-dependencies"]) - {"dev"})
 
 # What each extra promises, in few lines.
 PROMISED = {
+    "dask": """
+        from multimodal.data.packing.parallel import in_cluster
+        try:
+            in_cluster("no address")(len, [], print, len)
+        except ValueError as error:
+            assert "no Dask scheduler" in str(error)
+    """,
     "dicom": """
         import pydicom, pylibjpeg, openjpeg, jpeg_ls
         from multimodal.data.decoding.dicom import header_values
@@ -123,6 +130,10 @@ PROMISED = {
 }
 # What needs an extra, in an environment without any -> its name.
 MISSED = {
+    "dask": (
+        "from multimodal.data.packing.parallel import in_cluster;"
+        "in_cluster('tcp://127.0.0.1:9')(len, [], print, len)"
+    ),
     "dicom": (
         "from multimodal.data.decoding.decode import Limits, decode;"
         "decode('dcm', bytes(128) + b'DICM', Limits())"

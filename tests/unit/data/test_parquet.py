@@ -5,7 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from multimodal.data.packing.items import items_of
+from multimodal.data.packing.layouts.find import items_of
+from multimodal.data.packing.tables.reading import Reading
 from multimodal.data.parquet import ParquetSizeError
 from multimodal.inference.search.table import TableError, read_table
 
@@ -49,14 +50,14 @@ def test_a_table_to_pack(write, tmp_path):
     path = tmp_path / "bomb.parquet"
     write(path)
     with pytest.raises(ParquetSizeError, match=rf"{path}: .*column 'caption'.*expected at most"):
-        list(items_of(path, texts=["caption"]))
+        list(items_of(path, Reading(texts=["caption"])))
 
 
 def test_a_long_text_that_many_rows_share_is_read_row_by_row(tmp_path):
     """One copy at a time: a list of a batch would take 16 GB."""
     path = tmp_path / "shared.parquet"
     pq.write_table(pa.table({"caption": repeated("y" * (16 << 20), 1000)}), path)
-    item = next(items_of(path, texts=["caption"]))
+    item = next(items_of(path, Reading(texts=["caption"])))
     assert len(item.metadata["caption"]) == 16 << 20
 
 
@@ -76,7 +77,7 @@ def test_what_is_damaged_is_no_bomb(tmp_path):
     with pytest.raises(TableError, match=str(path)):
         read_table(path)
     with pytest.raises(ValueError, match=rf"{path} cannot be read as Parquet"):
-        list(items_of(path, texts=["caption"]))
+        list(items_of(path, Reading(texts=["caption"])))
 
 
 def test_an_ordinary_table_reads_as_it_was_written(tmp_path):
@@ -87,6 +88,6 @@ def test_an_ordinary_table_reads_as_it_was_written(tmp_path):
     }  # fmt: skip
     table = pa.table(columns)
     pq.write_table(table, path)
-    kept = [item.metadata for item in items_of(path, texts=list(columns))]
+    kept = [item.metadata for item in items_of(path, Reading(optional=list(columns)))]
     expected = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
     assert kept == expected

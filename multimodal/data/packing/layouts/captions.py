@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from multimodal.core.strict_json import excerpt
 from multimodal.data.packing.items import Item, Refusal, Samples, Say
 from multimodal.data.packing.keys import printable
-from multimodal.data.packing.layouts.encoding import find_encoding, open_bytes
-from multimodal.data.packing.layouts.reading import Reading
-from multimodal.data.packing.layouts.roles import find_root
-from multimodal.data.packing.layouts.table import RefusedRow, member_at
-from multimodal.data.packing.splits import split_named
-from multimodal.data.packing.values import is_nothing
+from multimodal.data.packing.tables.encoding import find_encoding, open_bytes
+from multimodal.data.packing.tables.reading import Reading
+from multimodal.data.packing.tables.roles import find_root
+from multimodal.data.packing.tables.samples import RefusedRow, member_at
+from multimodal.data.packing.tables.splits import split_named
+from multimodal.data.packing.tables.values import is_nothing
 
 CAPTIONS = "captions"  # the key that holds a picture's captions
 LABELS = "labels"  # the key that holds the names of its objects
@@ -124,7 +124,7 @@ def token_file(path: Path, reading: Reading, say: Say) -> Samples:
     Raises:
         ValueError: if a line is not as the others; names it.
     """
-    encoding = find_encoding(path, reading.encoding)
+    encoding = find_encoding(path, reading.text.encoding)
     captions: dict[str, list[str]] = defaultdict(list)
     with open_bytes(path) as file:
         lines = file.read().decode(encoding.name).splitlines()

@@ -16,19 +16,19 @@ from multimodal.data.packing.layouts.captions import (
     token_file,
 )
 from multimodal.data.packing.layouts.folder import are_classes, classes, pairs
-from multimodal.data.packing.layouts.json_rows import load_json, read_document
 from multimodal.data.packing.layouts.metadata_folder import (
     describes,
     metadata_files,
     metadata_folder,
 )
-from multimodal.data.packing.layouts.open_table import TABLES, open_table, table_suffix
-from multimodal.data.packing.layouts.reading import Reading
-from multimodal.data.packing.layouts.roles import names_files
 from multimodal.data.packing.layouts.saved import is_saved, saved_tables, tables_of
-from multimodal.data.packing.layouts.table import samples_of
 from multimodal.data.packing.layouts.tars import tars
 from multimodal.data.packing.layouts.walk import Found, walk
+from multimodal.data.packing.tables.json_rows import load_json, read_document
+from multimodal.data.packing.tables.open_table import TABLES, open_table, table_suffix
+from multimodal.data.packing.tables.reading import Reading
+from multimodal.data.packing.tables.roles import names_files
+from multimodal.data.packing.tables.samples import samples_of
 from multimodal.data.shards.formats import is_media_name
 from multimodal.data.shards.manifest import FORMAT, TABLE_SUFFIX
 

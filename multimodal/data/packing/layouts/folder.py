@@ -10,9 +10,9 @@ from typing import NamedTuple
 from multimodal.data.packing.contents import Content, InFile
 from multimodal.data.packing.items import Item, Refusal, Samples, Say
 from multimodal.data.packing.layouts.names import MemberNames
-from multimodal.data.packing.layouts.reading import Reading
 from multimodal.data.packing.layouts.walk import Found
-from multimodal.data.packing.splits import split_named
+from multimodal.data.packing.tables.reading import Reading
+from multimodal.data.packing.tables.splits import split_named
 from multimodal.data.shards.formats import BY_EXTENSION, extension_of, is_media
 
 LABEL = "label"  # key of the class that a folder names
@@ -132,7 +132,7 @@ def _item(
         yield Refusal(sample.name, "ambiguous", fault)
         return
     members: dict[str, Content] = {
-        member: InFile(file.path, file.size, _kind(member) in _WORDS, reading.encoding)
+        member: InFile(file.path, file.size, _kind(member) in _WORDS, reading.text.encoding)
         for member, (file,) in sample.members.items()
     }
     yield Item(sample.name, members, metadata, split)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from multimodal.data.packing.contents import InFile
 from multimodal.data.packing.items import Item, Refusal, Samples, Say
-from multimodal.data.packing.layouts.open_table import TABLES, open_table
-from multimodal.data.packing.layouts.reading import Reading, Table
-from multimodal.data.packing.layouts.table import samples_of
 from multimodal.data.packing.layouts.walk import Found
-from multimodal.data.packing.splits import split_named
+from multimodal.data.packing.tables.open_table import TABLES, open_table
+from multimodal.data.packing.tables.reading import Reading, Table
+from multimodal.data.packing.tables.samples import samples_of
+from multimodal.data.packing.tables.splits import split_named
 
 _NAME = "metadata"
 _COLUMNS = ("file_name", "file_names")

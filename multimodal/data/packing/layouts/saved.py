@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multimodal.data.packing.layouts.columnar import read_arrow
-from multimodal.data.packing.layouts.open_table import open_table, table_suffix
-from multimodal.data.packing.layouts.reading import Reading, Table
-from multimodal.data.packing.splits import split_in_name, split_named
+from multimodal.data.packing.tables.columnar import read_arrow
+from multimodal.data.packing.tables.open_table import open_table, table_suffix
+from multimodal.data.packing.tables.reading import Reading, Table
+from multimodal.data.packing.tables.splits import split_in_name, split_named
 
 _STATE, _DICT = "state.json", "dataset_dict.json"
 

@@ -10,7 +10,7 @@ from multimodal.data.errors import BadSampleError
 from multimodal.data.packing.contents import Content, InShard
 from multimodal.data.packing.items import Item, Refusal, Samples, Say
 from multimodal.data.packing.layouts.names import MemberNames, makes_sense
-from multimodal.data.packing.layouts.reading import Reading
+from multimodal.data.packing.tables.reading import Reading
 from multimodal.data.shards.tar import Shard
 
 

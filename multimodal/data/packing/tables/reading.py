@@ -11,6 +11,29 @@ QUOTES = ('"', "'", "none")
 
 
 @dataclass(frozen=True, slots=True)
+class TextFormat:
+    """How tables of text are written; whatever is left out is inferred.
+
+    Attributes:
+        columns: names of the columns of a table without a header.
+        delimiter: between a table's cells.
+        quote: around cells with delimiters in them: ``"``, ``'`` or ``none``.
+        encoding: of tables and texts.
+    """
+
+    columns: Sequence[str] = ()
+    delimiter: str | None = None
+    quote: str | None = None
+    encoding: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
+            raise ValueError(f"the delimiter must be one character, got {self.delimiter!r}")
+        if self.quote is not None and self.quote not in QUOTES:
+            raise ValueError(f"quote must be one of {', '.join(QUOTES)}, got {self.quote!r}")
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What the user says of an input; whatever is left out is inferred.
 
@@ -21,10 +44,7 @@ class Reading:
         optional: of a table: those of them that samples may lack.
         arrays: of a table: columns of numbers that become ``.npy`` members.
         key: of a table: the column that names the samples.
-        columns: names of the columns of a table without a header.
-        delimiter: between a table's cells.
-        quote: around cells with delimiters in them: ``"``, ``'`` or ``none``.
-        encoding: of tables and texts.
+        text: how tables of text, and texts, are written.
         root: the folder that paths in tables are relative to.
         members: of a folder: the endings of file names that name members (``left.png``).
         expected: members that every sample is to have.
@@ -37,20 +57,11 @@ class Reading:
     optional: Sequence[str] = ()
     arrays: Sequence[str] = ()
     key: str | None = None
-    columns: Sequence[str] = ()
-    delimiter: str | None = None
-    quote: str | None = None
-    encoding: str | None = None
+    text: TextFormat = field(default_factory=TextFormat)
     root: Path | None = None
     members: Sequence[str] = ()
     expected: Sequence[str] = ()
     skip_broken: bool = False
-
-    def __post_init__(self) -> None:
-        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
-            raise ValueError(f"the delimiter must be one character, got {self.delimiter!r}")
-        if self.quote is not None and self.quote not in QUOTES:
-            raise ValueError(f"quote must be one of {', '.join(QUOTES)}, got {self.quote!r}")
 
     @property
     def named_columns(self) -> list[str]:

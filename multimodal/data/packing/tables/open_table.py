@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from multimodal.data.packing.layouts.columnar import ARROW, read_arrow, read_parquet
-from multimodal.data.packing.layouts.delimited import read_delimited
-from multimodal.data.packing.layouts.json_rows import read_json_lines
-from multimodal.data.packing.layouts.reading import Reading, Table
+from multimodal.data.packing.tables.columnar import ARROW, read_arrow, read_parquet
+from multimodal.data.packing.tables.delimited import read_delimited
+from multimodal.data.packing.tables.json_rows import read_json_lines
+from multimodal.data.packing.tables.reading import Reading, Table
 
 _DELIMITED = (".csv", ".tsv", ".tab", ".psv")
 _JSON_LINES = (".jsonl", ".ndjson")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from multimodal.core.strict_json import excerpt
-from multimodal.data.packing.layouts.encoding import Encoding, find_encoding, open_bytes
-from multimodal.data.packing.layouts.reading import BrokenRow, Reading, Row, Table, check_header
+from multimodal.data.packing.tables.encoding import Encoding, find_encoding, open_bytes
+from multimodal.data.packing.tables.reading import BrokenRow, Reading, Row, Table, check_header
 from multimodal.data.shards.formats import is_media_name
 
 _DELIMITERS = (",", "\t", ";", "|")
@@ -71,15 +71,15 @@ def read_delimited(path: Path, reading: Reading) -> Table:
         ValueError: if it is empty, has a column twice, or is consistent in no dialect; names the
             file and the line.
     """
-    encoding = find_encoding(path, reading.encoding)
+    encoding = find_encoding(path, reading.text.encoding)
     source, hint = _start(path, encoding)
-    delimiter = reading.delimiter or hint or _find_delimiter(source, reading)
+    delimiter = reading.text.delimiter or hint or _find_delimiter(source, reading)
     dialect, broken = _find_dialect(source, delimiter, reading)
     header = next(_records(source, dialect), None)
     if header is None:
         raise ValueError(f"{path} is empty")
-    names = list(reading.columns) or [cell.strip() for cell in header.cells]
-    has_header = not reading.columns
+    names = list(reading.text.columns) or [cell.strip() for cell in header.cells]
+    has_header = not reading.text.columns
     if has_header:
         _refuse_data(path, names)
     columns = check_header(path, names)
@@ -215,8 +215,8 @@ def _find_dialect(
     source: _Source, delimiter: str, reading: Reading
 ) -> tuple[Dialect, dict[int, int]]:
     """The first dialect without a broken row, else the usual one with its broken rows."""
-    if reading.quote is not None:
-        dialects = [Dialect(delimiter, reading.quote)]
+    if reading.text.quote is not None:
+        dialects = [Dialect(delimiter, reading.text.quote)]
     else:
         dialects = [Dialect(delimiter)]
         if _has_escapes(source):
@@ -263,14 +263,14 @@ def _is_quoted_by(source: _Source, quote: str) -> bool:
 
 def _broken_rows(source: _Source, dialect: Dialect, reading: Reading) -> dict[int, int]:
     """The lines of rows that are not as long as the header, and how many cells they have."""
-    width, broken = len(reading.columns), {}
+    width, broken = len(reading.text.columns), {}
     for record in _records(source, dialect):
         if not width:
             width = len(record.cells)
         elif any(record.cells):
             if len(record.cells) != width:
                 broken[record.line] = len(record.cells)
-            elif len(record.lines) > 1 and reading.quote is None:
+            elif len(record.lines) > 1 and reading.text.quote is None:
                 _refuse_swallowed(record, dialect, width)
     return broken
 

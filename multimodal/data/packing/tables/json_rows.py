@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from multimodal.core.strict_json import excerpt, unique_keys
-from multimodal.data.packing.layouts.encoding import Encoding, find_encoding, open_bytes
-from multimodal.data.packing.layouts.reading import BrokenRow, Reading, Row, Table, check_header
+from multimodal.data.packing.tables.encoding import Encoding, find_encoding, open_bytes
+from multimodal.data.packing.tables.reading import BrokenRow, Reading, Row, Table, check_header
 from multimodal.data.shards.formats import is_media_name
 
 _LONGEST_LINE = 1 << 28  # bytes
@@ -21,7 +21,7 @@ def read_json_lines(path: Path, reading: Reading) -> Table:
     Raises:
         ValueError: if it is empty, or a line is no object; names the file and the line.
     """
-    encoding = find_encoding(path, reading.encoding)
+    encoding = find_encoding(path, reading.text.encoding)
 
     def rows() -> Iterator[Row | BrokenRow]:
         number = 0
@@ -94,7 +94,7 @@ def load_json(path: Path, reading: Reading) -> Any:
     Raises:
         ValueError: if it is none; names the file, line and column.
     """
-    encoding = find_encoding(path, reading.encoding)
+    encoding = find_encoding(path, reading.text.encoding)
     with open_bytes(path) as file:
         data = file.read()
     if not data.strip():

@@ -12,10 +12,10 @@ from multimodal.core.strict_json import excerpt
 from multimodal.core.suggest import suggest
 from multimodal.data.packing.fetch import is_url
 from multimodal.data.packing.items import Say
-from multimodal.data.packing.layouts.columnar import Embedded
-from multimodal.data.packing.layouts.reading import Reading, Row, Table
-from multimodal.data.packing.splits import split_named
-from multimodal.data.packing.values import is_caption_name, is_nothing
+from multimodal.data.packing.tables.columnar import Embedded
+from multimodal.data.packing.tables.reading import Reading, Row, Table
+from multimodal.data.packing.tables.splits import split_named
+from multimodal.data.packing.tables.values import is_caption_name, is_nothing
 from multimodal.data.shards.formats import BY_EXTENSION, extension_of, is_media_name, sniff
 
 _TRIED = 50  # paths by which their folder is found
@@ -93,7 +93,7 @@ def find_roles(table: Table, reading: Reading, say: Say) -> Roles:
         texts = _captions(table, rows, metadata)
     for column in metadata:
         _refuse_files(table, column, _values(rows, column))
-    if not files and not texts and not arrays:
+    if not files and not texts and not arrays and not reading.named_columns:
         raise ValueError(
             f"{table.path}: none of the columns {', '.join(table.columns)} holds files or texts; "
             "name them (--files, --texts)"

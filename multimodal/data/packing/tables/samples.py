@@ -10,16 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 
 from multimodal.core.strict_json import excerpt
 from multimodal.data.packing.contents import AtURL, Content, InFile, Inline
 from multimodal.data.packing.fetch import is_url
 from multimodal.data.packing.items import ANY, Item, Refusal, Samples, Say
-from multimodal.data.packing.layouts.columnar import Embedded
-from multimodal.data.packing.layouts.reading import BrokenRow, Reading, Row, Table
-from multimodal.data.packing.layouts.roles import Roles, find_roles
-from multimodal.data.packing.splits import split_named
-from multimodal.data.packing.values import is_nothing, plain, text_fault, without_nothings
+from multimodal.data.packing.tables.columnar import Embedded
+from multimodal.data.packing.tables.reading import BrokenRow, Reading, Row, Table
+from multimodal.data.packing.tables.roles import Roles, find_roles
+from multimodal.data.packing.tables.splits import split_named
+from multimodal.data.packing.tables.values import (
+    is_caption_name,
+    is_nothing,
+    plain,
+    text_fault,
+    without_nothings,
+)
 from multimodal.data.shards.formats import BY_EXTENSION, extension_of
 
 _GROUPED = 1.5  # rows for a file from which on they are its captions
@@ -149,7 +156,7 @@ def metadata_of(
         value = without_nothings(value)
         if column in texts and (fault := text_fault(value)):
             raise RefusedRow("no_text", f"{column!r} {fault}")
-        if is_nothing(value):
+        if is_nothing(value) and (not isinstance(value, list) or is_caption_name(column)):
             continue
         try:
             metadata[column] = plain(value)
@@ -235,7 +242,7 @@ def _array(column: str, value: Any) -> Inline:
     if array.dtype == np.float64:
         array = array.astype(np.float32)
     buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
+    npy.write_array(buffer, array, allow_pickle=False)
     return Inline(buffer.getvalue())
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from multimodal.core.extras import module_of
 from multimodal.data.packing.contents import InTable
-from multimodal.data.packing.layouts.reading import BrokenRow, Row, Table, check_header
+from multimodal.data.packing.tables.reading import BrokenRow, Row, Table, check_header
+from multimodal.data.parquet import longest_cell, open_parquet
 
 ARROW = (".arrow", ".feather")
 _STRUCT = {"bytes", "path"}  # a file in a table of `datasets`
@@ -30,10 +31,9 @@ def read_parquet(path: Path) -> Table:
         MissingExtraError: if pyarrow is not installed.
         ValueError: if it cannot be read, or has no rows.
     """
-    parquet = module_of("shards", "pyarrow.parquet", "a Parquet table")
     arrow = module_of("shards", "pyarrow", "a Parquet table")
     try:
-        with parquet.ParquetFile(path) as file:
+        with open_parquet(path, "shards", "a Parquet table") as file:
             schema, groups = file.schema_arrow, file.num_row_groups
             sizes = [_sizes(file.metadata.row_group(group)) for group in range(groups)]
     except (arrow.ArrowException, OSError) as error:
@@ -42,7 +42,7 @@ def read_parquet(path: Path) -> Table:
     def rows() -> Iterator[Row | BrokenRow]:
         number = 0
         try:
-            with parquet.ParquetFile(path) as file:
+            with open_parquet(path, "shards", "a Parquet table") as file:
                 for group in range(groups):
                     start = 0
                     for batch in file.iter_batches(_BATCH, row_groups=[group]):
@@ -117,44 +117,35 @@ def _sizes(group: Any) -> dict[str, int]:
 
 
 def _values(batch: Any, place: _Place) -> Iterator[dict[str, Any]]:
-    """Rows as plain values; bytes stay where they are."""
+    """Rows as plain values, one at a time; bytes stay where they are."""
     names = batch.schema.names
-    columns = [_plain(batch.column(number), name, place) for number, name in enumerate(names)]
-    for row in zip(*columns, strict=True):
-        yield dict(zip(names, row, strict=True))
+    readers = [_reader(batch.column(number), name, place) for number, name in enumerate(names)]
+    for row in range(batch.num_rows):
+        yield {name: read(row) for name, read in zip(names, readers, strict=True)}
 
 
-def _plain(array: Any, name: str, place: _Place) -> list[Any]:
+def _reader(array: Any, name: str, place: _Place) -> Callable[[int], Any]:
+    """What reads the value of a row from a column."""
     types = module_of("shards", "pyarrow.types", "a Parquet table")
-    kind = array.type
+    kind = _plain_type(array.type)
     if _is_binary(kind):
-        return [
-            Embedded(None, place.content(row, name, (), len(value))) if value.is_valid else None
-            for row, value in enumerate(_sized(array))
-        ]
+        return lambda row: _binary(array[row], row, name, place)
     if _is_file(kind):
-        return [_embedded(value, row, name, (), place) for row, value in enumerate(array)]
+        return lambda row: _embedded(array[row], row, name, (), place)
     if (types.is_list(kind) or types.is_large_list(kind)) and _is_file(kind.value_type):
-        return [
-            [_embedded(file, row, name, (at,), place) for at, file in enumerate(value)]
-            if value.is_valid
-            else None
-            for row, value in enumerate(array)
-        ]
-    return list(array.to_pylist())
+        return lambda row: _files(array[row], row, name, place)
+    longest_cell(place.path, name, array)
+    return lambda row: array[row].as_py()
 
 
-class _Sized(NamedTuple):
-    is_valid: bool
-    size: int
-
-    def __len__(self) -> int:
-        return self.size
+def _binary(value: Any, row: int, name: str, place: _Place) -> Embedded | None:
+    return Embedded(None, place.content(row, name, (), _size(value))) if value.is_valid else None
 
 
-def _sized(array: Any) -> Iterator[_Sized]:
-    for value in array:
-        yield _Sized(value.is_valid, value.as_buffer().size if value.is_valid else 0)
+def _files(value: Any, row: int, name: str, place: _Place) -> list[Embedded | None] | None:
+    if not value.is_valid:
+        return None
+    return [_embedded(file, row, name, (at,), place) for at, file in enumerate(value)]
 
 
 def _embedded(
@@ -166,8 +157,17 @@ def _embedded(
     held = value["bytes"]
     if not held.is_valid:
         return Embedded(path, None)
-    size = held.as_buffer().size
-    return Embedded(path, place.content(row, name, (*steps, "bytes"), size))
+    return Embedded(path, place.content(row, name, (*steps, "bytes"), _size(held)))
+
+
+def _size(value: Any) -> int:
+    """Bytes of a value, which may be one of a dictionary."""
+    return int(getattr(value, "value", value).as_buffer().size)
+
+
+def _plain_type(kind: Any) -> Any:
+    types = module_of("shards", "pyarrow.types", "a Parquet table")
+    return kind.value_type if types.is_dictionary(kind) else kind
 
 
 def _is_binary(kind: Any) -> bool:
@@ -183,7 +183,7 @@ def _is_file(kind: Any) -> bool:
     if not types.is_struct(kind):
         return False
     fields = {kind.field(number).name: kind.field(number).type for number in range(len(kind))}
-    return "bytes" in fields and set(fields) <= _STRUCT and _is_binary(fields["bytes"])
+    return "bytes" in fields and set(fields) <= _STRUCT and _is_binary(_plain_type(fields["bytes"]))
 
 
 def _table(path: Path, schema: Any, rows: Any, what: str) -> Table:
