@@ -243,7 +243,6 @@ def test_only_near_duplicates_are_reported(tmp_path):
         (("photos", "--min-similarity", "0.2"), "needs --checkpoint"),
         (("photos", "--require", "mp3"), "no member 'mp3'; it has jpg, txt, json"),
         (("photos", "--layout", "piars"), "no layout 'piars'; did you mean 'pairs'?"),
-        (("photos", "--workers", "0"), "workers must be at least 1, got 0"),
     ],
 )
 def test_invalid_settings_are_reported(photos, tmp_path, capsys, monkeypatch, words, message):
