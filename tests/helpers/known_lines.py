@@ -20,9 +20,11 @@ STDERR = (
     r"      \S.*",  # and what is wrong with it
     # make_shards.py's table, and its summary
     r"[┏┳━┓┡╇┩└┴─┘]+|[┃│].*[┃│]",
-    r"refused: \d+ \w+ \(each in refused\.jsonl\)",
-    r"\d+ pairs of near-duplicate pictures, \d+ exact copies; \d+ texts, \d+ of them repeated;",
+    r"left out: \d+ \w+ \(each in refused\.jsonl\)",
+    r"\d+ pairs of near-duplicate pictures, \d+ exact copies; \d+ texts, \d+ of them repeated; "
     r"more in report\.json",
+    r"(files that share a stem|class folders|splits by folders|WebDataset tars): .* \(--.*\)",
+    r".*; (files|texts|arrays): .* \(--files, --texts change that\)",
 )
 STDOUT = (
     "",
