@@ -45,6 +45,9 @@ COMMANDS = {
         "import_weights", "import the weights of another project", "input=PATH output=PATH",
         "import_weights", former="import_weights",
     ),
+    "pretrained": Command(
+        "weights.pretrained", "list or fetch pretrained towers", "list | fetch NAME ..."
+    ),
     "adapters": Command(
         "adapters", "export, attach or merge LoRA adapters", "checkpoint=PATH output=PATH",
         "adapters",

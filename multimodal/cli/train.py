@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from multimodal.config import check, drop_removed
+from multimodal.config import check, config_dir, drop_removed
 from multimodal.config.instantiating import constructor_errors
 from multimodal.config.portable import portable_yaml
 from multimodal.core.errors import UserError
@@ -19,6 +20,8 @@ from multimodal.evaluation.trained_pairs import trained_pairs
 from multimodal.inference.checkpoint.input_check import check_inputs
 from multimodal.inference.checkpoint.tokenizer_check import check_vocab_size, tokenizers_in
 from multimodal.inference.checkpoint.weights import pair_temperatures
+from multimodal.inference.pretrained.towers import fetch_all, fill_towers
+from multimodal.inference.pretrained.wheels import FetchError
 from multimodal.training.anchor import load_anchor, resolve_anchor
 from multimodal.training.build import build_data, build_module, build_trainer, provenance
 from multimodal.training.callbacks.checkpoint import Checkpoint
@@ -46,10 +49,13 @@ def train(cfg: DictConfig, checked: bool = False) -> Results | None:
         check(cfg)
     quieten_libraries()
     folder = run_folder()
+    fetch_pretrained(cfg)
     anchor = resolve_anchor(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
     module, data = build_module(cfg), build_data(cfg)
+    for note in fill_towers(module.model, cfg):
+        print(note, file=sys.stderr)
     check_vocab_size(module.model, tokenizers_in(data.transforms))
     check_inputs(module.model, data.transforms)
     origin = provenance(cfg, data)
@@ -89,6 +95,24 @@ def say_best(trainer: pl.Trainer) -> None:
             shown = f"{callback.monitor} {score:.4f} at step {step}"
             if trainer.is_global_zero:
                 print(f"best checkpoint: {path} ({shown})")
+
+
+def fetch_pretrained(cfg: DictConfig) -> None:
+    """Fetches the weights that the run's towers begin from, before anything slow.
+
+    Raises:
+        FetchError: if they cannot be had; names the experiment that needs none, where there is one.
+    """
+    try:
+        fetch_all(cfg)
+    except FetchError as error:
+        scratch = f"{cfg.name}_scratch"
+        if not (config_dir() / "experiment" / f"{scratch}.yaml").is_file():
+            raise
+        raise FetchError(
+            f"{error}\nWithout it: +experiment={scratch} begins from random weights and fetches "
+            "nothing"
+        ) from error
 
 
 def run_final_evaluation(

@@ -68,6 +68,7 @@ RULES = (
     optimizers.optimizer_constraints,
     pretrained.inputs_of_models,
     pretrained.tokenizers_of_models,
+    pretrained.entries_of_towers,
     fusion.tasks_or_pairs,
     fusion.targets_of_tasks,
     fusion.fused_modalities,

@@ -50,8 +50,9 @@ class Batch:
         step: position in the ``BatchSchedule`` (counts batches, not optimizer steps).
         keys: the samples' keys in their shards, for logs, reports and error messages.
         metadata: per-sample JSON metadata; filled for evaluation, empty in training.
-        embeddings: modality -> ``[B, D]`` of a frozen tower, unit-norm, from the cache of
-            ``data.cache_frozen``; such a modality is absent in ``inputs``.
+        embeddings: modality -> ``[B, D]`` of a frozen tower, unit-norm, or the features ``[B, W]``
+            of a frozen encoder, from the cache of ``data.cache_frozen``; such a modality is absent
+            in ``inputs``.
     """
 
     inputs: dict[str, Tensor]

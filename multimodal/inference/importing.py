@@ -103,10 +103,8 @@ def import_weights(
             shape, and ``allow`` does not name it; if one that is used is not finite; or for a model
             that our towers cannot be.
     """
-    cfg, preprocessing = _unwrapped(cfg)
-    every, state = len(state), names.bare(state, prefix, recognised)
-    source = _known(source or recognise(state, cfg))
-    plan = describe(source, cfg, state)
+    every = len(state)
+    plan, state, source, preprocessing = plan_of(state, cfg, source, prefix)
     if context_length is not None and "text" in plan.own_towers():
         with_context_length(plan.own_towers()["text"], context_length)
     notes = _adapt(plan, image_size, num_frames, tubelet)
@@ -142,6 +140,27 @@ def _transforms(plan: Plan, preprocessing: Mapping[str, Any]) -> dict[str, dict[
     image = transforms.get("image", {})
     image |= {key: preprocessing[key] for key in ("mean", "std") if image and key in preprocessing}
     return transforms
+
+
+def plan_of(
+    state: Mapping[str, Tensor],
+    cfg: Mapping[str, Any] | None = None,
+    source: WeightSource | None = None,
+    prefix: str | None = None,
+) -> tuple[Plan, Mapping[str, Tensor], WeightSource, Mapping[str, Any]]:
+    """The plan of foreign weights; the arguments are those of `import_weights`.
+
+    Returns:
+        the plan; the tensors by their project's own names; the project; its preprocessing, as far
+        as the configuration says.
+
+    Raises:
+        WeightsError: if the project or its configuration is not known.
+    """
+    cfg, preprocessing = _unwrapped(cfg)
+    state = names.bare(state, prefix, recognised)
+    source = _known(source or recognise(state, cfg))
+    return describe(source, cfg, state), state, source, preprocessing
 
 
 def _unwrapped(

@@ -33,39 +33,49 @@ class Tower(nn.Module):
         encoder: ``forward(inputs, mask) -> EncoderOutput``, with an attribute ``width``.
         head: called as ``head(width=encoder.width)``; the module has an attribute ``embed_dim``.
             None for a tower that only a fusion reads: it has no embeddings.
-        frozen: whether the weights are frozen.
+        frozen: true: the whole tower; ``encoder``: all but the head, which is then trained alone.
         tuning: called with the tower, once it is built: marks or adds what is trained
             (``multimodal.models.tuning``); None trains all of it.
         rates: its own learning rate, weight decay and gradient clipping; None: the run's.
         scale: factor of the ``scaled`` embeddings (ImageBind's per modality, e.g. 20 for audio);
             kept with the weights, not trained. None: 1, and nothing is kept.
+        pretrained: entry of the catalogue (``configs/pretrained``) that a run fills the encoder
+            from before its first step; nothing is read here.
+
+    Attributes:
+        encoder_frozen: whether the encoder is frozen.
 
     Raises:
-        ValueError: if given a scale that is not above 0.
+        ValueError: if given a scale that is not above 0, or another kind of freezing.
     """
 
     def __init__(
         self,
         encoder: nn.Module,
         head: Callable[..., nn.Module] | None,
-        frozen: bool = False,
+        frozen: bool | Literal["encoder"] = False,
         scale: float | None = None,
         tuning: Tuning | Callable[[nn.Module], None] | None = None,
         rates: TowerOptim | None = None,
+        pretrained: str | None = None,
     ) -> None:
         super().__init__()
+        if frozen not in (True, False, "encoder"):
+            raise ValueError(f"frozen={frozen!r}: expected true, false or encoder")
         if frozen and tuning is not None:
             raise ValueError("a frozen tower has no tuning: set frozen=false, or tuning=null")
         if scale is not None and not scale > 0:
             raise ValueError(f"scale={scale}: expected a number above 0, or null")
         self.encoder = encoder
         self.head = None if head is None else head(width=encoder.width)
-        self.frozen = frozen
+        self.frozen = frozen is True
+        self.encoder_frozen = frozen is not False
+        self.pretrained = pretrained
         self.scale: Tensor | None
         self.register_buffer("scale", None if scale is None else torch.tensor(float(scale)))
         self.rates = rates
-        if frozen:
-            self.requires_grad_(False)
+        if self.encoder_frozen:
+            (self if self.frozen else encoder).requires_grad_(False)
         if tuning is not None:
             tuning(self)
         self.train()
@@ -76,8 +86,11 @@ class Tower(nn.Module):
         return None if self.head is None else int(self.head.embed_dim)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> Tower:
-        """Set training mode; a frozen tower stays in evaluation mode."""
-        return super().train(mode and not self.frozen)
+        """Set training mode; what is frozen stays in evaluation mode."""
+        super().train(mode and not self.frozen)
+        if self.encoder_frozen:
+            self.encoder.eval()
+        return self
 
     def check_inputs(self, inputs: Tensor, mask: Tensor | None = None) -> None:
         """Refuses inputs that the encoder cannot take, as far as it can tell without computing.
@@ -92,7 +105,7 @@ class Tower(nn.Module):
 
     def encode(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
         """Features and tokens before the head; see the encoder for the shapes."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
             output: EncoderOutput = self.encoder(inputs, mask)
         return output
 

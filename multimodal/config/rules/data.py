@@ -18,7 +18,8 @@ def frozen_towers_to_cache(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
         return
     if isinstance(views, int) and views < 1:
         yield ConfigProblem("cache_frozen.views", f"must be at least 1, or null, given {views}")
-    if towers and not any(at(tower, "frozen") is True for tower in towers.values()):
+    if towers and not any(at(t, "frozen") in (True, "encoder") for t in towers.values()):
         yield ConfigProblem(
-            "data.cache_frozen", "there is no tower with `frozen: true` to be cached"
+            "data.cache_frozen",
+            "there is no tower with `frozen: true` or `frozen: encoder` to be cached",
         )

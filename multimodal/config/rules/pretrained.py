@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from multimodal.config.problems import ConfigProblem
+from multimodal.config.catalogue import entry, names
+from multimodal.config.problems import ConfigProblem, did_you_mean
 from multimodal.config.tree import at, block
 from multimodal.core.hf_files import (
     ANY_SIZE,
@@ -80,6 +81,31 @@ def tokenizers_of_models(tree: Tree) -> Iterator[ConfigProblem]:
                 f"given {shown}, but {name} has its own tokenizer, for whose ids it was trained: "
                 f"tokenizer=huggingface {where}.name={name}",
             )
+
+
+def entries_of_towers(tree: Tree) -> Iterator[ConfigProblem]:
+    """A tower's ``pretrained`` is in the catalogue, and its inputs are those of its training."""
+    for modality, tower in block(tree, "model.towers").items():
+        name = at(tower, "pretrained")
+        if not isinstance(name, str):
+            continue
+        where = f"model.towers.{modality}.pretrained"
+        if name not in names():
+            yield ConfigProblem(
+                where, f"no such entry in the catalogue: '{name}'; {did_you_mean(name, names())}"
+            )
+            continue
+        one = entry(name)
+        transform = block(tree, f"data.transforms.{modality}")
+        for key, theirs in one.inputs.get(modality, {}).items():
+            ours = transform.get(key)
+            if ours is not None and not _equal(ours, theirs):
+                choice = one.transforms.get(modality)
+                yield ConfigProblem(
+                    f"data.transforms.{modality}.{key}",
+                    f"given {ours}, but {name} was trained with {theirs}: set it so, or take "
+                    f"data/transform@data.transforms.{modality}={choice}",
+                )
 
 
 def _equal(ours: Any, theirs: Any) -> bool:

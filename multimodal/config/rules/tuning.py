@@ -14,7 +14,7 @@ Tree = dict[str, Any]
 def frozen_or_tuned(tree: Tree) -> Iterator[ConfigProblem]:
     """A tower is frozen, or part of it is trained: not both."""
     for name, tower in block(tree, "model.towers").items():
-        if isinstance(tower, dict) and tower.get("frozen") is True and tower.get("tuning"):
+        if isinstance(tower, dict) and tower.get("frozen") and tower.get("tuning"):
             where = f"model.towers.{name}"
             yield ConfigProblem(
                 where, "is frozen and has a tuning; set `frozen: false` or `tuning: null`"

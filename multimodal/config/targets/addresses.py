@@ -9,16 +9,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config.problems import ConfigError, ConfigProblem
 from multimodal.config.tree import at, leaves
+from multimodal.core import pretrained_files
 
 KEY = "allowed_addresses"  # of the root; null in a configuration of the user's own
 # What is built of a checkpoint's configuration to embed and to evaluate.
 OPENED = ("model", "fusion", "tasks", "data.transforms", "evaluation")
 HUB = "hf://"
+_OURS = ("samples://", pretrained_files.PREFIX)  # local files
 
 
 def is_address(value: Any) -> bool:
     """Whether a value is something to fetch, or a command to read from, and not a local path."""
-    if not isinstance(value, str) or value.startswith("samples://"):
+    if not isinstance(value, str) or value.startswith(_OURS):
         return False
     scheme, found, _ = value.partition("://")
     words = len(scheme.split()) > 1 and "::" not in scheme  # a sentence with an address in it

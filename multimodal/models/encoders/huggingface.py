@@ -6,7 +6,7 @@ Needs the extra ``huggingface``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -37,6 +37,12 @@ OPTIONS = (
     "trust_remote_code", "auto_map", "quantization_config", "name_or_path", "config", "state_dict",
     "adapter_kwargs", "use_kernels", "kernel_config", "experts_implementation", "weights_only",
     "local_files_only",
+)  # fmt: skip
+# Keys of a configuration that say nothing of what the model computes.
+METADATA = (
+    "architectures", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id",
+    "use_cache", "gradient_checkpointing", "problem_type", "attn_implementation",
+    "output_attentions", "output_hidden_states", "return_dict", "classifier_dropout",
 )  # fmt: skip
 LAYERS = ("layers", "layer", "blocks", "h")  # what a list of equal layers may be called
 
@@ -106,6 +112,35 @@ class HuggingFaceEncoder(nn.Module):
             return {"class": FirstPool, "mean": MeanPool, "last": LastPool}[pooling]()
         heads = getattr(self.model.config, "num_attention_heads", None) or self.width // 64 or 1
         return make_pooler("attention", Transformer(self.width, 1, int(heads)))
+
+    def load_folder(self, folder: str | Path, part: ModelPart) -> None:
+        """Fills the model from a folder of the same configuration.
+
+        Args:
+            folder: as ``transformers`` writes it.
+            part: of the model there.
+
+        Raises:
+            ValueError: if there is no model, its configuration differs from this one's, or it
+                lacks weights.
+        """
+        transformers = import_transformers("pretrained towers of transformers")
+        try:
+            theirs, report = transformers.AutoModel.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, weights_only=True,
+                output_loading_info=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise ValueError(f"no model {folder}: {str(error).splitlines()[0]}") from error
+        model = _part(theirs, part)
+        ours, other = (_settings(each.config) for each in (self.model, model))
+        if differing := sorted(k for k in ours.keys() & other.keys() if ours[k] != other[k]):
+            listed = "; ".join(f"{k}: {other[k]!r} there, {ours[k]!r} here" for k in differing)
+            raise ValueError(f"{folder} is of another configuration: {listed}")
+        attribute = "" if part == "whole" else f"{PARTS[part][0]}."
+        if missing := sorted(k for k in report["missing_keys"] if k.startswith(attribute)):
+            raise ValueError(f"{folder} lacks {', '.join(missing[:8])}")
+        self.model.load_state_dict(model.state_dict())
 
     def layers(self) -> nn.ModuleList:
         """The list of equal layers, for freezing, adapters and layer-wise learning rates.
@@ -233,7 +268,7 @@ class HuggingFaceEncoder(nn.Module):
 
 def _build(name: str | None, config: Mapping[str, Any] | None, offline: bool) -> Any:
     transformers = import_transformers("encoder=huggingface")
-    given = dict(config or {})
+    given: dict[str, Any] = _plain(config or {})
     _refuse_options(given)
     if name is None:
         kind = given.pop("model_type", None)
@@ -257,6 +292,15 @@ def _build(name: str | None, config: Mapping[str, Any] | None, offline: bool) ->
         raise ValueError(f"no model {name}: {str(error).splitlines()[0]}{hint}") from error
 
 
+def _plain(value: Any) -> Any:
+    """Nested mappings and lists of any kind as dicts and lists, which alone the library takes."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(each) for each in value]
+    return value
+
+
 def _refuse_options(given: Mapping[str, Any]) -> None:
     """Settings describe a model: none of them may choose code that runs, or files that are read.
 
@@ -270,6 +314,19 @@ def _refuse_options(given: Mapping[str, Any]) -> None:
             raise ValueError(f"config.{key}={value!r}: expected one that transformers itself has")
         if isinstance(value, Mapping):
             _refuse_options(value)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """What of a configuration determines what a model computes."""
+    content: dict[str, Any] = config.to_dict()
+    return {
+        key: _settings_of(value) for key, value in content.items()
+        if not key.startswith("_") and key not in METADATA and not key.endswith("_token_id")
+    }  # fmt: skip
+
+
+def _settings_of(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _part(model: Any, part: ModelPart) -> Any:

@@ -1,4 +1,8 @@
-"""A cache of frozen towers' embeddings; training then neither decodes nor encodes the samples."""
+"""A cache of what is frozen; training then neither decodes nor encodes the samples.
+
+Of a frozen tower it holds the embeddings, of a tower whose encoder alone is frozen the features,
+which go through the head at every step.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from multimodal.core.files import write_text
@@ -25,7 +29,7 @@ from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.shards.paths import resolve
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
-from multimodal.models.towers import EmbeddingModel, Tower
+from multimodal.models.towers import EmbeddingModel
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +93,7 @@ class FrozenCache(pl.Callback):
         any_frozen = False
         for name, source in data.sources.items():
             for modality in source.modalities:
-                if modality not in model.towers or not model.tower(modality).frozen:
+                if modality not in model.towers or not model.tower(modality).encoder_frozen:
                     continue
                 any_frozen = True
                 random = getattr(data.transforms[modality], "is_random", True)
@@ -119,7 +123,7 @@ class FrozenCache(pl.Callback):
         tower = model.tower(modality)
         parts = {
             "format": _FORMAT,
-            "tower": weights_hash(tower),
+            "tower": weights_hash(tower if tower.frozen else tower.encoder),
             "transform": _with_files(self.transforms.get(modality)),
             "members": source.decoder.entry(modality),
             "limits": repr(source.decoder.limits),
@@ -132,7 +136,8 @@ class FrozenCache(pl.Callback):
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
         folder = self.folder / f"{source.name}-{modality}-{key}"
         if trainer.is_global_zero:
-            FrozenEmbeddings.create(folder, len(source), self.views or 1, model.embed_dim)
+            width: Any = model.embed_dim if tower.frozen else tower.encoder.width
+            FrozenEmbeddings.create(folder, len(source), self.views or 1, int(width))
             write_text(folder / "key.json", text + "\n")
         trainer.strategy.barrier("frozen cache made")
         if not (folder / "status.npy").exists():
@@ -143,8 +148,8 @@ class FrozenCache(pl.Callback):
         return FrozenEmbeddings(folder, writable=True)
 
 
-def weights_hash(tower: Tower) -> str:
-    """Equal for towers of the same structure with bit-identical weights."""
+def weights_hash(tower: nn.Module) -> str:
+    """Equal for towers, or encoders, of the same structure with bit-identical weights."""
     digest = hashlib.sha256(repr(tower).encode())
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -194,7 +199,7 @@ def _fill(
             embedded: Tensor | None = None
             if inputs is not None:
                 mask = None if mask is None else mask.to(device)
-                flat = model.embed(modality, inputs.to(device), mask).float().cpu()
+                flat = _frozen_part(model, modality, inputs.to(device), mask).float().cpu()
                 embedded = flat.view(-1, table.views, flat.shape[1])
             rows = iter(embedded if embedded is not None else ())
             for index, is_good in zip(indices.tolist(), good, strict=True):
@@ -213,6 +218,21 @@ def _fill(
             f"{left} samples of {table.folder} are not embedded after all ranks have done their "
             "share: cache_frozen.folder must be one that all nodes see"
         )
+
+
+def _frozen_part(
+    model: EmbeddingModel, modality: str, inputs: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Embeddings ``[B, D]`` of a frozen tower, features ``[B, W]`` of a frozen encoder."""
+    tower = model.tower(modality)
+    if tower.frozen:
+        return model.embed(modality, inputs, mask)
+    if mask is None and inputs.ndim - 1 == getattr(tower.encoder, "input_dims", None):
+        raise ValueError(
+            "data.cache_frozen: without views a sample has several clips, whose embeddings are "
+            "averaged behind the head: set cache_frozen.views=K, or num_clips=1"
+        )
+    return tower.encode(inputs, mask).features
 
 
 class _Views(Dataset[tuple["Tensor | None", "Tensor | None", list[bool]]]):

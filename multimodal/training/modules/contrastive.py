@@ -113,8 +113,9 @@ class ContrastiveModule(TrainingModule):
         return {name: self._embed_one(name, batch, self.model) for name in needed}
 
     def _embed_one(self, modality: str, batch: Batch, model: EmbeddingModel) -> Tensor:
-        if modality in batch.embeddings:  # of a frozen tower, from the cache
-            return batch.embeddings[modality]
+        if modality in batch.embeddings:  # from the cache; of a frozen encoder, its features
+            tower, cached = model.tower(modality), batch.embeddings[modality]
+            return cached if tower.frozen else tower.project(cached)
 
         def encode(inputs: Tensor, mask: Tensor | None) -> Tensor:
             return model.embed(modality, inputs, mask)

@@ -12,7 +12,7 @@ from multimodal.cli.commands import COMMANDS, find
 ROOT = Path(__file__).parents[3]
 SCRIPTS = [
     "adapters.py", "embed.py", "evaluate.py", "import_weights.py", "join_checkpoint.py",
-    "make_shards.py", "search.py", "serve.py", "summarize.py", "train.py",
+    "make_shards.py", "pretrained.py", "search.py", "serve.py", "summarize.py", "train.py",
 ]  # fmt: skip
 
 # Runs the program and says what it imported that takes long.

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 from data_helpers import image_bytes, json_bytes, npy_bytes, write_source
-from experiment_helpers import composed, losses, run_training, train_here, write_sensor_shards
+from experiment_helpers import (
+    composed,
+    losses,
+    run_training,
+    train_here,
+    weights,
+    write_sensor_shards,
+)
 from loader_helpers import scheduled_loader
 
 from multimodal.config import ConfigError, check
@@ -18,6 +25,7 @@ from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.source import Source
 from multimodal.data.transforms.depth import DepthTransform
 from multimodal.data.transforms.image import ImageTransform
+from multimodal.models.pretrained.keys import same_bits
 from multimodal.models.towers import EmbeddingModel
 
 PLAIN = [
@@ -222,3 +230,24 @@ def test_a_sample_that_could_not_be_embedded_is_a_bad_sample(aligned):
     keys = [key for batch in loader for key in batch.keys]
     assert "k5" not in keys
     assert loader.counter.reasons == {"not_embedded": 1}
+
+
+def test_the_features_of_a_frozen_encoder_are_cached_and_its_head_is_trained(here, work):
+    words = [*SHORT, *PLAIN, "model.towers.image.frozen=encoder"]
+    cached = [*words, "+data.cache_frozen=true", f"cache_frozen.folder={here / 'frozen'}"]
+    train_here(here / "plain", *words)
+    work.update(decoded=0)
+    train_here(here / "cached", *cached, "callbacks.checkpoint.every_n_train_steps=3")
+    assert work["decoded"] == 160  # every sample once
+    for step, loss in losses(here / "plain").items():
+        assert float(losses(here / "cached")[step]) == pytest.approx(float(loss), rel=1e-4)
+    (folder,) = (here / "frozen").iterdir()
+    features = FrozenEmbeddings(folder).read(0, 0)
+    assert features.norm() != pytest.approx(1.0, abs=1e-3)
+    # Another head, and a head that has learned, read the same table.
+    train_here(here / "again", *cached, "head@model.towers.image.head=mlp")
+    assert work["decoded"] == 160
+    head = "model.towers.image.head.projection.weight"
+    before, after = (weights(here / "cached", step) for step in (3, 6))
+    assert all(same_bits(after[n], before[n]) for n in after if ".image.encoder." in n)
+    assert not torch.equal(after[head], before[head])
