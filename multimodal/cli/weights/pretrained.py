@@ -29,7 +29,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.command == "list":
         show()
         return
-    from multimodal.config.catalogue import entry  # late: --help needs neither
+    from multimodal.config.composing.catalogue import entry  # late: --help needs neither
     from multimodal.inference.pretrained.fetching import fetch
 
     for one in [entry(name) for name in given.names]:  # a wrong name before the first download
@@ -41,12 +41,12 @@ def show() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from multimodal.config.catalogue import entries
+    from multimodal.config.composing.catalogue import entries
     from multimodal.inference.pretrained.fetching import is_whole
 
     table = Table("name", "what", "tower", "from", "MB", "licence", "here")
     for one in entries():
-        towers = ", ".join(f"{modality}: {tower}" for modality, tower in one.towers.items())
+        towers = ", ".join(f"{modality}: {tower}" for modality, tower in one.use.towers.items())
         size = "?" if one.size is None else f"{one.size / 1e6:.0f}"
         here = "yes" if is_whole(one, pretrained_files.folder() / one.name) else ""
         seen = "" if one.verified else "not fetched by us"

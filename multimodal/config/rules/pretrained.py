@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from multimodal.config.catalogue import entry, names
+from multimodal.config.composing.catalogue import entry, names
 from multimodal.config.problems import ConfigProblem, did_you_mean
 from multimodal.config.tree import at, block
 from multimodal.core.hf_files import (
@@ -97,10 +97,10 @@ def entries_of_towers(tree: Tree) -> Iterator[ConfigProblem]:
             continue
         one = entry(name)
         transform = block(tree, f"data.transforms.{modality}")
-        for key, theirs in one.inputs.get(modality, {}).items():
+        for key, theirs in one.use.inputs.get(modality, {}).items():
             ours = transform.get(key)
             if ours is not None and not _equal(ours, theirs):
-                choice = one.transforms.get(modality)
+                choice = one.use.transforms.get(modality)
                 yield ConfigProblem(
                     f"data.transforms.{modality}.{key}",
                     f"given {ours}, but {name} was trained with {theirs}: set it so, or take "

@@ -22,7 +22,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from multimodal.config.catalogue import Entry
+from multimodal.config.composing.catalogue import Entry, HubSource
 from multimodal.core import pretrained_files, strict_json
 from multimodal.core.extras import module_of
 from multimodal.core.files import sync_folder, unwritable, write_errors
@@ -44,8 +44,8 @@ def fetch(entry: Entry) -> Path:
         FetchError: if it cannot be had, or is not what the catalogue says.
         WriteError: if the disk is full.
     """
-    if entry.path is not None:
-        path = Path(entry.path).expanduser()
+    if isinstance(entry.where, str):
+        path = Path(entry.where).expanduser()
         if not path.exists():
             raise FetchError(
                 f"{entry.name}: there is no {path}; put your copy there. {entry.origin}"
@@ -148,16 +148,16 @@ def _require_space(entry: Entry, folder: Path) -> None:
 def _from_hub(entry: Entry, folder: Path) -> None:
     """Downloads by ``huggingface_hub``, which shows its own progress."""
     hub = module_of("huggingface", "huggingface_hub", f"pretrained={entry.name}")
-    assert entry.hub is not None
+    assert isinstance(entry.where, HubSource)
     for name, file in entry.files.items():
         try:
             made = hub.hf_hub_download(
-                entry.hub.repository, file.member, revision=entry.hub.revision, local_dir=folder
+                entry.where.repository, file.member, revision=entry.where.revision, local_dir=folder
             )
         except Exception as error:  # of the network, the hub's answers, gated repositories
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error)
             raise FetchError(
-                f"the hub did not give {file.member} of {entry.hub.repository}: {reason}"
+                f"the hub did not give {file.member} of {entry.where.repository}: {reason}"
             ) from error
         target = folder / name
         if Path(made) != target:

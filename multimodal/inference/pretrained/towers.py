@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from multimodal.config import ConfigProblem
-from multimodal.config.catalogue import Entry, entry
+from multimodal.config.composing.catalogue import Entry, entry
 from multimodal.core.errors import ConfigError
 from multimodal.inference.filling import fill_tower
 from multimodal.inference.importing import WeightSource, plan_of
@@ -72,7 +72,7 @@ def fill_towers(model: EmbeddingModel, cfg: DictConfig) -> list[str]:
                 plan, state = read[name]
                 _fill(modality, tower, cast("dict[str, Any]", config), plan, state, notes)
         except (WeightsError, ValueError) as error:
-            fits = one.towers.get(modality) or ", ".join(one.towers.values())
+            fits = one.use.towers.get(modality) or ", ".join(one.use.towers.values())
             problems.append(
                 ConfigProblem(
                     f"model.towers.{modality}.pretrained",
@@ -95,7 +95,7 @@ def _fill_transformers(tower: Tower, one: Entry, folder: Path) -> None:
     encoder = tower.encoder
     if not isinstance(encoder, HuggingFaceEncoder):
         raise WeightsError(f"a model of transformers, but the encoder is a {_kind(encoder)}")
-    encoder.load_folder(folder, one.encoder.get("part", "whole"))
+    encoder.load_folder(folder, one.use.encoder.get("part", "whole"))
     _require_head(tower, [])
 
 

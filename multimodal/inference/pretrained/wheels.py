@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from multimodal.config.catalogue import Entry, File, PackageSource, is_inside
+from multimodal.config.composing.catalogue import Entry, File, PackageSource, is_inside
 from multimodal.core.errors import UserError
 from multimodal.core.files import free_megabytes, write_errors
 

