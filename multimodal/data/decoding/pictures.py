@@ -19,7 +19,8 @@ from multimodal.data.errors import DecodeError
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 _ORIENTATION = 0x0112  # the EXIF tag
-_SAMPLES, _TILE_WIDTH, _TILE_LENGTH = 277, 322, 323  # tags of TIFF
+# Tags of TIFF.
+_BITS, _SAMPLES, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 277, 322, 323, 339
 
 
 def decode_picture(data: bytes, request: Request) -> NDArray[Any]:
@@ -54,6 +55,8 @@ def _by_pillow(data: bytes, request: Request) -> NDArray[Any]:
         return picture_of(decode_tiff(data, request))
     if isinstance(image, TiffImagePlugin.TiffImageFile) and _has_more(image):
         return picture_of(decode_tiff(data, request))
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and _is_uint32(image):
+        return picture_of(pixels_of(image).view(np.uint32))
     turned = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
     if image.format == "JPEG" and image.mode == "RGB" and not turned:
         size = image.height, image.width
@@ -73,6 +76,12 @@ def pixels_of(image: Image.Image) -> NDArray[Any]:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _is_uint32(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether a TIFF holds unsigned numbers of 32 bits, which Pillow takes for signed ones."""
+    formats = image.tag_v2.get(_SAMPLE_FORMAT, (1,))
+    return image.mode == "I" and image.tag_v2.get(_BITS) == (32,) and formats[0] == 1
 
 
 def _has_more(image: TiffImagePlugin.TiffImageFile) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimodal.core.extras import module_of
-from multimodal.data.decoding.values import Limits, Request
+from multimodal.data.decoding.values import Limits, Request, eight_bits
 from multimodal.data.errors import DecodeError
 
 _MAX_PAGES = 65_536
@@ -56,17 +56,25 @@ def picture_of(bands: NDArray[Any]) -> NDArray[Any]:
         DecodeError: if there are more bands, or slices.
     """
     if bands.ndim == 2:
-        if bands.dtype.kind == "f":
-            return bands.astype(np.float32)
-        return bands if bands.dtype in (np.uint8, np.uint16) else bands.astype(np.int32)
-    if bands.ndim == 3 and len(bands) == 3 and bands.dtype in (np.uint8, np.uint16):
-        eight = bands if bands.dtype == np.uint8 else bands // 257
-        return np.ascontiguousarray(eight.transpose(1, 2, 0), np.uint8)
+        return _plain(bands)
+    if bands.ndim == 3 and len(bands) == 3:
+        return np.ascontiguousarray(eight_bits(_plain(bands)).transpose(1, 2, 0))
     raise DecodeError(
         "unsupported",
         f"a TIFF {list(bands.shape)} of {bands.dtype} is no picture: say that the member holds an "
         "array (when packing: --kind tif=array)",
     )
+
+
+def _plain(values: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers as uint8, uint16, int32 or float32, the first that holds them."""
+    if values.dtype in (np.uint8, np.uint16):
+        return values
+    if values.dtype.kind in "biu" and values.size:
+        bounds = np.iinfo(np.int32)
+        if bounds.min <= values.min() and values.max() <= bounds.max:
+            return values.astype(np.int32)
+    return values.astype(np.float32)
 
 
 def _check_size(series: Any, limits: Limits) -> None:

@@ -138,3 +138,23 @@ def depth_values(value: Any) -> NDArray[Any]:
         given = getattr(value, "shape", type(value).__name__)
         raise DecodeError("unsupported", f"expected a depth map [H, W], got {given}")
     return value
+
+
+def eight_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:
+    """Brightness as bytes: of floating or 32-bit values beyond their range, least to most.
+
+    Args:
+        grey: uint8, uint16, int32, or float32, which is in [0, 1] or else anywhere.
+
+    Raises:
+        DecodeError: if it holds NaN or infinity.
+    """
+    if grey.dtype == np.uint8:
+        return grey
+    require_finite(grey)
+    least, most = float(grey.min()), float(grey.max())
+    if grey.dtype == np.uint16 or (grey.dtype == np.int32 and least >= 0 and most <= 65535):
+        return (grey // 257).astype(np.uint8)
+    if grey.dtype != np.float32 or least < 0 or most > 1:
+        grey = (grey.astype(np.float64) - least) / max(most - least, 1e-9)
+    return (grey * 255 + 0.5).astype(np.uint8)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from multimodal.core.settings import flattened
 from multimodal.data.decoding.buffers import empty_batch
-from multimodal.data.decoding.values import require_finite
+from multimodal.data.decoding.values import eight_bits
 from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import require_shares, standardisation
@@ -249,25 +249,12 @@ class ImageTransform:
         return out.copy_(planes).mul_(self._factor).add_(self._offset)
 
 
-def _eight_bits(grey: NDArray[Any]) -> NDArray[np.uint8]:
-    """Greyscale as bytes: of a floating or 32-bit picture beyond its range, least to most."""
-    if grey.dtype == np.uint8:
-        return grey
-    require_finite(grey)
-    least, most = float(grey.min()), float(grey.max())
-    if grey.dtype == np.uint16 or (grey.dtype == np.int32 and least >= 0 and most <= 65535):
-        return (grey // 257).astype(np.uint8)
-    if grey.dtype != np.float32 or least < 0 or most > 1:
-        grey = (grey.astype(np.float64) - least) / max(most - least, 1e-9)
-    return (grey * 255 + 0.5).astype(np.uint8)
-
-
 def _as_rgb(value: Any) -> NDArray[np.uint8]:
     if isinstance(value, np.ndarray) and 0 not in value.shape:
         if value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3:
             return value
         if value.dtype in (np.uint8, np.uint16, np.int32, np.float32) and value.ndim == 2:
-            return np.repeat(_eight_bits(value)[..., None], 3, 2)
+            return np.repeat(eight_bits(value)[..., None], 3, 2)
     given = (
         f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
     )

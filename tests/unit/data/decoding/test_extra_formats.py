@@ -208,6 +208,18 @@ def test_a_picture_as_numbers():
         assert np.array_equal(value, PHOTO.transpose(2, 0, 1))
 
 
+def test_numbers_that_pillow_does_not_know_are_pictures():
+    wide = np.array([[0, 1 << 31], [1 << 30, (1 << 32) - 1]], np.uint32).repeat(8, 0).repeat(8, 1)
+    value = decode("tif", tiff(wide, compression="deflate"), LIMITS)
+    assert np.array_equal(value, wide.astype(np.float32))
+    for factor in (1, 4000):
+        floats = (RANDOM.random((16, 24, 3), np.float32) * factor).astype(np.float32)
+        floats[0, 0] = [0, factor, 0]
+        value = decode("tif", tiff(floats, photometric="rgb"), LIMITS)
+        assert value.dtype == np.uint8
+        assert np.abs(value - floats / factor * 255).max() <= 0.51
+
+
 def heic_free_png() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(PHOTO).save(buffer, "PNG")
