@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from multimodal.cli.commands import COMMANDS, find
+from multimodal.cli.program.commands import COMMANDS, find
 from multimodal.core.suggest import nearest
 
 _NAME = re.compile(r"[A-Za-z][\w-]*")  # what can only be meant as a command's name

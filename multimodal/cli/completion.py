@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from multimodal.cli.commands import COMMANDS, Command, find
+from multimodal.cli.program.commands import COMMANDS, Command, find
 
 # Each shell asks `multimodal completion query LINE` for the words that may end the line. Bash
 # takes characters as `=` for ends of words, and replaces only what follows the last of them.

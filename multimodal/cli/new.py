@@ -18,7 +18,7 @@ from multimodal.core.files import write_text
 from multimodal.core.process.exits import errors_end_the_program
 
 if TYPE_CHECKING:  # torch comes after the arguments
-    from multimodal.cli.drafting import Found
+    from multimodal.cli.program.drafting import Found
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -37,7 +37,7 @@ def main(words: Sequence[str] | None = None) -> None:
     file = args.configs / "experiment" / f"{args.name}.yaml"
     if file.exists() and not args.force:
         raise UserError(f"new: {file} exists; choose another name, or replace it by --force")
-    from multimodal.cli.drafting import look_at
+    from multimodal.cli.program.drafting import look_at
 
     found = [look_at(given) for given in args.data]
     text = draft(args.name, found, args.anchor, args.configs)
@@ -70,7 +70,7 @@ def command_of(name: str, configs: Path) -> str:
 
 def draft(name: str, found: Sequence[Found], anchor: str | None, configs: Path) -> str:
     """The experiment as YAML, under 40 lines for a handful of manifests."""
-    from multimodal.cli import drafting
+    from multimodal.cli.program import drafting
 
     kinds = {modality: kind for each in found for modality, kind in each.kinds.items()}
     pairs = drafting.pairs_of(found, anchor)
@@ -108,7 +108,7 @@ def draft(name: str, found: Sequence[Found], anchor: str | None, configs: Path) 
 
 def _told(found: Sequence[Found], used: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of encoders and transforms that the data decide, by modality."""
-    from multimodal.cli import drafting
+    from multimodal.cli.program import drafting
 
     towers: dict[str, Any] = {}
     transforms: dict[str, Any] = {}
@@ -125,7 +125,7 @@ def _data_lines(
     found: Sequence[Found], used: Sequence[str], transforms: dict[str, Any], batch_size: int
 ) -> list[str]:
     """The blocks `data` and `evaluation`: sources to train, to validate and to evaluate on."""
-    from multimodal.cli import drafting
+    from multimodal.cli.program import drafting
 
     sources, val_sources, sets = [], [], []
     for each in found:

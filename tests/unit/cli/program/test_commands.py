@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from multimodal.cli.commands import COMMANDS, find
+from multimodal.cli.program.commands import COMMANDS, find
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SCRIPTS = [
     "adapters.py", "embed.py", "evaluate.py", "import_weights.py", "join_checkpoint.py",
     "make_shards.py", "pretrained.py", "search.py", "serve.py", "summarize.py", "train.py",

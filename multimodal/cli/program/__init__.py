@@ -1,0 +1,1 @@
+"""What the commands share: their list, and what one of them drafts."""
