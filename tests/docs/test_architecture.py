@@ -80,7 +80,7 @@ def test_what_is_imported_by_name_keeps_to_the_levels_too():
     }
     assert by_name == {
         "cli/__main__.py",
-        "cli/completion.py",
+        "cli/program/completion.py",
         "config/targets/resolving.py",
         "core/extras.py",
         "core/imports/former.py",

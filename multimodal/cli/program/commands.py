@@ -57,7 +57,7 @@ COMMANDS = {
         former="join_checkpoint",
     ),
     "summarize": Command("summarize", "average the results of several runs", "RUN_FOLDER ..."),
-    "completion": Command("completion", "completion for your shell", "bash|zsh|fish"),
+    "completion": Command("program.completion", "completion for your shell", "bash|zsh|fish"),
 }  # fmt: skip
 
 

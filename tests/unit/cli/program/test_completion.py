@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from multimodal.cli.completion import candidates
+from multimodal.cli.program.completion import candidates
 
 
 @pytest.fixture
