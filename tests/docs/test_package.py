@@ -16,7 +16,7 @@ from PIL import Image
 from pretrained_helpers import case, foreign_state
 from safetensors.torch import save_file
 
-from multimodal.cli.commands import COMMANDS
+from multimodal.cli.program.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 
