@@ -72,6 +72,10 @@ def _plan_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--kind", nargs="+", default=[], help="MEMBER=KIND where names do not imply it"
     )
+    group.add_argument(
+        "--dicom-header", nargs="+", default=[], metavar="KEYWORD",
+        help="DICOM keywords whose values go into the metadata (BodyPartExamined); no others do",
+    )  # fmt: skip
     group.add_argument("--label", help="metadata key whose balance is reported")
     group.add_argument("--description", default="")
     group.add_argument("--origin", default="")
@@ -149,6 +153,7 @@ def plan_of(args: argparse.Namespace, output_name: str) -> Plan:
         description=args.description,
         origin=args.origin,
         licence=args.licence,
+        header=tuple(args.dicom_header),
     )
 
 

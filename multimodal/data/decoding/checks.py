@@ -1,4 +1,5 @@
-"""What training asks of a value besides that it can be decoded: a motion needs its rate.
+"""What training asks of a value besides that it can be decoded: a motion needs its rate, a video
+its frames.
 
 Packing and verifying ask it as well, so that what they take can be trained on.
 """
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from multimodal.data.decoding.values import Signal
+from multimodal.data.decoding.video import Video
 from multimodal.data.errors import DecodeError
 
 
@@ -24,12 +26,14 @@ def check_value(member: str, kind: str, value: Any, metadata: Mapping[str, Any])
         metadata: of the sample.
 
     Raises:
-        DecodeError: with the reason ``shape`` or ``metadata``.
+        DecodeError: with the reason ``shape`` or ``metadata``; of a video whose frames or sound
+            cannot be decoded, with that of the decoder.
     """
-    if kind != "imu":
-        return
     try:
-        as_motion(value, metadata)
+        if isinstance(value, Video):
+            value.check()
+        elif kind == "imu":
+            as_motion(value, metadata)
     except DecodeError as error:
         raise DecodeError(error.reason, f"{member!r}: {error.detail}") from error
 

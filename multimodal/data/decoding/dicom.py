@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,22 +52,38 @@ def decode_dicom(data: bytes, request: Request) -> NDArray[Any]:
         return _pixels(pydicom, data, request)
 
 
-def header_values(data: bytes, names: list[str]) -> dict[str, str | float | list[Any]]:
-    """The values of a header that are named, by DICOM keyword; those that it lacks are left out.
+def check_keywords(names: Sequence[str]) -> None:
+    """Refuses what is no DICOM keyword.
 
     Raises:
-        ValueError: if a name is no DICOM keyword.
+        ValueError: naming it.
         MissingExtraError: if pydicom is not installed.
-        Exception: pydicom's own, if the file is damaged.
     """
     pydicom = module_of("dicom", "pydicom", "reading DICOM headers")
     for name in names:
         if pydicom.datadict.tag_for_keyword(name) is None:
             raise ValueError(f"{name!r} is no DICOM keyword (such as Modality or BodyPartExamined)")
-    _refuse_inflated(pydicom, data, Limits())
-    header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=names)
-    present = [name for name in names if header.get(name) not in (None, "")]
-    return {name: _plain(header[name].value) for name in present}
+
+
+def header_values(data: bytes, names: list[str]) -> dict[str, str | float | list[Any]]:
+    """The values of a header that are named, by DICOM keyword; those that it lacks are left out.
+
+    Raises:
+        ValueError: if a name is no DICOM keyword.
+        DecodeError: if the file is no DICOM, or too large when it is inflated.
+        MissingExtraError: if pydicom is not installed.
+        Exception: pydicom's own, if the file is damaged.
+    """
+    check_keywords(names)
+    pydicom = module_of("dicom", "pydicom", "reading DICOM headers")
+    if not is_dicom(data):
+        raise DecodeError("corrupt", "no DICOM file: 'DICM' is not at byte 128")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _refuse_inflated(pydicom, data, Limits())
+        header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=names)
+        present = [name for name in names if header.get(name) not in (None, "")]
+        return {name: _plain(header[name].value) for name in present}
 
 
 def _plain(value: Any) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from multimodal.data.decoding.checks import check_value
 from multimodal.data.decoding.decode import decode
+from multimodal.data.decoding.dicom import check_keywords, header_values
 from multimodal.data.errors import BadSampleError
 from multimodal.data.packing.items import DONE, Refusal
 from multimodal.data.packing.jobs import Job
@@ -57,6 +59,21 @@ def pack_shard(job: Job, output: Output, plan: Plan, work: str) -> Done:
     return done
 
 
+def _header(members: Mapping[str, bytes], plan: Plan) -> dict[str, Any]:
+    """What the plan names of DICOM headers, of a sample's first such file."""
+    files = [name for name in members if name.rpartition(".")[2].lower() in ("dcm", "dicom")]
+    if not plan.header or not files:
+        return {}
+    check_keywords(plan.header)
+    try:
+        found = header_values(members[sorted(files)[0]], list(plan.header))
+    except BadSampleError:
+        raise
+    except Exception as error:  # pydicom raises all sorts of errors on damaged input
+        raise BadSampleError("corrupt", f"{type(error).__name__}: {error}") from error
+    return {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", k).lower(): v for k, v in found.items()}
+
+
 def _packed(job: Job, plan: Plan, writer: ShardWriter) -> Done:
     quality, refused = Quality(), []
     names: set[str] = set()
@@ -67,6 +84,7 @@ def _packed(job: Job, plan: Plan, writer: ShardWriter) -> Done:
             if isinstance(read, Exception):
                 raise read
             members, metadata = read
+            metadata |= _header(members, plan)
             texts = _check_texts(members, metadata, item.texts, plan)
             values = _checked(members, metadata, plan)
         except BadSampleError as error:

@@ -29,6 +29,8 @@ class Plan:
         description: one line about the data.
         origin: where they come from.
         licence: its name.
+        header: DICOM keywords whose values go into the metadata, in lower case with an underscore
+            between words (``body_part_examined``); nothing else of a header does.
         limits: what is accepted.
     """
 
@@ -45,6 +47,7 @@ class Plan:
     description: str = ""
     origin: str = ""
     licence: str = ""
+    header: Sequence[str] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
