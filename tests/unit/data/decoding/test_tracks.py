@@ -10,6 +10,7 @@ from loader_helpers import evaluation_loader
 
 from multimodal.data.decoding.decode import Limits, decode
 from multimodal.data.errors import DecodeError
+from multimodal.data.packing.index import index, verify
 from multimodal.data.preview import drawable, preview
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.source import Source
@@ -115,19 +116,34 @@ def test_videos_without_sound_are_bad_or_lack_the_modality(tmp_path):
     assert batch.presence["audio"].tolist() == [True, False, True]
 
 
-def test_limits_and_damage():
+def damaged_video() -> tuple[bytes, bytes]:
+    """A video whose content, but not its header, is mostly zeros; and the whole one."""
     data = video_bytes(30, sound=(LOUDER, RATE))
+    damaged = bytearray(data)
+    start = damaged.index(b"mdat") + 4
+    damaged[start : start + len(data) * 2 // 3] = bytes(len(data) * 2 // 3)
+    return bytes(damaged), data
+
+
+def test_limits_and_damage():
+    damaged, data = damaged_video()
     seen = decode("mp4", data, Limits(max_audio_values=RATE))
     seen.sound(0.5, 1.0)
     with pytest.raises(DecodeError, match="max_audio_values"):
         seen.sound(0.5, 1.1)
     seen.check()
     decode("mp4", video_bytes(5), Limits()).check()
-    damaged = bytearray(data)
-    start = damaged.index(b"mdat") + 4
-    damaged[start : start + len(data) * 2 // 3] = bytes(len(data) * 2 // 3)
     with pytest.raises(DecodeError):
-        decode("mp4", bytes(damaged), Limits()).check()
+        decode("mp4", damaged, Limits()).check()
+
+
+def test_verify_looks_at_frames_and_sound_too(tmp_path):
+    damaged, data = damaged_video()
+    write_source(tmp_path, {"train": [[("a", {"mp4": data}), ("b", {"mp4": damaged})]]})
+    path, _ = index(tmp_path, "made")
+    good, problems = verify(path)
+    assert good == 1
+    assert [problem.key for problem in problems] == ["b"]
 
 
 def test_videos_are_shown_by_a_frame_and_their_sound():
