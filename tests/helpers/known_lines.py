@@ -29,9 +29,10 @@ STDERR = (
 STDOUT = (
     "",
     r"Held-out results, in percent *|Tasks on held-out data *| +sweep *",
-    r"  \S.*|    \S.*| {10,}\S.*| +",  # rows of tables
+    r" {2,}\S.*| +",  # rows of tables
     r" ─+ ",
     r"[┏┳━┓┡╇┩└┴─┘]+|[┃│].*[┃│]",
+    r"Not evaluated *|[\w ]+, [\w ]+: no .*",  # a set, what is asked of it, and what is missing
     r"report: \S+/report\.html",
     r"sweep: \S+/sweep\.csv",
     r"\d+ embeddings of \d+ numbers: \S+",

@@ -28,6 +28,7 @@ for name, words, status in json.loads(sys.argv[1]):
     assert ended == status, (name, ended)
 """
 SHORT = ["trainer.max_steps=4", "trainer.val_check_interval=2", "data.batch_size=16"]
+WIDE = {"COLUMNS": "300"}  # no line of a table is wrapped
 TWO_RANKS = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
 
@@ -88,7 +89,7 @@ def test_no_program_says_what_nobody_asked_for(shards, tmp_path):
 @pytest.mark.parametrize("experiment", ["clip", "fusion"])
 def test_experiments_of_the_samples_are_silent(experiment, tmp_path):
     words = [f"+experiment={experiment}", "debug=fast", f"hydra.run.dir={tmp_path}"]
-    done = run_training(words)
+    done = run_training(words, **WIDE)
     assert done.returncode == 0, done.stderr[-3000:]
     assert noise(done.stdout, done.stderr, tmp_path) == []
 
@@ -98,7 +99,7 @@ def test_two_ranks_and_their_resume_are_silent(experiment, tmp_path):
     """An anchor may be trained first; towers are unused in some steps, in all, and in none."""
     words = [f"+experiment={experiment}", "debug=fast", *TWO_RANKS, f"hydra.run.dir={tmp_path}"]
     for more in ([], ["trainer.max_steps=6", "resume=auto"]):
-        done = run_training([*words, *more])
+        done = run_training([*words, *more], **WIDE)
         assert done.returncode == 0, done.stderr[-3000:]
         assert noise(done.stdout, done.stderr, tmp_path) == []
         assert done.stderr.count("resuming from") == len(more) / 2  # one rank says it
