@@ -32,6 +32,7 @@ STDOUT = (
     r" {2,}\S.*| +",  # rows of tables
     r" ─+ ",
     r"[┏┳━┓┡╇┩└┴─┘]+|[┃│].*[┃│]",
+    r"schedule  \d+ steps; .*; precision \S+",
     r"Not evaluated *|[\w ]+, [\w ]+: no .*",  # a set, what is asked of it, and what is missing
     r"report: \S+/report\.html",
     r"sweep: \S+/sweep\.csv",

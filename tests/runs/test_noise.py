@@ -40,7 +40,7 @@ def shards(tmp_path_factory):
 def programs(commands, shards):
     """Standard output and error of programs that run in one process, one after the other."""
     command = [sys.executable, "-c", PROGRAMS, json.dumps(commands)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "SENSOR_SHARDS": str(shards)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "SENSOR_SHARDS": str(shards), **WIDE}
     done = subprocess.run(
         command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )

@@ -129,7 +129,8 @@ def test_two_ranks_train_as_one_process_on_the_joined_batch(shards, tmp_path, wo
     common = ["+experiment=sensor", *SHORT, "trainer.precision=32-true", "optimizer.lr=0.001"]
     one = run_training([*common, "data.batch_size=32", f"hydra.run.dir={tmp_path}/one"], shards)
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=16"]
-    two = run_training([*common, *ddp, f"hydra.run.dir={tmp_path}/two"], shards)
+    words = [*common, *ddp, f"hydra.run.dir={tmp_path}/two"]
+    two = run_training(words, shards, COLUMNS="300")  # no table is wrapped
     assert one.returncode == 0, one.stderr[-3000:]
     assert two.returncode == 0, two.stderr[-3000:]
     assert noise(two.stdout, two.stderr, tmp_path / "two") == []
