@@ -32,7 +32,8 @@ STDOUT = (
     r" {2,}\S.*| +",  # rows of tables
     r" ─+ ",
     r"[┏┳━┓┡╇┩└┴─┘]+|[┃│].*[┃│]",
-    r"schedule  \d+ steps; .*; precision \S+",
+    r"schedule  \d+ steps(, of which \d+ are done)?; .*; precision \S+",
+    r"best checkpoint: \S+ \(\S+ \S+ at step \d+\)",
     r"Not evaluated *|[\w ]+, [\w ]+: no .*",  # a set, what is asked of it, and what is missing
     r"report: \S+/report\.html",
     r"sweep: \S+/sweep\.csv",
