@@ -17,6 +17,8 @@ from multimodal.objectives.kernels.blockwise import block_sum, chunked_direction
 from multimodal.objectives.kernels.fused import fused_sum, has_fused_kernel
 from multimodal.objectives.kernels.hardest import hardest_k, mined_directions
 from multimodal.objectives.matches import SampleKeys, index_positives
+from multimodal.objectives.negatives.selection import InBatch
+from multimodal.objectives.negatives.warmup import strength
 
 
 @dataclass(frozen=True)
@@ -141,19 +143,30 @@ class Pair(nn.Module):
             two scalars: the sum, both directions joined as the loss says, not yet weighted; and
             the count, over both directions.
         """
-        total, without = self._sum(gathered, context, chunk_size)
+        part = strength(self.negatives, context.step) if self.training else 1.0
+        if part == 1:
+            total, without = self._sum(self.negatives, gathered, context, chunk_size)
+        else:
+            total, without = self._sum(InBatch(), gathered, context, chunk_size)
+            if part > 0:
+                value, without = self._sum(self.negatives, gathered, context, chunk_size)
+                total = torch.lerp(total, value, part)
         return total / 2 if self.loss.directions == "mean" else total, without
 
     def _sum(
-        self, gathered: GatheredBatch, context: Context, chunk_size: int | None
+        self,
+        negatives: Negatives,
+        gathered: GatheredBatch,
+        context: Context,
+        chunk_size: int | None,
     ) -> tuple[Tensor, Tensor]:
         """The sum of both directions, on the fastest path for the combination."""
         sides = (gathered.side(self.anchor), gathered.side(self.other))
         scale = context.scale
         bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias.to(scale.dtype)
         fused, mined = (
-            has_fused_kernel(self.loss, self.negatives),
-            hardest_k(self.loss, self.negatives),
+            has_fused_kernel(self.loss, negatives),
+            hardest_k(self.loss, negatives),
         )
         if not self.queues and (fused or mined):
             positive_index = index_positives(
@@ -171,7 +184,7 @@ class Pair(nn.Module):
                 gathered,
                 self._past(names[1 - side]),
                 self.loss,
-                self.negatives,
+                negatives,
                 replace(context, direction=f"{names[side]}->{names[1 - side]}"),
                 self.keys_are_positives,
                 chunk_size,

@@ -35,6 +35,13 @@ TRAINED = "optimizer_names"  # a checkpoint's key: names of each group's paramet
 # learning-rate curve: warn only.
 WARN_ONLY_KEYS = ("scheduler.max_steps", "scheduler.decay_steps")
 
+# Keys that earlier versions did not have, with what they did: such a checkpoint agrees with that.
+ADDED_KEYS = {
+    f"{place}negatives{then}.warmup_steps": 0
+    for place in ("", "pairs.*.")
+    for then in ("", ".then")
+}
+
 
 def find(resume: str | None, folder: Path) -> Path | None:
     """The checkpoint to resume from: a path, or for ``auto`` the newest valid one in ``folder``.
@@ -58,6 +65,9 @@ def flat(tree: Any, where: str = "") -> dict[str, Any]:
     }
 
 
+_ABSENT = object()
+
+
 def _under(path: str, pattern: str) -> bool:
     """Whether ``path`` is ``pattern`` or below it; a ``*`` matches one name."""
     names, wanted = path.split("."), pattern.split(".")
@@ -73,11 +83,15 @@ def _any(path: str, patterns: Sequence[str]) -> bool:
 def differences(saved: Any, present: Any) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (checkpoint's value, present value) of the compared keys that differ."""
     then, now = flat(saved), flat(present)
-    absent = object()
+
+    def value(tree: Mapping[str, Any], key: str) -> Any:
+        added = (default for name, default in ADDED_KEYS.items() if _under(key, name))
+        return tree[key] if key in tree else next(added, _ABSENT)
+
     return {
         key: (then.get(key, "absent"), now.get(key, "absent"))
         for key in sorted(then.keys() | now.keys())
-        if then.get(key, absent) != now.get(key, absent)
+        if value(then, key) != value(now, key)
         and (not _any(key, IGNORED_KEYS) or _any(key, COMPARED_KEYS))
     }
 

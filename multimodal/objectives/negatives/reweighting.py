@@ -9,12 +9,13 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from multimodal.core.bounds import AT_LEAST_0, SHARE, check_bounds
+from multimodal.core.bounds import AT_LEAST_0, SHARE
 from multimodal.objectives.interfaces import Context, Weighting, logsumexp
+from multimodal.objectives.negatives.warmup import WarmsUp
 
 
 @dataclass(frozen=True)
-class Reweighted:
+class Reweighted(WarmsUp):
     """Harder negatives count more (Robinson et al. 2021, Eq. 4 without debiasing).
 
     ``w_n`` proportional to ``exp(beta l_n)``, with mean 1 over the anchor's negatives.
@@ -26,9 +27,6 @@ class Reweighted:
     beta: Annotated[float, AT_LEAST_0] = 0.5
 
     gives: ClassVar[Weighting] = "weights"
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
     def __call__(
         self,
@@ -44,7 +42,7 @@ class Reweighted:
 
 
 @dataclass(frozen=True)
-class Debiased:
+class Debiased(WarmsUp):
     """Corrects the denominator for unlabelled positives (Chuang et al. 2020, Eq. 7 and 8).
 
     If a share ``tau_plus`` of all samples are positives, the mean over true negatives is estimated
@@ -60,9 +58,6 @@ class Debiased:
     beta: Annotated[float, AT_LEAST_0] = 0.0
 
     gives: ClassVar[Weighting] = "estimate"
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
     def __call__(
         self,

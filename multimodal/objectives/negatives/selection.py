@@ -9,11 +9,12 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from multimodal.core.bounds import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Bounds, check_bounds
+from multimodal.core.bounds import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Bounds
 from multimodal.core.hashing import stable_hash
 from multimodal.core.tensor_hashing import pair_hash
 from multimodal.objectives.interfaces import Context, Negatives, Weighting
 from multimodal.objectives.negatives.sampling import top
+from multimodal.objectives.negatives.warmup import WarmsUp
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class InBatch:
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(WarmsUp):
     """``k`` random ones, drawn for every anchor, step and direction.
 
     Args:
@@ -46,9 +47,6 @@ class Random:
     k: Annotated[int, AT_LEAST_1] = 64
 
     gives: ClassVar[Weighting] = "drops"
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
     def __call__(
         self,
@@ -65,7 +63,7 @@ class Random:
 
 
 @dataclass(frozen=True)
-class Hard:
+class Hard(WarmsUp):
     """The ``k`` hardest ones, optionally after skipping the very hardest.
 
     The hardest are often false negatives: pictures of the same thing, captions that would fit
@@ -85,7 +83,7 @@ class Hard:
     def __post_init__(self) -> None:
         if not isinstance(self.k, int) and not 0 < self.k < 1:
             raise ValueError(f"k must be a whole number or a share between 0 and 1, given {self.k}")
-        check_bounds(self)
+        super().__post_init__()
 
     def __call__(
         self,
@@ -109,7 +107,7 @@ class Hard:
 
 
 @dataclass(frozen=True)
-class SemiHard:
+class SemiHard(WarmsUp):
     """Those less similar than the positive, but by less than ``margin`` (Schroff et al. 2015,
     Sec. 3.2).
 
@@ -124,9 +122,6 @@ class SemiHard:
     margin: Annotated[float, ABOVE_0] = 0.2
 
     gives: ClassVar[Weighting] = "drops"
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
     def __call__(
         self,
@@ -149,7 +144,7 @@ class SemiHard:
 
 
 @dataclass(frozen=True)
-class DistanceWeighted:
+class DistanceWeighted(WarmsUp):
     """``k`` sampled uniformly over distances (Wu et al. 2017, Sec. 4.1).
 
     Between random points of the sphere in D dimensions, almost all distances are near sqrt(2). A
@@ -166,9 +161,6 @@ class DistanceWeighted:
     cutoff: Annotated[float, Bounds(above=0, below=math.sqrt(2))] = 0.5
 
     gives: ClassVar[Weighting] = "drops"
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
     def __call__(
         self,
@@ -192,7 +184,7 @@ class DistanceWeighted:
 
 
 @dataclass(frozen=True)
-class Filtered:
+class Filtered(WarmsUp):
     """Drops likely false negatives, and passes the rest to another strategy.
 
     Negatives at least as similar as ``threshold`` are taken for unlabelled positives (Huynh et al.
@@ -202,13 +194,21 @@ class Filtered:
     Args:
         threshold: a cosine in (-1, 1].
         then: chooses among what is left.
+
+    Raises:
+        ValueError: if ``then`` has a warm-up: this strategy's own includes it.
     """
 
     threshold: Annotated[float, Bounds(above=-1, most=1, noun="a cosine")]
     then: Negatives
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        super().__post_init__()
+        if steps := getattr(self.then, "warmup_steps", 0):
+            raise ValueError(
+                f"then.warmup_steps={steps}: what is filtered warms up as a whole; set the "
+                "filter's warmup_steps, and 0 in then"
+            )
 
     @property
     def gives(self) -> Weighting:

@@ -61,6 +61,17 @@ def test_only_what_decides_what_is_learned_counts_as_a_difference():
     }
 
 
+def test_a_checkpoint_from_before_a_key_agrees_with_what_was_done_then():
+    own = {**SAVED, "negatives": {"_target_": "x", "k": 16}}
+    new = {**SAVED, "negatives": {"_target_": "x", "k": 16, "warmup_steps": 0}}
+    assert differences(own, new) == {}
+    new["negatives"]["warmup_steps"] = 100
+    assert differences(own, new) == {"negatives.warmup_steps": ("absent", 100)}
+    nested = {"then": {"k": 1, "warmup_steps": 0}, "warmup_steps": 0}
+    before, after = ({"pairs": {"a": {"negatives": n}}} for n in ({"then": {"k": 1}}, nested))
+    assert differences(before, after) == {}
+
+
 def test_another_experiment_is_rejected_with_its_differing_keys():
     other = changed(seed=1, optimizer__lr=0.2)
     del other["data"]["sources"]["a"]["repeat"]
