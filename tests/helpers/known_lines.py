@@ -11,6 +11,8 @@ from multimodal.evaluation.uncertainty import LEGEND
 STDERR = (
     r"step \d+/\d+  loss \S+  [\d,]+ samples/s  \S+ min left",
     r"resuming with \S+=.*, which was .*",
+    r"embedding the \d+ items of \S+",
+    r"early stopping at step \d+: .*",
     r"resuming from \S+ \(step \d+\)",
     r"anchor\.checkpoint is not given: training the sample anchor .*",
     r"anchor: \S+",

@@ -250,7 +250,8 @@ def test_the_last_stay_and_another_experiment_is_rejected(split, shards, tmp_pat
     )
     assert refused.returncode == 1
     assert "optimizer.lr: checkpoint 0.005, this run 0.1" in refused.stderr
-    run(tmp_path / "short", shards, STRATEGY, "callbacks.checkpoint.keep_last=2")
+    kept = ("callbacks.checkpoint.keep_last=2", "callbacks.checkpoint.keep_best=0")
+    run(tmp_path / "short", shards, STRATEGY, *kept)
     assert sorted(p.name for p in (tmp_path / "short" / "checkpoints").iterdir()) == [
         "step=00000006.ckpt", "step=00000008.ckpt",
     ]  # fmt: skip

@@ -28,7 +28,8 @@ class Summary(pl.Callback):
         console.print(towers_table(pl_module))
         if (data := getattr(trainer, "datamodule", None)) is not None:
             console.print(data_table(data))
-        console.print(f"[bold]schedule[/]  {schedule_line(trainer)}", highlight=False)
+        line = f"[bold]schedule[/]  {schedule_line(trainer)}"
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def towers_table(module: pl.LightningModule) -> Table:
