@@ -142,7 +142,9 @@ class Entry:
         """Where it comes from, in words."""
         if self.package is not None:
             return f"package {self.package.name} {self.package.version}"
-        return f"hub {self.where.repository}" if isinstance(self.where, HubSource) else self.where
+        return (
+            f"hub {self.where.repository}" if isinstance(self.where, HubSource) else str(self.where)
+        )
 
     @property
     def digest(self) -> str:
