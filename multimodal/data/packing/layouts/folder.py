@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from multimodal.data.packing.contents import Content, InFile
 from multimodal.data.packing.items import Item, Refusal, Samples, Say
-from multimodal.data.packing.layouts.names import MemberNames
+from multimodal.data.packing.layouts.names import MemberNames, Split
 from multimodal.data.packing.layouts.walk import Found
 from multimodal.data.packing.tables.reading import Reading
 from multimodal.data.packing.tables.splits import split_named
@@ -17,6 +18,8 @@ from multimodal.data.shards.formats import BY_EXTENSION, extension_of, is_media
 
 LABEL = "label"  # key of the class that a folder names
 _WORDS = ("text", "json")
+_FOLDERS = ("depth", "imu")  # folders whose name is the kind of what is in them
+_MOSTLY = 0.8  # of the names that folders side by side have in common
 
 
 class _Sample(NamedTuple):
@@ -50,7 +53,7 @@ def classes(files: Sequence[Found], reading: Reading, say: Say) -> Samples:
     """A sample for each file, with the name of its folder as its label."""
     samples, refusals = _by_stem(files, reading)
     yield from refusals
-    split_of = _split_folders(samples) or {}
+    split_of = _split_folders([sample for sample in samples if "/" in sample.name]) or {}
     _say_splits(split_of, say)
     count = Counter(_class_of(sample.name, split_of) for sample in samples)
     names = ", ".join(f"{name} ({n})" for name, n in count.most_common(8) if name)
@@ -61,15 +64,19 @@ def classes(files: Sequence[Found], reading: Reading, say: Say) -> Samples:
     for sample in samples:
         label = _class_of(sample.name, split_of)
         if not label:
-            detail = f"{sample.name} is in no class's folder"
-            yield Refusal(sample.name, "no_class", detail)
+            for file in (*sample.unread, *(f for each in sample.members.values() for f in each)):
+                yield Refusal(file.name, "no_class", f"{file.path} is in no class's folder")
             continue
         yield from _item(sample, reading, {LABEL: label}, split_of.get(_top(sample.name)))
 
 
 def are_classes(files: Iterable[Found], reading: Reading) -> bool:
-    """Whether a folder holds folders of single media files: one folder for each class."""
-    samples, _ = _by_stem(list(files), reading)
+    """Whether a folder holds folders of single media files: one folder for each class.
+
+    Texts beside those folders, a README say, are about all of them.
+    """
+    every, _ = _by_stem(list(files), reading)
+    samples = [s for s in every if "/" in s.name or any(map(_is_media_member, s.members))]
     split_of = _split_folders(samples) or {}
     found = {_class_of(sample.name, split_of) for sample in samples}
     if len(found) < 2 or "" in found:
@@ -84,9 +91,11 @@ def _by_stem(files: Sequence[Found], reading: Reading) -> tuple[list[_Sample], l
     names = MemberNames((file.name for file in files), reading.members, reading.expected)
     samples: dict[str, _Sample] = {}
     refusals = []
-    stems = _stems(files, names)
-    for file in files:
-        split = names.split(file.name)
+    splits = [names.split(file.name) for file in files]
+    beside = _side_by_side(split for split in splits if split is not None)
+    splits = [split and _without_folder(split, beside) for split in splits]
+    stems = _stems(split for split in splits if split is not None)
+    for file, split in zip(files, splits, strict=True):
         if split is None:
             refusals.append(Refusal(file.name, "no_field", "a file without an extension"))
             continue
@@ -99,16 +108,47 @@ def _by_stem(files: Sequence[Found], reading: Reading) -> tuple[list[_Sample], l
     return list(samples.values()), refusals
 
 
-def _stems(files: Sequence[Found], names: MemberNames) -> dict[str, str]:
+def _side_by_side(splits: Iterable[Split]) -> set[str]:
+    """Outermost folders that hold the parts of the same samples: ``images/1.jpg``, ``texts/1.txt``.
+
+    Those that hold different kinds of members, under mostly the same names.
+    """
+    names: dict[str, set[str]] = defaultdict(set)
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for split in splits:
+        top, slash, name = split.sample.partition("/")
+        if slash:
+            names[top].add(name)
+            kinds[top].add(top if top in _FOLDERS else _kind_or_none(split.member))
+    for one, other in itertools.combinations(names, 2):
+        common = len(names[one] & names[other])
+        if kinds[one] & kinds[other] or common < _MOSTLY * min(len(names[one]), len(names[other])):
+            return set()
+    return set(names) if len(names) > 1 else set()
+
+
+def _without_folder(split: Split, beside: Collection[str]) -> Split:
+    """A member of folders side by side by its sample's name alone."""
+    top, _, name = split.sample.partition("/")
+    if top not in beside or not name:
+        return split
+    named = top in _FOLDERS and not split.member.startswith(f"{top}.")
+    return Split(name, f"{top}.{split.member}" if named else split.member)
+
+
+def _kind_or_none(member: str) -> str:
+    return BY_EXTENSION.get(extension_of(f"x.{member}"), "")
+
+
+def _stems(splits: Iterable[Split]) -> dict[str, str]:
     """Stem -> the one it is written as: capitals and Unicode forms do not part a pair.
 
     They do where each of them has the same member: those are two samples.
     """
     groups: dict[str, dict[str, set[str]]] = defaultdict(dict)
-    for file in files:
-        if (split := names.split(file.name)) is not None:
-            folded = unicodedata.normalize("NFC", split.sample).casefold()
-            groups[folded].setdefault(split.sample, set()).add(split.member)
+    for split in splits:
+        folded = unicodedata.normalize("NFC", split.sample).casefold()
+        groups[folded].setdefault(split.sample, set()).add(split.member)
     joined = {}
     for group in groups.values():
         members = [member for each in group.values() for member in each]

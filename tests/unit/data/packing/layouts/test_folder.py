@@ -142,13 +142,34 @@ def test_what_a_sample_has_is_said_where_a_member_is_missing(tmp_path, capsys):
 def test_class_folders_give_labels(tmp_path, capsys):
     folder = photos(tmp_path / "in", 4, "cat/{}.jpeg")
     photos(folder, 3, "big dog/{}.JPEG")
+    for name in ("README", "README.md", "licence.txt"):
+        (folder / name).write_text("about all")
     assert run(folder, tmp_path / "out", "--label", "label") == 0
     found = metadata(tmp_path / "out")
     assert found["cat/3"] == {"label": "cat"}
     assert found["big_dog/1"] == {"label": "big dog", "original_name": "big dog/1"}
     assert "class folders: cat (4), big dog (3)" in capsys.readouterr().err
+    assert refused(tmp_path / "out") == {
+        "README": "no_field", "README.md": "no_class", "licence.txt": "no_class"}  # fmt: skip
     assert run(folder, tmp_path / "plain", "--layout", "pairs") == 0
     assert metadata(tmp_path / "plain")["cat/3"] == {}
+
+
+def test_folders_side_by_side_hold_parts_of_the_same_samples(tmp_path):
+    folder = photos(tmp_path / "in", 6, "images/a/{}.jpg")
+    for name in ("captions/a", "depth/a"):
+        (folder / name).mkdir(parents=True)
+    for number in range(5):
+        (folder / f"captions/a/{number}.txt").write_text("a dog")
+        depth = image_bytes(np.full((8, 8), 1000 + number, np.uint16))
+        (folder / f"depth/a/{number}.png").write_bytes(depth)
+    assert run(folder, tmp_path / "out") == 0
+    found = members(tmp_path / "out")
+    assert found == {f"a/{n}": ["depth.png", "jpg", "txt"] for n in range(5)} | {"a/5": ["jpg"]}
+    other = photos(tmp_path / "other", 6, "cats/{}.jpg")
+    photos(other, 6, "dogs/{}.jpg")
+    assert run(other, tmp_path / "two") == 0
+    assert len(members(tmp_path / "two")) == 12
 
 
 @pytest.mark.parametrize("validation", ["val", "valid", "validation", "dev"])
