@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -10,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from multimodal.data.decoding.decode import Limits, Signal, decode
 from multimodal.data.errors import DecodeError
+from multimodal.data.packing.items import Refusal
+from multimodal.data.packing.layouts.walk import walk
 from multimodal.data.shards.formats import BY_EXTENSION, KINDS
 from multimodal.data.source import Source
 from multimodal.inference.embedder import Embedder
@@ -19,6 +22,7 @@ MODALITIES = {
     for extension, kind in BY_EXTENSION.items()
     if kind in ("image", "audio", "text")
 }
+_SHOWN = 10  # files that are left out and named
 ARRAYS = ("npy",)  # may be of any modality: it has to be named
 
 
@@ -103,6 +107,10 @@ class FolderItems:
         rate_hz: makes arrays into signals (IMU) of this rate.
         limits: sizes that are decoded.
 
+    Attributes:
+        files: those that are embedded.
+        left_out: the others, and why.
+
     Raises:
         ValueError: if there is no such folder, or nothing in it that can be embedded.
     """
@@ -121,8 +129,14 @@ class FolderItems:
         self.rate_hz = rate_hz
         self.limits = limits or Limits()
         known = {*MODALITIES, *(ARRAYS if modality else ())}
-        every = sorted(path for path in folder.rglob("*") if path.is_file())
-        self.files = [path for path in every if extension(path.name) in known]
+        self.files, self.left_out = [], []
+        for found in walk(folder):
+            if isinstance(found, Refusal):
+                self.left_out.append(f"{found.key}: {found.detail}")
+            elif extension(found.name) in known:
+                self.files.append(found.path)
+            else:
+                self.left_out.append(f"{found.name}: no such files are embedded")
         if not self.files:
             hint = "" if modality else "; arrays (npy) need modality=NAME"
             raise ValueError(f"input: {folder} holds no file of {', '.join(sorted(known))}{hint}")
@@ -193,7 +207,12 @@ def items_of(cfg: DictConfig, run_cfg: DictConfig, embedder: Embedder) -> Items:
         if cfg.modality is not None and cfg.modality not in embedder.transforms:
             known = ", ".join(embedder.transforms)
             raise ValueError(f"modality={cfg.modality}: the model takes {known}")
-        return FolderItems(Path(given), cfg.modality, cfg.rate_hz)
+        items = FolderItems(Path(given), cfg.modality, cfg.rate_hz)
+        for line in items.left_out[:_SHOWN]:
+            print(f"left out: {line}", file=sys.stderr)
+        if (more := len(items.left_out) - _SHOWN) > 0:
+            print(f"left out: {more} more files", file=sys.stderr)
+        return items
     modalities = OmegaConf.to_container(cfg.modalities) if cfg.modalities else None
     modalities = modalities or _as_the_run_reads(given, run_cfg)
     if modalities is None:

@@ -168,6 +168,13 @@ def test_folders_without_anything_and_arrays_without_a_modality(tmp_path):
     (tmp_path / "a.npy").write_bytes(npy_bytes(np.zeros((6, 9), np.float32)))
     with pytest.raises(ValueError, match=r"arrays \(npy\) need modality=NAME"):
         FolderItems(tmp_path)
+    (tmp_path / "a.doc").write_bytes(b"x")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nothing")
+    (tmp_path / "back").symlink_to(tmp_path)
+    left_out = " ".join(FolderItems(tmp_path, "imu", rate_hz=50.0).left_out)
+    assert "a.doc: no such files" in left_out
+    assert "gone.jpg: " in left_out
+    assert "leads back to a folder that it is in" in left_out
     value = FolderItems(tmp_path, "imu", rate_hz=50.0).load(0).values["imu"]
     assert isinstance(value, Signal)
     assert (value.rate, value.samples.shape) == (50.0, (6, 9))
