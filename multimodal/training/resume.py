@@ -65,9 +65,6 @@ def flat(tree: Any, where: str = "") -> dict[str, Any]:
     }
 
 
-_ABSENT = object()
-
-
 def _under(path: str, pattern: str) -> bool:
     """Whether ``path`` is ``pattern`` or below it; a ``*`` matches one name."""
     names, wanted = path.split("."), pattern.split(".")
@@ -86,7 +83,7 @@ def differences(saved: Any, present: Any) -> dict[str, tuple[Any, Any]]:
 
     def value(tree: Mapping[str, Any], key: str) -> Any:
         added = (default for name, default in ADDED_KEYS.items() if _under(key, name))
-        return tree[key] if key in tree else next(added, _ABSENT)
+        return tree[key] if key in tree else next(added, None)  # null is as good as absent
 
     return {
         key: (then.get(key, "absent"), now.get(key, "absent"))

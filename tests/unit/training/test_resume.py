@@ -200,3 +200,11 @@ def test_the_scale_of_float16_goes_on_bit_exactly(here, monkeypatch):
     assert states["resumed", 8] == states["whole", 8]
     first, second = weights(whole, 8), weights(resumed, 8)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_key_that_came_later_is_as_good_as_null():
+    then = {"data": {"sources": {"a": {"manifest": "a.json"}}}}
+    now = {"data": {"sources": {"a": {"manifest": "a.json", "join": None}}}}
+    assert differences(then, now) == {}
+    now["data"]["sources"]["a"]["join"] = "id"
+    assert differences(then, now) == {"data.sources.a.join": ("absent", "id")}
