@@ -39,6 +39,11 @@ def ends(handle: int, seconds: float = LIMIT) -> bool:
     return ended
 
 
+def hear_hangups() -> None:
+    """In a new process: what `nohup` has the tests ignore ends it as it would a user's."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def started(program: str, *words: str) -> subprocess.Popen[bytes]:
     """A Python program in a process, and a session, of its own."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
@@ -46,6 +51,7 @@ def started(program: str, *words: str) -> subprocess.Popen[bytes]:
         [sys.executable, "-c", program, *words],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
+        preexec_fn=hear_hangups,
     )
 
 

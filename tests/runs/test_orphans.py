@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from experiment_helpers import OWN_CONFIGS, ROOT, losses, write_sensor_shards
-from orphans import ENDS, end_and_see, ends, handle_of, wait_until
+from orphans import ENDS, end_and_see, ends, handle_of, hear_hangups, wait_until
 from rank_helpers import FAST, callback
 
 from multimodal.core.process import lock
@@ -39,6 +39,7 @@ def start(shards, tmp_path):
             running.append(
                 subprocess.Popen(
                     command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
+                    preexec_fn=hear_hangups,
                     env={**os.environ, "OMP_NUM_THREADS": "1", "SENSOR_SHARDS": str(shards),
                          "PYTHONPATH": path},
                 )
