@@ -25,7 +25,7 @@ from rich.progress import (
 from multimodal.config.composing.catalogue import Entry, HubSource
 from multimodal.core import pretrained_files, strict_json
 from multimodal.core.extras import module_of
-from multimodal.core.files import sync_folder, unwritable, write_errors
+from multimodal.core.files import sync_folder, unwritable, write_errors, write_text
 from multimodal.core.process import lock
 from multimodal.inference.pretrained import wheels
 from multimodal.inference.pretrained.wheels import FetchError, check_file
@@ -178,7 +178,7 @@ def _seal(entry: Entry, folder: Path) -> None:
         "entry": entry.digest, "source": entry.source, "licence": entry.licence,
         "origin": entry.origin, "sha256": hashes,
     }  # fmt: skip
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -134,7 +134,6 @@ class _Lines:
 
 
 def _records(source: _Source, dialect: Dialect) -> Iterator[_Record]:
-    csv.field_size_limit(_LONGEST_CELL)
     with _text(source.path, source.encoding) as file:
         for _ in range(source.skipped):
             file.readline()
@@ -151,12 +150,15 @@ def _records(source: _Source, dialect: Dialect) -> Iterator[_Record]:
         while True:
             first = lines.number + 1
             lines.taken.clear()
+            others = csv.field_size_limit(_LONGEST_CELL)  # the process has one limit for all
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
                 raise _Broken(first, _in_words(error, first, lines.number)) from error
+            finally:
+                csv.field_size_limit(others)
             if cells:
                 yield _Record(first, cells, tuple(lines.taken))
 

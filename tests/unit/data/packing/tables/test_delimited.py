@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 from packing_helpers import metadata, photos, refused, run, samples
 
@@ -160,9 +162,11 @@ def test_an_encoding_can_be_named(tmp_path):
 
 
 def test_a_caption_of_a_megabyte_is_packed_and_said(tmp_path, capsys):
+    limit = csv.field_size_limit()
     photos(tmp_path)
     long = "dog " * 250_000
     (tmp_path / "t.csv").write_text(f"file,title\n0.jpg,{long}\n1.jpg,a cat\n")
     assert run(tmp_path / "t.csv", tmp_path / "out") == 0
     assert "the longest text has 1,000,000 characters" in capsys.readouterr().err
     assert run("verify", tmp_path / "out") == 0
+    assert csv.field_size_limit() == limit  # one for the whole process
