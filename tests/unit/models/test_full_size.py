@@ -154,7 +154,7 @@ def members(random: np.random.Generator, number: int) -> dict[str, bytes]:
         "mp4": video_bytes(30),
         "imu.npy": npy_bytes(motion),
         "txt": f"a picture of thing number {number}".encode(),
-        "json": b'{"rate_hz": 400, "study": "s%d"}' % number,
+        "json": b'{"rate_hz": 400, "focal_px": 520, "study": "s%d"}' % number,
     }
 
 
