@@ -20,7 +20,6 @@ MODULES = sorted(
 ELSEWHERE = {
     "cli/__main__": "unit/cli/program/test_commands.py",
     "cli/adapters": "unit/cli/program/test_commands.py",
-    "cli/program/drafting": "unit/cli/test_new.py",
     "cli/curate": "unit/data/shards/test_curation.py",
     "cli/embed": "unit/cli/program/test_commands.py",
     "cli/evaluate": "unit/cli/program/test_commands.py",
@@ -35,6 +34,7 @@ ELSEWHERE = {
     "cli/make_shards": "unit/cli/program/test_commands.py",
     "cli/packing/options": "unit/data/packing/test_pack.py",
     "cli/packing/show": "unit/data/packing/test_pack.py",
+    "cli/program/drafting": "unit/cli/test_new.py",
     "cli/search": "unit/cli/program/test_commands.py",
     "cli/serve": "unit/cli/program/test_commands.py",
     "cli/train": "unit/cli/program/test_commands.py",
@@ -53,7 +53,7 @@ ELSEWHERE = {
     "config/rules/distributed": "unit/config/rules/test_rules_fusion.py",
     "config/rules/evaluation": "unit/config/rules/test_rules_fusion.py",
     "config/rules/fusion": "unit/config/rules/test_rules_fusion.py",
-    "config/rules/optimizers": "unit/training/callbacks/test_schedule_free.py",
+    "config/rules/optimizers": "unit/training/callbacks/test_schedule_free_weights.py",
     "config/rules/pairs": "unit/config/rules/test_rules_fusion.py",
     "config/rules/pretrained": "unit/config/rules/test_rules_fusion.py",
     "config/rules/ranges": "unit/config/rules/test_rules_fusion.py",
@@ -85,7 +85,7 @@ ELSEWHERE = {
     "data/datamodule": "unit/data/loading/test_workers.py",
     "data/decoding/arrays": "unit/data/decoding/test_decode.py",
     "data/decoding/buffers": "unit/data/decoding/test_decode.py",
-    "data/decoding/checks": "unit/data/packing/test_index.py",
+    "data/decoding/checks": "unit/data/packing/test_packing_index.py",
     "data/decoding/dicom": "unit/data/decoding/test_extra_formats.py",
     "data/decoding/jpeg": "unit/data/decoding/test_decode.py",
     "data/decoding/points": "unit/data/decoding/test_extra_formats.py",
@@ -100,6 +100,7 @@ ELSEWHERE = {
     "data/loading/worker_processes": "unit/data/loading/test_workers.py",
     "data/modality": "unit/training/callbacks/test_frozen_cache.py",
     "data/packing/contents": "unit/data/packing/tables/test_columnar.py",
+    "data/packing/index": "unit/data/packing/test_packing_index.py",
     "data/packing/items": "unit/data/packing/test_pack.py",
     "data/packing/jobs": "unit/data/packing/test_pack.py",
     "data/packing/keys": "unit/data/packing/layouts/test_folder.py",
@@ -184,6 +185,7 @@ ELSEWHERE = {
     "inference/filling": "unit/models/pretrained/test_pretrained.py",
     "inference/imported": "unit/models/test_full_size.py",
     "inference/importing": "unit/models/pretrained/test_pretrained.py",
+    "inference/pretrained/towers": "unit/inference/pretrained/test_filled_towers.py",
     "inference/pretrained/wheels": "unit/inference/pretrained/test_fetching.py",
     "inference/search/builder": "unit/inference/search/test_hostile_requests.py",
     "inference/search/guard": "unit/inference/search/test_hostile_requests.py",
@@ -250,11 +252,12 @@ ELSEWHERE = {
     "training/callbacks/optimizer_overrides": "unit/training/callbacks/test_nonfinite.py",
     "training/callbacks/periodic_evaluation": "unit/training/callbacks/test_nonfinite.py",
     "training/callbacks/progress": "docs/test_configs.py",
-    "training/callbacks/summary": "docs/test_configs.py",
-    "training/callbacks/stopping/rank_monitor": "docs/test_configs.py",
     "training/callbacks/rng_state": "unit/training/callbacks/test_nonfinite.py",
+    "training/callbacks/schedule_free": "unit/training/callbacks/test_schedule_free_weights.py",
+    "training/callbacks/stopping/rank_monitor": "docs/test_configs.py",
     "training/callbacks/stopping/signals": "docs/test_configs.py",
     "training/callbacks/stopping/stop": "docs/test_configs.py",
+    "training/callbacks/summary": "docs/test_configs.py",
     "training/checkpoint_plugin": "unit/inference/checkpoint/test_file.py",
     "training/failures": "runs/test_failures.py",
     "training/loggers/csv": "unit/training/loggers/test_csv_logger.py",
@@ -352,3 +355,9 @@ def test_every_module_says_where_it_is_tested(module):
 
 def test_the_table_names_modules_that_are_there():
     assert ELSEWHERE.keys() <= set(MODULES)
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Their modules have no packages: pytest would refuse the second one that it collects."""
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
