@@ -29,7 +29,7 @@ from multimodal.models.towers import EmbeddingModel
 from multimodal.training.build import build_data, build_module, build_trainer
 
 COMMON = (
-    "+experiment=imagebind",
+    "+experiment=imagebind_scratch",
     "anchor=null",
     "~logger",
     "~evaluation",

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 EXPERIMENT = "# @package _global_\ndefaults:\n  - clip\n  - _self_\nsede: 1\n"
-TRAINING = ["+experiment=clip", "debug=fast", "data.num_workers=0", "data.batch_size=8"]
+TRAINING = ["+experiment=clip_scratch", "debug=fast", "data.num_workers=0", "data.batch_size=8"]
 LEFT = "import torch, left at once"
 FIRST_STEP = """
 import os, sys
@@ -45,7 +45,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     return {
         "import torch": [sys.executable, "-c", "import torch"],
         "--help": [*train, "--help"],
-        "a misspelt key": [*train, "+experiment=clip", "optimizer.ler=1"],
+        "a misspelt key": [*train, "+experiment=clip_scratch", "optimizer.ler=1"],
         "a fault found by check": [*train, *faulty, run],
         LEFT: [sys.executable, "-c", "import os, torch; os._exit(0)"],
         "the first training step": [sys.executable, "-c", FIRST_STEP, *TRAINING, run],

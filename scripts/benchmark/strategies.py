@@ -124,7 +124,7 @@ def divide(content: dict[str, dict[str, Tensor]]) -> tuple[Features, Features]:
 def choice(group: str, name: str) -> Any:
     """A loss or a strategy, as its YAML file has it."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("train", ["+experiment=clip", f"{group}={name}"])
+        cfg = compose("train", ["+experiment=clip_scratch", f"{group}={name}"])
     return instantiate(cfg[group])
 
 
@@ -305,7 +305,7 @@ def extract(split: str) -> dict[str, Tensor]:
     from multimodal.inference.pretrained.towers import fill_towers
 
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("train", ["+experiment=clip", *TOWERS])
+        cfg = compose("train", ["+experiment=clip_scratch", *TOWERS])
     model = build_model(cfg)
     fill_towers(model, cfg)
     model.eval()

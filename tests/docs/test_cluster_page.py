@@ -60,7 +60,7 @@ def test_a_command_runs_as_it_stands(command, tmp_path):
     for name in ("scripts", "configs", "multimodal"):
         (tmp_path / name).symlink_to(ROOT / name)
     run(command, tmp_path)
-    (folder,) = (tmp_path / "outputs" / "clip").iterdir()
+    (folder,) = (tmp_path / "outputs" / "clip_scratch").iterdir()
     assert (folder / "metrics.csv").exists()
     assert list((folder / "checkpoints").iterdir())
 

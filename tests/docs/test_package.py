@@ -175,7 +175,7 @@ def test_every_command_works_from_an_empty_folder(environment, tmp_path):
 
 def test_the_search_page_is_served_from_an_empty_folder(environment, tmp_path):
     steps = ("debug=fast", "~evaluation", "hydra.run.dir=run", "data.num_workers=0")
-    done = installed_command(environment, tmp_path, "train", "+experiment=clip", *steps)
+    done = installed_command(environment, tmp_path, "train", "+experiment=clip_scratch", *steps)
     assert done.returncode == 0, done.stderr[-3000:]
     words = ("checkpoint=run", "input=samples://furniture.json", "split=test", "output=t.parquet")
     done = installed_command(environment, tmp_path, "embed", *words)

@@ -120,7 +120,7 @@ def job_of_a_sweep():
             ],
         },
         "overrides": {
-            "task": ["+experiment=clip", "seed=1"],
+            "task": ["+experiment=clip_scratch", "seed=1"],
             "hydra": ["hydra.mode=MULTIRUN", "hydra/launcher=joblib", "hydra.verbose=true"],
         },
     }
@@ -137,7 +137,7 @@ def test_the_command_is_this_job_and_no_sweep():
     assert command == [
         *["python", "train.py", "--config-name", "train"],
         *["--config-path", "/main", "--config-dir", "/own"],
-        *["+experiment=clip", "seed=1", "hydra.verbose=true", "hydra.job.num=4"],
+        *["+experiment=clip_scratch", "seed=1", "hydra.verbose=true", "hydra.job.num=4"],
         *[r"hydra.run.dir='/runs/it\'s 4'", "hydra.job.name=train_rank1"],
         *["hydra.output_subdir=null", "hydra.mode=RUN"],
     ]

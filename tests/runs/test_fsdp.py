@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_the_folder_before(small_disk):
 
 @pytest.mark.quick
 def test_unsupported_features_are_rejected_with_the_reason():
-    clip = "+experiment=clip"
+    clip = "+experiment=clip_scratch"
     words = ["callbacks=ema", "micro_batch_size=4", "candidates=queue", "candidates.momentum=0.9"]
     with composed(clip, "trainer=fsdp", *words) as cfg, pytest.raises(ConfigError) as caught:
         check(cfg)

@@ -86,7 +86,7 @@ def test_no_program_says_what_nobody_asked_for(shards, tmp_path):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("experiment", ["clip", "fusion"])
+@pytest.mark.parametrize("experiment", ["clip_scratch", "fusion"])
 def test_experiments_of_the_samples_are_silent(experiment, tmp_path):
     words = [f"+experiment={experiment}", "debug=fast", f"hydra.run.dir={tmp_path}"]
     done = run_training(words, **WIDE)
@@ -94,7 +94,7 @@ def test_experiments_of_the_samples_are_silent(experiment, tmp_path):
     assert noise(done.stdout, done.stderr, tmp_path) == []
 
 
-@pytest.mark.parametrize("experiment", ["clip", "fusion", "imagebind"])
+@pytest.mark.parametrize("experiment", ["clip_scratch", "fusion", "imagebind_scratch"])
 def test_two_ranks_and_their_resume_are_silent(experiment, tmp_path):
     """An anchor may be trained first; towers are unused in some steps, in all, and in none."""
     words = [f"+experiment={experiment}", "debug=fast", *TWO_RANKS, f"hydra.run.dir={tmp_path}"]

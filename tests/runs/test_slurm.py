@@ -134,7 +134,7 @@ def test_tasks_of_srun_are_the_ranks_of_one_run(slurm, tmp_path):
     for before, after in (
         ("--nodes=2", "--nodes=1"), ("--ntasks-per-node=8", "--ntasks-per-node=2"),
         ("scripts/train.py", f"{ROOT}/scripts/train.py --config-dir {OWN_CONFIGS}"),
-        ("=clip trainer", "=sensor trainer"),
+        ("=clip_scratch trainer", "=sensor trainer"),
         ("#SBATCH --open-mode=append", f"#SBATCH --output={tmp_path}/output.txt"),
     ):  # fmt: skip
         assert before in text

@@ -82,5 +82,5 @@ def test_ranks_that_cannot_agree_are_rejected(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(StartTimeError, match=r"give one folder to all: hydra\.run\.dir="):
-        share_start_time(["+experiment=clip"])
-    share_start_time(["+experiment=clip", f"hydra.run.dir={Path('x')}"])
+        share_start_time(["+experiment=clip_scratch"])
+    share_start_time(["+experiment=clip_scratch", f"hydra.run.dir={Path('x')}"])

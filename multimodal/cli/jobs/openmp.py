@@ -11,8 +11,9 @@ def limit_openmp_spinning() -> None:
     """Has OpenMP's threads sleep soon when they wait, unless the environment says otherwise.
 
     Between two operations they spin by default, on a core that decoding needs: with one loading
-    process on two cores, `+experiment=clip` trained 1.15 and `+experiment=imagebind` 1.4 times as
-    fast without (`GOMP_SPINCOUNT=300000` before the command is the default). No result depends on
+    process on two cores, `+experiment=clip_scratch` trained 1.15 and
+    `+experiment=imagebind_scratch` 1.4 times as fast without (`GOMP_SPINCOUNT=300000` before the
+    command is the default). No result depends on
     it. libgomp reads the variable when it is loaded, so this has to come before torch is imported.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():

@@ -1,4 +1,8 @@
-"""The catalogue of pretrained towers: ``configs/pretrained/NAME.yaml``."""
+"""The catalogue of pretrained towers: ``configs/pretrained/NAME.yaml``.
+
+Entries of the user's own are files of the same kind in ``catalogue/`` of the folder of pretrained
+towers.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from multimodal.config.composing.command_line import config_dir
 from multimodal.config.problems import did_you_mean
+from multimodal.core import pretrained_files
 from multimodal.core.errors import UserError
 
 FOLDER = "pretrained"
@@ -140,11 +145,9 @@ class Entry:
     @property
     def source(self) -> str:
         """Where it comes from, in words."""
-        if self.package is not None:
-            return f"package {self.package.name} {self.package.version}"
-        return (
-            f"hub {self.where.repository}" if isinstance(self.where, HubSource) else str(self.where)
-        )
+        if isinstance(self.where, PackageSource):
+            return f"package {self.where.name} {self.where.version}"
+        return self.where if isinstance(self.where, str) else f"hub {self.where.repository}"
 
     @property
     def digest(self) -> str:
@@ -153,9 +156,14 @@ class Entry:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def names(folder: Path | None = None) -> list[str]:
+def folders() -> list[Path]:
+    """Where entries lie: the user's own, which come first, and ours."""
+    return [pretrained_files.folder() / "catalogue", config_dir() / FOLDER]
+
+
+def names() -> list[str]:
     """All entries, sorted."""
-    return sorted(path.stem for path in ((folder or config_dir()) / FOLDER).glob("*.yaml"))
+    return sorted({path.stem for folder in folders() for path in folder.glob("*.yaml")})
 
 
 def entries() -> Iterator[Entry]:
@@ -163,23 +171,18 @@ def entries() -> Iterator[Entry]:
     yield from map(entry, names())
 
 
-def entry(name: str, folder: Path | None = None) -> Entry:
+def entry(name: str) -> Entry:
     """The entry of a name.
-
-    Args:
-        name: of the entry.
-        folder: of configurations; None: ours.
 
     Raises:
         CatalogueError: if there is none, with the nearest name; or if it is faulty, with the key.
     """
-    root = folder or config_dir()
-    known = names(root)
-    if name not in known:
+    if name not in (known := names()):
         raise CatalogueError(
             f"no pretrained weights '{name}' in the catalogue; {did_you_mean(name, known)}"
         )
-    path = root / FOLDER / f"{name}.yaml"
+    paths = [folder / f"{name}.yaml" for folder in folders()]
+    path = next(path for path in paths if path.is_file())
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         assert isinstance(content, dict)

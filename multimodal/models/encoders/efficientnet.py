@@ -92,7 +92,12 @@ class EfficientNetLite(nn.Module):
         kernels: side of each stage's depthwise convolutions.
         strides: stride of each stage's first block.
         expansions: expansion of each stage's blocks.
-        width: channels of the last convolution, the encoder's width.
+        top_channels: channels of the last convolution.
+        taps: numbers of blocks whose outputs stand beside the last map in the tokens, averaged over
+            its grid: what a deep network has forgotten of a drawing's colours and textures.
+
+    Attributes:
+        width: channels of the tokens and the features.
 
     Raises:
         ValueError: if the lists differ in length, or a stage has no block; for inputs of other
@@ -108,7 +113,8 @@ class EfficientNetLite(nn.Module):
         kernels: Sequence[int] = (3, 3, 5, 3, 5, 5, 3),
         strides: Sequence[int] = (1, 2, 2, 2, 1, 2, 1),
         expansions: Sequence[int] = (1, 6, 6, 6, 6, 6, 6),
-        width: int = 1280,
+        top_channels: int = 1280,
+        taps: Sequence[int] = (),
     ) -> None:
         super().__init__()
         lists = {"blocks": blocks, "kernels": kernels, "strides": strides, "expansions": expansions}
@@ -118,7 +124,6 @@ class EfficientNetLite(nn.Module):
                     f"{name}={list(values)}: expected a number of at least 1 for each of the "
                     f"{len(channels)} stages of channels={list(channels)}"
                 )
-        self.width = width
         self.in_channels = in_channels
         self.stem = convolution(in_channels, stem_channels, 3, stride=2)
         self.blocks = nn.ModuleList()
@@ -129,7 +134,12 @@ class EfficientNetLite(nn.Module):
                 block = MBConv(previous, channels[stage], kernels[stage], stride, expansions[stage])
                 self.blocks.append(block)
                 previous = channels[stage]
-        self.top = convolution(previous, width, 1)
+        self.top = convolution(previous, top_channels, 1)
+        widths = [ch for ch, count in zip(channels, blocks, strict=True) for _ in range(count)]
+        if not all(0 <= tap < len(widths) for tap in taps) or len(set(taps)) < len(taps):
+            raise ValueError(f"taps={list(taps)}: expected numbers of the {len(widths)} blocks")
+        self.taps = tuple(taps)
+        self.width = top_channels + sum(widths[tap] for tap in taps)
         self.activation = nn.ReLU6()
 
     def layers(self) -> nn.ModuleList:
@@ -157,8 +167,13 @@ class EfficientNetLite(nn.Module):
             )
         if mask is not None:
             raise ValueError("EfficientNetLite takes no mask: a picture has no padding")
-        x = self.activation(self.stem(inputs))
-        for block in self.blocks:
+        x, tapped = self.activation(self.stem(inputs)), []
+        for number, block in enumerate(self.blocks):
             x = block(x)
-        tokens = torch.flatten(self.activation(self.top(x)), 2).transpose(1, 2)
+            if number in self.taps:
+                tapped.append(x)
+        top = self.activation(self.top(x))
+        grid = (top.shape[2], top.shape[3])
+        maps = [top, *(F.adaptive_avg_pool2d(each, grid) for each in tapped)]
+        tokens = torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
         return EncoderOutput(tokens.mean(dim=1), tokens, None)

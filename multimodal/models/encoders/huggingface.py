@@ -125,6 +125,7 @@ class HuggingFaceEncoder(nn.Module):
                 lacks weights.
         """
         transformers = import_transformers("pretrained towers of transformers")
+        transformers.utils.logging.disable_progress_bar()
         try:
             theirs, report = transformers.AutoModel.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, weights_only=True,

@@ -24,6 +24,12 @@ class WhisperEncoder(TransformerEncoder):
         context_length: most tokens, one per 20 ms: 1500.
         trunk: the transformer.
         pooling: ``mean``, ``last`` or ``attention``.
+        segments: above 0, the features are the means of so many equal parts of the sound, one after
+            the other, and what ``pooling`` makes of the whole: so the order of what is heard stays.
+            They are the only token then.
+
+    Attributes:
+        width: of the features, ``segments + 1`` times the trunk's.
 
     Raises:
         ValueError: if given a choice that does not exist; for inputs of another shape, or longer
@@ -36,10 +42,15 @@ class WhisperEncoder(TransformerEncoder):
         context_length: int,
         trunk: Transformer,
         pooling: Pooling = "mean",
+        segments: int = 0,
     ) -> None:
         if pooling == "class":
             raise ValueError("pooling='class': Whisper has none; use mean, last or attention")
+        if segments < 0:
+            raise ValueError(f"segments={segments}: expected 0 or more")
         super().__init__(trunk, (context_length,), pooling=pooling)
+        self.segments = segments
+        self.width = (segments + 1) * trunk.width
         self.num_mel_bins = num_mel_bins
         self.context_length = context_length
         self.conv_1 = nn.Conv1d(num_mel_bins, trunk.width, 3, padding=1)
@@ -70,7 +81,34 @@ class WhisperEncoder(TransformerEncoder):
         x = F.gelu(self.conv_1(x))
         x = x if real is None else x.masked_fill(~real, 0.0)
         tokens = F.gelu(self.conv_2(x)).transpose(1, 2)
-        return self.encode_tokens(tokens, None if mask is None else mask[:, ::2])
+        output = self.encode_tokens(tokens, None if mask is None else mask[:, ::2])
+        if not self.segments:
+            return output
+        parts = segment_means(output.tokens, output.mask, self.segments)
+        features = torch.cat([parts.flatten(1), output.features], dim=1)
+        return EncoderOutput(features, features[:, None], None)
+
+
+def segment_means(tokens: Tensor, mask: Tensor | None, segments: int) -> Tensor:
+    """Means of equal parts of each sequence, one after the other.
+
+    Args:
+        tokens: ``[B, T, W]``.
+        mask: bool ``[B, T]``, True where a token is real, those before the others.
+        segments: S. Of a sequence of fewer tokens, some parts hold none, and are the whole's mean.
+
+    Returns:
+        ``[B, S, W]``.
+    """
+    real = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.to(tokens.dtype)
+    lengths = real.sum(dim=1, keepdim=True)
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    part = (places * segments // lengths.long()).clamp(max=segments - 1)  # [B, T]
+    member = F.one_hot(part, segments).to(tokens.dtype) * real[..., None]  # [B, T, S]
+    counts = member.sum(dim=1)[..., None]
+    means = member.transpose(1, 2) @ tokens / counts.clamp(min=1)
+    whole = (tokens * real[..., None]).sum(dim=1, keepdim=True) / lengths[..., None]
+    return torch.where(counts > 0, means, whole)
 
 
 def sinusoids(length: int, width: int) -> Tensor:

@@ -17,7 +17,7 @@ from multimodal.models.pretrained.plan import Plan, TowerPlan
 LITE0 = {
     "stem_channels": 32, "channels": [16, 24, 40, 80, 112, 192, 320],
     "blocks": [1, 2, 2, 3, 3, 4, 1], "kernels": [3, 3, 5, 3, 5, 5, 3],
-    "strides": [1, 2, 2, 2, 1, 2, 1], "expansions": [1, 6, 6, 6, 6, 6, 6], "width": 1280,
+    "strides": [1, 2, 2, 2, 1, 2, 1], "expansions": [1, 6, 6, 6, 6, 6, 6], "top_channels": 1280,
 }  # fmt: skip
 MEAN, STD = [127 / 255] * 3, [128 / 255] * 3  # (x - 127) / 128 of bytes
 SIZE = 224
@@ -37,12 +37,12 @@ def describe(cfg: Mapping[str, Any] | None, state: Mapping[str, Tensor]) -> Plan
         raise WeightsError(f"sizes of EfficientNet-Lite that are not known: {', '.join(unknown)}")
     sizes = {**LITE0, **(cfg or {})}
     encoder = {"_target_": "multimodal.models.EfficientNetLite", "in_channels": 3, **sizes}
-    tower = p.tower(encoder, p.identity_head(sizes["width"]))
+    tower = p.tower(encoder, p.identity_head(sizes["top_channels"]))
     key_map = _encoder(sizes["blocks"], sizes["expansions"])
     # A count of batches means nothing to fixed statistics.
     ignored = tuple(n for n in state if n.startswith("_fc.") or n.endswith("num_batches_tracked"))
     plan = TowerPlan(tower, key_map, (), p.image_transform(SIZE, MEAN, STD))
-    return Plan({"image": plan}, sizes["width"], ignored=ignored)
+    return Plan({"image": plan}, sizes["top_channels"], ignored=ignored)
 
 
 def _encoder(blocks: Sequence[int], expansions: Sequence[int]) -> KeyMap:

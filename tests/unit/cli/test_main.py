@@ -45,7 +45,7 @@ def explained(own, *words) -> dict[str, str]:
         ["+experiment=mine", "encoder@model.towers.image.encoder=vit_b16"],
         ["-m", "+experiment=mine,clip", "seed=1,2", "optimizer.lr=interval(0,1)", "loss=glob(*)"],
         ["+experiment=mine", "--cfg", "job"],
-        ["+experiment=clip", "~evaluation", "~logger", "~scheduler"],
+        ["+experiment=clip_scratch", "~evaluation", "~logger", "~scheduler"],
         ["--cfg", "job"],
         ["--help"],
         ["--hydra-help"],
@@ -81,7 +81,7 @@ WORDS = {
     ),
     "plus too many": ("+optimizer=adamw", "write optimizer=adamw"),
     "plus before a key": ("+seed=1", "write seed=1"),
-    "plus too few": ("experiment=clip", "write +experiment=clip"),
+    "plus too few": ("experiment=clip_scratch", "write +experiment=clip_scratch"),
     "no option": ("evaluation=null", "write ~evaluation"),
     "no value": ("seed", "key=value"),
 }  # fmt: skip
@@ -147,8 +147,8 @@ def test_a_config_folder_that_is_not_there(own):
 
 
 def test_debug_comes_after_the_experiment():
-    assert normalize_args(["debug=fast", "+experiment=clip", "seed=1"]) == [
-        "+experiment=clip",
+    assert normalize_args(["debug=fast", "+experiment=clip_scratch", "seed=1"]) == [
+        "+experiment=clip_scratch",
         "+debug=fast",
         "seed=1",
     ]
@@ -229,7 +229,7 @@ def test_threads_that_wait_leave_their_core_unless_the_environment_says_otherwis
     program = """
 import sys
 from multimodal.cli import main as cli
-sys.argv = ["train", "+experiment=clip", "hydra.run.dir=here"]
+sys.argv = ["train", "+experiment=clip_scratch", "hydra.run.dir=here"]
 cli.run("train", lambda cfg: __import__("torch"))
 """
     kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
@@ -255,7 +255,7 @@ def test_faults_of_an_experiment_file_come_together_and_before_any_data(own):
     """Those that only signatures can tell: they need torch, but neither samples nor weights."""
     (own / "experiment" / "mine.yaml").write_text(
         "# @package _global_\n"
-        "defaults:\n  - clip\n  - _self_\n"
+        "defaults:\n  - clip_scratch\n  - _self_\n"
         "sede: 1\n"
         "model: {towers: {image: {encoder: {image_sze: 64}}}}\n"
         "pairs: {image_text: {other: txt}}\n"

@@ -17,7 +17,7 @@ from multimodal.config import ConfigError
 CONFIGS = Path(__file__).parents[3] / "configs"
 STEPS = 3
 SHORT = (
-    "+experiment=clip",
+    "+experiment=clip_scratch",
     "~evaluation",
     "data.num_workers=0",
     "data.batch_size=8",

@@ -17,7 +17,11 @@ IMU = "model.towers.imu.encoder"
 
 
 def composed(words):
-    chosen = [] if any(word.startswith("+experiment") for word in words) else ["+experiment=clip"]
+    chosen = (
+        []
+        if any(word.startswith("+experiment") for word in words)
+        else ["+experiment=clip_scratch"]
+    )
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("train", [*chosen, "trainer=cpu", *words])
     with open_dict(cfg):
@@ -84,9 +88,17 @@ CASES = [
     ("data.transforms.text.tokenizer=/x.json", "data.transforms.text.tokenizer", "/x.json"),
     (f"{IMAGE}.groups=7", f"{IMAGE}.groups", "groups=7 does not divide"),
     (f"{IMAGE}.channels=[1,2]", f"{IMAGE}.channels", r"\[1, 2\]"),
-    (f"+experiment=imagebind {IMU}.trunk.num_heads=0", f"{IMU}.trunk.num_heads", "at least 1"),
-    (f"+experiment=imagebind {IMU}.trunk.drop_path=1", f"{IMU}.trunk.drop_path", r"in \[0, 1\)"),
-    (f"+experiment=imagebind {IMU}.pooling=maen", f"{IMU}.pooling", "did you mean 'mean'"),
+    (
+        f"+experiment=imagebind_scratch {IMU}.trunk.num_heads=0",
+        f"{IMU}.trunk.num_heads",
+        "at least 1",
+    ),
+    (
+        f"+experiment=imagebind_scratch {IMU}.trunk.drop_path=1",
+        f"{IMU}.trunk.drop_path",
+        r"in \[0, 1\)",
+    ),
+    (f"+experiment=imagebind_scratch {IMU}.pooling=maen", f"{IMU}.pooling", "did you mean 'mean'"),
     ("+experiment=fusion fusion.num_layers=0", "fusion.num_layers", "at least 1"),
     ("pairs.image_text.weight=-1", "pairs.image_text.weight", "given -1"),
     ("pairs.image_text.logit_scale.init=0", "pairs.image_text.logit_scale.init", "given 0"),

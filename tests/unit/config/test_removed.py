@@ -50,7 +50,7 @@ def test_a_run_trains_without_it(tmp_path, monkeypatch):
 
 def test_what_needs_it_is_still_refused():
     refused = pytest.raises(ConfigError, match="no tower 'text'")
-    with composed("+experiment=clip", "model.towers.text=null") as cfg, refused:
+    with composed("+experiment=clip_scratch", "model.towers.text=null") as cfg, refused:
         check(cfg)
 
 

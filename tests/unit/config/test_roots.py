@@ -10,7 +10,7 @@ from multimodal.config import ConfigError, config_dir
 from multimodal.config.roots import ROOTS, check_root
 
 PATHS = {
-    "train": ["+experiment=clip"],
+    "train": ["+experiment=clip_scratch"],
     "evaluate": ["checkpoint=a.ckpt"],
     "embed": ["checkpoint=a.ckpt", "input=a", "output=b.npy"],
     "search": ["checkpoint=a.ckpt", "index=a.npy", "query=a"],

@@ -93,7 +93,7 @@ PROMISED = {
     "sweep": """
         import sys
         from multimodal.config import compose_or_explain
-        words = ["-m", "+experiment=clip", "+launcher=local", "+sweep=optuna", "seed=0,1"]
+        words = ["-m", "+experiment=clip_scratch", "+launcher=local", "+sweep=optuna", "seed=0,1"]
         compose_or_explain(words, "train")
         from multimodal.cli.jobs.sweep import _trials
         assert _trials("sqlite:///study.db", "x") == (0, 0)
@@ -164,11 +164,11 @@ MISSED = {
     ),
     "sweep": (
         "from multimodal.config import compose_or_explain;"
-        "compose_or_explain(['+experiment=clip', '+sweep=optuna'], 'train')"
+        "compose_or_explain(['+experiment=clip_scratch', '+sweep=optuna'], 'train')"
     ),
     "sweep ": (
         "from multimodal.config import compose_or_explain;"
-        "compose_or_explain(['+experiment=clip', '+launcher=local'], 'train')"
+        "compose_or_explain(['+experiment=clip_scratch', '+launcher=local'], 'train')"
     ),
     "tiff": (
         "from multimodal.data.decoding.decode import Limits, decode;"
@@ -267,7 +267,7 @@ print(json.dumps([absent, told]))
 def test_training_and_evaluation_need_no_extra(tmp_path):
     folder = environments.make(tmp_path / "site", PYPROJECT, [])
     script = str(ROOT / "scripts" / "train.py")
-    words = ["+experiment=clip", "debug=fast", f"hydra.run.dir={tmp_path}/run"]
+    words = ["+experiment=clip_scratch", "debug=fast", f"hydra.run.dir={tmp_path}/run"]
     ended = environments.run(folder, script, *words)
     assert ended.returncode == 0, ended.stderr[-3000:]
     (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("*.ckpt")

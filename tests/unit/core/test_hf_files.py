@@ -41,7 +41,7 @@ def pictures(path, model_type: str = "vit") -> str:
 
 
 def problems(*words: str) -> str:
-    with composed("+experiment=clip", *words) as cfg:
+    with composed("+experiment=clip_scratch", *words) as cfg:
         try:
             check(cfg)
         except ConfigError as error:
@@ -71,7 +71,7 @@ def test_pictures_of_another_size_or_normalisation_are_rejected_with_the_numbers
 def test_the_settings_of_a_models_folder_are_taken_over(tmp_path):
     words = (ENCODER, NAME + pictures(tmp_path / "vit"),
              "data/transform@data.transforms.image=picture_huggingface")  # fmt: skip
-    with composed("+experiment=clip", *words) as cfg:
+    with composed("+experiment=clip_scratch", *words) as cfg:
         check(cfg)
         transform = instantiate(cfg.data.transforms.image, _convert_="all")
         resolved = OmegaConf.to_container(cfg.data.transforms.image, resolve=True)
@@ -115,7 +115,7 @@ def sounds(path, kind: str) -> str:
     return str(path)
 
 
-AUDIO = ("+experiment=imagebind", "encoder@model.towers.audio.encoder=huggingface")
+AUDIO = ("+experiment=imagebind_scratch", "encoder@model.towers.audio.encoder=huggingface")
 
 
 def audio_problems(*words: str) -> str:

@@ -168,7 +168,7 @@ def test_a_run_is_not_begun_anew_over_another(left, tmp_path):
 
 
 def train(monkeypatch, job, *words):
-    monkeypatch.setattr(sys, "argv", ["train", "+experiment=clip", *words])
+    monkeypatch.setattr(sys, "argv", ["train", "+experiment=clip_scratch", *words])
     try:
         main.run("train", job)
     except SystemExit as ended:
@@ -199,7 +199,7 @@ def test_a_run_killed_before_its_first_checkpoint_goes_on(tmp_path, monkeypatch)
     begun = []
     words = [f"hydra.run.dir='{tmp_path}'", "resume=auto"]
     assert train(monkeypatch, lambda cfg: begun.append(cfg.name), *words) == 0
-    assert begun == ["clip"]
+    assert begun == ["clip_scratch"]
 
 
 def test_other_ranks_share_the_lock_of_the_first(other, tmp_path, monkeypatch):
@@ -207,4 +207,4 @@ def test_other_ranks_share_the_lock_of_the_first(other, tmp_path, monkeypatch):
     begun = []
     words = [f"hydra.run.dir='{tmp_path}'", "hydra.output_subdir=null"]
     assert train(monkeypatch, lambda cfg: begun.append(cfg.name), *words) == 0
-    assert begun == ["clip"]
+    assert begun == ["clip_scratch"]

@@ -553,7 +553,7 @@ def test_the_script_finds_what_the_run_found(tmp_path):
         subprocess.run(command, cwd=root, check=True)
         return json.loads((folder / "metrics.json").read_text())
 
-    trained = run("train", "+experiment=clip", "debug=fast")
+    trained = run("train", "+experiment=clip_scratch", "debug=fast")
     [checkpoint] = (tmp_path / "train" / "checkpoints").glob("*.ckpt")
     assert run("evaluate", f"checkpoint='{checkpoint}'") == trained
 

@@ -63,7 +63,13 @@ def test_a_missing_anchor_is_named_before_data_or_weights(here, monkeypatch):
 
 
 def test_where_and_how_to_train_is_forwarded_and_nothing_else():
-    given = ["+experiment=imagebind", "trainer=ddp", "trainer.devices=2", "+debug=fast", "seed=3"]
+    given = [
+        "+experiment=imagebind_scratch",
+        "trainer=ddp",
+        "trainer.devices=2",
+        "+debug=fast",
+        "seed=3",
+    ]
     assert forwarded(given) == ["trainer=ddp", "trainer.devices=2", "+debug=fast"]
 
 

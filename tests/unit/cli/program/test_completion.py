@@ -31,9 +31,9 @@ def here(tmp_path, monkeypatch):
         ("multimodal train +ex", ["+experiment="]),
         ("multimodal train +experiment=sig", ["+experiment=siglip", "+experiment=siglip_vit_b16"]),
         ("multimodal train debug=", ["debug=fast", "debug=overfit", "debug=profile"]),
-        ("multimodal train +experiment=clip debug=fast optimizer.l", ["optimizer.lr="]),
+        ("multimodal train +experiment=clip_scratch debug=fast optimizer.l", ["optimizer.lr="]),
         (
-            "multimodal train +experiment=clip encoder@model.towers.image.encoder=vit_b3",
+            "multimodal train +experiment=clip_scratch encoder@model.towers.image.encoder=vit_b3",
             ["encoder@model.towers.image.encoder=vit_b32"],
         ),
         ("multimodal search checkpoint=", ["checkpoint=outputs/", "checkpoint=photos.csv"]),

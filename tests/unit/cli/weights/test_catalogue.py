@@ -62,15 +62,15 @@ def test_fetch_says_where_and_a_wrong_name_stops_before_the_first_download(
         ("path: x: y", "toy.yaml"),
     ],
 )
-def test_a_faulty_entry_is_refused_with_the_key(tmp_path, text, message):
-    folder = tmp_path / "pretrained"
-    folder.mkdir()
+def test_a_faulty_entry_of_the_users_own_is_refused_with_the_key(home, text, message):
+    folder = home / "catalogue"
+    folder.mkdir(parents=True)
     usual = "purpose: p\nimporter: i\ntowers: {}\nlicence: l\norigin: o\nverified: true\n"
     usual = "" if "licence" in text else usual
     extra = "purpose: p\nimporter: i\ntowers: {}\norigin: o\nverified: true\n"
     (folder / "toy.yaml").write_text((usual or extra) + text + "\n")
     with pytest.raises(CatalogueError, match=re.escape(message)):
-        entry("toy", tmp_path)
+        entry("toy")
 
 
 def test_what_we_have_fetched_has_hashes_and_the_rest_says_that_we_have_not():

@@ -153,7 +153,7 @@ def test_judging_calls_nothing(monkeypatch):
 
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose(
-            "train", ["+experiment=clip", "negatives=filtered", "negatives.threshold=0.9"]
+            "train", ["+experiment=clip_scratch", "negatives=filtered", "negatives.threshold=0.9"]
         )
     for path in ("softmax_losses.InfoNCE", "negatives.Filtered", "candidates.AllRanks"):
         found = resolve(f"multimodal.objectives.{path}", ALLOWED)

@@ -79,7 +79,7 @@ def test_it_trains_over_http_with_fewer_shards_than_workers(tmp_path):
         url = f"http://127.0.0.1:{httpd.server_port}/emoji-train-00{{0..1}}.tar"
         run = run_training(
             [
-                "+experiment=clip", "data=stream", "debug=fast", "~evaluation",
+                "+experiment=clip_scratch", "data=stream", "debug=fast", "~evaluation",
                 "data.batch_size=16", "data.num_workers=3", "data.epoch_steps=3",
                 f"data.sources.emoji.urls=['{url}']", f"hydra.run.dir={tmp_path}",
             ]

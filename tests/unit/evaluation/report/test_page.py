@@ -204,7 +204,7 @@ def page() -> str:
     return render(
         Page(
             name="imagebind",
-            command="python scripts/train.py +experiment=imagebind",
+            command="python scripts/train.py +experiment=imagebind_scratch",
             created="22 November 2026, 14:05",
             facts=[
                 ("towers", "image, text, audio, depth, imu"),

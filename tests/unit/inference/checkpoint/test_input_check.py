@@ -13,7 +13,7 @@ from multimodal.inference.checkpoint.load import build_model
 from multimodal.models import CategoryEncoder, EmbeddingModel, LinearHead, Tower
 
 D, T = "data.transforms", "model.towers"
-CLIP, BIND, WATCH, DIGITS = "clip", "imagebind", "fusion_watch", "fusion"
+CLIP, BIND, WATCH, DIGITS = "clip_scratch", "imagebind_scratch", "fusion_watch", "fusion"
 HF = f"encoder@{T}.text.encoder=huggingface"
 BERT = [
     f"++{T}.text.encoder.config.{key}={value}"

@@ -41,7 +41,7 @@ def words(shards, *more: str) -> list[str]:
     members = (
         "data.sources.emoji.modalities={image: {member: png}, text: {member: txt, template: null}}"
     )
-    return ["+experiment=clip", *SMALL, source, members, *more]
+    return ["+experiment=clip_scratch", *SMALL, source, members, *more]
 
 
 def tokenizer_file(path, texts) -> str:

@@ -12,17 +12,13 @@ import transformers
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
+from small_weights import SMALL_LITE, lite_state
 
 from multimodal.config import ConfigError, build, check, config_dir
 from multimodal.config.composing.catalogue import Entry, Use, entries, entry, names
 from multimodal.inference.pretrained import towers
 from multimodal.inference.pretrained.towers import fill_towers, pretrained_names
 from multimodal.models.towers import EmbeddingModel, Tower
-
-SMALL_LITE = {
-    "stem_channels": 4, "channels": [4, 8], "blocks": [1, 2], "kernels": [3, 5], "strides": [1, 2],
-    "expansions": [1, 2], "width": 16,
-}  # fmt: skip
 
 
 def model_of(cfg: DictConfig) -> EmbeddingModel:
@@ -44,28 +40,11 @@ def config(modality: str, tower: str, *words: str) -> DictConfig:
 
 def use(monkeypatch, name: str, path: Path, importer: str, **changes) -> None:
     """The entry of that name lies at ``path``."""
-    given = {
-        "name": name, "purpose": "", "licence": "", "origin": "", "verified": True,
-        "importer": importer, "where": str(path), "use": Use(entry(name).use.towers, **changes),
-    }  # fmt: skip
-    mine = Entry(**given)
+    mine = Entry(
+        name=name, purpose="", licence="", origin="", verified=True, importer=importer,
+        where=str(path), use=Use(entry(name).use.towers, **changes),
+    )  # fmt: skip
     monkeypatch.setattr(towers, "entry", lambda wanted: mine if wanted == name else entry(wanted))
-
-
-def lite_state(in_channels: int = 3) -> dict[str, torch.Tensor]:
-    """Tensors by the released names, from a random encoder of ours."""
-    from multimodal.models.encoders.efficientnet import EfficientNetLite
-    from multimodal.models.pretrained.efficientnet import describe
-
-    torch.manual_seed(1)
-    encoder = EfficientNetLite(in_channels, **SMALL_LITE)
-    for tensor in encoder.state_dict().values():
-        tensor.copy_(torch.rand_like(tensor) + 0.1)
-    (plan,) = describe(SMALL_LITE, {}).own_towers().values()
-    own = encoder.state_dict()
-    return {
-        source.names[0]: own[key.removeprefix("encoder.")] for key, source in plan.key_map.items()
-    }
 
 
 @pytest.fixture
@@ -261,7 +240,7 @@ def test_an_entry_names_towers_and_transforms_that_are_there_and_build(name):
 
 def experiment(*words: str) -> DictConfig:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose("train", ["+experiment=clip", *words])
+        return compose("train", ["+experiment=clip_scratch", *words])
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,7 @@ def test_files_of_another_kind_are_rejected():
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    words = ["+experiment=clip", "debug=fast", "~evaluation", f"hydra.run.dir={folder}"]
+    words = ["+experiment=clip_scratch", "debug=fast", "~evaluation", f"hydra.run.dir={folder}"]
     script("train", *words)
     return next((folder / "checkpoints").glob("*.ckpt"))
 

@@ -15,7 +15,8 @@ from multimodal.models.pretrained.keys import WeightsError
 
 SMALL = {
     "stem_channels": 4, "channels": [4, 6, 6, 8], "blocks": [1, 2, 1, 2],
-    "kernels": [3, 5, 3, 5], "strides": [1, 2, 1, 2], "expansions": [1, 6, 3, 2], "width": 16,
+    "kernels": [3, 5, 3, 5], "strides": [1, 2, 1, 2], "expansions": [1, 6, 3, 2],
+    "top_channels": 16,
 }  # fmt: skip
 
 
@@ -53,8 +54,8 @@ def foreign_weights(sizes: dict) -> dict[str, Tensor]:
             convolution(f"{own}._expand_conv", f"{own}._bn0", inside, before, 1)
         convolution(f"{own}._depthwise_conv", f"{own}._bn1", inside, 1, kernel)
         convolution(f"{own}._project_conv", f"{own}._bn2", after, inside, 1)
-    convolution("_conv_head", "_bn1", sizes["width"], sizes["channels"][-1], 1)
-    state["_fc.weight"], state["_fc.bias"] = torch.zeros(7, sizes["width"]), torch.zeros(7)
+    convolution("_conv_head", "_bn1", sizes["top_channels"], sizes["channels"][-1], 1)
+    state["_fc.weight"], state["_fc.bias"] = torch.zeros(7, sizes["top_channels"]), torch.zeros(7)
     return state
 
 
@@ -141,3 +142,24 @@ def test_inputs_and_sizes_that_do_not_fit_are_refused():
         EfficientNetLite()(torch.zeros(2, 3, 8, 8), torch.ones(2, 8, dtype=torch.bool))
     with pytest.raises(WeightsError, match="not known: depth"):
         import_weights(foreign_weights(SMALL), {**SMALL, "depth": 3})
+
+
+def test_tapped_blocks_stand_beside_the_last_map():
+    torch.manual_seed(0)
+    encoder = EfficientNetLite(**SMALL, taps=[1, 3]).eval()
+    assert encoder.width == 16 + 6 + 6
+    seen = {}
+    for number in (1, 3):
+        encoder.blocks[number].register_forward_hook(
+            lambda _module, _inputs, out, number=number: seen.setdefault(number, out)
+        )
+    with torch.no_grad():
+        output = encoder(torch.randn(2, 3, 32, 32))
+    wanted = torch.cat([seen[1].mean((2, 3)), seen[3].mean((2, 3))], dim=1)
+    torch.testing.assert_close(output.features[:, 16:], wanted)
+    assert output.tokens.shape[2] == encoder.width
+    plain = EfficientNetLite(**SMALL)
+    assert plain.state_dict().keys() == encoder.state_dict().keys()
+    for taps in ([6], [-1], [1, 1]):
+        with pytest.raises(ValueError, match="numbers of the 6 blocks"):
+            EfficientNetLite(**SMALL, taps=taps)

@@ -13,7 +13,8 @@ from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.sound.whisper import WhisperTransform
 from multimodal.inference.importing import import_weights
-from multimodal.models.encoders.whisper import sinusoids
+from multimodal.models.encoders.whisper import WhisperEncoder, segment_means, sinusoids
+from multimodal.models.layers.transformer import Transformer
 from multimodal.models.pretrained.keys import WeightsError
 
 CONFIG = transformers.WhisperConfig(
@@ -155,3 +156,25 @@ def test_other_weights_and_inputs_are_refused(theirs):
     tower = import_weights(theirs.state_dict()).model.tower("audio")
     with pytest.raises(ValueError, match=r"frames <= 100\], got \[1, 80, 102\]"):
         tower.encode(torch.zeros(1, 80, 102))
+
+
+def test_segments_are_the_means_of_equal_parts_and_padding_changes_nothing():
+    tokens = torch.arange(12.0).reshape(1, 12, 1)
+    wanted = [[1.0], [4.0], [7.0], [10.0]]
+    assert segment_means(tokens, None, 4)[0].tolist() == wanted
+    padded = torch.cat([tokens, torch.full((1, 5, 1), 99.0)], dim=1)
+    mask = torch.arange(17)[None] < 12
+    assert segment_means(padded, mask, 4)[0].tolist() == wanted
+    short = segment_means(tokens[:, :2], None, 4)  # fewer tokens than parts
+    assert short[0, :, 0].tolist() == [0.0, 0.5, 1.0, 0.5]
+
+
+def test_an_encoder_of_segments_is_wider_and_has_one_token():
+    encoder = WhisperEncoder(80, 50, Transformer(16, 1, 2), segments=3).eval()
+    sounds, mask = WhisperTransform().collate([torch.randn(80, 60), torch.randn(80, 9)])
+    output = encoder(sounds, mask)
+    assert output.features.shape == (2, encoder.width) == (2, 64)
+    assert output.tokens.shape == (2, 1, 64)
+    whole = WhisperEncoder(80, 50, Transformer(16, 1, 2)).eval()
+    whole.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(output.features[:, 48:], whole(sounds, mask).features)

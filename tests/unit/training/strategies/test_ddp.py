@@ -22,16 +22,16 @@ def module(*words):
 
 
 def test_a_step_uses_all_of_clip_and_one_tower_of_imagebind():
-    clip = module("+experiment=clip")
+    clip = module("+experiment=clip_scratch")
     assert not clip.may_leave_unused(EMOJI)
     assert clip.may_leave_unused({})
     assert clip.may_leave_unused({**EMOJI, "other": ("image",)})
-    bind = module("+experiment=imagebind")
+    bind = module("+experiment=imagebind_scratch")
     assert bind.may_leave_unused({"speech": ("image", "audio"), "motion": ("image", "imu")})
 
 
 def test_a_frozen_tower_may_be_left_out():
-    lit = module("+experiment=clip", "model.towers.image.frozen=true")
+    lit = module("+experiment=clip_scratch", "model.towers.image.frozen=true")
     assert not lit.may_leave_unused(EMOJI)
 
 
@@ -40,7 +40,7 @@ def test_of_other_libraries_models_it_is_not_known():
     sizes = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 4096,
              "num_attention_heads": 2, "intermediate_size": 16}  # fmt: skip
     words = [f"++{TEXT}.config.{key}={value}" for key, value in sizes.items()]
-    bert = module("+experiment=clip", f"encoder@{TEXT}=huggingface", *words)
+    bert = module("+experiment=clip_scratch", f"encoder@{TEXT}=huggingface", *words)
     assert bert.may_leave_unused(EMOJI)
 
 
@@ -58,7 +58,7 @@ def test_every_parameter_of_our_encoders_takes_part(encoder):
     more = {"thermal_imagebind": "trunk.num_layers=1", "features": "in_features=512"}
     reduce = [f"++model.towers.image.encoder.{more[encoder]}"] if encoder in more else []
     chosen = f"encoder@model.towers.{modality}.encoder={encoder}"
-    with composed("+experiment=clip", chosen, *reduce) as cfg:
+    with composed("+experiment=clip_scratch", chosen, *reduce) as cfg:
         tower = build_model(cfg).tower(modality)
     assert isinstance(tower, Tower)
     for parameter in tower.parameters():
