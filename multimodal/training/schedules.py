@@ -32,12 +32,31 @@ def _after_warmup(warmup: int, ratio: Callable[[int], float]) -> Callable[[int],
     return lambda step: (step + 1) / (warmup + 1) if step < warmup else ratio(step)
 
 
-class WarmupCosine(LambdaLR):
-    """Linear warm-up, then half a cosine down to ``min_ratio`` of the peak (arXiv:1608.03983).
+def _cosine(progress: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _line(progress: float) -> float:
+    return 1.0 - progress
+
+
+def _one_minus_sqrt(progress: float) -> float:
+    return 1.0 - math.sqrt(progress)
+
+
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "sqrt": _one_minus_sqrt,
+    "linear": _line,
+    "cosine": _cosine,
+}
+
+
+class _Warmup(LambdaLR):
+    """Linear warm-up, then `fall` from the peak to ``min_ratio`` of it at ``max_steps``.
 
     Args:
         optimizer: its groups' ``lr`` are the peaks.
-        max_steps: the optimizer step at which the cosine ends.
+        max_steps: the optimizer step at which the fall ends.
         warmup_fraction: in [0, 1); share of ``max_steps`` in which the rate rises to its peak.
             The first step already learns.
         min_ratio: in [0, 1]; the last learning rate over the peak.
@@ -46,37 +65,7 @@ class WarmupCosine(LambdaLR):
         ValueError: if a number is out of its range.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        max_steps: int,
-        warmup_fraction: float = 0.1,
-        min_ratio: float = 0.0,
-    ) -> None:
-        _require_end(max_steps)
-        _require_share("warmup_fraction", warmup_fraction, one=False)
-        _require_share("min_ratio", min_ratio, one=True)
-        warmup = round(warmup_fraction * max_steps)
-
-        def ratio(step: int) -> float:
-            progress = min(1.0, (step - warmup) / (max_steps - warmup))
-            return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-        super().__init__(optimizer, _after_warmup(warmup, ratio))
-
-
-class WarmupLinear(LambdaLR):
-    """Linear warm-up, then a line down to ``min_ratio`` of the peak.
-
-    Args:
-        optimizer: its groups' ``lr`` are the peaks.
-        max_steps: the optimizer step at which the line ends.
-        warmup_fraction: in [0, 1); share of ``max_steps`` in which the rate rises to its peak.
-        min_ratio: in [0, 1]; the last learning rate over the peak.
-
-    Raises:
-        ValueError: if a number is out of its range.
-    """
+    fall: Callable[[float], float]  # progress in [0, 1] -> share of the way that is left
 
     def __init__(
         self,
@@ -89,12 +78,25 @@ class WarmupLinear(LambdaLR):
         _require_share("warmup_fraction", warmup_fraction, one=False)
         _require_share("min_ratio", min_ratio, one=True)
         warmup = round(warmup_fraction * max_steps)
+        fall = type(self).fall
 
         def ratio(step: int) -> float:
             progress = min(1.0, (step - warmup) / (max_steps - warmup))
-            return 1.0 - (1.0 - min_ratio) * progress
+            return min_ratio + (1.0 - min_ratio) * fall(progress)
 
         super().__init__(optimizer, _after_warmup(warmup, ratio))
+
+
+class WarmupCosine(_Warmup):
+    """Linear warm-up, then half a cosine down to ``min_ratio`` of the peak (arXiv:1608.03983)."""
+
+    fall = staticmethod(_cosine)
+
+
+class WarmupLinear(_Warmup):
+    """Linear warm-up, then a line down to ``min_ratio`` of the peak."""
+
+    fall = staticmethod(_line)
 
 
 class InverseSqrt(LambdaLR):
@@ -167,13 +169,6 @@ class WarmupStableDecay(LambdaLR):
             return min_ratio + (1.0 - min_ratio) * fall(progress)
 
         super().__init__(optimizer, _after_warmup(warmup_steps, ratio))
-
-
-_SHAPES: dict[str, Callable[[float], float]] = {
-    "sqrt": lambda progress: 1.0 - math.sqrt(progress),
-    "linear": lambda progress: 1.0 - progress,
-    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
-}
 
 
 class Constant(LambdaLR):

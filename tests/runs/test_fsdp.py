@@ -154,6 +154,17 @@ def test_unsupported_features_are_rejected_with_the_reason():
         check(cfg)
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize("optimizer", ["muon", "adafactor", "schedule_free"])
+def test_optimizers_of_whole_matrices_are_rejected_with_the_reason(optimizer):
+    words = ("+experiment=clip_scratch", f"optimizer={optimizer}", "scheduler=constant")
+    with composed(*words, STRATEGY) as cfg:  # noqa: SIM117
+        with pytest.raises(ConfigError, match="does not go with trainer=fsdp: it"):
+            check(cfg)
+    with composed(*words, "trainer=ddp") as cfg:
+        check(cfg)
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     return write_sensor_shards(tmp_path_factory.mktemp("shards"))
@@ -205,6 +216,18 @@ def test_it_trains_as_ddp_does(split, whole):
     ]
     for index, state in theirs["state"].items():
         same(ours["state"][index], state, 1e-5)
+
+
+# Lion's step is a sign: where a gradient's sum rounds around 0, it is another one.
+@pytest.mark.parametrize(("optimizer", "tolerance"), [("lion", 1e-3), ("sgd", 1e-5)])
+def test_other_optimizers_train_as_under_ddp(optimizer, tolerance, shards, tmp_path):
+    words = (f"optimizer={optimizer}", "trainer.max_steps=4")
+    then = losses(run(tmp_path / "ddp", shards, *words))
+    now = losses(run(tmp_path / "fsdp", shards, STRATEGY, *words))
+    assert sorted(now) == sorted(then) == [1, 2, 3, 4]
+    for step in now:
+        assert float(now[step]) == pytest.approx(float(then[step]), abs=tolerance)
+    assert abs(float(now[4]) - float(now[1])) > 10 * tolerance  # it has learned something
 
 
 def test_it_is_killed_and_resumes_bit_exactly(split, shards, tmp_path):

@@ -51,4 +51,5 @@ class ScheduleFreeWeights(WeightAverage):
         assert len(optimizers) == 1
         optimizer = optimizers[0]
         assert isinstance(optimizer, ScheduleFreeAdamW)
-        self.average = {name: optimizer.averaged(p) for name, p in trained(pl_module)}
+        averages = optimizer.averages()
+        self.average = {name: averages[p] for name, p in trained(pl_module)}

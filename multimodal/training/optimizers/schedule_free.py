@@ -15,7 +15,7 @@ class ScheduleFreeAdamW(Optimizer):
     """Schedule-free AdamW (Defazio et al. 2024, arXiv:2405.15682, algorithm 1).
 
     The parameters are y, where gradients are taken; z takes AdamW's steps; x, their average, is the
-    model. `averaged` gives x, which validation, evaluation and whoever loads a checkpoint use; the
+    model. `averages` gives x, which validation, evaluation and whoever loads a checkpoint use; the
     callback that does so is added by itself. Use it with ``scheduler=constant``, whose warm-up it
     weighs the average by.
 
@@ -91,14 +91,14 @@ class ScheduleFreeAdamW(Optimizer):
         z.sub_(update, alpha=group["lr"])
 
     @torch.no_grad()
-    def averaged(self, parameter: Tensor) -> Tensor:
-        """x of a ``parameter``: the weights to use. One that has not been trained is itself."""
-        state = self.state.get(parameter)
-        if not state:
-            return parameter.detach().clone()
-        beta = next(
-            group["betas"][0]
+    def averages(self) -> dict[Tensor, Tensor]:
+        """x of every parameter: the weights to use. One that has not been trained is itself."""
+        return {
+            parameter: (
+                parameter.detach().lerp(self.state[parameter]["z"], 1 - 1 / group["betas"][0])
+                if self.state.get(parameter)
+                else parameter.detach().clone()
+            )
             for group in self.param_groups
-            if any(parameter is p for p in group["params"])
-        )
-        return parameter.detach().lerp(state["z"], 1 - 1 / beta)
+            for parameter in group["params"]
+        }

@@ -35,7 +35,7 @@ def test_it_is_algorithm_1():
         x = x + rate**2 / total * (z - x)
         follow(y, optimizer, grads[step - 1 : step], [rate])
         torch.testing.assert_close(y.detach(), 0.2 * z + 0.8 * x, rtol=0, atol=1e-13)
-        torch.testing.assert_close(optimizer.averaged(y), x, rtol=0, atol=1e-13)
+        torch.testing.assert_close(optimizer.averages()[y], x, rtol=0, atol=1e-13)
 
 
 def test_a_restored_state_continues_to_the_bit():
@@ -49,12 +49,12 @@ def test_a_restored_state_continues_to_the_bit():
     follow(first, optimizer, grads[2:], RATES[2:])
     follow(second, restored, grads[2:], RATES[2:])
     assert torch.equal(first, second)
-    assert torch.equal(optimizer.averaged(first), restored.averaged(second))
+    assert torch.equal(optimizer.averages()[first], restored.averages()[second])
 
 
 def test_an_untrained_parameter_is_its_own_average():
     still = nn.Parameter(torch.ones(2))
-    assert torch.equal(ScheduleFreeAdamW([still]).averaged(still), torch.ones(2))
+    assert torch.equal(ScheduleFreeAdamW([still]).averages()[still], torch.ones(2))
 
 
 def test_the_average_beats_the_last_iterate_on_a_noisy_bowl():
@@ -64,7 +64,7 @@ def test_the_average_beats_the_last_iterate_on_a_noisy_bowl():
     for _ in range(400):
         y.grad = y.detach() + torch.randn(50)
         optimizer.step()
-    assert optimizer.averaged(y).norm() < 0.5 * optimizer.state[y]["z"].norm()
+    assert optimizer.averages()[y].norm() < 0.5 * optimizer.state[y]["z"].norm()
 
 
 @pytest.mark.parametrize(
