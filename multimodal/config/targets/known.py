@@ -16,16 +16,26 @@ KNOWN = {
     "callbacks.*": (
         "multimodal.training.Checkpoint",
         "multimodal.training.DataWait",
+        "multimodal.training.EarlyStopping",
         "multimodal.training.LossSpikes",
         "multimodal.training.ProgressBar",
         "multimodal.training.SkipNonFinite",
         "multimodal.training.StopOnSignal",
+        "multimodal.training.Summary",
         "multimodal.training.WeightAverage",
     ),
-    "logger.*": ("multimodal.training.CSVLogger", "multimodal.training.WandbLogger"),
+    "logger.*": (
+        "multimodal.training.CSVLogger",
+        "multimodal.training.MLflowLogger",
+        "multimodal.training.TensorBoardLogger",
+        "multimodal.training.WandbLogger",
+    ),
     "scheduler": (
         "multimodal.training.Constant",
+        "multimodal.training.InverseSqrt",
         "multimodal.training.WarmupCosine",
+        "multimodal.training.WarmupLinear",
+        "multimodal.training.WarmupStableDecay",
     ),
     "trainer.strategy": (
         "multimodal.training.ReplicatedStrategy",

@@ -3,11 +3,16 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from experiment_helpers import composed
+from omegaconf import OmegaConf
 from PIL import Image
 from pretrained_helpers import case, foreign_state
 from safetensors.torch import save_file
@@ -15,7 +20,7 @@ from search_helpers import WORDS, make_embedder
 
 import multimodal
 from multimodal.data.tokenizers.clip import NUM_MERGES
-from multimodal.inference.checkpoint.file import CheckpointError
+from multimodal.inference.checkpoint.file import CheckpointError, write_atomically
 
 RUN = Path(__file__).parents[2] / "vectors" / "release_0_1" / "contrastive"
 CHECKPOINT = RUN / "checkpoints" / "step=00000004.ckpt"
@@ -35,6 +40,35 @@ def test_a_run_and_its_checkpoint_are_the_same_model(tmp_path, monkeypatch):
     torch.testing.assert_close(embedded.norm(dim=1), torch.ones(3))
     assert torch.equal(embedded, checkpoint.embed(image=images))
     assert run.temperatures[frozenset(("image", "sensor"))] == pytest.approx(0.0711, abs=1e-4)
+
+
+LEAN = """
+import sys
+import numpy
+import multimodal
+model = multimodal.load(sys.argv[1])
+print(model.embed(image=[numpy.zeros((16, 16, 3), numpy.uint8)]).shape[0])
+print(sorted({"pytorch_lightning", "lightning_fabric"} & set(sys.modules)))
+"""
+
+
+def test_whoever_uses_a_checkpoint_does_not_import_lightning(tmp_path):
+    """Whatever stands by default around a training of today, and all other loggers."""
+    state = torch.load(CHECKPOINT, weights_only=True)
+    stored = yaml.safe_load(state["config"])
+    words = ("+experiment=clip_scratch", "logger=[csv,wandb,tensorboard,mlflow]",
+             "callbacks=early_stopping", "scheduler=warmup_stable_decay")  # fmt: skip
+    with composed(*words) as config:
+        keys = ["callbacks", "logger", "scheduler"]
+        text = OmegaConf.to_yaml(OmegaConf.masked_copy(config, keys))
+    around = yaml.safe_load(re.sub(r"\$\{[^}]*\}", "1", text))  # stored ones are resolved
+    assert {"summary", "early_stopping"} <= set(around["callbacks"])
+    assert len(around["logger"]) == 4
+    state["config"] = yaml.safe_dump({**stored, **around})
+    write_atomically(state, tmp_path / "step=00000004.ckpt")
+    command = [sys.executable, "-c", LEAN, str(tmp_path / "step=00000004.ckpt")]
+    used = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert used.stdout.splitlines() == ["1", "[]"], used.stderr
 
 
 def write_hub_folder(folder: Path, tokenizer: bool = True) -> Path:

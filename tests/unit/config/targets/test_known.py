@@ -1,7 +1,9 @@
 """The table of our own classes that only a training builds."""
 
 import pytest
+import torch
 
+import multimodal.training
 from multimodal.config.targets.judging import misplaced
 from multimodal.config.targets.kinds import fits, kinds_at
 from multimodal.config.targets.known import KNOWN, PARTIALS, is_known
@@ -47,3 +49,25 @@ def test_what_is_nested_in_one_is_still_judged():
     }
     (problem,) = misplaced(tree, PACKAGES, strict=True)
     assert problem.where == "callbacks.stop.grace_s._target_"
+
+
+def test_every_class_that_only_a_training_builds_is_listed():
+    """One that is not is imported to be judged, Lightning with it, by all who use a checkpoint."""
+    classes = {
+        name
+        for name in multimodal.training.__all__
+        if isinstance(getattr(multimodal.training, name), type)
+    }
+    others = {
+        name
+        for name in classes
+        if issubclass(getattr(multimodal.training, name), torch.optim.Optimizer)
+    }
+    listed = {
+        name.rpartition(".")[2]
+        for names in KNOWN.values()
+        for name in names
+        if name.startswith("multimodal.training.")
+    }
+    assert others  # optimizers are judged by torch's class, without Lightning
+    assert listed == classes - others - {"ContrastiveModule", "FusionModule"}
