@@ -14,9 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from multimodal.cli.jobs.cpu import keep_freed_memory, limit_openmp_spinning
 from multimodal.cli.jobs.folder import refuse_taken_folder
 from multimodal.cli.jobs.job import run_job
-from multimodal.cli.jobs.openmp import limit_openmp_spinning
 from multimodal.cli.jobs.start_time import share_start_time
 from multimodal.cli.jobs.sweep import sweep_recorded
 from multimodal.config import check, compose_or_explain, config_dir, normalize_args
@@ -63,6 +63,7 @@ def run(
     traceback and 1. The jobs of a sweep raise theirs, so that the others run.
     """
     limit_openmp_spinning()
+    keep_freed_memory()
     atexit.register(skip_last_collection)
     quieten_libraries()
     sys.argv[1:] = normalize_args(sys.argv[1:], texts, paths)

@@ -26,7 +26,7 @@ ELSEWHERE = {
     "cli/jobs/folder": "unit/core/test_lock.py",
     "cli/jobs/job": "unit/cli/test_main.py",
     "cli/jobs/launching": "unit/cli/test_errors.py",
-    "cli/jobs/openmp": "unit/cli/test_main.py",
+    "cli/jobs/cpu": "unit/cli/test_main.py",
     "cli/jobs/records": "unit/core/test_files.py",
     "cli/jobs/start_time": "unit/cli/test_errors.py",
     "cli/jobs/sweep": "unit/cli/test_errors.py",

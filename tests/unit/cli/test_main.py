@@ -242,6 +242,41 @@ cli.run("train", lambda cfg: __import__("torch"))
     assert int(shown) > 10**6 if spins is None else shown == spins
 
 
+KEPT = """
+import resource, sys
+from multimodal.cli import main as cli
+sys.argv = ["train", "+experiment=clip_scratch", "hydra.run.dir=here"]
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use(cfg):
+    import torch
+    def fill():
+        for _ in range(4):
+            torch.ones(100 << 20, dtype=torch.uint8)
+    fill()
+    before = faults()
+    fill()
+    print("faults", faults() - before)
+cli.run("train", use)
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "131072"}, False)]
+)
+def test_freed_memory_is_used_again_unless_the_environment_says_otherwise(tmp_path, given, kept):
+    names = [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]
+    environment = {k: v for k, v in os.environ.items() if k not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT],
+        cwd=tmp_path, env={**environment, "PYTHONPATH": str(ROOT), **given},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (count,) = re.findall(r"faults (\d+)", done.stdout)
+    huge = 100 * 4 // 2  # of 2 MiB, where the kernel gives such; else 512 times as many
+    assert int(count) < 50 if kept else int(count) >= huge, done.stdout
+
+
 @pytest.mark.parametrize("words", [["+experiment=clp"], ["optimizr.lr=3"], []], ids=str)
 def test_a_wrong_command_ends_at_once_and_leaves_nothing(tmp_path, words):
     done = run(*words, folder=tmp_path)
