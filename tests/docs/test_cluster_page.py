@@ -21,7 +21,8 @@ def commands(kind: str) -> list[str]:
 
 
 (SCRIPT,) = re.findall(r"```sbatch\n(.*?)```", PAGE, re.S)
-TRAININGS = [c for c in [*commands("bash"), *commands("sh"), SCRIPT] if "scripts/train.py" in c]
+TRAINED = re.compile(r"(?:scripts/train\.py|multimodal train) (.*)")
+TRAININGS = [c for c in [*commands("bash"), *commands("sh"), SCRIPT] if TRAINED.search(c)]
 
 
 def run(command: str, folder: Path) -> None:
@@ -37,8 +38,7 @@ def run(command: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("command", TRAININGS)
 def test_every_training_composes_and_is_checked(command):
-    words = shlex.split(command.strip().splitlines()[-1])
-    words = words[words.index("scripts/train.py") + 1 :]
+    words = shlex.split(TRAINED.findall(command)[-1])
     unknown = ("-m", "+launcher=", "hydra")  # `compose` knows no Hydra of a job
     own = [word.partition(",")[0] for word in normalize_args(words) if not word.startswith(unknown)]
     with composed(*own) as cfg:

@@ -27,7 +27,7 @@ def recipe(heading: str) -> tuple[list[str], dict]:
     section = PAGE.partition(f"### {heading}")[2].partition("\n#")[0]
     (command,) = re.findall(r"```bash\n(.*?)\n```", section, re.DOTALL)
     words = shlex.split(command)
-    assert words[:2] == ["python", "scripts/make_shards.py"]
+    assert words[:2] == ["multimodal", "shards"]
     content = yaml.safe_load(re.search(r"```yaml\n(.*?)```", section, re.DOTALL)[1])
     return words[2:], content.get("sources", content)
 
@@ -77,7 +77,7 @@ def test_packing_in_shares_does_what_it_says(tmp_path, monkeypatch):
         Path(f"photos/{number}.jpg").write_bytes(picture(number))
     for line in block.splitlines():
         words = shlex.split(line)
-        assert words[:2] == ["python", "scripts/make_shards.py"]
+        assert words[:2] == ["multimodal", "shards"]
         assert make_shards.main(words[2:]) == 0
     tars = [sorted(Path(f"shards/{name}").glob("*.tar")) for name in ("photos", "copy")]
     assert len(tars[0]) == 3

@@ -34,6 +34,9 @@ PROMISED = {
         except ValueError as error:
             assert "no DICOM keyword" in str(error)
     """,
+    "docs": """
+        import material, mkdocs.commands.build, mkdocstrings_handlers.python
+    """,
     "heic": """
         import io, pillow_heif
         from PIL import Image
