@@ -167,6 +167,8 @@ class EfficientNetLite(nn.Module):
             )
         if mask is not None:
             raise ValueError("EfficientNetLite takes no mask: a picture has no padding")
+        # The layout that depthwise convolutions are fastest in, on a CPU as on a GPU.
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
         x, tapped = self.activation(self.stem(inputs)), []
         for number, block in enumerate(self.blocks):
             x = block(x)

@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from multimodal.models.towers import EmbeddingModel
 
 log = logging.getLogger(__name__)
 
-_BLOCK = 64  # samples that are embedded at once
+_BLOCK = 64  # samples that are read at once
+_AT_ONCE = 32  # inputs that are embedded at once: what stays near a core, and bounds memory
 _FORMAT = 1  # of the key; a new number invalidates all tables
 
 
@@ -198,8 +200,7 @@ def _fill(
             indices = todo[number * _BLOCK : (number + 1) * _BLOCK]
             embedded: Tensor | None = None
             if inputs is not None:
-                mask = None if mask is None else mask.to(device)
-                flat = _frozen_part(model, modality, inputs.to(device), mask).float().cpu()
+                flat = _embed(model, modality, inputs, mask, device)
                 embedded = flat.view(-1, table.views, flat.shape[1])
             rows = iter(embedded if embedded is not None else ())
             for index, is_good in zip(indices.tolist(), good, strict=True):
@@ -218,6 +219,15 @@ def _fill(
             f"{left} samples of {table.folder} are not embedded after all ranks have done their "
             "share: cache_frozen.folder must be one that all nodes see"
         )
+
+
+def _embed(
+    model: EmbeddingModel, modality: str, inputs: Tensor, mask: Tensor | None, device: torch.device
+) -> Tensor:
+    """``[B, D or W]`` float32 on the CPU, a few inputs at a time."""
+    masks = repeat(None) if mask is None else mask.to(device).split(_AT_ONCE)
+    parts = zip(inputs.to(device).split(_AT_ONCE), masks)  # noqa: B905
+    return torch.cat([_frozen_part(model, modality, *part).float().cpu() for part in parts])
 
 
 def _frozen_part(
