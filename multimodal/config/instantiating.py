@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import hydra.utils
@@ -39,10 +40,16 @@ def instantiate(node: Any, where: str | None = None, **more: Any) -> Any:
 
 
 class _Partial:
-    """A partial object, whose errors name the key as well."""
+    """A partial object, whose errors name the key as well.
 
-    def __init__(self, made: Callable[..., Any], node: Any, where: str | None) -> None:
+    Attributes:
+        func: what it calls, as of `functools.partial`.
+        keywords: with which arguments.
+    """
+
+    def __init__(self, made: partial[Any], node: Any, where: str | None) -> None:
         self._made, self._node, self._where = made, node, where
+        self.func, self.keywords = made.func, made.keywords
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with constructor_errors(self._node, self._where):

@@ -69,6 +69,10 @@ class ContrastiveObjective(nn.Module):
         needed = _modalities(self._active(available, source).values())
         return [name for name in available if name in needed]
 
+    def moved(self, available: Iterable[str], source: str) -> set[str]:
+        """Those that a batch of these modalities from this source gives gradients to."""
+        return {name for p in self._active(list(available), source).values() for name in p.moved}
+
     def active_pairs(self, available: Iterable[str], source: str) -> set[str]:
         """Names of the pairs that a batch of these modalities from this source trains."""
         return set(self._active(list(available), source))

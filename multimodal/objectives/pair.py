@@ -60,6 +60,9 @@ class Pair(nn.Module):
         equal_keys: ``positives`` makes samples with equal positive keys positives of each other;
             ``ignored`` only keeps them from being negatives.
         embed_dim: D of the embeddings; needed for a queue.
+        stop_gradient: the modality that this pair does not move, as the anchor of LiT (Zhai et al.
+            2022, arXiv:2111.07991) and ImageBind is locked: the other one alone is pulled to it.
+            None: both are moved.
 
     Raises:
         ValueError: if loss and negatives do not go together, or a value is out of its range.
@@ -78,8 +81,13 @@ class Pair(nn.Module):
         logit_bias: float | None = None,
         equal_keys: Literal["positives", "ignored"] = "positives",
         embed_dim: int | None = None,
+        stop_gradient: str | None = None,
     ) -> None:
         super().__init__()
+        if stop_gradient not in (None, anchor, other):
+            raise ValueError(
+                f"stop_gradient must be '{anchor}' or '{other}', or null, given '{stop_gradient}'"
+            )
         if reason := compatible(loss, negatives, candidates):
             raise ValueError(reason)
         if weight < 0:
@@ -87,6 +95,7 @@ class Pair(nn.Module):
         if equal_keys not in ("positives", "ignored"):
             raise ValueError(f"equal_keys must be 'positives' or 'ignored', given '{equal_keys}'")
         self.anchor, self.other = anchor, other
+        self.moved = tuple(name for name in (anchor, other) if name != stop_gradient)
         self.loss, self.negatives, self.candidates = loss, negatives, candidates
         self.weight = weight
         self.sources = None if sources is None else frozenset(sources)
@@ -161,7 +170,7 @@ class Pair(nn.Module):
         chunk_size: int | None,
     ) -> tuple[Tensor, Tensor]:
         """The sum of both directions, on the fastest path for the combination."""
-        sides = (gathered.side(self.anchor), gathered.side(self.other))
+        sides = (self._side(gathered, self.anchor), self._side(gathered, self.other))
         scale = context.scale
         bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias.to(scale.dtype)
         fused, mined = (
@@ -192,6 +201,10 @@ class Pair(nn.Module):
             for side in ((0,) if self.loss.directions == "once" else (0, 1))
         ]
         return block_sum(directions, sides, scale, bias)
+
+    def _side(self, gathered: GatheredBatch, modality: str) -> Tensor:
+        side = gathered.side(modality)
+        return side if modality in self.moved else side.detach()
 
     def _past(self, modality: str) -> tuple[Tensor, SampleKeys] | None:
         return cast("EmbeddingQueue", self.queues[modality]).content() if self.queues else None

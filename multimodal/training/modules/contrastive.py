@@ -92,7 +92,7 @@ class ContrastiveModule(TrainingModule):
         if not sources or not all(_all_used(tower) for tower in trained.values()):
             return True
         for source, modalities in sources.items():
-            used = {id(towers[name]) for name in self.objective.modalities(modalities, source)}
+            used = {id(towers[name]) for name in self.objective.moved(modalities, source)}
             if trained.keys() - used or pairs - self.objective.active_pairs(modalities, source):
                 return True
         return False

@@ -64,6 +64,27 @@ def test_equal_keys_may_be_ignored(loss, strategy):
         assert_equals_dense(objective, batch(3, 7, repeated=repeated))
 
 
+@pytest.mark.parametrize("locked", ["image", "text"])
+@pytest.mark.parametrize(("loss", "strategy"), compatible_choices(), ids=str)
+def test_a_locked_side_gets_no_gradient_and_changes_no_other(loss, strategy, locked):
+    data = batch(5, 7, repeated="keys")
+    data.image.requires_grad_()
+    data.text.requires_grad_()
+    both = one_pair_objective(loss, strategy)
+    one = one_pair_objective(loss, strategy, stop_gradient=locked)
+    expected, value = run(both, data).loss, run(one, data).loss
+    assert torch.equal(value, expected)
+    wanted = gradients(expected, both, data)
+    wanted[("image", "text").index(locked)].zero_()
+    torch.testing.assert_close(gradients(value, one, data), wanted, **TIGHT)
+    assert one.moved(["image", "text"], "s") == {"image", "text"} - {locked}
+
+
+def test_a_locked_side_is_one_of_the_two():
+    with pytest.raises(ValueError, match="must be 'image' or 'text', or null, given 'audio'"):
+        one_pair_objective(InfoNCE(), InBatch(), stop_gradient="audio")
+
+
 @pytest.mark.parametrize("candidates", CANDIDATES, ids=str)
 @pytest.mark.parametrize(("loss", "strategy"), compatible_choices(), ids=str)
 def test_the_order_of_the_batch_does_not_matter(loss, strategy, candidates):

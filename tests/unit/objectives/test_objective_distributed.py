@@ -177,7 +177,30 @@ def metrics_are_global(rank: int) -> None:
     assert means["without_negatives/image_text"].item() == 0
 
 
+def locked_sides_stay(rank: int) -> None:
+    """The locked side's tower gets nothing, on any rank; the other what one process gives it."""
+    data, sizes = batch(1, 7), (3, 4)
+    for loss, strategy in ((InfoNCE(), InBatch()), (Triplet(), Hard(k=2))):
+        alone = Model(one_pair_objective(loss, strategy, stop_gradient="image"))
+        expected = run_alone(alone, data)
+        together = DistributedDataParallel(alone, find_unused_parameters=True)
+        together(share(data, sizes, rank))[0].backward()
+        assert all(p.grad is None or not p.grad.any() for p in alone.towers["image"].parameters())
+        found = [parameter.grad for parameter in alone.towers["text"].parameters()]
+        torch.testing.assert_close(found, expected, **TIGHT)
+        assert found[0].any()
+
+
+def run_alone(model: Model, data: Batch) -> list[Tensor]:
+    """Gradients of the text tower by the whole matrix, the image's embeddings held."""
+    embedded = model.embed(data)
+    held = Batch(embedded.image.detach(), embedded.text, data.sample_ids, data.positive_keys)
+    loss = dense_objective(model.objective, held)
+    return list(torch.autograd.grad(loss, list(model.towers["text"].parameters())))
+
+
 def several(rank: int) -> None:
+    locked_sides_stay(rank)
     queues_agree(rank)
     local_candidates_stay_local(rank)
     local_candidates_have_to_be_two(rank)

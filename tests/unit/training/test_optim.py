@@ -4,9 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from experiment_helpers import composed
 from torch import nn
 
 from multimodal.models.layers.transformer import Transformer
+from multimodal.training.build import build_module
 from multimodal.training.optim import fused, hidden_matrices, parameter_groups
 
 
@@ -69,3 +71,17 @@ def test_null_fuses_unless_a_scaler_skips_steps(half, expected):
     assert optimizer.param_groups[0]["fused"] is expected
     for plain in (partial(torch.optim.AdamW, fused=False), partial(torch.optim.Adafactor)):
         assert fused(plain, half) is plain
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_configured_optimizer_is_the_one_that_its_parts_ask_for(name):
+    """A configuration wraps what it makes: what a partial says of itself is still asked."""
+    words = ["+experiment=clip_scratch", "encoder@model.towers.text.encoder=text_small"]
+    with composed(*words, f"optimizer={name}") as config:
+        optimizer, _ = build_module(config).make_optimizer()
+    if name == "adamw":
+        assert [group["fused"] for group in optimizer.param_groups] == [True, True]
+    else:
+        by_muon = [group for group in optimizer.param_groups if group.get("hidden")]
+        assert sum(len(group["params"]) for group in by_muon) > 4
+        assert all(p.ndim >= 2 for group in by_muon for p in group["params"])

@@ -30,6 +30,11 @@ def test_a_step_uses_all_of_clip_and_one_tower_of_imagebind():
     assert bind.may_leave_unused({"speech": ("image", "audio"), "motion": ("image", "imu")})
 
 
+def test_a_tower_that_a_pair_only_aims_at_is_left_unused():
+    locked = module("+experiment=clip_scratch", "++pairs.image_text.stop_gradient=image")
+    assert locked.may_leave_unused(EMOJI)
+
+
 def test_a_frozen_tower_may_be_left_out():
     lit = module("+experiment=clip_scratch", "model.towers.image.frozen=true")
     assert not lit.may_leave_unused(EMOJI)
