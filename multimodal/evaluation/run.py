@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from multimodal.config import build, require_named
 from multimodal.core import distributed
+from multimodal.core.console import print_table
 from multimodal.core.errors import UserError
 from multimodal.data.settings import EvaluationData, LoaderSettings
 from multimodal.data.source import Source
@@ -72,7 +73,7 @@ def evaluate_run(
         tasks = results.of(TaskResult)
         for table in (results.table(), tasks_table(tasks) if tasks else None):
             if table is not None:
-                Console().print(table)
+                print_table(table)
         print(f"report: {report}")
     return results
 
