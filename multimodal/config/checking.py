@@ -64,6 +64,7 @@ RULES = (
     evaluation.modalities_of_tasks,
     evaluation.sets_in_training,
     data.frozen_towers_to_cache,
+    data.standardized_features,
     distributed.fsdp_constraints,
     optimizers.optimizer_constraints,
     pretrained.inputs_of_models,

@@ -17,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from multimodal.config import build, require_named
 from multimodal.core import distributed
-from multimodal.core.console import print_table
 from multimodal.core.errors import UserError
 from multimodal.data.settings import EvaluationData, LoaderSettings
 from multimodal.data.source import Source
@@ -28,6 +27,7 @@ from multimodal.evaluation.report.write import facts, write
 from multimodal.evaluation.results import Results, SetInfo
 from multimodal.evaluation.sets import EvaluationSet
 from multimodal.evaluation.task_results import TaskResult, tasks_table
+from multimodal.evaluation.terminal import print_table
 from multimodal.evaluation.trained_pairs import Temperatures, TrainedPairs
 from multimodal.inference.checkpoint.input_check import check_inputs
 from multimodal.inference.embedder import EmbeddedSource, Embedder

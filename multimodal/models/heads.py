@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from multimodal.models.layers.transformer import MLP, init_linear
@@ -64,6 +65,35 @@ class IdentityHead(nn.Module):
         return features
 
 
+class Standardize(nn.Module):
+    """Features to mean 0 and deviation 1 each, by what was measured before training.
+
+    Few features of a frozen encoder may be far larger than the rest, which a norm over a sample's
+    features keeps. Constant ones are centred only. Before `fit` it changes nothing.
+
+    Args:
+        width: number of features W.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+
+    def fit(self, mean: Tensor, deviation: Tensor) -> None:
+        """Takes the moments ``[W]`` of the training samples' features."""
+        self.mean.copy_(mean)
+        constant = deviation <= 1e-6 * deviation.max()
+        self.deviation.copy_(deviation.masked_fill(constant, 1.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[..., W]``, standardised."""
+        return (features - self.mean) / self.deviation
+
+
 class MLPHead(nn.Module):
     """One hidden layer with GELU, as in SimCLR (Chen et al. 2020, section 4.2).
 
@@ -74,6 +104,8 @@ class MLPHead(nn.Module):
         norm: a LayerNorm first.
         dropout: dropout on the features.
         bias: whether the two projections have biases.
+        standardize: `Standardize` first, by the features of the training samples in the cache of
+            a frozen encoder (``data.cache_frozen``).
     """
 
     def __init__(
@@ -84,10 +116,12 @@ class MLPHead(nn.Module):
         norm: bool = False,
         dropout: float = 0.0,
         bias: bool = True,
+        standardize: bool = False,
     ) -> None:
         super().__init__()
         hidden = width if hidden is None else hidden
         self.embed_dim = embed_dim
+        self.standardize = Standardize(width) if standardize else nn.Identity()
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.mlp = MLP(width, hidden, out=embed_dim, bias=bias)
@@ -96,5 +130,5 @@ class MLPHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """``[B, width]`` to ``[B, embed_dim]``, not normalised."""
-        projected: Tensor = self.mlp(self.dropout(self.norm(features)))
+        projected: Tensor = self.mlp(self.dropout(self.norm(self.standardize(features))))
         return projected

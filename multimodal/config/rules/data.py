@@ -23,3 +23,16 @@ def frozen_towers_to_cache(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
             "data.cache_frozen",
             "there is no tower with `frozen: true` or `frozen: encoder` to be cached",
         )
+
+
+def standardized_features(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
+    """A head that standardises has a frozen encoder whose features are cached."""
+    for name, tower in block(tree, "model.towers").items():
+        if at(tower, "head.standardize") is True and not (
+            at(tower, "frozen") == "encoder" and at(tree, "data.cache_frozen") is True
+        ):
+            yield ConfigProblem(
+                f"model.towers.{name}.head.standardize",
+                "needs `frozen: encoder` and data.cache_frozen=true, where its features are "
+                "measured before training; head.norm needs neither",
+            )

@@ -81,6 +81,18 @@ class FrozenEmbeddings:
             if isinstance(array, np.memmap):
                 array.flush()
 
+    def sums(self) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+        """How many views of samples there are, their sum ``[D]`` and that of their squares."""
+        count, shape = 0, self._values.shape[2]
+        total, squares = np.zeros(shape), np.zeros(shape)
+        done = np.flatnonzero(self._status == DONE)
+        for part in np.array_split(done, max(1, len(done) // 256)):
+            values = self._values[part].reshape(-1, shape).astype(np.float64)
+            count += len(values)
+            total += values.sum(axis=0)
+            squares += (values**2).sum(axis=0)
+        return count, total, squares
+
     def read(self, index: int, view: int) -> Tensor:
         """One view of one sample, ``[D]``.
 

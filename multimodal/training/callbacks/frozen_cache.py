@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import repeat
 from pathlib import Path
@@ -30,7 +31,8 @@ from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.shards.paths import resolve
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
-from multimodal.models.towers import EmbeddingModel
+from multimodal.models.heads import Standardize
+from multimodal.models.towers import EmbeddingModel, Tower
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ class FrozenCache(pl.Callback):
         assert isinstance(model, EmbeddingModel)
         jobs = list(self._jobs(data, model))
         device = trainer.strategy.root_device
+        tables: dict[Tower, list[FrozenEmbeddings]] = defaultdict(list)
         for source, modality in jobs:
             table = self._table(trainer, source, modality, data, model)
             _fill(table, source, modality, data, model, device, self.views, trainer)
@@ -87,6 +90,9 @@ class FrozenCache(pl.Callback):
                     modality,
                 )
             source.frozen[modality] = FrozenEmbeddings(table.folder)
+            tables[model.tower(modality)].append(table)
+        for tower, own in tables.items():
+            _standardize(tower, own)
 
     def _jobs(
         self, data: MultimodalDataModule, model: EmbeddingModel
@@ -219,6 +225,19 @@ def _fill(
             f"{left} samples of {table.folder} are not embedded after all ranks have done their "
             "share: cache_frozen.folder must be one that all nodes see"
         )
+
+
+def _standardize(tower: nn.Module, tables: list[FrozenEmbeddings]) -> None:
+    """Gives a head that standardises the moments of all that its encoder was asked to embed."""
+    layers = [part for part in tower.modules() if isinstance(part, Standardize)]
+    if not layers:
+        return
+    sums = [table.sums() for table in tables]
+    count = sum(each[0] for each in sums)
+    mean = sum(each[1] for each in sums) / count
+    variance = sum(each[2] for each in sums) / count - mean**2
+    for layer in layers:
+        layer.fit(torch.from_numpy(mean), torch.from_numpy(np.sqrt(np.maximum(variance, 0.0))))
 
 
 def _embed(

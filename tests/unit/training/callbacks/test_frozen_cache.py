@@ -25,6 +25,7 @@ from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.source import Source
 from multimodal.data.transforms.depth import DepthTransform
 from multimodal.data.transforms.image import ImageTransform
+from multimodal.models.heads import Standardize
 from multimodal.models.pretrained.keys import same_bits
 from multimodal.models.towers import EmbeddingModel
 
@@ -120,6 +121,14 @@ def test_random_choices_need_views(here):
         (["+data.cache_frozen=true"], "there is no tower with `frozen: true`"),
         (["cache_frozen.views=4"], "requires data.cache_frozen=true"),
         ([*FROZEN, "cache_frozen.views=0"], "must be at least 1, or null"),
+        (
+            [
+                *FROZEN,
+                "head@model.towers.image.head=mlp",
+                "model.towers.image.head.standardize=true",
+            ],
+            r"image\.head\.standardize\s+needs `frozen: encoder` and data\.cache_frozen=true",
+        ),
     ],
 )
 def test_uncacheable_inputs_are_rejected_by_the_configuration(here, words, message):
@@ -251,3 +260,39 @@ def test_the_features_of_a_frozen_encoder_are_cached_and_its_head_is_trained(her
     before, after = (weights(here / "cached", step) for step in (3, 6))
     assert all(same_bits(after[n], before[n]) for n in after if ".image.encoder." in n)
     assert not torch.equal(after[head], before[head])
+
+
+def test_a_head_standardises_by_all_cached_features(here):
+    train_here(
+        here / "run", *SHORT, *PLAIN, "+data.cache_frozen=true",
+        "model.towers.image.frozen=encoder", f"cache_frozen.folder={here / 'frozen'}", "head@model.towers.image.head=mlp",
+        "model.towers.image.head.standardize=true",
+    )  # fmt: skip
+    (folder,) = (here / "frozen").iterdir()
+    table = FrozenEmbeddings(folder, writable=True)
+    table.write(1, None)  # a bad sample counts for nothing
+    good = [index for index in range(len(table)) if index != 1]
+    rows = torch.stack([table.read(index, 0) for index in good]).double()
+    count, total, squares = table.sums()
+    assert count == len(good)
+    np.testing.assert_allclose(total, rows.sum(0))
+    np.testing.assert_allclose(squares, (rows**2).sum(0))
+    everything = torch.from_numpy(np.load(folder / "embeddings.npy"))[:, 0].double()
+    kept = weights(here / "run", 6)
+    mean, deviation = (
+        kept[f"model.towers.image.head.standardize.{name}"].double()
+        for name in ("mean", "deviation")
+    )
+    torch.testing.assert_close(mean, everything.mean(0), rtol=1e-5, atol=1e-6)
+    expected = everything.std(0, correction=0)
+    expected[expected <= 1e-6 * expected.max()] = 1
+    torch.testing.assert_close(deviation, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_constant_features_are_centred_only():
+    layer = Standardize(3)
+    values = torch.tensor([[5.0, 1.0, 0.0], [5.0, 3.0, 400.0]])
+    assert torch.equal(layer(values), values)
+    layer.fit(values.mean(0), values.std(0, correction=0))
+    expected = torch.tensor([[0.0, -1.0, -1.0], [0.0, 1.0, 1.0]])
+    torch.testing.assert_close(layer(values), expected)

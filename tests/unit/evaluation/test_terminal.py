@@ -3,7 +3,7 @@
 import pytest
 from rich.table import Table
 
-from multimodal.core.console import print_table
+from multimodal.evaluation.terminal import print_table
 
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
