@@ -8,10 +8,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from kept_compositions import keep_compositions
 
 from multimodal.core.process.lean_imports import import_lightning
 
 import_lightning()  # as the command line does
+keep_compositions()
 
 SMALL = 2 << 20
 

@@ -1,0 +1,77 @@
+"""One composition per choice of groups for a whole process of tests.
+
+Hydra takes half a second to a whole one to lay some 60 files over each other, and tests compose the
+same few experiments hundreds of times with other values. What depends on the choice of groups
+alone is kept; values are applied anew each time, by Hydra itself. Files of a test's own are read
+each time, since it may change them. Programs that a test starts know nothing of this.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.defaults_list import DefaultsList
+from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+
+from multimodal.config import config_dir
+
+STABLE = (config_dir(), Path(__file__).parents[1] / "own_configs")
+
+
+def keep_compositions() -> None:
+    """Until the process ends, Hydra composes the files of each choice of groups once."""
+    list_defaults = config_loader_impl.create_defaults_list
+    merge = ConfigLoaderImpl._compose_config_from_defaults_list
+    lists: dict[tuple[Any, ...], DefaultsList] = {}
+    merged: dict[int, DictConfig | None] = {}  # by the list's identity; all are kept in `lists`
+
+    def create_defaults_list(
+        repo: IConfigRepository, config_name: str | None, overrides_list: list[Override],
+        prepend_hydra: bool, skip_missing: bool,
+    ) -> DefaultsList:  # fmt: skip
+        values = [word for word in overrides_list if _sets_a_value(word, repo)]
+        groups = [word.input_line for word in overrides_list if word not in values]
+        places = [f"{source.scheme()}{source.path}" for source in repo.get_sources()]
+        key = (config_name, prepend_hydra, skip_missing, *groups, None, *places)
+        if key in lists:
+            known = lists[key]
+            return dataclasses.replace(known, config_overrides=values)
+        new = list_defaults(repo, config_name, overrides_list, prepend_hydra, skip_missing)
+        if _stable(source.path for source in repo.get_sources() if source.scheme() == "file"):
+            lists[key] = new
+            merged[id(new.defaults)] = None
+        return new
+
+    def compose_config(
+        self: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository
+    ) -> DictConfig:
+        known = merged.get(id(defaults))
+        if known is None:
+            known = merge(self, defaults, repo)
+            if id(defaults) not in merged:
+                return known
+            merged[id(defaults)] = known
+        return copy.deepcopy(known)
+
+    config_loader_impl.create_defaults_list = create_defaults_list
+    ConfigLoaderImpl._compose_config_from_defaults_list = compose_config  # type: ignore[method-assign]
+
+
+def _sets_a_value(word: Override, repo: IConfigRepository) -> bool:
+    """As Hydra sees it: no such group, or a dictionary."""
+    if word.is_sweep_override():
+        return False  # neither: it is a part of the key
+    return isinstance(word.value(), dict) or not repo.group_exists(word.key_or_group)
+
+
+def _stable(folders: Iterable[str]) -> bool:
+    return all(any(Path(each).is_relative_to(known) for known in STABLE) for each in folders)
