@@ -4,9 +4,9 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Processes with one thread each; `tests/conftest.py` says how many.
+# Processes with one thread each; `tests/conftest.py` says how many, and which files come first.
 # They keep what Python compiles: every process that a test starts would compile the package again.
-PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-all lint types format docs clean

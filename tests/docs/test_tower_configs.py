@@ -6,21 +6,16 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 from torch import nn
 
 from multimodal.config import config_dir
 from multimodal.data.tokenizers.bpe import load_tokenizer
 from multimodal.models.towers import EmbeddingModel
 
-
-def transform(name: str) -> DictConfig:
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose(f"data/transform/{name}").data.transform
-
-
-IMAGE, DEPTH, AUDIO, IMU, TEXT = map(
-    transform, ("image_64", "depth_64", "audio_speech", "imu", "text")
+IMAGE, DEPTH, AUDIO, IMU, TEXT = (
+    OmegaConf.load(config_dir() / "data" / "transform" / f"{name}.yaml")
+    for name in ("image_64", "depth_64", "audio_speech", "imu", "text")
 )
 INPUTS = {  # what the sample corpus's transforms give
     "image": (3, IMAGE.size, IMAGE.size),

@@ -6,15 +6,18 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wandb.proto.wandb_internal_pb2 import Record
+if TYPE_CHECKING:
+    from wandb.proto.wandb_internal_pb2 import Record
 
 BLOCK, HEADER = 32768, 7
 
 
 def records(path: Path) -> Iterator[Record]:
     """The records of a `.wandb` file: LevelDB's log format after seven bytes of its own."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
     data, at, parts = path.read_bytes(), HEADER, b""
     while at + HEADER <= len(data):
         left = BLOCK - at % BLOCK

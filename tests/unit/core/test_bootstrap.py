@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy  # its `stats` are imported when they are used: two seconds
 
 from multimodal.core import bootstrap
 from multimodal.core.bootstrap import Interval, distinct, interval, mean_interval
@@ -23,15 +23,15 @@ def loops(values: list[float], resamples: int, seed: int) -> Interval:
         drawn.append(total / n)
     less = sum(x < estimate - 1e-12 for x in drawn) / resamples
     same = sum(abs(x - estimate) <= 1e-12 for x in drawn) / resamples
-    bias = stats.norm.ppf(less + same / 2)
+    bias = scipy.stats.norm.ppf(less + same / 2)
     left = [(sum(values) - value) / (n - 1) for value in values]
     middle = sum(left) / n
     growth = sum((middle - x) ** 3 for x in left) / (
         6 * sum((middle - x) ** 2 for x in left) ** 1.5
     )
     ends = []
-    for z in stats.norm.ppf([0.025, 0.975]):
-        share = stats.norm.cdf(bias + (bias + z) / (1 - growth * (bias + z)))
+    for z in scipy.stats.norm.ppf([0.025, 0.975]):
+        share = scipy.stats.norm.cdf(bias + (bias + z) / (1 - growth * (bias + z)))
         ends.append(float(np.quantile(drawn, share)))
     return Interval(*ends)
 
@@ -55,7 +55,7 @@ def test_equals_plain_loops_up_to_the_noise_of_drawing(values):
 def test_equals_scipy():
     values = np.random.default_rng(0).beta(0.5, 2, 200)
     found = mean_interval(values)
-    given = stats.bootstrap(
+    given = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=20_000, method="BCa", rng=np.random.default_rng(2)
     ).confidence_interval
     assert found == pytest.approx((given.low, given.high), abs=0.05 * (given.high - given.low))
@@ -66,7 +66,7 @@ def test_holds_in_95_of_100_simulated_sets(n, p):
     """Exact: every possible number of hits, weighted by its binomial probability."""
     held = 0.0
     for hits in range(n + 1):
-        weight = stats.binom.pmf(hits, n, p)
+        weight = scipy.stats.binom.pmf(hits, n, p)
         if weight > 1e-6:
             low, high = mean_interval([1.0] * hits + [0.0] * (n - hits))
             held += weight * (low - 1e-9 <= p <= high + 1e-9)
@@ -77,7 +77,7 @@ def test_no_hit_and_only_hits_have_the_exact_bound():
     assert mean_interval([0.0] * 140) == (0.0, pytest.approx(1 - 0.025 ** (1 / 140)))
     assert mean_interval([1.0] * 16) == (pytest.approx(0.025 ** (1 / 16)), 1.0)
     assert mean_interval([0.0]) == (0.0, pytest.approx(0.975))
-    exact = stats.binomtest(0, 140).proportion_ci(method="exact")
+    exact = scipy.stats.binomtest(0, 140).proportion_ci(method="exact")
     assert mean_interval([0.0] * 140) == pytest.approx((exact.low, exact.high))
     # Ties everywhere: what a collapsed model scores is known without error.
     assert mean_interval([1 / 7] * 30) == (pytest.approx(1 / 7), pytest.approx(1 / 7))
@@ -104,8 +104,8 @@ def test_a_figure_that_is_no_mean():
         return (xy - mx * my) / np.sqrt((xx - mx * mx) * (yy - my * my))
 
     found = interval(correlation, np.ones(80))
-    given = stats.bootstrap(
-        (x, y), lambda a, b: stats.pearsonr(a, b).statistic, paired=True, vectorized=False,
+    given = scipy.stats.bootstrap(
+        (x, y), lambda a, b: scipy.stats.pearsonr(a, b).statistic, paired=True, vectorized=False,
         n_resamples=4000, method="BCa", rng=np.random.default_rng(2),
     ).confidence_interval  # fmt: skip
     assert found == pytest.approx((given.low, given.high), abs=0.03)

@@ -29,7 +29,6 @@ from multimodal.models.pretrained.keys import WeightsError
 from multimodal.models.towers import EmbeddingModel, Tower
 from multimodal.models.tuning import LoRA, has_adapters, load_plain
 
-peft = pytest.importorskip("peft")
 ROOT = Path(__file__).parents[3]
 HEAD = partial(LinearHead, embed_dim=6)
 TEXTS = torch.randint(1, 29, (4, 7), generator=torch.Generator().manual_seed(1))
@@ -90,6 +89,7 @@ def test_adapters_saved_apart_and_put_onto_the_base_embed_bit_exactly(make, tuni
 @pytest.mark.parametrize("make", [ours, theirs])
 @pytest.mark.parametrize("dora", [False, True])
 def test_peft_itself_reads_the_files(make, dora, tmp_path):
+    peft = pytest.importorskip("peft")
     tuning = LoRA(4, dora=dora)
     base, tuned = make(), make(tuning=tuning)
     load_plain(tuned, base.state_dict())

@@ -13,7 +13,6 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 from torch.nn.functional import normalize
-from torchmetrics.functional.classification import multilabel_average_precision
 
 from multimodal.evaluation.metrics.retrieval import nearest
 from multimodal.evaluation.metrics.zero_shot import class_embeddings, zero_shot
@@ -59,6 +58,8 @@ def test_top_five_of_fewer_classes_is_certain():
 
 
 def test_several_labels_equal_scikit_learn_and_torchmetrics():
+    from torchmetrics.functional.classification import multilabel_average_precision
+
     generator = torch.Generator().manual_seed(1)
     classes = normalize(torch.randn(7, 5, generator=generator), dim=1)
     embeddings = normalize(torch.randn(80, 5, generator=generator), dim=1)
