@@ -33,10 +33,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--force", action="store_true", help="replace an experiment of that name")
     args = parser.parse_args(words)
     if not re.fullmatch(r"[A-Za-z]\w*", args.name):
-        raise UserError(f"new: {args.name!r}: expected a name of letters, digits and underscores")
+        raise UserError.mistake(
+            f"new: {args.name!r}: expected a name of letters, digits and underscores"
+        )
     file = args.configs / "experiment" / f"{args.name}.yaml"
     if file.exists() and not args.force:
-        raise UserError(f"new: {file} exists; choose another name, or replace it by --force")
+        raise UserError.mistake(
+            f"new: {file} exists; choose another name, or replace it by --force"
+        )
     from multimodal.cli.program.drafting import look_at
 
     found = [look_at(given) for given in args.data]

@@ -95,7 +95,7 @@ def metrics_of(file: Path) -> dict[str, Any]:
         UserError: if it is missing, or holds something else.
     """
     if not file.is_file():
-        raise UserError(f"no such file: {file}; give folders of finished runs")
+        raise UserError.mistake(f"no such file: {file}; give folders of finished runs")
     try:
         metrics = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ from multimodal.config.rules import (
     distributed,
     evaluation,
     fusion,
+    monitors,
     optimizers,
     pairs,
     pretrained,
@@ -77,6 +78,8 @@ RULES = (
     fusion.one_pass,
     fusion.captions_see_no_later_words,
     ranges.numbers_in_range,
+    ranges.shares_of_batches,
+    monitors.monitored_metrics,
     misplaced_targets,     # these two import what the configuration names, hence last
     signatures.invalid_arguments,
 )  # fmt: skip

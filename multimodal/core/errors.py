@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class UserError(Exception):
     """What the user gave, or what the machine lacks, makes the work impossible.
 
     The message says what was given, what was expected and what to do, so a program prints it
-    without a traceback and ends with ``exit_status``.
+    without a traceback and ends with ``exit_status``: 2 where what was asked for cannot be, which
+    is said before anything is begun; 1 where something failed underway (disk, network, data).
     """
 
     exit_status = 1
+
+    @classmethod
+    def mistake(cls, message: str) -> Self:
+        """The error about what was asked for: a program that it ends ends with 2."""
+        error = cls(message)
+        error.exit_status = 2
+        return error
 
 
 class InputMismatchError(UserError, ValueError):

@@ -131,7 +131,9 @@ def resolve_anchor(cfg: DictConfig) -> str | None:
     _wait_for(done)
     path = store.newest(folder / "checkpoints")
     if path is None:
-        raise AnchorError(f"the anchor's folder {folder} holds no checkpoint; remove it and retry")
+        raise AnchorError.mistake(
+            f"the anchor's folder {folder} holds no checkpoint; remove it and retry"
+        )
     note(f"anchor: {path}")
     return str(path)
 
@@ -231,7 +233,7 @@ def load_anchor(
             (load_plain if tuned else _load)(model.towers[tower], weights)
     if problems:
         shown = "\n  ".join(problems[:20])
-        raise AnchorError(f"{path} does not fit this run's towers:\n  {shown}")
+        raise AnchorError.mistake(f"{path} does not fit this run's towers:\n  {shown}")
     return anchor_cfg
 
 

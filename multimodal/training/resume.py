@@ -114,7 +114,7 @@ def check_same_experiment(
     known = flat(saved).keys() | flat(present).keys()
     for name in allowed:
         if not any(_under(key, name) for key in known):
-            raise CheckpointError(
+            raise CheckpointError.mistake(
                 f"resume.allow names '{name}', which is not a key of this experiment; "
                 f"{did_you_mean(name, known)}"
             )
@@ -128,7 +128,7 @@ def check_same_experiment(
             for key, (then, now) in refused.items()
         )
         names = ",".join(refused)
-        raise CheckpointError(
+        raise CheckpointError.mistake(
             f"{path} belongs to a different experiment; these keys differ:\n{shown}\nRestore them, "
             f"or allow them to differ: 'resume.allow=[{names}]'"
         )
@@ -160,7 +160,7 @@ def check_length(cfg: DictConfig, step: int, path: str | Path) -> None:
             f"train, only the evaluation is run; {longer}"
         )
         return
-    raise CheckpointError(
+    raise CheckpointError.mistake(
         f"{path} has reached step {step}, and trainer.max_steps={asked} asks for fewer; {longer}, "
         "give resume=PATH of an earlier checkpoint, or evaluate this one: "
         f"python scripts/evaluate.py checkpoint='{path}'"
@@ -238,7 +238,7 @@ def refuse_other_weights(saved: Mapping[str, Any] | None, module: nn.Module) -> 
         or getattr(saved[name], "shape", None) != getattr(here[name], "shape", None)
     ]
     if other:
-        raise CheckpointError(
+        raise CheckpointError.mistake(
             f"{len(other)} weights of the checkpoint are not those of this model "
             f"({listed(other)}): a run keeps the layers it started with; keep the towers, "
             "heads and adapters as they were, or begin a new run"

@@ -206,7 +206,7 @@ def test_a_global_batch_that_is_not_kept_is_rejected_before_the_first_step(
         )  # fmt: skip
     words = ["+experiment=sensor", "~evaluation", "trainer.max_steps=4", f"resume='{path}'"]
     done = run_training([*words, f"hydra.run.dir={tmp_path}/other"], shards)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "the global batch of source 'measured' was 15, is 32" in done.stderr
     assert "set data.batch_size=15" in done.stderr

@@ -272,7 +272,7 @@ def test_the_last_stay_and_another_experiment_is_rejected(split, shards, tmp_pat
         ["+experiment=sensor", *WORDS, "optimizer.lr=0.1", "resume=auto", f"hydra.run.dir={copy}"],
         shards,
     )
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "optimizer.lr: checkpoint 0.005, this run 0.1" in refused.stderr
     kept = ("callbacks.checkpoint.keep_last=2", "callbacks.checkpoint.keep_best=0")
     run(tmp_path / "short", shards, STRATEGY, *kept)

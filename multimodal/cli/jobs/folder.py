@@ -78,7 +78,7 @@ def refuse_to_start_over(resume: str | None, folder: Path) -> None:
     if not there or resume == "auto" or own:
         return
     given = "null" if resume is None else resume
-    raise RunFolderError(
+    raise RunFolderError.mistake(
         f"{folder} holds a run already ({', '.join(there)}), and resume={given} would write "
         "another one over it. Go on with that run by resume=auto, give this one a folder of its "
         f"own by hydra.run.dir=outputs/NAME, or delete the folder: rm -r '{folder}'"

@@ -41,7 +41,7 @@ def unfinished(folder: Path, overrides: Sequence[str]) -> dict[str, Any] | None:
 def _of_this_job(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, Any] | None:
     record = read(folder / name)
     if record is not None and sorted(record["overrides"]) != sorted(overrides):
-        raise SweepError(
+        raise SweepError.mistake(
             f"{folder} holds a job of another sweep ({' '.join(record['overrides'])}); "
             "give hydra.sweep.dir another folder, or repeat that sweep's command"
         )

@@ -77,7 +77,7 @@ def look_at(given: str) -> Found:
     try:
         manifest = load_manifest(path)
     except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"new: {error}") from error
+        raise UserError.mistake(f"new: {error}") from error
     found = Found(path, manifest, {}, {})
     split = found.train
     for member, entry in manifest.fields.items():
@@ -104,7 +104,7 @@ def look_at(given: str) -> Found:
             (entry_["member"],) = entry_["member"]
     if len(found.modalities) < 2:
         held = ", ".join(f"{name} ({e.kind})" for name, e in manifest.fields.items())
-        raise UserError(
+        raise UserError.mistake(
             f"new: {path} has fewer than two modalities to relate; it holds {held}. A JSON is a "
             f"text where it has one of the keys {', '.join(CAPTIONS)} in every sample"
         )
@@ -118,7 +118,9 @@ def _manifest_of(given: str) -> str:
     files = [p for p in sorted(folder.glob("*.json")) if b'"multimodal-manifest/' in _head(p)]
     if len(files) != 1:
         named = ", ".join(path.name for path in files) or "none"
-        raise UserError(f"new: --data {given}: expected one manifest in that folder, found {named}")
+        raise UserError.mistake(
+            f"new: --data {given}: expected one manifest in that folder, found {named}"
+        )
     return str(files[0])
 
 
@@ -140,7 +142,7 @@ def pairs_of(found: Sequence[Found], anchor: str | None) -> dict[str, tuple[str,
         for name in names
     }
     if anchor is not None and anchor not in names:
-        raise UserError(f"new: --anchor {anchor}: the manifests have {', '.join(names)}")
+        raise UserError.mistake(f"new: --anchor {anchor}: the manifests have {', '.join(names)}")
     order = [name for name in ANCHORS if name in names] + names
     chosen = anchor or next(name for name in order if meet[name])
     pairs: dict[str, tuple[str, str]] = {}
@@ -193,7 +195,9 @@ def sizes_of(found: Sequence[Found]) -> Mapping[str, int]:
     """Batch size, steps and steps between validations, by the number of samples."""
     smallest, total = min(each.samples for each in found), sum(each.samples for each in found)
     if smallest < 4:
-        raise UserError(f"new: {smallest} samples to train on are too few; expected at least 4")
+        raise UserError.mistake(
+            f"new: {smallest} samples to train on are too few; expected at least 4"
+        )
     batch = 2 ** min(7, (smallest // 2).bit_length() - 1)
     steps = max(200, min(5000, 50 * total // batch))
     return {"batch_size": batch, "max_steps": steps, "every": max(1, steps // 10)}

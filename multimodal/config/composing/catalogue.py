@@ -31,6 +31,8 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 class CatalogueError(UserError, ValueError):
     """An entry that is not there, or says something impossible."""
 
+    exit_status = 2
+
 
 @dataclass(frozen=True)
 class PackageSource:

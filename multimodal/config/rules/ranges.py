@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from multimodal.config.problems import ConfigProblem
-from multimodal.config.tree import join, nodes
+from multimodal.config.tree import block, join, nodes
 
 Tree = dict[str, Any]
 
@@ -23,6 +23,10 @@ AT_LEAST_0 = frozenset({
 ABOVE_0 = frozenset({"mlp_ratio", "remote_cache_gb", "repeat", "worker_timeout_s"})
 SHARES = frozenset({"drop_path", "dropout", "max_bad_fraction", "modality_dropout"})
 OURS = ("multimodal.", "pytorch_lightning.")
+BATCHES = frozenset({
+    "limit_test_batches", "limit_train_batches", "limit_val_batches", "overfit_batches",
+    "val_check_interval",
+})  # fmt: skip
 SEEDS = 2**32  # numpy's generators know no others
 
 
@@ -38,6 +42,23 @@ def numbers_in_range(tree: Tree) -> Iterator[ConfigProblem]:
     seed = tree.get("seed")
     if type(seed) is int and not 0 <= seed < SEEDS:
         yield ConfigProblem("seed", f"given {seed}, expected a number from 0 to {SEEDS - 1}")
+
+
+def shares_of_batches(tree: Tree) -> Iterator[ConfigProblem]:
+    """A whole number of the trainer's limits counts batches, one with a point is a share of them.
+
+    Lightning says so of another key, and only when the data are there.
+    """
+    for key, value in block(tree, "trainer").items():
+        least = 1 if key == "val_check_interval" else 0
+        if key in BATCHES and isinstance(value, int | float) and not isinstance(value, bool):
+            whole = isinstance(value, int)
+            if not (value >= least if whole else 0 <= value <= 1):
+                yield ConfigProblem(
+                    f"trainer.{key}",
+                    f"given {value!r}, expected a whole number of batches from {least}, or a share "
+                    "of an epoch from 0.0 to 1.0",
+                )
 
 
 def _numbers(value: Any, where: str) -> Iterator[tuple[str, float]]:

@@ -131,6 +131,8 @@ def skip_last_collection() -> None:
 def refused(program: str) -> Iterator[None]:
     """Within, a `ValueError` is about what the user gave, and a missing file one that was named.
 
+    Both end the program with 2.
+
     Args:
         program: that refuses it, named in the message.
     """
@@ -139,6 +141,5 @@ def refused(program: str) -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, FileNotFoundError) as error:
-        if message_of(error) is not None:  # names its path, and what to do
-            raise
-        raise UserError(f"{program}: {error}") from error
+        # The system's own names its path, and what to do.
+        raise UserError.mistake(message_of(error) or f"{program}: {error}") from error

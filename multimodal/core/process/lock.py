@@ -35,6 +35,8 @@ _held: dict[str, int] = {}  # folder -> process: record locks do not exclude wit
 class FolderInUseError(UserError, RuntimeError):
     """A folder in which another run is under way."""
 
+    exit_status = 2
+
 
 @dataclass(frozen=True)
 class Holder:

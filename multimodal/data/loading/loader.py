@@ -130,7 +130,7 @@ class ScheduledLoader:
             {name for name, source in self._sources.items() if source.batch_size is not None},
         )
         if changes:
-            raise DataMismatchError(
+            raise DataMismatchError.mistake(
                 "\n  - ".join(
                     ["the data of this run differ from those of the checkpoint:", *changes]
                 )

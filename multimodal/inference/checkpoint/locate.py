@@ -34,7 +34,7 @@ def checkpoint_at(path: str | Path) -> Path:
     if newest is None:
         if (target / "sha256.json").is_file():
             return target  # a sharded checkpoint by another name
-        raise CheckpointError(f"{target} holds no checkpoint{_hint(target)}")
+        raise CheckpointError.mistake(f"{target} holds no checkpoint{_hint(target)}")
     return _best(folder, newest)
 
 

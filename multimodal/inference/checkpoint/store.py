@@ -31,7 +31,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         return sharded.read(target)
     if not target.is_file():
         near = ", ".join(str(p) for p in sorted(target.parent.glob("*.ckpt"))[-3:])
-        raise CheckpointError(
+        raise CheckpointError.mistake(
             f"no checkpoint at {target}" + (f"; in that folder: {near}" if near else "")
         )
     content = load_plain(target)

@@ -34,10 +34,10 @@ def uses_average(
         CheckpointError: if given another choice, or if there is no average.
     """
     if choice not in (None, *CHOICES):
-        raise CheckpointError(f"weights={choice}: expected {' or '.join(CHOICES)}, or null")
+        raise CheckpointError.mistake(f"weights={choice}: expected {' or '.join(CHOICES)}, or null")
     if STATE not in checkpoint:
         if choice == "average":
-            raise CheckpointError(
+            raise CheckpointError.mistake(
                 f"weights=average: {path} holds no moving average, its run was not trained with "
                 "callbacks=ema; leave weights out"
             )

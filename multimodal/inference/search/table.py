@@ -177,7 +177,7 @@ def read_table(path: Path) -> Table:
         MissingExtraError: if what reads it is not installed.
     """
     if not path.exists():
-        raise TableError(f"there is no table {path}: make one by scripts/embed.py")
+        raise TableError.mistake(f"there is no table {path}: make one by scripts/embed.py")
     try:
         table = _read_npy(path) if path.suffix == ".npy" else _read_parquet(path)
     except UserError:
@@ -233,7 +233,7 @@ def check_fit(embedder: Embedder, table: Table) -> None:
     """
     dim = table.vectors.shape[1]
     if dim != embedder.model.embed_dim:
-        raise TableError(
+        raise TableError.mistake(
             f"the table holds embeddings of {dim} dimensions, the checkpoint's model makes "
             f"{embedder.model.embed_dim}: the table is of another model"
         )

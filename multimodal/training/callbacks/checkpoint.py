@@ -17,6 +17,7 @@ from multimodal.inference.checkpoint import file as checkpoint_file
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.file import CheckpointError
 from multimodal.inference.checkpoint.locate import SCORES
+from multimodal.training.callbacks.monitored import not_logged
 from multimodal.training.checkpoint_plugin import AtomicCheckpointIO
 from multimodal.training.loggers.csv import CSVLogger
 from multimodal.training.loggers.wandb import wandb_state
@@ -143,11 +144,7 @@ class Checkpoint(pl.Callback):
         if value is None and self.monitor == SCORE:  # nothing in it that has a score
             return
         if value is None:
-            known = ", ".join(sorted(str(name) for name in trainer.callback_metrics))
-            raise ValueError(
-                f"callbacks.checkpoint.monitor={self.monitor}: the validation logged no such "
-                f"metric; there are {known}"
-            )
+            raise not_logged("callbacks.checkpoint.monitor", self.monitor, trainer)
         self.scores[trainer.global_step] = float(value)
         self._remove_old(trainer)
         if trainer.is_global_zero:

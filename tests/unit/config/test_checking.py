@@ -119,6 +119,7 @@ def test_a_right_configuration_passes(cfg):
 
 
 # key to change -> value, place of the fault, what it must say
+STOPPING = "multimodal.training.EarlyStopping"
 RULES = {
     "unknown root key": ("sede", 1, "sede", "did you mean 'seed'?"),
     "root value of a wrong type": ("seed", "one", "seed", "given 'one', expected an integer"),
@@ -218,6 +219,22 @@ RULES = {
     "a count that is none": (
         "negatives", {"_target_": "multimodal.objectives.Hard", "k": 0},
         "negatives.k", "given 0, expected a number at least 1",
+    ),
+    "a share above 1": (
+        "trainer.val_check_interval", 1.5, "trainer.val_check_interval",
+        "given 1.5, expected a whole number of batches from 1, or a share of an epoch",
+    ),
+    "no batches": (
+        "trainer.val_check_interval", 0, "trainer.val_check_interval", "given 0, expected",
+    ),
+    "a metric that is none": (
+        "callbacks.stop", {"_target_": STOPPING, "monitor": "nope"},
+        "callbacks.stop.monitor",
+        "given 'nope', expected a metric of the validation; known: val/lab/image_to_sensor_r@1, ",
+    ),
+    "a metric of no source": (
+        "callbacks.stop", {"_target_": STOPPING, "monitor": "val/labb/image_to_sensor_r@1"},
+        "callbacks.stop.monitor", "did you mean 'val/lab/image_to_sensor_r@1'?",
     ),
     "interpolation": ("data.seed", "${sede}", "data.seed", "did you mean 'seed'?"),
 }  # fmt: skip

@@ -10,6 +10,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from multimodal.training.callbacks.monitored import not_logged
+
 
 class EarlyStopping(pl.Callback):
     """Ends training after ``patience`` validations without a better score.
@@ -68,17 +70,13 @@ class EarlyStopping(pl.Callback):
         """Compares the score of the step that was validated.
 
         Raises:
-            ValueError: if the validation logged no such metric.
+            ConfigError: if the validation logged no such metric.
         """
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
-            known = sorted(name for name in map(str, trainer.callback_metrics) if "val/" in name)
-            raise ValueError(
-                f"callbacks.early_stopping.monitor={self.monitor}: the validation logged no such "
-                f"metric; there are {', '.join(known) or 'none'}"
-            )
+            raise not_logged("callbacks.early_stopping.monitor", self.monitor, trainer)
         score = float(value) if self.mode == "max" else -float(value)
         if score > self._best + self.min_delta or math.isinf(self._best):
             better = score if not math.isnan(score) else -math.inf

@@ -7,6 +7,7 @@ import pytest
 import torch
 from experiment_helpers import train_here, write_sensor_shards
 
+from multimodal.config import ConfigError
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.locate import checkpoint_at
 from multimodal.training.callbacks.stopping.early_stopping import EarlyStopping
@@ -112,5 +113,5 @@ def test_wrong_options_and_metrics_are_refused():
         EarlyStopping(patience=0)
     with pytest.raises(ValueError, match=r"early_stopping\.min_delta=-1"):
         EarlyStopping(min_delta=-1)
-    with pytest.raises(ValueError, match="logged no such metric; there are val/score"):
+    with pytest.raises(ConfigError, match=r"'val/los', which .* did you mean 'val/score'\?"):
         Validations(EarlyStopping(monitor="val/los")).run(0.1)
