@@ -183,7 +183,7 @@ def test_a_command_that_is_rejected_leaves_the_folder_as_it_is(
         raise AssertionError("the job has begun")
 
     words = [f"hydra.run.dir='{tmp_path}'"]
-    assert train(monkeypatch, job, *words) == 1
+    assert train(monkeypatch, job, *words) == 2
     assert f"process {other.pid}" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
     other.kill()
