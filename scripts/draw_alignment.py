@@ -39,13 +39,13 @@ class Row:
 
 
 ICON, NAME = ("image", "icon.webp"), ("text", {"member": "json", "key": "name"})
-PICTURE = ("image", "image.webp")
+PICTURE, DEPTH = ("image", "image.webp"), ("depth", "depth.png")
 ROWS = (
     Row("a sound finds words", "speech", "test_seen", ("audio", "v5.ogg"), NAME, True),
     Row("a sound finds pictures", "speech", "test_seen", ("audio", "v5.ogg"), PICTURE, False),
-    Row("depth finds words", "furniture", "test_loose", ("depth", "depth.png"), NAME, True),
-    Row("words find depth", "furniture", "test_loose", NAME, ("depth", "depth.png"), True),
-    Row("depth finds pictures", "furniture", "test_loose", ("depth", "depth.png"), ICON, False),
+    Row("depth finds words", "furniture", "test_loose", DEPTH, NAME, True),
+    Row("words find depth", "furniture", "test_loose", NAME, DEPTH, True),
+    Row("depth finds pictures", "furniture", "test_loose", DEPTH, ICON, False),
     Row("a picture finds words", "emoji", "test", ("image", "openmoji.webp"), NAME, False),
     Row("motion finds words", "motion", "test", ("imu", "imu.npy"), NAME, True),
 )
@@ -59,16 +59,23 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/alignment.png"))
     arguments = parser.parse_args()
     model = multimodal.load(arguments.run)
-    draw(model, ROWS, arguments.seed, arguments.output)
+    places = draw(model, ROWS, arguments.seed, arguments.output)
+    for row, place in zip(ROWS, places, strict=True):
+        print(f"{row.title}: the right one is at place {place}")
 
 
-def draw(model: Embedder, rows: Sequence[Row], seed: int, path: Path) -> None:
-    """The picture: a query on the left, its nearest neighbours on the right, right ones framed."""
+def draw(model: Embedder, rows: Sequence[Row], seed: int, path: Path) -> list[int]:
+    """A query on the left, its nearest neighbours on the right, right ones framed.
+
+    Returns:
+        for each row the place of the first right answer, from 1.
+    """
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    places = []
     figure, grid = pyplot.subplots(
-        len(rows), SHOWN + 2, figsize=(12, 1.75 * len(rows)), layout="constrained",
+        len(rows), SHOWN + 2, figsize=(12, 1.5 * len(rows)), layout="constrained",
         gridspec_kw={"width_ratios": [1.3, 1.2, *[1] * SHOWN]},
     )  # fmt: skip
     for row, axes in zip(rows, np.atleast_2d(grid), strict=True):
@@ -81,6 +88,7 @@ def draw(model: Embedder, rows: Sequence[Row], seed: int, path: Path) -> None:
         )
         order = found[0].argsort(descending=True).tolist()
         place = next(n for n, i in enumerate(order, 1) if answer_keys[i] == keys[chosen])
+        places.append(place)
         said = "never trained together" if row.emergent else "trained together"
         words = f"{row.title}\n{said}\nright one: {place} of {len(answers)}"
         axes[0].text(0, 0.5, words, va="center", fontsize=10, transform=axes[0].transAxes)
@@ -95,8 +103,10 @@ def draw(model: Embedder, rows: Sequence[Row], seed: int, path: Path) -> None:
             cell.axis("off")
         _frame(axes[1], "tab:blue")
     picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:], dpi=90, metadata={"Software": None})
+    figure.savefig(picture, format=path.suffix[1:], dpi=80, metadata={"Software": None})
+    pyplot.close(figure)
     write_bytes(path, picture.getvalue())
+    return places
 
 
 def _values(row: Row, part: tuple[str, Any]) -> tuple[list[Any], list[int], list[str]]:
