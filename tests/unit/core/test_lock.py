@@ -189,7 +189,7 @@ def test_a_command_that_is_rejected_leaves_the_folder_as_it_is(
     other.kill()
     other.wait()
     (tmp_path / "metrics.csv").write_text("step\n")
-    assert train(monkeypatch, job, *words) == 1
+    assert train(monkeypatch, job, *words) == 2
     assert "resume=auto" in capsys.readouterr().err
     assert not (tmp_path / ".hydra").exists()
 

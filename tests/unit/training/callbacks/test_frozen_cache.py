@@ -265,8 +265,8 @@ def test_the_features_of_a_frozen_encoder_are_cached_and_its_head_is_trained(her
 def test_a_head_standardises_by_all_cached_features(here):
     train_here(
         here / "run", *SHORT, *PLAIN, "+data.cache_frozen=true",
-        "model.towers.image.frozen=encoder", f"cache_frozen.folder={here / 'frozen'}", "head@model.towers.image.head=mlp",
-        "model.towers.image.head.standardize=true",
+        "model.towers.image.frozen=encoder", f"cache_frozen.folder={here / 'frozen'}",
+        "head@model.towers.image.head=mlp", "model.towers.image.head.standardize=true",
     )  # fmt: skip
     (folder,) = (here / "frozen").iterdir()
     table = FrozenEmbeddings(folder, writable=True)
