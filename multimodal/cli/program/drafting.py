@@ -32,7 +32,7 @@ class Tower:
     pretrained: str | None = None
 
 
-def _head(dropout: float) -> dict[str, Any]:
+def _mlp(dropout: float) -> dict[str, Any]:
     return {
         "_target_": "multimodal.models.MLPHead", "hidden": 512, "norm": True, "dropout": dropout,
     }  # fmt: skip
@@ -50,19 +50,19 @@ TOWERS = {
 # The same with small pretrained weights, as +experiment=imagebind uses them.
 PRETRAINED = {
     "image": Tower(
-        "efficientnet_lite0", "image_lite0", {"encoder": {"taps": [10, 14]}, "head": _head(0.4)},
+        "efficientnet_lite0", "image_lite0", {"encoder": {"taps": [10, 14]}, "head": _mlp(0.4)},
         "efficientnet_lite0",
     ),
     "text": Tower(
-        "pretrained", "text_minilm", {"pretrained": "minilm", "head": _head(0.1)}, "minilm"
+        "pretrained", "text_minilm", {"pretrained": "minilm", "head": _mlp(0.1)}, "minilm"
     ),
     "audio": Tower(
-        "whisper_tiny", "audio_whisper", {"encoder": {"segments": 4}, "head": _head(0.4)},
+        "whisper_tiny", "audio_whisper", {"encoder": {"segments": 4}, "head": _mlp(0.4)},
         "whisper_tiny_en",
     ),
     "depth": Tower(
         "efficientnet_lite0", "depth_lite0",
-        {"encoder": {"in_channels": 1, "taps": [10, 14]}, "head": _head(0.4)},
+        {"encoder": {"in_channels": 1, "taps": [10, 14]}, "head": _mlp(0.4)},
         "efficientnet_lite0",
     ),
 }  # fmt: skip
@@ -235,9 +235,10 @@ def settings_of(found: Found, name: str, tower: Tower) -> tuple[dict[str, Any], 
     if isinstance(first, Signal):
         channels = [[float(v.samples[c].mean()) for v in values] for c in range(len(first.samples))]
         spread = [[float(v.samples[c].std()) for v in values] for c in range(len(first.samples))]
-        encoder = {"in_channels": len(channels), "length": first.samples.shape[1]}
+        length = 8 * math.ceil(first.samples.shape[1] / 8)  # three convolutions of stride 2
+        encoder = {"in_channels": len(channels), "length": length}
         transform = {
-            "rate_hz": first.rate, "length": first.samples.shape[1],
+            "rate_hz": first.rate, "length": length,
             "mean": [round(sum(c) / len(c), 4) for c in channels],
             "std": [round(max(sum(c) / len(c), 1e-3), 4) for c in spread],
             **({"rotation": 0.0} if len(channels) % 3 else {}),

@@ -13,10 +13,11 @@ from small_weights import SMALL_LITE, lite_state, own_catalogue
 from multimodal.cli import new
 from multimodal.cli.program import drafting
 from multimodal.cli.train import train
-from multimodal.config import check
+from multimodal.config import build, check
 from multimodal.core import pretrained_files
 from multimodal.core.errors import UserError
 from multimodal.data import load_manifest
+from multimodal.inference.checkpoint.input_check import check_inputs
 
 
 def written(folder: Path, *words: str, scratch: bool = True) -> tuple[str, dict]:
@@ -150,6 +151,13 @@ def test_readings_of_a_sensor_get_their_rate_and_length(tmp_path):
     channels = cfg.model.towers.imu.encoder.in_channels
     assert channels == len(cfg.data.transforms.imu.mean) == len(cfg.data.transforms.imu.std)
     assert cfg.model.towers.imu.encoder.length == cfg.data.transforms.imu.length
+
+
+def test_readings_of_any_length_fit_the_encoder(tmp_path):
+    """Those of the motion data have 100 values, and the encoder halves three times."""
+    _, cfg = written(tmp_path, "--data", "samples://motion.json")
+    assert cfg.data.transforms.imu.length == 104
+    check_inputs(build(cfg, "model"), build(cfg, "data", "transforms", convert="all"))
 
 
 def test_another_anchor(tmp_path):
