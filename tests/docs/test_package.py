@@ -152,7 +152,7 @@ def test_every_command_works_from_an_empty_folder(environment, tmp_path):
         ("shards", "photos", "shards/photos", "--require", "png", "txt", "--split", "train=0.6",
          "val=0.4"),
         ("shards", "verify", "shards/photos"),
-        ("new", "mine", "--data", "shards/photos"),
+        ("new", "mine", "--data", "shards/photos", "--scratch"),
         ("train", "--config-dir", "configs", "+experiment=mine", f"hydra.run.dir={run}", *steps),
         ("evaluate", f"checkpoint={run}", "hydra.run.dir=outputs/evaluated"),
         ("embed", f"checkpoint={run}", "input=photos", "output=photos.parquet"),

