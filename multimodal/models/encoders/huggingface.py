@@ -232,7 +232,7 @@ class HuggingFaceEncoder(nn.Module):
         if self._takes_patches:
             inputs, extra = self._patches(inputs)
         if self._takes_lengths:  # a window is no longer than the model's
-            extra["is_longer"] = torch.zeros(inputs.shape[0], 1, dtype=torch.bool, device=inputs.device)
+            extra["is_longer"] = inputs.new_zeros(inputs.shape[0], 1, dtype=torch.bool)
         output = self.model(**{self.input_name: inputs}, **extra)
         tokens = cast("Tensor", output[0])
         if tokens.ndim == 4:  # convolutional: [B, W, h, w]

@@ -1,4 +1,4 @@
-"""`multimodal export`, on checkpoints of release 0.1: a fusion with its task, and what is refused."""
+"""`multimodal export`, on release 0.1: a fusion with its task, and what is refused."""
 
 import json
 import shutil
