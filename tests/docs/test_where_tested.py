@@ -38,6 +38,7 @@ ELSEWHERE = {
     "cli/search": "unit/cli/program/test_commands.py",
     "cli/serve": "unit/cli/program/test_commands.py",
     "cli/train": "unit/cli/program/test_commands.py",
+    "cli/weights/card": "unit/inference/export/test_card.py",
     "cli/weights/pretrained": "unit/cli/weights/test_catalogue.py",
     "config/annotations": "unit/config/test_checking.py",
     "config/blame": "unit/config/test_instantiating.py",

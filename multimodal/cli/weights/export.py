@@ -20,6 +20,7 @@ def export(cfg: DictConfig) -> None:
     from multimodal.inference.checkpoint.load import load_checkpoint
     from multimodal.inference.checkpoint.locate import checkpoint_at
     from multimodal.inference.export import writing
+    from multimodal.inference.export.card import card, run_of
     from multimodal.inference.export.graphs import ExportError
     from multimodal.inference.load import embedder_of
 
@@ -45,6 +46,8 @@ def export(cfg: DictConfig) -> None:
             embedder = embedder_of(
                 loaded.model, loaded.cfg, "cpu", temperatures=loaded.temperatures
             )
+            step = int(store.head(checkpoint).get("global_step", 0))
+            text = card(run_of(loaded.cfg, loaded.model, step, checkpoint))
             agreements = writing.export(
                 embedder,
                 loaded.cfg,
@@ -52,6 +55,7 @@ def export(cfg: DictConfig) -> None:
                 choices,
                 source,
                 lambda part: note(f"exporting {part}"),
+                text,
             )
     except CheckpointError as error:
         raise ExportError(str(error)) from error

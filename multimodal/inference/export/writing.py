@@ -75,6 +75,7 @@ def export(
     choices: Choices,
     source: Mapping[str, Any],
     progress: Callable[[str], None] = lambda _: None,
+    card: str | None = None,
 ) -> list[Agreement]:
     """Writes ``output``, whole or not at all.
 
@@ -85,6 +86,7 @@ def export(
         choices: what, and how.
         source: what ``model.json`` says of where it comes from.
         progress: called with the name of each part.
+        card: of the model, written as ``README.md``.
 
     Returns:
         by how much each graph's outputs differ from the model's.
@@ -101,6 +103,8 @@ def export(
     try:
         work = _Work(made, choices)
         _write(work, embedder, cfg, towers, source, progress)
+        if card is not None:
+            (made / manifest.CARD).write_text(card, "utf-8")
         made.chmod(0o755)
         if output.exists():
             output.rmdir()
