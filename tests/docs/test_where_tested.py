@@ -192,7 +192,7 @@ ELSEWHERE = {
     "inference/export/onnx_file": "unit/inference/export/test_writing.py",
     "inference/export/preprocessing": "unit/inference/export/test_writing.py",
     "inference/export/reading": "unit/inference/export/test_writing.py",
-    "inference/export/runner": "unit/inference/export/test_writing.py",
+    "inference/export/runner": "unit/cli/weights/test_export.py",
     "inference/export/runner_file": "unit/inference/export/test_writing.py",
     "inference/filling": "unit/models/pretrained/test_pretrained.py",
     "inference/imported": "unit/models/test_full_size.py",

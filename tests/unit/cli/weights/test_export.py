@@ -78,7 +78,7 @@ def foreign(folder: Path) -> Path:
     ("make", "words", "said"),
     [
         (damaged, (), "damaged"),
-        (foreign, (), "contains no configuration: not written by multimodal"),
+        (foreign, (), "not written by this framework"),
         (lambda folder: folder / "gone.ckpt", (), "no checkpoint at"),
         (lambda _: FUSION, ("towers=[imagee]",), "did you mean 'image'?"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from multimodal.cli.weights.card import main
 from multimodal.inference.checkpoint.load import load_checkpoint
 from multimodal.inference.export.card import card, measured_table, run_of
 
@@ -104,6 +105,12 @@ def test_a_table_of_measurements():
         "| what | MB |", "|---|---|", "| fp32 | 1.5 |", "| int8 | 0.4 |",
     ]  # fmt: skip
     assert measured_table([]) == []
+
+
+def test_the_command_writes_it_to_a_file(run, tmp_path, capsys):
+    main([str(run), "--output", str(tmp_path / "README.md")])
+    assert (tmp_path / "README.md").read_text() == card_of(run)[0]
+    assert capsys.readouterr().out == f"written: {tmp_path / 'README.md'}\n"
 
 
 def test_the_command_prints_it_and_refuses_what_is_no_run(run, tmp_path):
