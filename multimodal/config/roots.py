@@ -63,6 +63,15 @@ ROOTS: Mapping[str, Mapping[str, Any]] = {
         "approximate": bool,
         "rate_hz": _RATE,
     },
+    "export": {
+        **{key: hint for key, hint in _MODEL.items() if key != "device"},
+        "output": str,
+        "towers": list[str] | None,
+        "formats": list[str],
+        "opset": Annotated[int, AT_LEAST_1],
+        "tolerance": Annotated[float, ABOVE_0],
+        "zero_shot": dict[str, Any] | None,
+    },
     "adapters": {**_MODEL, "output": str, "adapters": str | None, "merge": bool},
     "import_weights": {
         "input": str,

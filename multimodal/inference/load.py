@@ -14,6 +14,8 @@ from multimodal.inference.checkpoint.load import Loaded, load_checkpoint
 from multimodal.inference.checkpoint.locate import checkpoint_at
 from multimodal.inference.device import device_of
 from multimodal.inference.embedder import Embedder
+from multimodal.inference.export import manifest
+from multimodal.inference.export.reading import load_exported
 from multimodal.models.pretrained import files
 from multimodal.models.towers import EmbeddingKind, EmbeddingModel
 
@@ -51,8 +53,9 @@ def load_embedder(
 
     Args:
         path: of a run's folder (its best checkpoint, else its newest), of a checkpoint, or of a
-            model's folder from a hub (`model.safetensors` and `config.json` of `transformers`, or
-            OpenCLIP's files; as `multimodal import` reads them).
+            model's folder: what `multimodal export` wrote, or one from a hub (`model.safetensors`
+            and `config.json` of `transformers`, or OpenCLIP's files; as `multimodal import` reads
+            them).
         device: to embed on; None: a GPU where there is one.
         allowed_packages: of the caller's own, that the checkpoint's towers may come from.
         batch_size: inputs embedded at once.
@@ -62,11 +65,14 @@ def load_embedder(
 
     Raises:
         CheckpointError: if the checkpoint cannot be used, see `load_checkpoint`.
+        ExportError: if an exported folder is damaged, or of another version.
         WeightsError: if a hub's weights do not fit our towers.
         ConfigError: if its configuration may not be built.
     """
     folder = Path(path).expanduser()
-    if files.is_model_folder(folder):
+    if manifest.is_exported(folder):
+        loaded = load_exported(folder, allowed_packages, allowed_addresses)
+    elif files.is_model_folder(folder):
         loaded = _import_folder(folder)
     else:
         found = checkpoint_at(folder)

@@ -48,6 +48,11 @@ COMMANDS = {
     "pretrained": Command(
         "weights.pretrained", "list or fetch pretrained towers", "list | fetch NAME ..."
     ),
+    "export": Command(
+        "weights.export", "export a model as ONNX and torch.export, with a runner",
+        "checkpoint=PATH output=FOLDER", "export",
+    ),
+    "card": Command("weights.card", "write a run's model card", "RUN [--output FILE]"),
     "adapters": Command(
         "adapters", "export, attach or merge LoRA adapters", "checkpoint=PATH output=PATH",
         "adapters",

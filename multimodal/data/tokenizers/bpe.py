@@ -87,6 +87,10 @@ class BPETokenizer:
         text: str = self._tokenizer.decode(ids)
         return text
 
+    def to_json(self) -> str:
+        """The file of the ``tokenizers`` library that gives the same ids."""
+        return str(self._tokenizer.to_str())
+
 
 def train_bpe(texts: Iterable[str], vocab_size: int, min_frequency: int = 2) -> Tokenizer:
     """Trains a byte-level BPE tokenizer (Sennrich et al. 2016; bytes as in GPT-2).

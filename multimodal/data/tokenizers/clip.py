@@ -76,6 +76,10 @@ class CLIPTokenizer:
         text: str = self._tokenizer.decode(ids)
         return text
 
+    def to_json(self) -> str:
+        """The file of the ``tokenizers`` library that gives the same ids, of repaired texts."""
+        return str(self._tokenizer.to_str())
+
 
 def _byte_order(letter: str) -> tuple[bool, int]:
     """The order of CLIP's alphabet: bytes that stand for themselves, then the others."""

@@ -54,6 +54,11 @@ class HuggingFaceTokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
+    def to_json(self) -> str | None:
+        """The file of the ``tokenizers`` library that gives the same ids; None: it has none."""
+        fast = getattr(self._tokenizer, "backend_tokenizer", None)
+        return None if fast is None else str(fast.to_str())
+
 
 def _load(name: str, offline: bool) -> Any:
     transformers = import_transformers("HuggingFaceTokenizer")

@@ -151,6 +151,7 @@ class ImageTransform:
         if len(means) != 3:
             raise ValueError(f"mean and std need 3 numbers, got {len(means)}")
         self.size = size
+        self.mean, self.std = means.tolist(), deviations.tolist()
         self.geometry = geometry
         self.interpolation = interpolation
         self.reduced = reduced

@@ -63,13 +63,13 @@ class IMUTransform(Stacked):
         self.magnitude = magnitude
         self.jitter = jitter
         self.channels = None if channels is None else list(channels)
-        self._mean = means[:, None]
-        self._std = deviations[:, None]
+        self.mean = means[:, None]
+        self.std = deviations[:, None]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample's tensor."""
-        return (len(self._mean), self.length)
+        return (len(self.mean), self.length)
 
     @property
     def is_random(self) -> bool:
@@ -97,7 +97,7 @@ class IMUTransform(Stacked):
                     "shape", f"expected channels {self.channels}, got {len(value.samples)} channels"
                 )
             value = Signal(value.samples[self.channels], value.rate)
-        channels = len(self._mean)
+        channels = len(self.mean)
         if len(value.samples) != channels:
             raise DecodeError("shape", f"expected [{channels}, T], got {list(value.samples.shape)}")
         require_finite(value.samples)
@@ -105,7 +105,7 @@ class IMUTransform(Stacked):
         samples = self._window(value, random)
         if random is not None:
             samples = self._move(samples, random)
-        samples = (samples - self._mean) / self._std
+        samples = (samples - self.mean) / self.std
         if random is not None and self.jitter:
             samples += self.jitter * random.standard_normal(samples.shape, np.float32)
         result = torch.zeros(channels, self.length)

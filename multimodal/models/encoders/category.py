@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from multimodal.core.batch import EncoderOutput
@@ -45,8 +46,9 @@ class CategoryEncoder(nn.Module):
                 f"CategoryEncoder expects integers [B] and no mask, got {inputs.dtype} "
                 f"{list(inputs.shape)}{'' if mask is None else ' and a mask'}"
             )
-        # On an accelerator the comparison would wait for the device in every step.
-        if inputs.device.type != "cpu" or not len(inputs):
+        # On an accelerator the comparison would wait for the device in every step, and an exported
+        # graph cannot make it.
+        if torch.compiler.is_exporting() or inputs.device.type != "cpu" or not len(inputs):
             return
         least, most = int(inputs.min()), int(inputs.max())
         if least < 0 or most >= self.num_categories:

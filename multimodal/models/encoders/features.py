@@ -80,4 +80,4 @@ class FeatureEncoder(nn.Module):
                 f"FeatureEncoder expects inputs [B, {self.in_features}] or "
                 f"[B, T, {self.in_features}], got {given}{list(inputs.shape)}"
             )
-        check_mask(mask, (len(inputs), 1) if inputs.ndim == 2 else inputs.shape[:2])
+        check_mask(mask, (inputs.shape[0], 1) if inputs.ndim == 2 else inputs.shape[:2])

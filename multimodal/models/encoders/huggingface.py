@@ -232,7 +232,7 @@ class HuggingFaceEncoder(nn.Module):
         if self._takes_patches:
             inputs, extra = self._patches(inputs)
         if self._takes_lengths:  # a window is no longer than the model's
-            extra["is_longer"] = torch.zeros(len(inputs), 1, dtype=torch.bool, device=inputs.device)
+            extra["is_longer"] = inputs.new_zeros(inputs.shape[0], 1, dtype=torch.bool)
         output = self.model(**{self.input_name: inputs}, **extra)
         tokens = cast("Tensor", output[0])
         if tokens.ndim == 4:  # convolutional: [B, W, h, w]
@@ -256,7 +256,7 @@ class HuggingFaceEncoder(nn.Module):
         cut = pictures.reshape(*pictures.shape[:2], grid[0], side, grid[1], side)
         patches = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         mask = torch.ones(patches.shape[:2], dtype=torch.long, device=patches.device)
-        shapes = torch.tensor(grid, device=patches.device).expand(len(patches), 2)
+        shapes = torch.tensor(grid, device=patches.device).expand(patches.shape[0], 2)
         return patches, {"pixel_attention_mask": mask, "spatial_shapes": shapes}
 
     def _shorter(self, mask: Tensor, tokens: Tensor) -> Tensor:

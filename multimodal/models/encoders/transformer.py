@@ -87,7 +87,8 @@ class TransformerEncoder(nn.Module):
             mask: bool ``[B, N]``, True where a token is real, those before the others.
         """
         if self.class_token is not None:
-            first = self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1)
+            # `shape[0]`: `len` would fix the size of the batch in an exported graph.
+            first = self.class_token.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
             tokens = torch.cat([first, tokens], dim=1)
             mask = None if mask is None else F.pad(mask, (1, 0), value=True)
         tokens = tokens + self.positions[: tokens.shape[1]]

@@ -74,7 +74,7 @@ class WhisperEncoder(TransformerEncoder):
                 f"WhisperEncoder expects log-mel [B, {self.num_mel_bins}, frames <= {longest}], "
                 f"got {list(inputs.shape)}"
             )
-        check_mask(mask, (len(inputs), inputs.shape[2]))
+        check_mask(mask, (inputs.shape[0], inputs.shape[2]))
         real = None if mask is None else mask[:, None]
         # Beyond a sound's end both convolutions see the zeros that they pad with.
         x = inputs if real is None else inputs.masked_fill(~real, 0.0)

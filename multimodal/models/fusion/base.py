@@ -145,7 +145,8 @@ class Fusion(nn.Module):
             features = project(torch.where(present[:, None], output.features, 0.0))
             features = torch.where(present[:, None], features, 0.0)
             streams[name] = Stream(features, tokens, mask, present)
-        if any(name in presence for name in streams):
+        checked = not torch.compiler.is_exporting()  # a graph cannot refuse values
+        if checked and any(name in presence for name in streams):
             has_no_modality = ~torch.stack([s.present for s in streams.values()]).any(dim=0)
             if has_no_modality.any():
                 places = has_no_modality.nonzero().flatten().tolist()

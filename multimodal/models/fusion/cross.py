@@ -100,7 +100,7 @@ class CrossAttentionFusion(Fusion):
         assert self.stand_in is not None
         if self.query not in streams:
             other = next(iter(streams.values()))
-            tokens = self.stand_in.to(other.tokens.dtype).expand(len(other.tokens), 1, -1)
+            tokens = self.stand_in.to(other.tokens.dtype).expand(other.tokens.shape[0], 1, -1)
             everywhere = torch.ones_like(other.present)
             return {self.query: Stream(tokens[:, 0], tokens, everywhere[:, None], everywhere)}
         own = streams[self.query]

@@ -72,7 +72,7 @@ class BottleneckFusion(Fusion):
         present = [stream.present for stream in streams.values()]
         count = len(self.bottleneck)
         first = next(iter(streams.values())).tokens
-        shared = self.bottleneck.to(first.dtype).expand(len(first), -1, -1)
+        shared = self.bottleneck.to(first.dtype).expand(first.shape[0], -1, -1)
         for layer in self.layers:
             read, made = {}, []
             for name, stream in streams.items():
@@ -133,7 +133,7 @@ class ResamplerFusion(Fusion):
         """The latents, and their mean."""
         tokens, mask, spans = joined(self.kinds(streams))
         attention: list[AttentionMap] = []
-        latents = self.latents.to(tokens.dtype).expand(len(tokens), -1, -1)
+        latents = self.latents.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         for cross, own in zip(self.cross, self.own, strict=True):
             if need_attention:
                 weights = cross.weights(latents, tokens, mask)  # type: ignore[operator]
@@ -178,7 +178,7 @@ class MergedFusion(Fusion):
     def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:
         """The modalities' tokens after the last block; the class token's as features."""
         tokens, mask, spans = joined(self.kinds(streams))
-        first = self.class_token.to(tokens.dtype).expand(len(tokens), -1, -1)
+        first = self.class_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         tokens = torch.cat([first, tokens], dim=1)
         mask = nn.functional.pad(mask, (1, 0), value=True)
         moved = {name: (start + 1, stop + 1) for name, (start, stop) in spans.items()}

@@ -122,6 +122,6 @@ class LowRankFusion(Fusion):
             factor = torch.where(stream.present[:, None], factor, 1.0)
             product = factor if product is None else product * factor
         assert product is not None
-        product_BWR = product.view(len(product), self.rank, self.width).transpose(1, 2)
+        product_BWR = product.view(product.shape[0], self.rank, self.width).transpose(1, 2)
         fused = self.mix(product_BWR)[..., 0] + self.bias
         return FusionOutput(fused, *pooled_output(features, streams))

@@ -31,7 +31,7 @@ class LastPool(nn.Module):
         if mask is None:
             return tokens[:, -1]
         last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=1)
-        return tokens[torch.arange(len(tokens), device=tokens.device), last]
+        return tokens[torch.arange(tokens.shape[0], device=tokens.device), last]
 
 
 class MeanPool(nn.Module):
@@ -67,7 +67,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """``[B, T, W]`` to ``[B, W]``."""
-        query = self.latent.to(tokens.dtype).expand(len(tokens), 1, -1)
+        query = self.latent.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
         x = self.attention(query, tokens, mask)
         x = x + self.mlp(self.norm(x))
         pooled: Tensor = x[:, 0]

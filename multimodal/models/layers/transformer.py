@@ -105,8 +105,8 @@ class Attention(nn.Module):
             visible = triangle[None, None] if visible is None else triangle & visible
             causal = False
         if self.bias_k is not None and self.bias_v is not None:
-            k = torch.cat([k, self.bias_k.to(k.dtype).expand(len(x), 1, -1)], dim=1)
-            v = torch.cat([v, self.bias_v.to(v.dtype).expand(len(x), 1, -1)], dim=1)
+            k = torch.cat([k, self.bias_k.to(k.dtype).expand(x.shape[0], 1, -1)], dim=1)
+            v = torch.cat([v, self.bias_v.to(v.dtype).expand(x.shape[0], 1, -1)], dim=1)
             visible = None if visible is None else F.pad(visible, (0, 1), value=True)
         out: Tensor = self.out(attend(q, k, v, self.num_heads, visible, causal))
         return out
@@ -186,7 +186,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
-        kept = x.new_empty(len(x), *(1,) * (x.ndim - 1)).bernoulli_(keep)
+        kept = x.new_empty(x.shape[0], *(1,) * (x.ndim - 1)).bernoulli_(keep)
         return x * (kept / keep)
 
 

@@ -15,6 +15,7 @@ PATHS = {
     "embed": ["checkpoint=a.ckpt", "input=a", "output=b.npy"],
     "search": ["checkpoint=a.ckpt", "index=a.npy", "query=a"],
     "serve": ["checkpoint=a.ckpt", "index=a.npy"],
+    "export": ["checkpoint=a.ckpt", "output=b"],
     "adapters": ["checkpoint=a.ckpt", "output=b"],
     "import_weights": ["input=a", "output=b.ckpt"],
 }
@@ -55,6 +56,8 @@ def test_what_is_right_passes(command):
         ("serve", "port=99999999", "given 99999999, expected a number in [0, 65535]"),
         ("serve", "port=http", "given 'http', expected an integer"),
         ("serve", "max_upload_mb=-1", "given -1, expected a number at least 0"),
+        ("export", "tolerance=0", "given 0, expected a number above 0"),
+        ("export", "towers=image", "given 'image', expected a list"),
         ("adapters", "merge=2", "given 2, expected true or false"),
         ("import_weights", "image_size=0", "given 0, expected a number at least 1"),
         ("import_weights", "allow=3", "given 3, expected a list"),

@@ -9,8 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-_PREEMPHASIS = 0.97
-_FLOOR = torch.finfo(torch.float32).eps  # of the energies, before the logarithm
+PREEMPHASIS = 0.97
+FLOOR = torch.finfo(torch.float32).eps  # of the energies, before the logarithm
 _ZERO_CROSSINGS = 6  # of the sinc on either side: where the resampling filter ends
 _OUTPUTS_AT_ONCE = 64
 _ROLLOFF = 0.99  # cut-off of the resampling filter, as a share of the lower Nyquist frequency
@@ -79,15 +79,18 @@ class FilterBank:
     Attributes:
         window: samples in a window.
         hop: samples from one window to the next.
+        fft_size: of a window's spectrum: the next power of two.
+        taper: ``[window]``, which every window is multiplied by.
+        filters: ``[fft_size // 2 + 1, num_mel_bins]``.
     """
 
     def __init__(self, settings: FilterBankSettings) -> None:
         self.window, self.hop = settings.window, settings.hop
-        self._fft_size = 1 << (self.window - 1).bit_length()
-        self._taper = torch.hann_window(self.window, periodic=False)
-        self._filters = mel_filters(
+        self.fft_size = 1 << (self.window - 1).bit_length()
+        self.taper = torch.hann_window(self.window, periodic=False)
+        self.filters = mel_filters(
             settings.sample_rate,
-            self._fft_size,
+            self.fft_size,
             settings.num_mel_bins,
             settings.low_hz,
             settings.highest_hz,
@@ -110,10 +113,10 @@ class FilterBank:
         frames = frames - frames.mean(-1, keepdim=True)
         before = torch.cat([frames[..., :1], frames[..., :-1]], -1)
         spectrum = torch.fft.rfft(
-            torch.sub(frames, before, alpha=_PREEMPHASIS).mul_(self._taper), self._fft_size
+            torch.sub(frames, before, alpha=PREEMPHASIS).mul_(self.taper), self.fft_size
         )
         power: Tensor = spectrum.real.square().add_(spectrum.imag.square())
-        return (power @ self._filters).clamp_(min=_FLOOR).log_()
+        return (power @ self.filters).clamp_(min=FLOOR).log_()
 
 
 def mel_filters(

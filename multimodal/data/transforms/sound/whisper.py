@@ -16,7 +16,7 @@ from multimodal.data.transforms.sound.filterbank import resample
 
 SAMPLE_RATE = 16_000
 _FFT, _HOP = 400, 160
-_FLOOR, _RANGE = 1e-10, 8.0  # of the powers; decades below the loudest that are kept
+FLOOR, RANGE = 1e-10, 8.0  # of the powers; decades below the loudest that are kept
 
 
 class WhisperTransform:
@@ -51,11 +51,11 @@ class WhisperTransform:
                 f"num_mel_bins={num_mel_bins}"
             )
         self.num_mel_bins = num_mel_bins
-        self.sample_rate = SAMPLE_RATE
+        self.sample_rate, self.hop = SAMPLE_RATE, _HOP
         self.num_samples = round(seconds * SAMPLE_RATE)
         self.changes = changes
-        self._filters = slaney_filters(num_mel_bins)
-        self._taper = torch.hann_window(_FFT)
+        self.filters = slaney_filters(num_mel_bins)
+        self.taper = torch.hann_window(_FFT)
 
     @property
     def is_random(self) -> bool:
@@ -104,11 +104,11 @@ class WhisperTransform:
         short = _FFT // 2 + 1 - len(waveform)  # mirrored, it needs as much to mirror
         waveform = torch.nn.functional.pad(waveform, (0, max(0, short)))
         spectrum = torch.stft(
-            waveform, _FFT, _HOP, window=self._taper, center=True, return_complex=True
+            waveform, _FFT, _HOP, window=self.taper, center=True, return_complex=True
         )[:, :-1]
-        power = self._filters @ spectrum.abs().square()
-        log_mel = power.clamp(min=_FLOOR).log10()
-        return torch.maximum(log_mel, log_mel.max() - _RANGE).add_(4.0).div_(4.0)
+        power = self.filters @ spectrum.abs().square()
+        log_mel = power.clamp(min=FLOOR).log10()
+        return torch.maximum(log_mel, log_mel.max() - RANGE).add_(4.0).div_(4.0)
 
     def collate(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """``[B, num_mel_bins, frames]``, padded to the longest, and where they are real."""

@@ -11,8 +11,9 @@ from multimodal.cli.program.commands import COMMANDS, find
 
 ROOT = Path(__file__).parents[4]
 SCRIPTS = [
-    "adapters.py", "embed.py", "evaluate.py", "import_weights.py", "join_checkpoint.py",
-    "make_shards.py", "pretrained.py", "search.py", "serve.py", "summarize.py", "train.py",
+    "adapters.py", "embed.py", "evaluate.py", "export.py", "import_weights.py",
+    "join_checkpoint.py", "make_shards.py", "pretrained.py", "search.py", "serve.py",
+    "summarize.py", "train.py",
 ]  # fmt: skip
 
 # Runs the program and says what it imported that takes long.
