@@ -162,17 +162,18 @@ def clip_sharded_grads(gradients: Sequence[Tensor], limit: float, algorithm: str
         part.mul_(factor)
 
 
-def fused(make: Callable[..., Optimizer], half: bool) -> Callable[..., Optimizer]:
+def fused(make: Callable[..., Optimizer], forbidden: bool) -> Callable[..., Optimizer]:
     """``make`` with its ``fused: null`` decided: one kernel per group where nothing forbids it.
 
     Args:
         make: a partial of an optimizer.
-        half: whether float16's gradient scaler is used: a fused optimizer would take its decision
-            to skip, and then gradients could not be clipped.
+        forbidden: whether float16's gradient scaler is used (a fused optimizer would take its
+            decision to skip, and then gradients could not be clipped), or some of the weights are
+            sharded (one kernel cannot take both kinds).
     """
     given = getattr(make, "keywords", {})
     undecided = "fused" in given and given["fused"] is None
-    return partial(make, fused=True) if undecided and not half else make
+    return partial(make, fused=True) if undecided and not forbidden else make
 
 
 def was_applied(optimizer: Optimizer) -> bool:

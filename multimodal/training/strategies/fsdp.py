@@ -198,7 +198,10 @@ def _load_unsharded(
             index: {key: _shard_like(value, parameters[index]) for key, value in values.items()}
             for index, values in saved["state"].items()
         }
-        optimizer.load_state_dict({"state": states, "param_groups": saved["param_groups"]})
+        # One kernel for a group, as without sharding, cannot take sharded and whole weights.
+        fused = [{"fused": g["fused"]} if "fused" in g else {} for g in optimizer.param_groups]
+        groups = [g | own for g, own in zip(saved["param_groups"], fused, strict=True)]
+        optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
 def _shard_like(value: Any, like: Tensor | None) -> Any:
