@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,12 +26,13 @@ def export(cfg: DictConfig) -> None:
     from multimodal.inference.load import embedder_of
 
     output = Path(cfg.output).expanduser()
+    heads: Any = OmegaConf.to_container(cfg.zero_shot) if cfg.zero_shot is not None else {}
     choices = writing.Choices(
         None if cfg.towers is None else list(cfg.towers),
         list(cfg.formats),
         cfg.opset,
         cfg.tolerance,
-        {} if cfg.zero_shot is None else dict(OmegaConf.to_container(cfg.zero_shot)),
+        heads,
     )
     try:
         with refused("export"):

@@ -107,7 +107,8 @@ def card(run: Run) -> str:
 
 def _model(run: Run) -> list[str]:
     model = run.model
-    rows, seen = [], {}
+    rows: list[str] = []
+    seen: dict[int, str] = {}
     for name in model.towers:
         tower = model.tower(name)
         if id(tower) in seen:
@@ -207,7 +208,7 @@ def _evaluation(run: Run) -> list[str]:
         interval = (row.get("interval") or {}).get(figure)
         chance = (row.get("chance") or {}).get(figure)
         between = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
-        kind = {True: "trained", False: "emergent"}.get(row.get("trained"), "")  # type: ignore[call-overload]
+        kind = "" if "trained" not in row else "trained" if row["trained"] else "emergent"
         lines.append(
             f"| {set_name} | {task} | {figure} | {row[figure]:.3f} | {between} | "
             f"{'' if chance is None else f'{chance:.3f}'} | {kind} |"

@@ -127,7 +127,7 @@ class FusionGraph(nn.Module):
             encoded[name] = self.model.tower(name).encode(*own[:-1])
             presence[name] = own[-1]
         fused = self.model.fuse(encoded, presence).features
-        logits = [self.model.tasks[name].head(fused) for name in self.tasks]  # type: ignore[union-attr,operator]
+        logits = [self.model.tasks[name].head(fused) for name in self.tasks]  # type: ignore[operator]
         return (fused.float(), *(each.float() for each in logits))
 
 
@@ -187,7 +187,7 @@ def inputs_of(modality: str, transform: Transform) -> Inputs:
     generator = torch.Generator().manual_seed(0)
     if isinstance(transform, TextTransform):
         lengths = (transform.context_length,) * 2 if transform.fill else (9, 6)
-        most = transform.tokenizer.vocab_size  # type: ignore[attr-defined]
+        most = transform.tokenizer.vocab_size
         samples = [
             torch.randint(1, most, (min(n, transform.context_length),), generator=generator)
             for n in lengths

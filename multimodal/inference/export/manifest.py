@@ -30,10 +30,11 @@ def read(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ExportError(f"{folder} is not an exported model: it has no {NAME}")
     try:
-        content = strict_json.read(path)
+        found: Any = strict_json.read(path)
     except ValueError as error:
         raise ExportError(str(error)) from error
-    kind = content.get("format") if isinstance(content, dict) else None
+    content: dict[str, Any] = found if isinstance(found, dict) else {}
+    kind = content.get("format")
     if kind != FORMAT:
         raise ExportError(f"{path} is not of an exported model: format is {kind!r}, not {FORMAT!r}")
     version = content.get("version")
