@@ -12,6 +12,7 @@ from multimodal.config.choices import incompatible_choices
 from multimodal.config.problems import ConfigError, ConfigProblem
 from multimodal.config.removed import without_removed
 from multimodal.config.rules import (
+    connected,
     data,
     distributed,
     evaluation,
@@ -61,6 +62,9 @@ RULES = (
     pairs.towers_of_anchor,
     tuning.frozen_or_tuned,
     tuning.frozen_towers_are_aligned,
+    connected.backbones_of_towers,
+    connected.tokenizers_of_backbones,
+    connected.what_of_connected_towers_learns,
     pairs.modalities_of_evaluation,
     evaluation.modalities_of_tasks,
     evaluation.sets_in_training,

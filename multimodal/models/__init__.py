@@ -7,6 +7,7 @@ from multimodal.core.imports.lazy import lazy
 if TYPE_CHECKING:
     from multimodal.models.encoders.audio import AudioTransformer
     from multimodal.models.encoders.category import CategoryEncoder
+    from multimodal.models.encoders.connected import ConnectedEncoder
     from multimodal.models.encoders.convolutional import ConvolutionalEncoder
     from multimodal.models.encoders.efficientnet import EfficientNetLite
     from multimodal.models.encoders.features import FeatureEncoder
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from multimodal.models.fusion_model import FusionModel
     from multimodal.models.heads import IdentityHead, LinearHead, MLPHead
     from multimodal.models.layers.activations import QuickGELU
+    from multimodal.models.layers.connectors import (
+        Connector,
+        LinearConnector,
+        MLPConnector,
+        PixelShuffleConnector,
+        ResamplerConnector,
+    )
     from multimodal.models.layers.pooling import AttentionPool, FirstPool, LastPool, MeanPool
     from multimodal.models.layers.stems import ConvStem, PatchStem
     from multimodal.models.layers.transformer import Block, Transformer
@@ -47,6 +55,8 @@ __all__ = [
     "Classification",
     "CoAttentionFusion",
     "ConcatFusion",
+    "ConnectedEncoder",
+    "Connector",
     "ConvStem",
     "ConvolutionalEncoder",
     "CrossAttentionFusion",
@@ -65,10 +75,12 @@ __all__ = [
     "IdentityHead",
     "LastLayers",
     "LastPool",
+    "LinearConnector",
     "LinearHead",
     "LoRA",
     "LossTerm",
     "LowRankFusion",
+    "MLPConnector",
     "MLPHead",
     "Matching",
     "MeanFusion",
@@ -78,8 +90,10 @@ __all__ = [
     "NormsAndBiases",
     "Ordinal",
     "PatchStem",
+    "PixelShuffleConnector",
     "QuickGELU",
     "Regression",
+    "ResamplerConnector",
     "ResamplerFusion",
     "Task",
     "TaskContext",

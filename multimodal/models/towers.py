@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from multimodal.core.batch import EncoderOutput
 from multimodal.core.errors import ConfigError, ConfigProblem, InputMismatchError
+from multimodal.models.encoders.connected import ConnectedEncoder
 from multimodal.models.tower_optim import TowerOptim
 from multimodal.models.tuning import Tuning
 
@@ -92,6 +93,49 @@ class Tower(nn.Module):
             self.encoder.eval()
         return self
 
+    @property
+    def cached_width(self) -> int | None:
+        """Width of `frozen_part`; None where nothing of an input stays the same in training."""
+        if isinstance(self.encoder, ConnectedEncoder):
+            return self.encoder.cached_width
+        if not self.encoder_frozen:
+            return None
+        return self.embed_dim if self.frozen else int(self.encoder.width)  # type: ignore[arg-type]
+
+    @property
+    def frozen_module(self) -> nn.Module:
+        """What computes `frozen_part`."""
+        if isinstance(self.encoder, ConnectedEncoder):
+            return self.encoder.encoder
+        return self if self.frozen else self.encoder
+
+    def frozen_part(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What training does not change ``[B, cached_width]``, and a cache may keep.
+
+        Of a frozen tower the embeddings; of a frozen encoder, also of one that is connected, the
+        features.
+
+        Raises:
+            ValueError: if a sample has several clips, which are averaged behind a trained head.
+        """
+        if self.frozen and self.frozen_module is self:
+            embeddings: Tensor = self(inputs, mask)
+            return embeddings
+        if mask is None and inputs.ndim - 1 == getattr(self.encoder, "input_dims", None):
+            raise ValueError(
+                "data.cache_frozen: without views a sample has several clips, whose embeddings are "
+                "averaged behind the head: set cache_frozen.views=K, or num_clips=1"
+            )
+        if isinstance(self.encoder, ConnectedEncoder):
+            return self.encoder.encode_input(inputs, mask).features
+        return self.encode(inputs, mask).features
+
+    def from_frozen(self, cached: Tensor) -> Tensor:
+        """Embeddings ``[B, embed_dim]``, normalised, of what `frozen_part` gave."""
+        if isinstance(self.encoder, ConnectedEncoder):
+            return self.project(self.encoder.from_features(cached).features)
+        return cached if self.frozen else self.project(cached)
+
     def check_inputs(self, inputs: Tensor, mask: Tensor | None = None) -> None:
         """Refuses inputs that the encoder cannot take, as far as it can tell without computing.
 
@@ -159,11 +203,12 @@ class EmbeddingModel(nn.Module):
     """Towers into one shared space, by modality.
 
     Args:
-        towers: modality -> tower, or -> the name of another modality whose tower it shares.
+        towers: modality -> tower, or -> the name of another modality whose tower it shares. A
+            `ConnectedEncoder` is given the encoder of the tower that it names as its backbone.
 
     Raises:
-        ValueError: if there is no tower, a shared one does not exist, or the towers differ in
-            ``embed_dim``.
+        ValueError: if there is no tower, a shared one or a backbone does not exist, or the towers
+            differ in ``embed_dim``.
     """
 
     def __init__(self, towers: Mapping[str, Tower | str]) -> None:
@@ -183,6 +228,9 @@ class EmbeddingModel(nn.Module):
             listed = ", ".join(f"{name} {dim}" for name, dim in dims.items())
             raise ValueError(f"all towers must have the same embed_dim, got {listed}")
         self.embed_dim = next(iter(dims.values()), 0)
+        for name, tower in own.items():
+            if isinstance(tower.encoder, ConnectedEncoder):
+                _attach(name, tower.encoder, own)
 
     def tower(self, modality: str) -> Tower:
         """The tower of a modality.
@@ -222,6 +270,18 @@ class EmbeddingModel(nn.Module):
             embeddings: Tensor = tower(inputs, mask, kind)
         return embeddings
 
+    def frozen_part(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What a cache may keep of a batch ``[B, tower.cached_width]``: see `Tower.frozen_part`.
+
+        Raises:
+            ConfigError: if the inputs do not fit the tower.
+        """
+        tower = self.tower(modality)
+        if tower.frozen_module is tower:
+            return self.embed(modality, inputs, mask)
+        with self.inputs_blamed(modality):
+            return tower.frozen_part(inputs, mask)
+
     @contextmanager
     def inputs_blamed(self, modality: str) -> Iterator[None]:
         """Within, inputs that do not fit a tower are an error of the key that makes them.
@@ -250,6 +310,24 @@ class EmbeddingModel(nn.Module):
         """Embed a batch of several modalities: name -> ``[B, embed_dim]``."""
         masks = masks or {}
         return {name: self.embed(name, value, masks.get(name)) for name, value in inputs.items()}
+
+
+def _attach(name: str, encoder: ConnectedEncoder, own: Mapping[str, Tower]) -> None:
+    """Gives a connected encoder the backbone that it names.
+
+    Raises:
+        ValueError: naming the tower.
+    """
+    others = sorted(own.keys() - {name})
+    if encoder.backbone_name not in others:
+        raise ValueError(
+            f"towers.{name}.encoder.backbone={encoder.backbone_name!r} is none of the other "
+            f"towers, {', '.join(others) or 'of which there are none'}"
+        )
+    try:
+        encoder.attach(own[encoder.backbone_name].encoder)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"towers.{name}.encoder: {error}") from error
 
 
 def no_weight_decay(name: str, parameter: Tensor) -> bool:

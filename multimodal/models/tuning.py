@@ -37,6 +37,15 @@ def layers_of(encoder: nn.Module) -> nn.ModuleList:
     return layers
 
 
+def freeze_encoder(encoder: nn.Module) -> None:
+    """Marks an encoder as not trained, but for what is new in it: a connector to a backbone."""
+    encoder.requires_grad_(False)
+    for name in ("connector", "pool") if hasattr(encoder, "connector") else ():
+        part = getattr(encoder, name)
+        if part is not None:
+            part.requires_grad_(True)
+
+
 class LastLayers(Tuning):
     """Trains the last layers of the encoder, what comes after them, and the head.
 
@@ -60,7 +69,7 @@ class LastLayers(Tuning):
         layers = layers_of(encoder)
         if self.num_layers > len(layers):
             raise ValueError(f"num_layers={self.num_layers}: the encoder has {len(layers)}")
-        encoder.requires_grad_(False)
+        freeze_encoder(encoder)
         for layer in layers[len(layers) - self.num_layers :]:
             layer.requires_grad_(True)
         if self.num_layers or self.norm:
@@ -78,7 +87,7 @@ class NormsAndBiases(Tuning):
     def __call__(self, tower: nn.Module) -> None:
         """Marks the trained parameters."""
         encoder: Any = tower.encoder
-        encoder.requires_grad_(False)
+        freeze_encoder(encoder)
         for module in encoder.modules():
             if isinstance(module, nn.LayerNorm):
                 module.requires_grad_(True)
@@ -134,7 +143,7 @@ class LoRA(Tuning):
         """Adds the adapters and freezes the rest."""
         peft = module_of("lora", "peft", "tuning=lora or tuning=dora")
         encoder: Any = tower.encoder
-        encoder.requires_grad_(False)
+        freeze_encoder(encoder)
         _head(tower).requires_grad_(self.head)
         peft.inject_adapter_in_model(self.peft_config(self._names(encoder)), encoder)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from multimodal.objectives.losses.margin import Hinge, Triplet
     from multimodal.objectives.losses.sigmoid import SigLIP
     from multimodal.objectives.losses.softmax import DCL, InfoNCE, SoftTarget, SupCon
+    from multimodal.objectives.losses.target import CosineTarget, SquaredTarget
     from multimodal.objectives.negatives.reweighting import Debiased, Reweighted
     from multimodal.objectives.negatives.selection import (
         DistanceWeighted,
@@ -41,6 +42,7 @@ __all__ = [
     "Candidates",
     "Context",
     "ContrastiveObjective",
+    "CosineTarget",
     "Debiased",
     "DistanceWeighted",
     "Filtered",
@@ -61,6 +63,7 @@ __all__ = [
     "SigLIP",
     "SimilarityBlock",
     "SoftTarget",
+    "SquaredTarget",
     "SupCon",
     "Triplet",
     "TwoWayLoss",

@@ -240,8 +240,8 @@ def compatible(
     if not isinstance(gives, str) or not isinstance(accepts, Set) or gives in accepts:
         return None
     reasons = {
-        "weights": "weights its negatives, but a margin loss has no weights. It needs a softmax or "
-        "the sigmoid loss (info_nce, dcl, sup_con, soft_target, siglip)",
+        "weights": "weights its negatives, but a margin loss has no weights, nor has a target. It "
+        "needs a softmax or the sigmoid loss (info_nce, dcl, sup_con, soft_target, siglip)",
         "estimate": "corrects the denominator of a softmax, which this loss does not have. It "
         "needs a softmax loss (info_nce, dcl, sup_con, soft_target)",
     }

@@ -16,6 +16,7 @@ from multimodal.objectives.interfaces import Context, Loss, Negatives, compatibl
 from multimodal.objectives.kernels.blockwise import block_sum, chunked_direction
 from multimodal.objectives.kernels.fused import fused_sum, has_fused_kernel
 from multimodal.objectives.kernels.hardest import hardest_k, mined_directions
+from multimodal.objectives.losses.target import TargetLoss
 from multimodal.objectives.matches import SampleKeys, index_positives
 from multimodal.objectives.negatives.selection import InBatch
 from multimodal.objectives.negatives.warmup import strength
@@ -152,6 +153,12 @@ class Pair(nn.Module):
             two scalars: the sum, both directions joined as the loss says, not yet weighted; and
             the count, over both directions.
         """
+        if isinstance(self.loss, TargetLoss):
+            anchors, targets = (
+                self._side(gathered, name)[gathered.local_rows]
+                for name in (self.anchor, self.other)
+            )
+            return self.loss.of_rows(anchors, targets), anchors.new_zeros(())
         part = strength(self.negatives, context.step) if self.training else 1.0
         if part == 1:
             total, without = self._sum(self.negatives, gathered, context, chunk_size)

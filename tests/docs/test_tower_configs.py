@@ -38,6 +38,7 @@ FULL_SIZE = {
 }
 ELSEWHERE = (
     "features", "huggingface", "dinov2_b", "vit_b16_siglip", "text_siglip_b", "pretrained",
+    "connected",
 )  # fmt: skip
 SAMPLE_SIZE = 5_000_000  # parameters of a tower that learns on two cores
 TOWERS = sorted(path.stem for path in (config_dir() / "tower").glob("*.yaml"))

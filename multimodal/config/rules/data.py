@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from multimodal.config.problems import ConfigProblem
+from multimodal.config.rules.connected import is_connected
 from multimodal.config.tree import at, block
 
 
@@ -18,7 +19,7 @@ def frozen_towers_to_cache(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
         return
     if isinstance(views, int) and views < 1:
         yield ConfigProblem("cache_frozen.views", f"must be at least 1, or null, given {views}")
-    if towers and not any(at(t, "frozen") in (True, "encoder") for t in towers.values()):
+    if towers and not any(_is_frozen(tower) for tower in towers.values()):
         yield ConfigProblem(
             "data.cache_frozen",
             "there is no tower with `frozen: true` or `frozen: encoder` to be cached",
@@ -36,3 +37,11 @@ def standardized_features(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
                 "needs `frozen: encoder` and data.cache_frozen=true, where its features are "
                 "measured before training; head.norm needs neither",
             )
+
+
+def _is_frozen(tower: Any) -> bool:
+    """Whether a tower, its encoder, or the encoder that it connects, is frozen."""
+    cached = is_connected(tower) and at(tower, "encoder.reads") == "features"
+    return at(tower, "frozen") in (True, "encoder") or (
+        cached and at(tower, "encoder.frozen") is not False
+    )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from multimodal.config.problems import ConfigProblem
+from multimodal.config.rules.connected import is_connected
 from multimodal.config.tree import at, block, nodes
 
 SHARDED = "multimodal.training.ShardedStrategy"
@@ -42,6 +43,11 @@ def fsdp_constraints(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
             else None
         ),
     }
+    for name, tower in block(tree, "model.towers").items():
+        if is_connected(tower):
+            reasons[f"model.towers.{name}.encoder"] = (
+                "a backbone is sharded with its own tower, and other towers cannot gather it"
+            )
     for where, node in nodes(tree):
         if where.endswith("candidates") and node.get("momentum") is not None:
             reasons[f"{where}.momentum"] = "a momentum copy of sharded weights is not supported"

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from multimodal.config.composing.catalogue import entry, names
 from multimodal.config.problems import ConfigProblem, did_you_mean
+from multimodal.config.rules.connected import is_connected
 from multimodal.config.tree import at, block
 from multimodal.core.hf_files import (
     ANY_SIZE,
@@ -29,7 +30,8 @@ def _models(tree: Tree) -> Iterator[tuple[str, str, Tree]]:
     """Modality, name of its model, and block of its transform."""
     for modality, tower in block(tree, "model.towers").items():
         tower = at(tree, f"model.towers.{tower}") if isinstance(tower, str) else tower
-        target, name = at(tower, "encoder._target_"), at(tower, "encoder.name")
+        inner = "encoder.encoder" if is_connected(tower) else "encoder"
+        target, name = at(tower, f"{inner}._target_"), at(tower, f"{inner}.name")
         transform = at(tree, f"data.transforms.{modality}")
         if str(target).endswith(".HuggingFaceEncoder") and isinstance(name, str):
             yield modality, name, transform if isinstance(transform, dict) else {}

@@ -61,13 +61,18 @@ def pair_temperatures(
 ) -> dict[frozenset[str], float]:
     """1 / logit scale of every pair of ``cfg``, from a training module's state dict.
 
-    Of several pairs of the same modalities the last counts; one without a scale is left out.
+    Of several pairs of the same modalities the last counts; one without a scale is left out, and so
+    is one whose loss has no use for it: a target.
     """
     temperatures = {}
     pairs = OmegaConf.select(cfg, "pairs")
     for name, pair in pairs.items() if isinstance(pairs, DictConfig) else ():
         scale = weights.get(f"objective.pairs.{name!s}.logit_scale")
-        if scale is not None and scale.numel() == 1 and isinstance(pair, DictConfig):
+        if not isinstance(pair, DictConfig):
+            continue
+        if str(OmegaConf.select(pair, "loss._target_")).endswith("Target"):
+            continue
+        if scale is not None and scale.numel() == 1:
             ends = frozenset((pair.get("anchor"), pair.get("other")))
             temperatures[ends] = float((-scale).exp())
     return temperatures

@@ -15,6 +15,7 @@ from multimodal.core.errors import ConfigError
 from multimodal.inference.filling import fill_tower
 from multimodal.inference.importing import WeightSource, plan_of
 from multimodal.inference.pretrained.fetching import fetch
+from multimodal.models.encoders.connected import ConnectedEncoder
 from multimodal.models.encoders.huggingface import HuggingFaceEncoder
 from multimodal.models.pretrained import files
 from multimodal.models.pretrained.keys import Diff, WeightsError
@@ -59,9 +60,10 @@ def fill_towers(model: EmbeddingModel, cfg: DictConfig) -> list[str]:
     read: dict[str, tuple[Plan, Mapping[str, Tensor]]] = {}
     problems = []
     for modality, name in pretrained_names(cfg).items():
-        tower, one = model.tower(modality), entry(name)
+        one = entry(name)
         config = OmegaConf.to_container(cfg.model.towers[modality], resolve=True)
         assert isinstance(config, dict)
+        tower, config = _own_encoder(model.tower(modality), config)
         path = folders[name] / one.weights if one.weights else folders[name]
         try:
             if one.importer == TRANSFORMERS:
@@ -89,6 +91,16 @@ def _read(one: Entry, path: Path) -> tuple[Plan, Mapping[str, Tensor]]:
     source = cast("WeightSource", one.importer)
     plan, state, _, _ = plan_of(files.read_state(path), files.read_config(None, path), source)
     return plan, state
+
+
+def _own_encoder(tower: Tower, config: dict[Any, Any]) -> tuple[Tower, dict[Any, Any]]:
+    """A tower and its configuration; of a connected encoder, of that alone which it connects."""
+    connected = tower.encoder
+    if not isinstance(connected, ConnectedEncoder):
+        return tower, config
+    alone = Tower(connected.encoder, None)
+    tower.train(tower.training)  # a new tower trains
+    return alone, {**config, "encoder": config["encoder"]["encoder"]}
 
 
 def _fill_transformers(tower: Tower, one: Entry, folder: Path) -> None:

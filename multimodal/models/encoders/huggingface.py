@@ -6,9 +6,9 @@ Needs the extra ``huggingface``.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,34 +16,19 @@ from torch import Tensor, nn
 from multimodal.core.batch import EncoderOutput
 from multimodal.core.errors import InputMismatchError
 from multimodal.core.hf_files import import_transformers, input_settings
+from multimodal.models.encoders.huggingface_models import (
+    PARTS,
+    ModelPart,
+    build_model,
+    part_of,
+    settings_of,
+)
 from multimodal.models.encoders.transformer import check_mask
 from multimodal.models.layers.pooling import FirstPool, LastPool, MeanPool, Pooling, make_pooler
 from multimodal.models.layers.transformer import Transformer
 
-ModelPart = Literal["whole", "vision", "text", "audio", "encoder"]
-
 # What the models call their input; the first that a model's forward has is used.
 INPUT_NAMES = ("pixel_values", "input_ids", "input_values", "input_features", "inputs_embeds")
-# Where a model of several modalities keeps the tower of one.
-PARTS: dict[str, tuple[str, ...]] = {
-    "vision": ("vision_model",),
-    "text": ("text_model",),
-    "audio": ("audio_model",),
-    "encoder": ("encoder",),
-}
-ATTENTION = "attn_implementation"
-# Keys of a configuration by which the library would import, fetch or load something else.
-OPTIONS = (
-    "trust_remote_code", "auto_map", "quantization_config", "name_or_path", "config", "state_dict",
-    "adapter_kwargs", "use_kernels", "kernel_config", "experts_implementation", "weights_only",
-    "local_files_only",
-)  # fmt: skip
-# Keys of a configuration that say nothing of what the model computes.
-METADATA = (
-    "architectures", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id",
-    "use_cache", "gradient_checkpointing", "problem_type", "attn_implementation",
-    "output_attentions", "output_hidden_states", "return_dict", "classifier_dropout",
-)  # fmt: skip
 LAYERS = ("layers", "layer", "blocks", "h")  # what a list of equal layers may be called
 
 
@@ -89,11 +74,15 @@ class HuggingFaceEncoder(nn.Module):
             if given not in get_args(choices):
                 expected = ", ".join(get_args(choices))
                 raise ValueError(f"{key}={given!r}: expected one of {expected}")
-        self.model = _part(_build(name, config, offline), part)
+        self.model = part_of(build_model(name, config, offline), part)
         self.settings = {} if name is None else input_settings(name)
         settings = self.model.config
         width = getattr(settings, "hidden_size", None) or getattr(settings, "d_model", None)
         self.width = int(width or settings.hidden_sizes[-1])
+        if getattr(
+            settings, "use_cache", False
+        ):  # keys and values of words to come: there are none
+            settings.use_cache = False
         self.swap_audio_axes = swap_audio_axes
         parameters = inspect.signature(self.model.forward).parameters
         self.input_name = next(key for key in INPUT_NAMES if key in parameters)
@@ -133,8 +122,8 @@ class HuggingFaceEncoder(nn.Module):
             )  # fmt: skip
         except OSError as error:
             raise ValueError(f"no model {folder}: {str(error).splitlines()[0]}") from error
-        model = _part(theirs, part)
-        ours, other = (_settings(each.config) for each in (self.model, model))
+        model = part_of(theirs, part)
+        ours, other = (settings_of(each.config) for each in (self.model, model))
         if differing := sorted(k for k in ours.keys() & other.keys() if ours[k] != other[k]):
             listed = "; ".join(f"{k}: {other[k]!r} there, {ours[k]!r} here" for k in differing)
             raise ValueError(f"{folder} is of another configuration: {listed}")
@@ -176,6 +165,33 @@ class HuggingFaceEncoder(nn.Module):
             return self._encode(inputs, mask)
         except ValueError as error:  # how these models refuse pictures of another size
             raise InputMismatchError(f"{type(self.model).__name__}: {error}") from error
+
+    def token_table(self) -> nn.Embedding:
+        """The table that turns ids into vectors ``[width]``, for a ``ConnectedEncoder``.
+
+        Raises:
+            ValueError: if the model does not take such vectors.
+        """
+        table = self.model.get_input_embeddings() if self.input_name == "input_ids" else None
+        takes = "inputs_embeds" in inspect.signature(self.model.forward).parameters
+        if not takes or not isinstance(table, nn.Embedding) or table.embedding_dim != self.width:
+            raise ValueError(
+                f"{type(self.model).__name__} takes no vectors of its width in place of token ids"
+            )
+        return table
+
+    def encode_embedded(self, embedded: Tensor, mask: Tensor | None = None) -> EncoderOutput:
+        """As `forward`, of vectors ``[B, T, width]`` in place of token ids.
+
+        Raises:
+            InputMismatchError: if there are more than the model has positions for.
+        """
+        if (most := self._longest()) is not None and embedded.shape[1] > most:
+            name, given = type(self.model).__name__, embedded.shape[1]
+            raise InputMismatchError(f"{name} expects at most {most} tokens, got {given}")
+        extra = {} if mask is None else {"attention_mask": mask.long()}
+        tokens = cast("Tensor", self.model(inputs_embeds=embedded, **extra)[0])
+        return EncoderOutput(self.pool(tokens, mask), tokens, mask)
 
     def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
         """Refuses what the model cannot take, as far as it shows without values.
@@ -265,81 +281,3 @@ class HuggingFaceEncoder(nn.Module):
         lengths = self.model._get_feat_extract_output_lengths(lengths)
         within: Tensor = torch.arange(tokens.shape[1], device=mask.device) < lengths[:, None]
         return within
-
-
-def _build(name: str | None, config: Mapping[str, Any] | None, offline: bool) -> Any:
-    transformers = import_transformers("encoder=huggingface")
-    given: dict[str, Any] = _plain(config or {})
-    _refuse_options(given)
-    if name is None:
-        kind = given.pop("model_type", None)
-        if kind is None:
-            raise ValueError("give name (a folder or a name on the hub), or config.model_type")
-        try:
-            made = transformers.AutoConfig.for_model(kind, **given)
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"transformers has no model_type {kind!r}") from error
-        return transformers.AutoModel.from_config(made, trust_remote_code=False)
-    local = Path(name).expanduser().is_dir()
-    path = str(Path(name).expanduser()) if local else name
-    reading = {"local_files_only": local or offline, "trust_remote_code": False}
-    try:
-        known = transformers.AutoConfig.from_pretrained(path, **reading).to_dict()
-        if strays := sorted(given.keys() - known.keys() - {ATTENTION}):
-            raise ValueError(f"config.{strays[0]}: {name} has no such setting")
-        return transformers.AutoModel.from_pretrained(path, **reading, weights_only=True, **given)
-    except OSError as error:
-        hint = "; offline=false would ask the hub" if offline and not local else ""
-        raise ValueError(f"no model {name}: {str(error).splitlines()[0]}{hint}") from error
-
-
-def _plain(value: Any) -> Any:
-    """Nested mappings and lists of any kind as dicts and lists, which alone the library takes."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_plain(each) for each in value]
-    return value
-
-
-def _refuse_options(given: Mapping[str, Any]) -> None:
-    """Settings describe a model: none of them may choose code that runs, or files that are read.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    for key, value in given.items():
-        if str(key).startswith("_") or key in OPTIONS:
-            raise ValueError(f"config.{key} is an option of the library, not a setting of a model")
-        if key == ATTENTION and not str(value).isidentifier():  # a name on the hub: its code
-            raise ValueError(f"config.{key}={value!r}: expected one that transformers itself has")
-        if isinstance(value, Mapping):
-            _refuse_options(value)
-
-
-def _settings(config: Any) -> dict[str, Any]:
-    """What of a configuration determines what a model computes."""
-    content: dict[str, Any] = config.to_dict()
-    return {
-        key: _settings_of(value) for key, value in content.items()
-        if not key.startswith("_") and key not in METADATA and not key.endswith("_token_id")
-    }  # fmt: skip
-
-
-def _settings_of(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _part(model: Any, part: ModelPart) -> Any:
-    if part == "whole":
-        several = [
-            name for name in ("vision_model", "text_model", "audio_model") if hasattr(model, name)
-        ]
-        if len(several) > 1:
-            names = " or ".join(name.removesuffix("_model") for name in several)
-            raise ValueError(f"{type(model).__name__} has several towers: choose part={names}")
-        return model
-    for attribute in PARTS[part]:
-        if hasattr(model, attribute):
-            return getattr(model, attribute)
-    raise ValueError(f"{type(model).__name__} has no part {part!r}")

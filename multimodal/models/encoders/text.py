@@ -73,6 +73,23 @@ class TextTransformer(TransformerEncoder):
             mask = places <= inputs.argmax(dim=1, keepdim=True)
         return self.encode_tokens(self.embedding(inputs), mask)
 
+    def token_table(self) -> nn.Embedding:
+        """The table that turns ids into vectors ``[W]``, for a ``ConnectedEncoder``."""
+        return self.embedding
+
+    def encode_embedded(self, embedded: Tensor, mask: Tensor | None = None) -> EncoderOutput:
+        """As `forward`, of vectors ``[B, T, W]`` in place of token ids.
+
+        Raises:
+            InputMismatchError: if there are more than ``context_length``.
+        """
+        if embedded.shape[1] > self.context_length or self.attend_padding:
+            raise InputMismatchError(
+                f"TextTransformer expects at most {self.context_length} vectors, and no padding "
+                f"that is read (attend_padding), got {embedded.shape[1]} vectors"
+            )
+        return self.encode_tokens(embedded, mask)
+
     def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
         """Refuses what `forward` cannot take.
 

@@ -15,6 +15,7 @@ from multimodal.objectives.gathered_batch import GatheredBatch
 from multimodal.objectives.interfaces import Loss, Negatives
 from multimodal.objectives.kernels.blockwise import BLOCK_ENTRIES, Direction, RowBlockLoss
 from multimodal.objectives.losses.margin import Hinge
+from multimodal.objectives.losses.target import TargetLoss
 from multimodal.objectives.matches import PositiveIndex, matches
 from multimodal.objectives.negatives.selection import Hard, InBatch
 
@@ -26,6 +27,8 @@ def hardest_k(loss: Loss, negatives: Negatives) -> tuple[int, int] | None:
 
     None if it is not a matter of a few of the hardest.
     """
+    if isinstance(loss, TargetLoss):  # it reads none
+        return None
     if isinstance(negatives, Hard) and isinstance(negatives.k, int):
         return (negatives.k, negatives.skip) if negatives.k + negatives.skip <= MAX_MINED else None
     if isinstance(negatives, InBatch) and isinstance(loss, Hinge) and loss.hardest:

@@ -1,7 +1,7 @@
 """A cache of what is frozen; training then neither decodes nor encodes the samples.
 
 Of a frozen tower it holds the embeddings, of a tower whose encoder alone is frozen the features,
-which go through the head at every step.
+which go through the head, or the connector and its backbone, at every step.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class FrozenCache(pl.Callback):
         any_frozen = False
         for name, source in data.sources.items():
             for modality in source.modalities:
-                if modality not in model.towers or not model.tower(modality).encoder_frozen:
+                if modality not in model.towers or model.tower(modality).cached_width is None:
                     continue
                 any_frozen = True
                 random = getattr(data.transforms[modality], "is_random", True)
@@ -131,7 +131,7 @@ class FrozenCache(pl.Callback):
         tower = model.tower(modality)
         parts = {
             "format": _FORMAT,
-            "tower": weights_hash(tower if tower.frozen else tower.encoder),
+            "tower": weights_hash(tower.frozen_module),
             "transform": _with_files(self.transforms.get(modality)),
             "members": source.decoder.entry(modality),
             "limits": repr(source.decoder.limits),
@@ -144,8 +144,8 @@ class FrozenCache(pl.Callback):
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
         folder = self.folder / f"{source.name}-{modality}-{key}"
         if trainer.is_global_zero:
-            width: Any = model.embed_dim if tower.frozen else tower.encoder.width
-            FrozenEmbeddings.create(folder, len(source), self.views or 1, int(width))
+            assert tower.cached_width is not None
+            FrozenEmbeddings.create(folder, len(source), self.views or 1, tower.cached_width)
             write_text(folder / "key.json", text + "\n")
         trainer.strategy.barrier("frozen cache made")
         if not (folder / "status.npy").exists():
@@ -246,22 +246,7 @@ def _embed(
     """``[B, D or W]`` float32 on the CPU, a few inputs at a time."""
     masks = repeat(None) if mask is None else mask.to(device).split(_AT_ONCE)
     parts = zip(inputs.to(device).split(_AT_ONCE), masks)  # noqa: B905
-    return torch.cat([_frozen_part(model, modality, *part).float().cpu() for part in parts])
-
-
-def _frozen_part(
-    model: EmbeddingModel, modality: str, inputs: Tensor, mask: Tensor | None
-) -> Tensor:
-    """Embeddings ``[B, D]`` of a frozen tower, features ``[B, W]`` of a frozen encoder."""
-    tower = model.tower(modality)
-    if tower.frozen:
-        return model.embed(modality, inputs, mask)
-    if mask is None and inputs.ndim - 1 == getattr(tower.encoder, "input_dims", None):
-        raise ValueError(
-            "data.cache_frozen: without views a sample has several clips, whose embeddings are "
-            "averaged behind the head: set cache_frozen.views=K, or num_clips=1"
-        )
-    return tower.encode(inputs, mask).features
+    return torch.cat([model.frozen_part(modality, *part).float().cpu() for part in parts])
 
 
 class _Views(Dataset[tuple["Tensor | None", "Tensor | None", list[bool]]]):

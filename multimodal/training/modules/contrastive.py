@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from multimodal.core.batch import Batch
 from multimodal.core.distributed import all_gather
 from multimodal.evaluation.metrics.retrieval import retrieval
+from multimodal.models.encoders.connected import ConnectedEncoder
 from multimodal.models.gradient_caching import encode_microbatched
 from multimodal.models.towers import EmbeddingModel
 from multimodal.objectives.objective import ContrastiveObjective, ObjectiveOutput
@@ -113,15 +114,18 @@ class ContrastiveModule(TrainingModule):
         return {name: self._embed_one(name, batch, self.model) for name in needed}
 
     def _embed_one(self, modality: str, batch: Batch, model: EmbeddingModel) -> Tensor:
-        if modality in batch.embeddings:  # from the cache; of a frozen encoder, its features
-            tower, cached = model.tower(modality), batch.embeddings[modality]
-            return cached if tower.frozen else tower.project(cached)
-
         def encode(inputs: Tensor, mask: Tensor | None) -> Tensor:
             return model.embed(modality, inputs, mask)
 
+        def finish(cached: Tensor, mask: Tensor | None) -> Tensor:
+            return tower.from_frozen(cached)
+
+        tower, size = model.tower(modality), self._micro_batch_size
+        if modality in batch.embeddings:  # from the cache; a head needs no pieces, a backbone does
+            size = size if isinstance(tower.encoder, ConnectedEncoder) else None
+            return encode_microbatched(finish, batch.embeddings[modality], None, size)
         inputs, mask = batch.inputs[modality], batch.masks.get(modality)
-        return encode_microbatched(encode, inputs, mask, self._micro_batch_size)
+        return encode_microbatched(encode, inputs, mask, size)
 
     @torch.no_grad()
     def _momentum_embeddings(self, batch: Batch) -> dict[str, Tensor] | None:

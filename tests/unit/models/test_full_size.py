@@ -31,9 +31,14 @@ PUBLISHED = {
     "siglip_vit_b16": 203_155_970 - 2,
     "imagebind_huge": 1_200_781_056,
 }
-QUICK = ["siglip_vit_b16", "imagebind_huge", "imagebind_finetune", "dinov2_lit"]
+# Of omni_qwen: Qwen3-Embedding 0.6B, SigLIP 2's and Whisper large-v3's encoders.
+FROZEN = {"text": 595_776_512, "image": 92_884_224, "audio": 637_009_920}
+QUICK = ["siglip_vit_b16", "imagebind_huge", "imagebind_finetune", "dinov2_lit", "omni_qwen"]
 SLOW = ["clip_vit_b32", "clip_vit_l14", "languagebind", "audioclip", "radiology"]
 EXPERIMENTS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+SMALL_QWEN = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "num_key_value_heads": 1, "head_dim": 16, "intermediate_size": 48,
+              "vocab_size": 20_000}  # fmt: skip
 DINOV2 = {"model_type": "dinov2", "hidden_size": 768, "num_hidden_layers": 12,
           "num_attention_heads": 12, "patch_size": 14, "image_size": 518}  # fmt: skip
 
@@ -49,6 +54,21 @@ def on_meta(cfg: DictConfig) -> EmbeddingModel:
 def test_parameters_are_as_many_as_published(name):
     with composed(f"+experiment={name}") as cfg:
         assert count(on_meta(cfg)) == PUBLISHED[name]
+
+
+def test_a_frozen_qwen_with_connectors_trains_little():
+    with composed("+experiment=omni_qwen") as cfg:
+        cfg.data.transforms.text.tokenizer = TOKENIZER
+        model = on_meta(cfg)
+    frozen = {
+        name: sum(p.numel() for p in tower.parameters() if not p.requires_grad)
+        for name, tower in model.towers.items()
+    }
+    assert frozen == FROZEN
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert 0.013 < trained / count(model) < 0.014  # as the experiment's first lines say
+    learns = {n.split(".")[3] for n, p in model.named_parameters() if p.requires_grad}
+    assert learns == {"connector"}
 
 
 def test_imagebinds_config_is_what_its_importer_builds():
@@ -118,6 +138,8 @@ def test_a_full_size_imagebind_without_its_anchor_says_what_to_give(tmp_path):
             train(cfg)
 
 
+TOKENIZER = {"_target_": "multimodal.data.BPETokenizer", "path": "samples://tokenizer.json"}
+
 # Two steps of each source, with the real transforms, schedule and losses.
 
 
@@ -128,7 +150,14 @@ def reduce(cfg: DictConfig) -> None:
         if isinstance(tower, str):
             continue
         encoder = tower.encoder
-        if "trunk" in encoder:
+        if "connector" in encoder:
+            encoder.connector.hidden = 32
+            encoder, tower.pretrained = encoder.encoder, None
+        if "model_type" in (encoder.get("config") or {}):  # a language model
+            encoder.config = {**encoder.config, **SMALL_QWEN}
+            encoder.update(pooling="last", part="whole", swap_audio_axes=False)
+            tower.pretrained = None
+        elif "trunk" in encoder:
             encoder.trunk.width, encoder.trunk.num_layers, encoder.trunk.num_heads = 32, 2, 2
         else:
             encoder.name = None
@@ -193,7 +222,10 @@ def test_two_steps_of_every_source(name, shards, tmp_path):
         for source in cfg.data.sources.values():
             source.manifest, source.batch_size, source.repeat = str(shards), 2, 1.0
         if "text" in cfg.data.transforms:
-            cfg.data.transforms.text.tokenizer = "samples://tokenizer.json"
+            connects = any(
+                "connector" in t.encoder for t in cfg.model.towers.values() if "encoder" in t
+            )
+            cfg.data.transforms.text.tokenizer = TOKENIZER if connects else TOKENIZER["path"]
         steps = 2 * len(cfg.data.sources)
         cfg.trainer.max_steps = steps
         if cfg.anchor is not None:

@@ -599,6 +599,22 @@ def test_texts_without_words_are_bad_samples(tokenizer_path):
         TextTransform(tokenizer_path, 2)
 
 
+def test_an_instruction_stands_before_every_text(tokenizer_path):
+    plain = TextTransform(tokenizer_path, 77)
+    told = TextTransform(tokenizer_path, 77, instruction="the picture shows")
+    text = plain("a wooden chair", None).tolist()
+    before = plain.tokenizer.encode("the picture shows")
+    assert told("a wooden chair", None).tolist() == [text[0], *before, *text[1:]]
+    short = TextTransform(
+        tokenizer_path, len(before) + 3, instruction="the picture shows", drop=0.9
+    )
+    cut = short("a wooden chair " * 9, SampleRNG(0, 0, "s", 0, 0)).tolist()
+    assert cut[1 : 1 + len(before)] == before
+    assert len(cut) == len(before) + 3
+    with pytest.raises(ValueError, match=r"instruction: its \d+ tokens leave no room"):
+        TextTransform(tokenizer_path, len(before) + 2, instruction="the picture shows")
+
+
 def test_words_are_dropped_in_training_only_and_never_all(tokenizer_path):
     transform = TextTransform(tokenizer_path, 16, drop=0.5)
     whole = transform("a wooden chair", None).tolist()

@@ -75,7 +75,7 @@ def test_without_an_index_the_error_names_the_experiment_that_needs_none(
     assert not (tmp_path / "frozen").exists()
 
 
-@pytest.mark.parametrize("experiment", ["clip", "imagebind"])
+@pytest.mark.parametrize("experiment", ["clip", "imagebind", "omni"])
 def test_the_first_lines_of_an_experiment_say_what_it_fetches(experiment):
     from multimodal.config import config_dir
     from multimodal.config.composing.catalogue import entry
@@ -85,6 +85,6 @@ def test_the_first_lines_of_an_experiment_say_what_it_fetches(experiment):
     size = sum(entry(name).size for name in names) / 1e6
     text = (config_dir() / "experiment" / f"{experiment}.yaml").read_text()
     assert f"fetches {size:.0f} MB" in text
-    assert f"{experiment}_scratch begins from random weights" in " ".join(
-        text.replace("#", " ").split()
-    )
+    said = " ".join(text.replace("#", " ").split())
+    scratch = (config_dir() / "experiment" / f"{experiment}_scratch.yaml").exists()
+    assert (f"{experiment}_scratch begins from random weights" in said) == scratch
