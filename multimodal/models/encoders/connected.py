@@ -187,7 +187,8 @@ class ConnectedEncoder(nn.Module):
     @property
     def cached_width(self) -> int | None:
         """Width of what a cache may keep of an input for good; None: nothing."""
-        return int(self.encoder.width) if self.frozen and self.reads == "features" else None
+        width: Any = self.encoder.width
+        return int(width) if self.frozen and self.reads == "features" else None
 
     def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
         """Refuses what the encoder cannot take.

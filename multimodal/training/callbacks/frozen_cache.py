@@ -244,8 +244,8 @@ def _embed(
     model: EmbeddingModel, modality: str, inputs: Tensor, mask: Tensor | None, device: torch.device
 ) -> Tensor:
     """``[B, D or W]`` float32 on the CPU, a few inputs at a time."""
-    masks = repeat(None) if mask is None else mask.to(device).split(_AT_ONCE)
-    parts = zip(inputs.to(device).split(_AT_ONCE), masks)  # noqa: B905
+    masks = repeat(None) if mask is None else torch.split(mask.to(device), _AT_ONCE)
+    parts = zip(torch.split(inputs.to(device), _AT_ONCE), masks)  # noqa: B905
     return torch.cat([model.frozen_part(modality, *part).float().cpu() for part in parts])
 
 
