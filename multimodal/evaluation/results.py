@@ -95,7 +95,6 @@ class Results:
             title_justify="left",
             caption_justify="left",
             box=box.SIMPLE,
-            padding=(0, 1, 0, 0),
         )
         table.add_column("query → answer", no_wrap=True)
         for name in ("top 1", "(95 %)", "", "top 5", "top 10", "chance", "among"):
