@@ -113,7 +113,7 @@ class TransformerEncoder(nn.Module):
         extra = 0 if self.class_token is None else 1
         count = tokens.shape[1] - extra
         kept = max(1, round(count * (1.0 - self.patch_dropout)))
-        chances = torch.rand(len(tokens), count, device=tokens.device)
+        chances = torch.rand(tokens.shape[0], count, device=tokens.device)
         places = chances.topk(kept, dim=1).indices.sort(dim=1).values + extra
         if extra:
             places = F.pad(places, (1, 0))  # the class token's own
