@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-all lint types format docs clean
+.PHONY: help install train test test-all lint types format docs benchmark clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -47,6 +47,11 @@ format: $(READY)  ## Rewrite the code in the one format
 
 docs: $(READY)  ## Build the documentation as a site: build/site/index.html
 	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+benchmark: $(READY)  ## Measure a step by its parts, the loop and what both grow with (docs/performance.md)
+	$(BIN)/python scripts/benchmark/step.py
+	$(BIN)/python scripts/benchmark/overhead.py
+	$(BIN)/python scripts/benchmark/scaling.py
 
 clean:  ## Remove caches and builds; runs in outputs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

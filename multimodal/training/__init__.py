@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from multimodal.training.callbacks.stopping.early_stopping import EarlyStopping
     from multimodal.training.callbacks.stopping.stop import StopOnSignal
     from multimodal.training.callbacks.summary import Summary
+    from multimodal.training.callbacks.throughput import Throughput
     from multimodal.training.loggers.csv import CSVLogger
     from multimodal.training.loggers.others import MLflowLogger, TensorBoardLogger
     from multimodal.training.loggers.wandb import WandbLogger
@@ -56,6 +57,7 @@ __all__ = [
     "StopOnSignal",
     "Summary",
     "TensorBoardLogger",
+    "Throughput",
     "WandbLogger",
     "WarmupCosine",
     "WarmupLinear",

@@ -25,6 +25,7 @@ IGNORED_KEYS = (
     "data.worker_timeout_s", "data.max_bad_run", "data.verify_shards",
     # The loader compares global batches and the shards themselves, and says what to set.
     "data.batch_size", "data.sources.*.batch_size", "data.sources.*.manifest",
+    "model.towers.*.encoder.trunk.checkpointing",  # of memory and time
 )  # fmt: skip
 COMPARED_KEYS = (
     "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
@@ -40,6 +41,12 @@ ADDED_KEYS = {
     f"{place}negatives{then}.warmup_steps": 0
     for place in ("", "pairs.*.")
     for then in ("", ".then")
+} | {
+    "model.towers.*.encoder.trunk.norm": "layer",
+    "model.towers.*.encoder.trunk.mlp": "plain",
+    "model.towers.*.encoder.trunk.qk_norm": False,
+    "model.towers.*.encoder.trunk.checkpointing": False,
+    "model.towers.*.encoder.patch_dropout": 0.0,
 }
 
 

@@ -22,6 +22,7 @@ KNOWN = {
         "multimodal.training.SkipNonFinite",
         "multimodal.training.StopOnSignal",
         "multimodal.training.Summary",
+        "multimodal.training.Throughput",
         "multimodal.training.WeightAverage",
     ),
     "logger.*": (

@@ -23,6 +23,7 @@ class AudioTransformer(GridTransformer):
         trunk: the transformer.
         positions: ``learned``, or ``sincos`` for fixed two-dimensional ones.
         pooling: ``class``, ``mean`` or ``attention``.
+        patch_dropout: share of the tokens left out in training (FLIP).
 
     Raises:
         ValueError: if the stem cannot cut the spectrogram, and for choices that do not exist.
@@ -36,5 +37,8 @@ class AudioTransformer(GridTransformer):
         trunk: Transformer,
         positions: Positions = "learned",
         pooling: Pooling = "class",
+        patch_dropout: float = 0.0,
     ) -> None:
-        super().__init__(1, (num_mel_bins, num_frames), stem, trunk, positions, pooling)
+        super().__init__(
+            1, (num_mel_bins, num_frames), stem, trunk, positions, pooling, patch_dropout
+        )

@@ -22,6 +22,7 @@ class IMUTransformer(GridTransformer):
         trunk: the transformer.
         positions: ``learned``, or ``sincos`` for fixed ones.
         pooling: ``class``, ``mean``, ``last`` or ``attention``.
+        patch_dropout: share of the tokens left out in training (FLIP).
 
     Raises:
         ValueError: if the length is not a multiple of the window, and for choices that do not
@@ -36,5 +37,6 @@ class IMUTransformer(GridTransformer):
         trunk: Transformer,
         positions: Positions = "learned",
         pooling: Pooling = "class",
+        patch_dropout: float = 0.0,
     ) -> None:
-        super().__init__(in_channels, (length,), stem, trunk, positions, pooling)
+        super().__init__(in_channels, (length,), stem, trunk, positions, pooling, patch_dropout)

@@ -38,9 +38,11 @@ class TransformerEncoder(nn.Module):
         positions: ``learned``, or ``sincos`` for fixed ones.
         pooling: ``class`` (adds a class token before the others), ``mean``, ``last`` or
             ``attention``.
+        patch_dropout: share of the tokens that a sample loses in training, by chance, before the
+            first block; never the class token.
 
     Raises:
-        ValueError: if given a choice that does not exist.
+        ValueError: if given a choice that does not exist, or a share outside [0, 1).
     """
 
     def __init__(
@@ -49,8 +51,12 @@ class TransformerEncoder(nn.Module):
         grid: Sequence[int],
         positions: Positions = "learned",
         pooling: Pooling = "class",
+        patch_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0.0 <= patch_dropout < 1.0:
+            raise ValueError(f"patch_dropout={patch_dropout}: expected a share in [0, 1)")
+        self.patch_dropout = patch_dropout
         if positions not in get_args(Positions):
             expected = ", ".join(get_args(Positions))
             raise ValueError(f"positions={positions!r}: expected one of {expected}")
@@ -92,10 +98,26 @@ class TransformerEncoder(nn.Module):
             tokens = torch.cat([first, tokens], dim=1)
             mask = None if mask is None else F.pad(mask, (1, 0), value=True)
         tokens = tokens + self.positions[: tokens.shape[1]]
+        if self.patch_dropout and self.training:
+            tokens = self._without_some(tokens)
         # Padding comes last, so a causal trunk never shows it to a real token; attention that needs
         # no mask takes a faster kernel.
         tokens = self.trunk(tokens, None if self.trunk.causal else mask)
         return EncoderOutput(self.pool(tokens, mask), tokens, mask)
+
+    def _without_some(self, tokens: Tensor) -> Tensor:
+        """``[B, T, W]`` to ``[B, S, W]``: another random part of the tokens for every sample.
+
+        Source: Li et al. 2023, "Scaling Language-Image Pre-training via Masking" (FLIP), section 3.
+        """
+        extra = 0 if self.class_token is None else 1
+        count = tokens.shape[1] - extra
+        kept = max(1, round(count * (1.0 - self.patch_dropout)))
+        chances = torch.rand(tokens.shape[0], count, device=tokens.device)
+        places = chances.topk(kept, dim=1).indices.sort(dim=1).values + extra
+        if extra:
+            places = F.pad(places, (1, 0))  # the class token's own
+        return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))
 
 
 class GridTransformer(TransformerEncoder):
@@ -108,6 +130,7 @@ class GridTransformer(TransformerEncoder):
         trunk: the transformer.
         positions: ``learned`` or ``sincos``.
         pooling: ``class``, ``mean``, ``last`` or ``attention``.
+        patch_dropout: share of the tokens left out in training (FLIP).
 
     Attributes:
         input_dims: dimensions of a batch; one more is a batch of several clips per sample, which a
@@ -126,9 +149,10 @@ class GridTransformer(TransformerEncoder):
         trunk: Transformer,
         positions: Positions = "learned",
         pooling: Pooling = "class",
+        patch_dropout: float = 0.0,
     ) -> None:
         cut = stem(in_channels=in_channels, width=trunk.width, dims=len(size))
-        super().__init__(trunk, cut.grid(size), positions, pooling)
+        super().__init__(trunk, cut.grid(size), positions, pooling, patch_dropout)
         self.in_channels = in_channels
         self.size = tuple(size)
         self.input_dims = 2 + len(self.size)

@@ -26,6 +26,7 @@ class VisionTransformer(GridTransformer):
         trunk: the transformer.
         positions: ``learned``, or ``sincos`` for fixed two-dimensional ones.
         pooling: ``class``, ``mean`` or ``attention``.
+        patch_dropout: share of the tokens left out in training (FLIP).
 
     Raises:
         ValueError: if the image size is not a multiple of the patch size, and for choices that do
@@ -40,9 +41,10 @@ class VisionTransformer(GridTransformer):
         trunk: Transformer,
         positions: Positions = "learned",
         pooling: Pooling = "class",
+        patch_dropout: float = 0.0,
     ) -> None:
         size = per_dim(image_size, 2, "image_size")
-        super().__init__(in_channels, size, stem, trunk, positions, pooling)
+        super().__init__(in_channels, size, stem, trunk, positions, pooling, patch_dropout)
 
 
 class VideoTransformer(GridTransformer):
@@ -61,6 +63,7 @@ class VideoTransformer(GridTransformer):
         trunk: the transformer.
         positions: ``learned`` (one per place and time), or ``sincos``.
         pooling: ``class``, ``mean`` or ``attention``.
+        patch_dropout: share of the tokens left out in training (FLIP).
 
     Raises:
         ValueError: if the clip is not a multiple of the tubelet, and for choices that do not exist.
@@ -75,9 +78,10 @@ class VideoTransformer(GridTransformer):
         trunk: Transformer,
         positions: Positions = "learned",
         pooling: Pooling = "class",
+        patch_dropout: float = 0.0,
     ) -> None:
         size = (num_frames, *per_dim(image_size, 2, "image_size"))
-        super().__init__(in_channels, size, stem, trunk, positions, pooling)
+        super().__init__(in_channels, size, stem, trunk, positions, pooling, patch_dropout)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
         """Encode a batch of clips or of pictures.

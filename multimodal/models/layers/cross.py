@@ -32,7 +32,7 @@ def attention_weights(q: Tensor, k: Tensor, num_heads: int, mask: Tensor | None)
 
 def self_attention_weights(attention: Attention, x: Tensor, mask: Tensor | None) -> Tensor:
     """``[B, H, T, T]`` float32, the weights of a self-attention (not causal, no bias_kv) on x."""
-    q, k, _ = attention.qkv(x).chunk(3, dim=-1)
+    q, k, _ = attention.project(x)
     return attention_weights(q, k, attention.num_heads, mask)
 
 

@@ -5,11 +5,23 @@ Sizes in comments: B batch, T queries, S keys, H heads, W width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from multimodal.core.settings import flattened
 from multimodal.models.layers.activations import Activation, make_activation
+from multimodal.models.layers.choices import (
+    BlockChoices,
+    DropPath,
+    LayerScale,
+    SwiGLU,
+    make_norm,
+)
 
 
 def check_heads(width: int, num_heads: int) -> None:
@@ -70,13 +82,19 @@ class Attention(nn.Module):
         causal: a token sees itself and those before it.
         bias_kv: append one learned key and value to those of the sequence (seen by every token),
             as ``torch.nn.MultiheadAttention(add_bias_kv=True)`` does and ImageBind uses.
+        qk_norm: called with a head's width; makes the norms of queries and keys. None: none.
 
     Raises:
         ValueError: if the heads do not divide the width.
     """
 
     def __init__(
-        self, width: int, num_heads: int, causal: bool = False, bias_kv: bool = False
+        self,
+        width: int,
+        num_heads: int,
+        causal: bool = False,
+        bias_kv: bool = False,
+        qk_norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         check_heads(width, num_heads)
@@ -86,6 +104,18 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
         self.bias_k = nn.Parameter(torch.randn(width) * width**-0.5) if bias_kv else None
         self.bias_v = nn.Parameter(torch.randn(width) * width**-0.5) if bias_kv else None
+        self.norm_q, self.norm_k = (
+            nn.Identity() if qk_norm is None else qk_norm(width // num_heads) for _ in range(2)
+        )
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``[B, T, W]`` of ``x [B, T, W]``."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if not isinstance(self.norm_q, nn.Identity):  # of every head by itself
+            heads = (self.num_heads, -1)
+            q = self.norm_q(q.unflatten(-1, heads)).flatten(-2).to(v.dtype)
+            k = self.norm_k(k.unflatten(-1, heads)).flatten(-2).to(v.dtype)
+        return q, k, v
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix the tokens of each sequence.
@@ -97,7 +127,7 @@ class Attention(nn.Module):
         Returns:
             ``[B, T, W]``.
         """
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = self.project(x)
         visible = None if mask is None else mask[:, None, None, :]  # [B, 1, 1, S]
         causal = self.causal
         if causal and (mask is not None or self.bias_k is not None):  # then spell the triangle out
@@ -166,42 +196,6 @@ class MLP(nn.Sequential):
         self.fc2 = nn.Linear(hidden, out or width, bias=bias)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: in training, drop a sample's residual branch, and scale up the kept ones.
-
-    Source: Huang et al. 2016, "Deep Networks with Stochastic Depth".
-
-    Args:
-        rate: probability of dropping, in [0, 1).
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        if not 0.0 <= rate < 1.0:
-            raise ValueError(f"drop_path={rate}: expected a probability in [0, 1)")
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, ...]`` to the same shape; the identity in evaluation."""
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        kept = x.new_empty(x.shape[0], *(1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * (kept / keep)
-
-
-class LayerScale(nn.Module):
-    """A learned factor per channel on a residual branch (Touvron et al. 2021, CaiT, equation 5)."""
-
-    def __init__(self, width: int, value: float) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.full((width,), value))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., W]`` to the same shape."""
-        return x * self.scale
-
-
 class Block(nn.Module):
     """Pre-norm transformer block: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
 
@@ -216,23 +210,28 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         norm_eps: float = 1e-5,
+        choices: BlockChoices | None = None,
     ) -> None:
         super().__init__()
+        choices = choices or BlockChoices()
+        norm = partial(make_norm, choices.norm, eps=norm_eps)
 
         def scale() -> nn.Module:
             return nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
-        self.norm_1 = nn.LayerNorm(width, norm_eps)
-        self.attention = Attention(width, num_heads, causal, bias_kv)
+        self.norm_1 = norm(width)
+        head_norm = norm if choices.qk_norm else None
+        self.attention = Attention(width, num_heads, causal, bias_kv, head_norm)
         self.scale_1 = scale()
-        self.norm_2 = nn.LayerNorm(width, norm_eps)
-        self.mlp = MLP(width, round(width * mlp_ratio), activation)
+        self.norm_2 = norm(width)
+        gated, hidden = choices.mlp == "swiglu", round(width * mlp_ratio)
+        self.mlp = SwiGLU(width, hidden) if gated else MLP(width, hidden, activation)
         self.scale_2 = scale()
         self.drop_path = DropPath(drop_path)
 
     def init(self, num_layers: int) -> None:
         """Start as one of ``num_layers`` blocks; see ``Transformer``."""
-        width = self.norm_1.normalized_shape[0]
+        width = self.attention.out.in_features
         init_linear(self.attention.qkv, width**-0.5)
         init_linear(self.attention.out, (2 * width * num_layers) ** -0.5)
         init_linear(self.mlp.fc1, (2 * width) ** -0.5)
@@ -264,12 +263,17 @@ class Transformer(nn.Module):
         bias_kv: one learned key and value appended in every attention (ImageBind).
         drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
         layer_scale: initial value of a learned factor on every residual branch; None: no factor.
-        norm_eps: epsilon of every LayerNorm in here.
+        norm_eps: epsilon of every norm in here.
+        choices: other norms and MLPs, and checkpointing.
+
+    The fields of the last are keywords of the constructor (`flattened`).
 
     Raises:
-        ValueError: if the heads do not divide the width, or a value is out of its range.
+        ValueError: if the heads do not divide the width, a value is out of its range, or a choice
+            does not exist.
     """
 
+    @flattened(choices=BlockChoices)
     def __init__(
         self,
         width: int,
@@ -283,6 +287,8 @@ class Transformer(nn.Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         norm_eps: float = 1e-5,
+        *,
+        choices: BlockChoices,
     ) -> None:
         super().__init__()
         check_heads(width, num_heads)
@@ -294,7 +300,8 @@ class Transformer(nn.Module):
         self.activation: Activation = activation
         self.causal = causal
         self.norm_eps = norm_eps
-        self.pre_norm = nn.LayerNorm(width, norm_eps) if pre_norm else nn.Identity()
+        self.checkpointing = choices.checkpointing
+        self.pre_norm = make_norm(choices.norm, width, norm_eps) if pre_norm else nn.Identity()
         self.blocks = nn.ModuleList()
         for index in range(num_layers):
             block = Block(
@@ -307,10 +314,11 @@ class Transformer(nn.Module):
                 drop_path=drop_path * index / max(num_layers - 1, 1),
                 layer_scale=layer_scale,
                 norm_eps=norm_eps,
+                choices=choices,
             )
             block.init(num_layers)
             self.blocks.append(block)
-        self.norm = nn.LayerNorm(width, norm_eps)
+        self.norm = make_norm(choices.norm, width, norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Transform a sequence.
@@ -323,7 +331,8 @@ class Transformer(nn.Module):
             ``[B, T, W]``, after the final LayerNorm.
         """
         x = self.pre_norm(x)
+        recomputed = self.checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, mask)
+            x = checkpoint(block, x, mask, use_reentrant=False) if recomputed else block(x, mask)
         out: Tensor = self.norm(x)
         return out

@@ -23,8 +23,6 @@ from multimodal.models.pretrained.keys import (
 from multimodal.models.pretrained.plan import Plan, Settings, TowerPlan
 
 OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")  # numbers kept as tensors
-# Settings that matter in training only, or to the loader of the other project.
-TRAINING_ONLY = ("patch_dropout", "output_tokens")
 
 
 def blocks(ours: str, theirs: str, num_layers: int) -> KeyMap:
@@ -108,9 +106,8 @@ def _image(settings: Settings, embed_dim: int, quick: bool) -> TowerPlan:
     settings.expect("input_patchnorm", False)
     settings.expect("global_average_pool", False)
     settings.expect("pool_type", "tok")
-    for key in TRAINING_ONLY:
-        settings(key)
-    num_layers = settings("layers", 12)
+    settings("output_tokens")  # matters to the loader of the other project only
+    num_layers, dropped = settings("layers", 12), settings("patch_dropout", 0.0)
     trunk = p.transformer(
         width, num_layers, width // head_width,
         mlp_ratio=settings("mlp_ratio", 4.0),
@@ -129,7 +126,8 @@ def _image(settings: Settings, embed_dim: int, quick: bool) -> TowerPlan:
         | affine("encoder.trunk.norm", "visual.ln_post")
         | changed("head.projection.weight", "visual.proj", transposed)
     )
-    encoder = p.vision(image_size, p.patch_stem(patch, bias=False), trunk, pooling="class")
+    stem, training = p.patch_stem(patch, bias=False), {"patch_dropout": dropped} if dropped else {}
+    encoder = p.vision(image_size, stem, trunk, pooling="class", **training)
     sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size)
     return TowerPlan(
         p.tower(encoder, p.linear_head(embed_dim)),

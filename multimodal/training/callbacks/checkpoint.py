@@ -34,6 +34,11 @@ class Checkpoint(pl.Callback):
     A failed periodic save (full disk) is reported and training continues; a failed last one is an
     error.
 
+    With ``asynchronous`` a periodic one is copied to the host, and a thread writes the copy while
+    training goes on; the older ones stay until it is in its place. The next one, the end of a
+    validation, a signal, an error and the end of the run wait for it. Under ``trainer=fsdp`` all
+    ranks write, and training waits.
+
     Args:
         folder: of this run's checkpoints.
         every_n_train_steps: optimizer steps between two checkpoints; null saves at the end only.
@@ -44,6 +49,7 @@ class Checkpoint(pl.Callback):
         mode: ``max`` if a higher metric is better, ``min`` if a lower one is.
         run_config: the resolved configuration as YAML text; goes into every checkpoint.
         origin: provenance of the run (code, data) as plain values; goes into every checkpoint.
+        asynchronous: whether a thread writes the periodic ones; it needs host memory for a copy.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class Checkpoint(pl.Callback):
         monitor: str | None = None,
         mode: Literal["max", "min"] = "max",
         origin: dict[str, Any] | None = None,
+        asynchronous: bool = False,
     ) -> None:
         if keep_last < 1:
             raise ValueError(f"callbacks.checkpoint.keep_last={keep_last} must be at least 1")
@@ -79,6 +86,8 @@ class Checkpoint(pl.Callback):
         self.mode = mode
         self.run_config = run_config
         self.origin = origin or {}
+        self.asynchronous = asynchronous
+        self._unsettled = False  # whether what was given to a thread is not known to be written
         self.scores: dict[int, float] = {}
         self._saved_step = self._seen_step = 0
         self._validation_due = False
@@ -118,6 +127,8 @@ class Checkpoint(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *arguments: Any
     ) -> None:
         """Saves when an optimizer step has just been taken whose number is a multiple."""
+        if self._unsettled and not _plugin(trainer).is_writing():
+            self._settle(trainer)
         step, every = trainer.global_step, self.every_n_train_steps
         if step == self._seen_step:  # within an accumulation
             return
@@ -131,12 +142,19 @@ class Checkpoint(pl.Callback):
         if (every and step % every == 0) or (self.keep_best and self._validation_due):
             if isinstance(pl_module, TrainingModule):
                 pl_module.log_if_due()  # or a run killed now would never log this step's row
-            self.save(trainer)
+            self.save(trainer, in_background=self.asynchronous)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """What was being written when the run failed is written."""
+        self._settle(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Notes the score of the step that was validated, and keeps the best."""
         if trainer.sanity_checking:
             return
+        self._settle(trainer)  # or the best one may not be there yet
         self._validation_due, self._loops = False, None
         if not self.keep_best:
             return
@@ -164,20 +182,33 @@ class Checkpoint(pl.Callback):
         Raises:
             CheckpointError: on all ranks, if it cannot be saved.
         """
+        self._settle(trainer)
+        if self.asynchronous and any(all_gather_object(_plugin(trainer).failure is not None)):
+            self._saved_step = -1  # whichever it was
         if trainer.global_step != self._saved_step and not self.save(trainer):
             raise CheckpointError(f"the last checkpoint (step {trainer.global_step}) is not saved")
 
-    def save(self, trainer: pl.Trainer) -> bool:
+    def save(self, trainer: pl.Trainer, in_background: bool = False) -> bool:
         """Writes the checkpoint of the present step (all ranks call it) and removes old ones.
 
+        Args:
+            trainer: of the run.
+            in_background: returns when the content is copied; whether it could be written is known
+                when the next is saved, and said then.
+
         Returns:
-            Whether it was written; if not, the reason is on stderr.
+            Whether it was written, or is being; if not, the reason is on stderr.
         """
+        self._settle(trainer)
         path = self.folder / f"step={trainer.global_step:08d}.ckpt"
+        plugin = _plugin(trainer)
+        plugin.in_background = in_background
         trainer.save_checkpoint(path, weights_only=False)
-        plugin = trainer.strategy.checkpoint_io
-        failed = isinstance(plugin, AtomicCheckpointIO) and plugin.failure is not None
-        failed = any(all_gather_object(failed))
+        plugin.in_background = False
+        if in_background:
+            self._saved_step, self._unsettled = trainer.global_step, True
+            return True
+        failed = any(all_gather_object(plugin.failure is not None))
         if failed:
             if trainer.is_global_zero:
                 print("WARNING: continuing without this checkpoint", file=sys.stderr)
@@ -185,6 +216,18 @@ class Checkpoint(pl.Callback):
         self._saved_step = trainer.global_step
         self._remove_old(trainer)
         return True
+
+    def _settle(self, trainer: pl.Trainer) -> None:
+        """Waits for what a thread writes; then the old ones may go. No collective."""
+        plugin = _plugin(trainer)
+        plugin.wait()
+        unsettled, self._unsettled = self._unsettled, False
+        if not unsettled or not trainer.is_global_zero:
+            return
+        if plugin.failure is not None:
+            print("WARNING: continuing without this checkpoint", file=sys.stderr)
+        else:
+            self._remove_old(trainer)
 
     def _remove_old(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:
@@ -220,6 +263,12 @@ class Checkpoint(pl.Callback):
         scored = [step for step in there if math.isfinite(self.scores.get(step, math.nan))]
         scored.sort(key=lambda step: (sign * self.scores[step], step), reverse=True)
         return scored[: self.keep_best]
+
+
+def _plugin(trainer: pl.Trainer) -> AtomicCheckpointIO:
+    """The run's writer; one that has nothing to do where another was given."""
+    plugin = trainer.strategy.checkpoint_io
+    return plugin if isinstance(plugin, AtomicCheckpointIO) else AtomicCheckpointIO()
 
 
 def _validate(trainer: pl.Trainer) -> None:

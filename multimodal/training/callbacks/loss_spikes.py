@@ -13,7 +13,7 @@ import torch
 
 from multimodal.core.distributed import all_gather_object, all_reduce_sum, world_size
 from multimodal.core.files import append_line, unwritable
-from multimodal.training.callbacks.nonfinite import describe_batch
+from multimodal.training.callbacks.nonfinite import describe_batch, plain
 
 
 class LossSpikes(pl.Callback):
@@ -81,7 +81,7 @@ class LossSpikes(pl.Callback):
         mean, deviation = self.mean, math.sqrt(self.variance)
         if not self.update(value):
             return
-        ranks = all_gather_object(describe_batch(pl_module, outputs, batch))
+        ranks = all_gather_object(plain(describe_batch(pl_module, outputs, batch)))
         if trainer.is_global_zero:
             spike = {"step": trainer.global_step, "loss": value, "mean": mean}
             line = json.dumps({**spike, "deviation": deviation, "ranks": ranks}) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 from multimodal.core.distributed import all_gather_object, all_reduce_sum
 from multimodal.core.errors import UserError
 from multimodal.core.files import WriteError, write_text
+from multimodal.training.modules.base import TrainingModule
 from multimodal.training.optim import total_norm
 
 
@@ -76,6 +78,8 @@ class SkipNonFinite(pl.Callback):
         bad = self._bad if self._bad is not None else torch.zeros((), dtype=torch.bool)
         bad_loss, self._bad = bad.float(), None
         norm = total_norm(gradients) if gradients else torch.zeros(())
+        if isinstance(pl_module, TrainingModule):
+            pl_module.gradient_norm = norm  # clipping, which comes next, needs it too
         bad_gradient = (~torch.isfinite(norm)).float().to(bad_loss.device)
         counts = all_reduce_sum(torch.stack([bad_loss, bad_gradient]))
         losses, gradients_bad = counts.tolist()
@@ -113,7 +117,7 @@ class SkipNonFinite(pl.Callback):
         del self._batches[: -trainer.accumulate_grad_batches]
         if not self._step_skipped or self.consecutive < self.max_nonfinite:
             return
-        ranks = all_gather_object(self._batches)
+        ranks = all_gather_object([plain(each) for each in self._batches])
         path = self.folder / "nonfinite.json"
         if trainer.is_global_zero:
             report = {"step": trainer.global_step, "in_a_row": self.consecutive, "ranks": ranks}
@@ -129,15 +133,20 @@ class SkipNonFinite(pl.Callback):
 
 
 def describe_batch(pl_module: pl.LightningModule, outputs: Any, batch: Any) -> dict[str, Any]:
-    """The samples and the numbers of a batch, as plain values; strings for what is not finite."""
+    """The samples of a batch and its scalars, which stay on the device until `plain` reads them."""
     loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-    metrics = getattr(pl_module, "step_metrics", {})
     return {
         "source": getattr(batch, "source", None),
         "keys": list(getattr(batch, "keys", [])),
-        "loss": _plain(loss),
-        "metrics": {name: _plain(value) for name, value in metrics.items()},
+        "loss": loss,
+        "metrics": dict(getattr(pl_module, "step_metrics", {})),
     }
+
+
+def plain(described: Mapping[str, Any]) -> dict[str, Any]:
+    """`describe_batch` with numbers, for JSON; strings for what is not finite."""
+    numbers = {name: _plain(value) for name, value in described["metrics"].items()}
+    return {**described, "loss": _plain(described["loss"]), "metrics": numbers}
 
 
 def _plain(value: Any) -> float | str | None:

@@ -47,6 +47,7 @@ class ProgressBar(pl.Callback):
         self._samples = 0
         self._since = self._printed = self._started = 0.0
         self._first_step = 0
+        self._total: int | None = None
 
     @rank_zero_only
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -54,6 +55,7 @@ class ProgressBar(pl.Callback):
         self._since = self._printed = self._started = time.monotonic()
         self._first_step = trainer.global_step
         self._samples = 0
+        self._total = _total(trainer)
         console = Console(file=sys.stderr)
         if console.is_terminal:
             self._bar = Progress(
@@ -68,7 +70,7 @@ class ProgressBar(pl.Callback):
             )
             self._bar.start()
             self._task = self._bar.add_task(
-                "training", total=_total(trainer), completed=trainer.global_step, state=""
+                "training", total=self._total, completed=trainer.global_step, state=""
             )
 
     @rank_zero_only
@@ -82,7 +84,7 @@ class ProgressBar(pl.Callback):
     ) -> None:
         """Counts samples; every few steps shows loss, speed and time left."""
         self._samples += len(batch) * trainer.world_size
-        step, total = trainer.global_step, _total(trainer)
+        step, total = trainer.global_step, self._total
         if step % self.every_n_steps and step != total:
             return
         now = time.monotonic()

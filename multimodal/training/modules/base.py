@@ -60,6 +60,7 @@ class TrainingModule(pl.LightningModule):
         self._counts: dict[str, int] = defaultdict(int)
         self._logged_step = 0
         self._rate = 0.0
+        self.gradient_norm: Tensor | None = None  # of the step, where a callback has measured it
         self.host_metrics: dict[str, float] = {}  # by callbacks, logged with the step's own
 
     def configure_model(self) -> None:
@@ -152,11 +153,15 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """The run's clipping, except for towers with their own norm."""
+        norm, self.gradient_norm = self.gradient_norm, None
         rest = clip_towers(self)
         gradients = [p.grad for p in rest if p.grad is not None]
         if gradient_clip_val and any(is_split(gradient) for gradient in gradients):
             clip_sharded_grads(gradients, gradient_clip_val, gradient_clip_algorithm)
         elif len(rest) == sum(p.grad is not None for p in self.parameters()):
+            if norm is not None and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+                torch.nn.utils.clip_grads_with_norm_(rest, gradient_clip_val, norm)
+                return
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(rest, gradient_clip_val)

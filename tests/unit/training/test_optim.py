@@ -3,12 +3,16 @@
 from functools import partial
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from experiment_helpers import composed
 from torch import nn
+from torch.utils.data import DataLoader
 
 from multimodal.models.layers.transformer import Transformer
 from multimodal.training.build import build_module
+from multimodal.training.callbacks.nonfinite import SkipNonFinite
+from multimodal.training.modules.base import TrainingModule
 from multimodal.training.optim import fused, hidden_matrices, parameter_groups
 
 
@@ -85,3 +89,40 @@ def test_a_configured_optimizer_is_the_one_that_its_parts_ask_for(name):
         by_muon = [group for group in optimizer.param_groups if group.get("hidden")]
         assert sum(len(group["params"]) for group in by_muon) >= 4
         assert all(p.ndim >= 2 for group in by_muon for p in group["params"])
+
+
+class Line(TrainingModule):
+    """A product with a vector; its gradient is far above the limit."""
+
+    def __init__(self) -> None:
+        super().__init__(partial(torch.optim.SGD, lr=0.1), None, 0.0)
+        self.weight, self.bias = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(2))
+
+    def training_step(self, batch, batch_idx):
+        return (100 * (batch @ self.weight + self.bias)).square().sum()
+
+
+def test_the_gradients_norm_is_measured_once_a_step(monkeypatch, tmp_path):
+    batches = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0))
+    plain = Line()
+    optimizer = plain.make_optimizer()[0]
+    for batch in batches:
+        optimizer.zero_grad()
+        plain.training_step(batch, 0).backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        optimizer.step()
+
+    def again(*_, **__):
+        raise AssertionError("the norm was measured a second time")
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", again)
+    monkeypatch.setattr(torch.nn.utils.clip_grad, "clip_grad_norm_", again)
+    trained = Line()
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=4, gradient_clip_val=0.5, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[SkipNonFinite(3, str(tmp_path))], default_root_dir=str(tmp_path),
+    )  # fmt: skip
+    trainer.fit(trained, train_dataloaders=DataLoader(batches, batch_size=None))
+    assert torch.equal(trained.weight, plain.weight)
+    assert torch.equal(trained.bias, plain.bias)

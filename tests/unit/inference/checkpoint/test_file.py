@@ -119,20 +119,23 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_names_path_and_space(small_di
     assert store.read(path)["state_dict"]["w"].sum() == 10_000
 
 
-def save_for_ever(folder, other_file_system):
+def save_for_ever(folder, other_file_system, in_background, begun):
     os.environ["TMPDIR"] = str(other_file_system)
     tempfile.tempdir = None
     plugin = checkpoint_plugin.AtomicCheckpointIO()
+    plugin.in_background = in_background
     step = 1
     while True:
         step += 1
+        if step == 4:  # saving goes on by itself now
+            begun.set()
         content = {"state_dict": {"w": torch.full((500_000,), float(step))}, "global_step": step}
         plugin.save_checkpoint(content, folder / f"step={step:08d}.ckpt")
         for old in list(store.steps(folder).values())[:-2]:
             checkpoint_file.remove(old)
 
 
-def kill_saves(folder, other_file_system, count):
+def kill_saves(folder, other_file_system, count, in_background):
     """Kills ``count`` processes that do nothing but save; returns how many left a torn file."""
     random.seed(count)
     first = {"state_dict": {"w": torch.ones(500_000)}, "global_step": 1}
@@ -140,8 +143,11 @@ def kill_saves(folder, other_file_system, count):
     torn = 0
     context = multiprocessing.get_context("fork")
     for _ in range(count):
-        process = context.Process(target=save_for_ever, args=(folder, other_file_system))
+        begun = context.Event()
+        arguments = (folder, other_file_system, in_background, begun)
+        process = context.Process(target=save_for_ever, args=arguments)
         process.start()
+        assert begun.wait(120)
         time.sleep(random.uniform(0.005, 0.06))
         process.kill()
         process.join(120)
@@ -154,8 +160,9 @@ def kill_saves(folder, other_file_system, count):
     return torn
 
 
+@pytest.mark.parametrize("in_background", [False, True])
 @pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.slow)])
-def test_kills_during_saves_leave_a_valid_checkpoint(tmp_path, other_disk, count):
+def test_kills_during_saves_leave_a_valid_checkpoint(tmp_path, other_disk, count, in_background):
     assert os.stat(tmp_path).st_dev != os.stat(other_disk).st_dev
-    torn = kill_saves(tmp_path, other_disk, count)
+    torn = kill_saves(tmp_path, other_disk, count, in_background)
     assert torn >= count // 10, "too few of the kills came during a save"

@@ -331,3 +331,37 @@ def siglip_image() -> VisionTransformer:
 def test_parameter_counts_are_the_published_ones(make, published: int):
     with torch.device("meta"):
         assert parameters(make()) == published
+
+
+@pytest.mark.parametrize("pooling", ["class", "mean", "attention"])
+def test_patch_dropout_encodes_another_part_of_the_patches_of_every_sample(pooling):
+    encoder = vision(pooling=pooling, patch_dropout=0.5).double()
+    x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    seen: list[Tensor] = []
+    encoder.trunk.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    encoder.eval()
+    with torch.no_grad():
+        encoder(x)
+        encoder.train()
+        torch.manual_seed(0)
+        output = encoder(x)
+    whole, part = seen
+    extra = pooling == "class"
+    assert whole.shape[1] == 16 + extra
+    assert part.shape[1] == 8 + extra
+    kept = (part[:, :, None] == whole[:, None]).all(-1)  # [3, 8, 16]
+    assert kept.sum(2).eq(1).all()  # each is a patch at its own position
+    places = kept.int().argmax(2)
+    assert (places.diff(dim=1) > 0).all()  # in order, none twice
+    assert len({tuple(row) for row in places.tolist()}) == 3
+    if extra:
+        assert places[:, 0].eq(0).all()  # the class token stays
+    with torch.no_grad():
+        expected = encoder.pool(encoder.trunk(part), None)
+    torch.testing.assert_close(output.features, expected)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_share_of_patches_outside_its_range_is_refused(share):
+    with pytest.raises(ValueError, match=r"patch_dropout=.* expected a share in \[0, 1\)"):
+        vision(patch_dropout=share)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimodal.models.layers.activations import QuickGELU, make_activation
+from multimodal.models.layers.choices import DropPath, LayerScale, SwiGLU
+from multimodal.models.layers.cross import self_attention_weights
 from multimodal.models.layers.pooling import AttentionPool, LastPool, MeanPool, make_pooler
 from multimodal.models.layers.positions import sincos_positions
 from multimodal.models.layers.stems import ConvStem, PatchStem
@@ -18,8 +20,6 @@ from multimodal.models.layers.transformer import (
     Attention,
     Block,
     CrossAttention,
-    DropPath,
-    LayerScale,
     Transformer,
     attend,
 )
@@ -349,3 +349,73 @@ def test_bfloat16_attention_on_the_cpu_is_that_of_float32_rounded_once():
         given = attend(q, k, v, 2, None, causal=True)
     assert given.dtype == torch.bfloat16
     assert torch.equal(given, exact.bfloat16())
+
+
+def test_what_is_off_adds_no_parameter_and_what_is_on_is_what_its_paper_says():
+    plain = {name for name, _ in Transformer(W, 2, H).named_parameters()}
+    assert {name.rpartition(".")[0].split(".")[-1] for name in plain} == {
+        "qkv", "out", "norm_1", "norm_2", "fc1", "fc2", "norm"
+    }  # fmt: skip
+    chosen = Transformer(W, 2, H, norm="rms", mlp="swiglu", qk_norm=True)
+    new = {name for name, _ in chosen.named_parameters()} - plain
+    assert {name.split(".", 2)[2] for name in new} == {
+        "attention.norm_q.weight", "attention.norm_k.weight"
+    }  # fmt: skip
+    block, x = chosen.blocks[0], torch.randn(B, T, W)
+    with torch.no_grad():
+        for parameter in chosen.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+    def rms(value, weight):
+        return value / (value.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+    attention = block.attention
+    q, k, v = (
+        part.unflatten(-1, (H, -1)).transpose(1, 2)
+        for part in attention.qkv(rms(x, block.norm_1.weight)).chunk(3, -1)
+    )
+    q, k = rms(q, attention.norm_q.weight), rms(k, attention.norm_k.weight)
+    weights = (q @ k.transpose(-1, -2) * (W // H) ** -0.5).softmax(-1)
+    shown = self_attention_weights(attention, block.norm_1(x), None)
+    torch.testing.assert_close(shown.double(), weights, rtol=1e-5, atol=1e-6)
+    mixed = (weights @ v).transpose(1, 2)
+    y = x + attention.out(mixed.flatten(2))
+    gate, value = block.mlp.fc1(rms(y, block.norm_2.weight)).chunk(2, -1)
+    expected = y + block.mlp.fc2(gate * torch.sigmoid(gate) * value)
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_a_gated_mlp_has_about_the_parameters_of_the_plain_one():
+    count = [
+        sum(p.numel() for p in mlp.parameters()) for mlp in (SwiGLU(768, 3072), MLP(768, 3072))
+    ]
+    assert abs(count[0] / count[1] - 1) < 0.01
+
+
+@pytest.mark.parametrize("choice", [{"norm": "batch"}, {"mlp": "gated"}])
+def test_other_choices_are_refused(choice):
+    with pytest.raises(ValueError, match="expected one of"):
+        Transformer(W, 1, H, **choice)
+
+
+def test_checkpointing_changes_memory_and_no_gradient():
+    plain = Transformer(W, 3, H, drop_path=0.5)
+    recomputing = Transformer(W, 3, H, drop_path=0.5, checkpointing=True)
+    recomputing.load_state_dict(plain.state_dict())
+    x = torch.randn(B, T, W, requires_grad=True)
+    found, kept = [], []
+    for trunk in (plain, recomputing):
+        torch.manual_seed(1)
+        count = [0]
+
+        def keep(tensor, count=count):
+            count[0] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = trunk(x, MASK).square().sum()
+        kept.append(count[0])
+        found.append(torch.autograd.grad(loss, [x, *trunk.parameters()]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert kept[1] < kept[0] / 4

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from multimodal.inference.importing import Imported, import_weights, recognise
 from multimodal.models.encoders.vision import VideoTransformer
 from multimodal.models.layers.transformer import Attention
-from multimodal.models.pretrained import imagebind
+from multimodal.models.pretrained import imagebind, open_clip
 from multimodal.models.pretrained.keys import WeightsError
 
 CLIP_CASES = {"openclip_a": "open_clip", "openai_quickgelu_a": "openai", "siglip_a": "siglip"}
@@ -276,3 +276,13 @@ def test_text_positions_are_stretched_to_a_longer_context_and_cut_to_a_shorter(n
     assert torch.equal(shorter.model.tower("text").encoder.positions, table[: context // 2])
     transform = longer.transforms.get("text")
     assert transform is None or transform["context_length"] == 2 * context
+
+
+def test_an_open_clip_models_own_patch_dropout_is_kept():
+    vision = {"layers": 1, "width": 64, "patch_size": 16, "image_size": 32}
+    text = {"layers": 1, "width": 64, "heads": 1, "context_length": 8, "vocab_size": 20}
+    for given in ({}, {"patch_dropout": 0.5}):
+        cfg = {"embed_dim": 8, "vision_cfg": {**vision, **given}, "text_cfg": text}
+        plan = open_clip.describe(cfg, {}, "open_clip")
+        encoder = plan.towers["image"].config["encoder"]
+        assert encoder.get("patch_dropout", 0.0) == given.get("patch_dropout", 0.0)
