@@ -325,7 +325,7 @@ def _attach(name: str, encoder: ConnectedEncoder, own: Mapping[str, Tower]) -> N
             f"towers, {', '.join(others) or 'of which there are none'}"
         )
     try:
-        encoder.attach(own[encoder.backbone_name].encoder)  # type: ignore[arg-type]
+        encoder.attach(own[encoder.backbone_name].encoder)
     except ValueError as error:
         raise ValueError(f"towers.{name}.encoder: {error}") from error
 

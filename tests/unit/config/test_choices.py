@@ -34,15 +34,17 @@ def names(group: str) -> set[str]:
 
 SOFTMAX = ("info_nce", "dcl", "sup_con", "soft_target")
 MARGIN = ("triplet", "hinge")
+TARGETS = ("cosine", "mse")
 DROPS = ("in_batch", "random", "hard", "semi_hard", "distance_weighted", "filtered")
 BLOCKS = [
     (SOFTMAX, (*DROPS, "reweighted", "debiased")),
     (("siglip",), (*DROPS, "reweighted")),
     (MARGIN, DROPS),
+    (TARGETS, DROPS),
 ]
 REFUSED = [
     *(("siglip", "debiased"),),
-    *itertools.product(MARGIN, ("reweighted", "debiased")),
+    *itertools.product((*MARGIN, *TARGETS), ("reweighted", "debiased")),
 ]
 
 
@@ -79,11 +81,11 @@ def test_every_strategy(tmp_path):
 
 
 def test_every_loss(tmp_path):
-    sweep(tmp_path, [*SOFTMAX, "siglip", *MARGIN], ["hard"], ["local"])
+    sweep(tmp_path, [*SOFTMAX, "siglip", *MARGIN, *TARGETS], ["hard"], ["local"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", BLOCKS, ids=["softmax", "siglip", "margin"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["softmax", "siglip", "margin", "targets"])
 def test_every_combination(block, tmp_path):
     sweep(tmp_path, *block, sorted(names("candidates")))
 
