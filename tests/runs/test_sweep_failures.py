@@ -119,7 +119,7 @@ def test_two_sweeps_do_not_share_a_folder(sweep):
     assert sweep("value=1,7")[0] == 0
     with lock.held(sweep.folder / "sweep"):
         status, _, values, output = sweep("value=1,7")
-    assert (status, values) == (1, [])
+    assert (status, values) == (2, [])
     assert "is in use by another run" in output
     status, table, values, _ = sweep("value=1,8")
     assert (status, values) == (1, [])  # of another sweep

@@ -37,6 +37,15 @@ PROMISED = {
     "docs": """
         import material, mkdocs.commands.build, mkdocstrings_handlers.python
     """,
+    "export": """
+        import onnx, onnxruntime, torch
+        from torch import nn
+        torch.onnx.export(nn.Linear(2, 1), (torch.ones(3, 2),), "linear.onnx", dynamo=True)
+        session = onnxruntime.InferenceSession("linear.onnx")
+        (name,) = [each.name for each in session.get_inputs()]
+        (out,) = session.run(None, {name: torch.ones(3, 2).numpy()})
+        assert out.shape == (3, 1)
+    """,
     "heic": """
         import io, pillow_heif
         from PIL import Image
