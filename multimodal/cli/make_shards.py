@@ -40,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
     commands = {"index": _index, "verify": _verify, "merge": _merge, "curate": _curate}
     command = commands.get(words[0]) if words else None
     try:
-        with refused("make_shards"):
+        with refused("make_shards", exit_status=1):
             return command(words[1:]) if command else _pack(words)
     except Exception as error:
         return report(error)

@@ -128,13 +128,12 @@ def skip_last_collection() -> None:
 
 
 @contextmanager
-def refused(program: str) -> Iterator[None]:
+def refused(program: str, exit_status: int = 2) -> Iterator[None]:
     """Within, a `ValueError` is about what the user gave, and a missing file one that was named.
-
-    Both end the program with 2.
 
     Args:
         program: that refuses it, named in the message.
+        exit_status: of the program then: 1 where it may have been the data that it read.
     """
     try:
         yield
@@ -142,4 +141,6 @@ def refused(program: str) -> Iterator[None]:
         raise
     except (ValueError, FileNotFoundError) as error:
         # The system's own names its path, and what to do.
-        raise UserError.mistake(message_of(error) or f"{program}: {error}") from error
+        refusal = UserError(message_of(error) or f"{program}: {error}")
+        refusal.exit_status = exit_status
+        raise refusal from error
