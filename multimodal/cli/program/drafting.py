@@ -47,7 +47,7 @@ TOWERS = {
     "imu": Tower("imu_small", "imu"),
     "array": Tower("features", "features"),
 }
-# The same with small pretrained weights, as +experiment=imagebind uses them.
+# The same with the small pretrained weights of the catalogue, frozen under heads that are trained.
 PRETRAINED = {
     "image": Tower(
         "efficientnet_lite0", "image_lite0", {"encoder": {"taps": [10, 14]}, "head": _mlp(0.4)},

@@ -30,7 +30,9 @@ def standardized_features(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
     """A head that standardises has a frozen encoder whose features are cached."""
     for name, tower in block(tree, "model.towers").items():
         if at(tower, "head.standardize") is True and not (
-            at(tower, "frozen") == "encoder" and at(tree, "data.cache_frozen") is True
+            at(tower, "frozen") == "encoder"
+            and not is_connected(tower)  # what is cached of it is not what its head gets
+            and at(tree, "data.cache_frozen") is True
         ):
             yield ConfigProblem(
                 f"model.towers.{name}.head.standardize",

@@ -234,6 +234,8 @@ def _standardize(tower: nn.Module, tables: list[FrozenEmbeddings]) -> None:
         return
     sums = [table.sums() for table in tables]
     count = sum(each[0] for each in sums)
+    if not count:
+        raise RuntimeError("no sample could be embedded: there are no features to standardise by")
     mean = sum(each[1] for each in sums) / count
     variance = sum(each[2] for each in sums) / count - mean**2
     for layer in layers:
