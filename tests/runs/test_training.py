@@ -40,7 +40,7 @@ def test_a_made_up_sensor_needs_yaml_only(shards, tmp_path):
     seen = losses(tmp_path)
     assert sorted(seen) == list(range(1, 61))
     # Nothing but what its user wants: no library's remarks, neither here nor in the log.
-    progress = re.compile(r"step \d+/60  loss \S+  \d+ samples/s  \S+ min left")
+    progress = re.compile(r"step \d+/60  loss \S+  [\d,]+ samples/s  \S+ min left")
     strange = [line for line in run.stderr.splitlines() if line.strip()]
     assert [line for line in strange if not progress.match(line.strip())] == []
     assert (tmp_path / "train.log").read_text() == ""

@@ -8,7 +8,7 @@ from multimodal.config import ConfigError, build, check, drop_removed
 from multimodal.config.removed import without_removed
 
 OWN = """# @package _global_
-defaults: [clip, _self_]
+defaults: [clip_scratch, _self_]
 data:
   sources:
     emoji: null

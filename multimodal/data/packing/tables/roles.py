@@ -20,6 +20,7 @@ from multimodal.data.shards.formats import BY_EXTENSION, extension_of, is_media_
 
 _TRIED = 50  # paths by which their folder is found
 _SAMPLE = 1000  # rows that the roles are inferred from
+_SAMPLE_SIZE = 64 << 20  # characters in those rows; fewer rows of longer texts are enough
 _MOSTLY = 0.9
 _LARGEST = 1 << 30  # bytes of a value that is looked at
 _LONG_LIST = 32  # numbers in a list that is no metadata any more
@@ -67,7 +68,7 @@ def find_roles(table: Table, reading: Reading, say: Say) -> Roles:
             raise ValueError(
                 f"{table.path} has no column {column!r}; {suggest(column, table.columns)}"
             )
-    rows = [row.values for row in islice(_whole(table), _SAMPLE)]
+    rows = _first_rows(table, _SAMPLE)
     files = tuple(reading.files) or _files(table, rows)
     left_out = [
         c for c in table.columns if c not in files and _share(_values(rows, c), _is_binary) > 0
@@ -103,7 +104,7 @@ def find_roles(table: Table, reading: Reading, say: Say) -> Roles:
 
 def names_files(table: Table, folder: Path) -> bool:
     """Whether a column of a table names files that are in a folder."""
-    rows = [row.values for row in islice(_whole(table), _TRIED)]
+    rows = _first_rows(table, _TRIED)
     for column in table.columns:
         values = [v for v in _values(rows, column) if isinstance(v, str)]
         if _share(values, _is_media) >= _MOSTLY:
@@ -157,8 +158,25 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _whole(table: Table) -> Iterable[Row]:
-    return (row for row in table.rows() if isinstance(row, Row))
+def _first_rows(table: Table, count: int) -> list[dict[str, Any]]:
+    """The values of the first rows: at least one, and no more than fit into `_SAMPLE_SIZE`."""
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for row in islice((row for row in table.rows() if isinstance(row, Row)), count):
+        rows.append(row.values)
+        size += sum(map(_length, row.values.values()))
+        if size > _SAMPLE_SIZE:
+            break
+    return rows
+
+
+def _length(value: Any) -> int:
+    """Characters of a value, in lists and mappings too."""
+    if isinstance(value, dict):
+        return sum(map(_length, value.values()))
+    if isinstance(value, list):
+        return sum(map(_length, value))
+    return len(value) if isinstance(value, (str, bytes)) else 1
 
 
 def _values(rows: Sequence[dict[str, Any]], column: str) -> list[Any]:
