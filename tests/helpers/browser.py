@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -56,16 +56,26 @@ class Visit:
 
 
 @contextmanager
-def visit(width: str = "desktop", **options: Any) -> Iterator[Visit]:
-    """A new page of a new browser, of a phone's or a desktop's size."""
+def open_browser() -> Iterator[Any]:
+    """A new browser. While it is open nothing else in the process may run an event loop."""
     from playwright.sync_api import sync_playwright
 
-    wide, high = WIDTHS[width]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=120_000)
         try:
-            page = browser.new_page(viewport={"width": wide, "height": high}, **options)
-            page.set_default_timeout(60_000)
-            yield Visit(page)
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def visit(width: str = "desktop", browser: Any = None, **options: Any) -> Iterator[Visit]:
+    """A new page without a past, of a phone's or a desktop's size, in ``browser`` or a new one."""
+    wide, high = WIDTHS[width]
+    with nullcontext(browser) if browser else open_browser() as opened:
+        page = opened.new_page(viewport={"width": wide, "height": high}, **options)
+        page.set_default_timeout(60_000)
+        try:
+            yield Visit(page)
+        finally:
+            page.context.close()

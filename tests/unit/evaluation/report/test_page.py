@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import re
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from browser import needs_chromium, visit
+from browser import needs_chromium, open_browser, visit
 from markupsafe import Markup
 from PIL import Image
 from torch.nn.functional import normalize
@@ -165,10 +166,10 @@ def test_maps_probes_diagnostics_and_parts_of_other_code(page):
 
 @needs_chromium
 @pytest.mark.parametrize("width", ["phone", "desktop"])
-def test_a_browser_colours_the_map_by_class(page, tmp_path, width):
+def test_a_browser_colours_the_map_by_class(page, tmp_path, width, browser):
     file = tmp_path / "report.html"
     file.write_text(page, encoding="utf-8")
-    with visit(width, offline=True) as seen:
+    with visit(width, browser, offline=True) as seen:
         seen.page.goto(file.as_uri())
         fills = "new Set([...document.querySelectorAll('.map .chart path')]"
         fills += ".map((p) => getComputedStyle(p).fill)).size"
@@ -283,6 +284,17 @@ def with_failures() -> Results:
     return found
 
 
+@functools.cache
+def page_with_failures() -> str:
+    return render(Page("marks", "", "", [], with_failures()))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as opened:
+        yield opened
+
+
 def rows_of(page: str) -> dict[str, str]:
     """Start of a row's heading -> its HTML, of the set of failures."""
     return {
@@ -293,7 +305,7 @@ def rows_of(page: str) -> dict[str, str]:
 
 
 def test_rows_that_reach_chance_or_a_shortcut_are_marked():
-    page = render(Page("marks", "", "", [], with_failures()))
+    page = page_with_failures()
     rows = rows_of(page)
     assert rows.keys() == {"audio → depth", "audio → text", "by duration alone", "audio → kind"}
     for name, reached in (
@@ -322,14 +334,14 @@ def test_rows_that_reach_chance_or_a_shortcut_are_marked():
 @needs_chromium
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", ["phone", "desktop"])
-def test_a_browser_does_not_colour_them_as_a_success(tmp_path, width, theme):
+def test_a_browser_does_not_colour_them_as_a_success(tmp_path, width, theme, browser):
     file = tmp_path / "report.html"
-    file.write_text(render(Page("marks", "", "", [], with_failures())), encoding="utf-8")
+    file.write_text(page_with_failures(), encoding="utf-8")
     colour = """(name) => [...document.querySelectorAll('.results tr')]
         .filter((row) => row.querySelector('th').textContent.trim().startsWith(name)
                          && row.closest('tbody').textContent.includes('sounds') === true)
         .map((row) => getComputedStyle(row.querySelector('.bar i')).backgroundImage)"""
-    with visit(width, color_scheme=theme) as seen:
+    with visit(width, browser, color_scheme=theme) as seen:
         seen.page.goto(file.as_uri())
         kinds = seen.page.evaluate(
             "['--muted', '--trained', '--emergent'].map((name) => {"
@@ -526,9 +538,9 @@ PROBE = """(async () => {
 
 @needs_chromium
 @pytest.mark.parametrize("width", ["phone", "desktop"])
-def test_a_browser_renders_it(page, tmp_path, width):
+def test_a_browser_renders_it(page, tmp_path, width, browser):
     (tmp_path / "report.html").write_text(page, encoding="utf-8")
-    with visit(width) as visitor:
+    with visit(width, browser) as visitor:
         visitor.page.goto((tmp_path / "report.html").as_uri(), wait_until="load")
         probe = visitor.page.evaluate(PROBE)
         overflow = visitor.overflow()
