@@ -1,4 +1,4 @@
-"""LoRA and DoRA apart or merged: multimodal adapters checkpoint=PATH output=PATH."""
+"""LoRA apart, attached or merged; weights blended: multimodal adapters checkpoint=A output=B."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from multimodal.cli.main import run
 
 
 def adapters(cfg: DictConfig) -> None:
-    """Writes the adapters of ``cfg.checkpoint`` apart, or a checkpoint with them on or merged."""
+    """Writes adapters apart, or a checkpoint with them on, merged, or blended with ``cfg.base``."""
     from multimodal.config import ConfigError, ConfigProblem, named_by
     from multimodal.inference.adapters import export, rewrite
+    from multimodal.inference.interpolating import interpolate
     from multimodal.models.pretrained.keys import WeightsError
 
     given = (tuple(cfg.allowed_packages), named_by(cfg))
     try:
-        if str(cfg.output).endswith(".ckpt"):
+        if cfg.base is not None:
+            if cfg.merge or cfg.adapters is not None or not str(cfg.output).endswith(".ckpt"):
+                raise WeightsError("base=PATH needs output=FILE.ckpt, and neither of the others")
+            towers = None if cfg.towers is None else list(cfg.towers)
+            _, done = interpolate(cfg.checkpoint, cfg.base, cfg.output, cfg.share, towers, *given)
+        elif str(cfg.output).endswith(".ckpt"):
             folder = None if cfg.adapters is None else Path(cfg.adapters)
             if folder is not None and not folder.is_dir():
                 raise WeightsError(f"adapters={folder}: no such folder")
@@ -36,4 +42,4 @@ def adapters(cfg: DictConfig) -> None:
 
 def command() -> None:
     """`multimodal adapters` and `python scripts/adapters.py`."""
-    run("adapters", adapters, paths=("checkpoint", "output", "adapters"))
+    run("adapters", adapters, paths=("checkpoint", "output", "adapters", "base"))

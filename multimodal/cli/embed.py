@@ -29,10 +29,11 @@ def embed(cfg: DictConfig) -> None:
         checkpoint = checkpoint_at(cfg.checkpoint)
         model, run_cfg = load_model(checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device, cfg.batch_size, cfg.kind)
+        embedder = embedder.at(cfg.dim)
         items = items_of(cfg, run_cfg, embedder)
         digest = store.digest(checkpoint)
         digest += f":{cfg.weights}" if cfg.weights else ""
-        about = about_of(str(checkpoint), digest, cfg.kind, str(cfg.input), model.embed_dim)
+        about = about_of(str(checkpoint), digest, embedder, str(cfg.input))
         columns = ("embedding", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         console = Console(stderr=True)
         hidden = not console.is_terminal
@@ -43,7 +44,7 @@ def embed(cfg: DictConfig) -> None:
                 lambda done: progress.advance(task, done),
             )  # fmt: skip
     note = f"; {left_out} items left out, see above" if left_out else ""
-    print(f"{rows} embeddings of {model.embed_dim} numbers: {cfg.output}{note}")
+    print(f"{rows} embeddings of {embedder.embed_dim} numbers: {cfg.output}{note}")
 
 
 def command() -> None:

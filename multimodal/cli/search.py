@@ -35,9 +35,9 @@ def search(cfg: DictConfig) -> None:
         packages, named = cfg.allowed_packages, named_by(cfg)
         checkpoint = checkpoint_at(cfg.checkpoint)
         model, run_cfg = load_model(checkpoint, packages, cfg.weights, addresses=named)
-        embedder = embedder_of(model, run_cfg, cfg.device)
+        embedder = embedder_of(model, run_cfg, cfg.device).at(cfg.dim)
         with _table(str(cfg.index), run_cfg, embedder) as path:
-            table, index = open_index(path, embedder, cfg.approximate)
+            table, index, embedder = open_index(path, embedder, cfg.approximate, cfg.quantize)
         if cfg.modality is not None and cfg.modality not in embedder.transforms:
             known = ", ".join(embedder.transforms)
             raise ValueError(f"modality={cfg.modality}: the model takes {known}")
@@ -65,7 +65,7 @@ def _table(given: str, run_cfg: DictConfig, embedder: Embedder) -> Iterator[str]
 
     everything = {"input": given, "modality": None, "rate_hz": None, "modalities": None}
     items = items_of(OmegaConf.create({**everything, "split": "train"}), run_cfg, embedder)
-    about = about_of("", "", embedder.kind, given, embedder.model.embed_dim)
+    about = about_of("", "", embedder, given)
     print(f"embedding the {len(items)} items of {given}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index.parquet"

@@ -24,8 +24,8 @@ def serve(cfg: DictConfig) -> None:
         packages, named = cfg.allowed_packages, named_by(cfg)
         checkpoint = checkpoint_at(cfg.checkpoint)
         model, run_cfg = load_model(checkpoint, packages, cfg.weights, addresses=named)
-        embedder = embedder_of(model, run_cfg, cfg.device)
-        table, index = open_index(cfg.index, embedder, cfg.approximate)
+        embedder = embedder_of(model, run_cfg, cfg.device).at(cfg.dim)
+        table, index, embedder = open_index(cfg.index, embedder, cfg.approximate, cfg.quantize)
     app = make_app(
         embedder, table, index, cfg.title, cfg.allowed_hosts, cfg.max_upload_mb << 20, cfg.rate_hz
     )

@@ -58,6 +58,7 @@ RULES = (
     pairs.one_embed_dim,
     pairs.something_to_learn,
     pairs.choices_of_pairs,
+    pairs.prefixes_of_embeddings,
     pairs.weight_or_repeat,
     pairs.towers_of_anchor,
     tuning.frozen_or_tuned,

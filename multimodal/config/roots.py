@@ -23,6 +23,13 @@ _MODEL: dict[str, Any] = {
     "allowed_addresses": list[str],
 }
 _RATE = Annotated[float, ABOVE_0] | None
+_DIM = Annotated[int, AT_LEAST_1] | None
+_INDEX: dict[str, Any] = {
+    "index": str,
+    "approximate": bool,
+    "dim": _DIM,
+    "quantize": Literal["int8", "binary"] | None,
+}
 # Command -> key -> what it takes; keys that are not listed hold blocks, or anything.
 ROOTS: Mapping[str, Mapping[str, Any]] = {
     "train": {
@@ -42,25 +49,24 @@ ROOTS: Mapping[str, Mapping[str, Any]] = {
         "rate_hz": _RATE,
         "previews": bool,
         "batch_size": Annotated[int, AT_LEAST_1],
+        "dim": _DIM,
     },
     "search": {
         **_MODEL,
-        "index": str,
+        **_INDEX,
         "query": str | float | list[Any] | dict[str, Any],
         "k": Annotated[int, AT_LEAST_1],
-        "approximate": bool,
         "modality": str | None,
         "rate_hz": _RATE,
     },
     "serve": {
         **_MODEL,
-        "index": str,
+        **_INDEX,
         "title": str,
         "host": str,
         "port": Annotated[int, _PORT],
         "allowed_hosts": list[str],
         "max_upload_mb": Annotated[int, AT_LEAST_0],
-        "approximate": bool,
         "rate_hz": _RATE,
     },
     "export": {
@@ -71,8 +77,18 @@ ROOTS: Mapping[str, Mapping[str, Any]] = {
         "opset": Annotated[int, AT_LEAST_1],
         "tolerance": Annotated[float, ABOVE_0],
         "zero_shot": dict[str, Any] | None,
+        "quantize": Literal["int8", "int8_weights", "fp16", "bf16"] | None,
+        "least_cosine": float,
     },
-    "adapters": {**_MODEL, "output": str, "adapters": str | None, "merge": bool},
+    "adapters": {
+        **_MODEL,
+        "output": str,
+        "adapters": str | None,
+        "merge": bool,
+        "base": str | None,
+        "share": Annotated[float, Bounds(least=0, most=1)],
+        "towers": list[str] | None,
+    },
     "import_weights": {
         "input": str,
         "output": str,

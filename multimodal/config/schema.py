@@ -57,6 +57,14 @@ class Modality:
 
 
 @dataclass
+class Prefixes:
+    """Widths of embeddings that the losses see, and their weights: `objectives.Matryoshka`."""
+
+    dims: list[int] | None = None
+    weights: list[float] | None = None
+
+
+@dataclass
 class Train:
     """The root of `configs/train.yaml`, where every key is explained."""
 
@@ -86,6 +94,7 @@ class Train:
     fusion: Target | None = None
     tasks: dict[str, Target | None] | None = None
     allowed_addresses: list[str] | None = None
+    matryoshka: Prefixes | None = None
 
 
 @dataclass

@@ -230,6 +230,31 @@ def rewrite(
         done[name] = f"{count} adapters merged"
     if not done:
         raise WeightsError(f"nothing to do: {checkpoint} has no adapters, and none were given")
+    write_model(checkpoint, output, model, cfg, allowed_packages, addresses)
+    return model, done
+
+
+def write_model(
+    checkpoint: str,
+    output: str,
+    model: EmbeddingModel,
+    cfg: DictConfig,
+    allowed_packages: Sequence[str] = (),
+    addresses: Sequence[str] = (),
+) -> None:
+    """Writes a checkpoint with another model's weights, without optimizer and schedule.
+
+    Args:
+        checkpoint: that the rest comes from.
+        output: the checkpoint that is written.
+        model: whose weights it holds.
+        cfg: that builds the model.
+        allowed_packages: as in ``load_model``.
+        addresses: as in ``load_model``.
+
+    Raises:
+        WeightsError: if the file, read back, differs.
+    """
     content = store.read(checkpoint)
     state = {n: t for n, t in content["state_dict"].items() if not n.startswith("model.")}
     state |= {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -242,7 +267,6 @@ def rewrite(
     again = load_model(output, allowed_packages, addresses=addresses)[0].state_dict()
     if not all(same_bits(again[name], tensor) for name, tensor in model.state_dict().items()):
         raise WeightsError(f"{output}: the file, read back, differs from what was written")
-    return model, done
 
 
 def _tuned(cfg: DictConfig) -> dict[str, dict[str, Any]]:

@@ -76,6 +76,11 @@ class Embedder:
         data: the transforms, and how samples become batches.
         kind: of the embeddings: ``normalized``, ``raw`` or ``scaled`` (`models.Tower.forward`).
         temperatures: of the pairs that were trained together, for `zero_shot`.
+        dim: first numbers of each embedding that are kept, at the norm of the whole one; None: all.
+            For models that were trained so (``matryoshka.dims``).
+
+    Raises:
+        ValueError: if ``dim`` is not from 1 to the model's ``embed_dim``.
     """
 
     def __init__(
@@ -84,8 +89,12 @@ class Embedder:
         data: EvaluationData,
         kind: EmbeddingKind = "normalized",
         temperatures: Mapping[frozenset[str], float] | None = None,
+        dim: int | None = None,
     ) -> None:
+        if dim is not None and not 1 <= dim <= model.embed_dim:
+            raise ValueError(f"dim={dim}: expected 1 to embed_dim={model.embed_dim}, or null")
         self.model = model
+        self.dim = dim
         self.data = data
         self.kind = kind
         self.temperatures = dict(temperatures or {})
@@ -94,6 +103,17 @@ class Embedder:
     def transforms(self) -> Mapping[str, Transform]:
         """Of the values that are embedded, by modality."""
         return self.data.transforms
+
+    @property
+    def embed_dim(self) -> int:
+        """Numbers of an embedding as it is returned."""
+        return self.dim or self.model.embed_dim
+
+    def at(self, dim: int | None) -> Embedder:
+        """The same with embeddings of the first ``dim`` numbers; None: as it is."""
+        if dim is None or dim == self.dim:
+            return self
+        return Embedder(self.model, self.data, self.kind, self.temperatures, dim)
 
     def missing(self, modalities: Collection[str]) -> list[str]:
         """The ``modalities`` without a tower."""
@@ -188,7 +208,7 @@ class Embedder:
             numbers = range(start, min(start + self.data.batch_size, len(given)))
             some = [prepare(number, given[number]) for number in numbers]
             rows.append(self.inputs(modality, *collate(some)))
-        return torch.cat(rows) if rows else torch.zeros(0, self.model.embed_dim)
+        return torch.cat(rows) if rows else torch.zeros(0, self.embed_dim)
 
     def _transform(self, modality: str) -> Transform:
         known = set(self.data.transforms) & set(self.model.towers)
@@ -199,13 +219,14 @@ class Embedder:
         return self.transforms[modality]
 
     @torch.no_grad()
-    def embed(self, **inputs: Given) -> Tensor:
+    def embed(self, dim: int | None = None, **inputs: Given) -> Tensor:
         """Embeds paths, pictures, arrays, texts: ``embed(image=["dog.jpg"], text=["a dog"])``.
 
         Each modality that the model takes is a keyword; `given.Reader` says what may be given. A
         single text, path or picture stands for a list of one.
 
         Args:
+            dim: keeps the first numbers of each alone, at the same norm; None: see `Embedder`.
             **inputs: modality -> inputs.
 
         Returns:
@@ -220,11 +241,13 @@ class Embedder:
         if not inputs:
             known = ", ".join(f"{name}=[...]" for name in self.transforms)
             raise ValueError(f"embed: expected inputs of at least one modality: {known}")
+        if dim is not None:
+            return self.at(dim).embed(dim=None, **inputs)
         readers = {name: Reader(name, self._transform(name)) for name in inputs}
         rows = [self._embed(name, listed(some), readers[name]) for name, some in inputs.items()]
         return torch.cat(rows)
 
-    def similarity(self, *embeddings: Tensor, **inputs: Given) -> Tensor:
+    def similarity(self, *embeddings: Tensor, dim: int | None = None, **inputs: Given) -> Tensor:
         """Cosines of all inputs of one modality with all of another.
 
         ``model.similarity(image=["1.jpg", "2.jpg"], text=["a dog"])``, or of embeddings that are
@@ -232,6 +255,7 @@ class Embedder:
 
         Args:
             *embeddings: one or two tensors ``[N, D]``.
+            dim: compares the first numbers of each alone.
             **inputs: one or two modalities, as `embed` takes them.
 
         Returns:
@@ -240,14 +264,22 @@ class Embedder:
         Raises:
             ValueError: if given neither one nor two of them in all; else as `embed`.
         """
-        given = [*embeddings, *(self.embed(**{name: some}) for name, some in inputs.items())]
+        whole = [
+            *embeddings,
+            *(self.embed(dim=None, **{name: some}) for name, some in inputs.items()),
+        ]
+        given = [rows[:, :dim] for rows in whole]
         if len(given) not in (1, 2):
             raise ValueError(f"similarity: expected one or two modalities, got {len(given)}")
         first, last = (functional.normalize(rows.float(), dim=-1) for rows in (given[0], given[-1]))
         return first @ last.T
 
     def zero_shot(
-        self, classes: Sequence[str], prompts: Sequence[str] = ("{}",), **inputs: Given
+        self,
+        classes: Sequence[str],
+        prompts: Sequence[str] = ("{}",),
+        dim: int | None = None,
+        **inputs: Given,
     ) -> Tensor:
         """Probabilities of ``classes``, which are embedded as texts.
 
@@ -258,6 +290,7 @@ class Embedder:
         Args:
             classes: their names.
             prompts: ``{}`` stands for a class's name; embeddings of several are averaged.
+            dim: compares the first numbers of the embeddings alone.
             **inputs: those of one modality, as `embed` takes them.
 
         Returns:
@@ -267,6 +300,8 @@ class Embedder:
             ValueError: if given no class, a prompt without ``{}``, or not one modality; else as
                 `embed`.
         """
+        if dim is not None:
+            return self.at(dim).zero_shot(classes, prompts, None, **inputs)
         if len(inputs) != 1:
             raise ValueError(f"zero_shot: expected inputs of one modality, got {sorted(inputs)}")
         if not classes or isinstance(classes, str):
@@ -280,13 +315,22 @@ class Embedder:
         (modality,) = inputs
         known = self.temperatures
         temperature = known.get(frozenset((modality, "text"))) or max(known.values(), default=0.07)
-        return (self.similarity(self.embed(**inputs), of_classes) / temperature).softmax(dim=-1)
+        return (self.similarity(self.embed(dim=None, **inputs), of_classes) / temperature).softmax(
+            dim=-1
+        )
 
     def inputs(self, modality: str, inputs: Tensor, mask: Tensor | None) -> Tensor:
         """Inputs of one modality as its tower takes them: ``[B, D]`` on the CPU."""
         device = next(self.model.parameters()).device
         on_device = None if mask is None else mask.to(device)
-        return self.model.embed(modality, inputs.to(device), on_device, self.kind).cpu()
+        rows = self.model.embed(modality, inputs.to(device), on_device, self.kind).cpu()
+        if self.dim is None:
+            return rows
+        kept = rows[:, : self.dim]
+        if self.kind == "raw":
+            return kept
+        norms: Tensor = rows.norm(dim=1, keepdim=True)
+        return functional.normalize(kept, dim=1) * norms
 
 
 def _places(source: Source, keys: Sequence[str], captions: Sequence[int]) -> Tensor:

@@ -48,6 +48,7 @@ def load_embedder(
     kind: EmbeddingKind = "normalized",
     weights: str | None = None,
     allowed_addresses: Sequence[str] = (),
+    dim: int | None = None,
 ) -> Embedder:
     """A trained model with the transforms and the tokenizer that feed it: `multimodal.load`.
 
@@ -62,6 +63,7 @@ def load_embedder(
         kind: of the embeddings, see `Embedder`.
         weights: ``average`` or ``raw``, of a run with `callbacks=ema`; None: as it evaluates.
         allowed_addresses: that the checkpoint's configuration may open.
+        dim: first numbers of each embedding that are kept, see `Embedder`.
 
     Raises:
         CheckpointError: if the checkpoint cannot be used, see `load_checkpoint`.
@@ -77,7 +79,8 @@ def load_embedder(
     else:
         found = checkpoint_at(folder)
         loaded = load_checkpoint(found, allowed_packages, weights, addresses=allowed_addresses)
-    return embedder_of(loaded.model, loaded.cfg, device, batch_size, kind, loaded.temperatures)
+    made = embedder_of(loaded.model, loaded.cfg, device, batch_size, kind, loaded.temperatures)
+    return made.at(dim)
 
 
 def _import_folder(folder: Path) -> Loaded:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         compatible,
     )
     from multimodal.objectives.losses.margin import Hinge, Triplet
+    from multimodal.objectives.losses.matryoshka import Matryoshka
     from multimodal.objectives.losses.sigmoid import SigLIP
     from multimodal.objectives.losses.softmax import DCL, InfoNCE, SoftTarget, SupCon
     from multimodal.objectives.losses.target import CosineTarget, SquaredTarget
@@ -53,6 +54,7 @@ __all__ = [
     "Local",
     "LogitScale",
     "Loss",
+    "Matryoshka",
     "Negatives",
     "ObjectiveOutput",
     "Pair",

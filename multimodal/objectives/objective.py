@@ -13,6 +13,7 @@ from multimodal.core.distributed import world_size
 from multimodal.objectives.candidates import Candidates
 from multimodal.objectives.gathered_batch import GatheredBatch, gather_batch, local_batch
 from multimodal.objectives.interfaces import Context, Loss, Negatives
+from multimodal.objectives.losses.matryoshka import Matryoshka
 from multimodal.objectives.pair import Pair
 from multimodal.objectives.pair_metrics import similarity_metrics
 
@@ -184,6 +185,7 @@ def make_objective(
     candidates: Candidates | None,
     embed_dim: int | None = None,
     chunk_size: int | None = None,
+    matryoshka: Mapping[str, Any] | None = None,
 ) -> ContrastiveObjective:
     """The objective of a configuration's ``pairs``.
 
@@ -195,6 +197,8 @@ def make_objective(
         candidates: see above.
         embed_dim: D, for queues.
         chunk_size: see `ContrastiveObjective`.
+        matryoshka: ``dims`` and ``weights`` of `Matryoshka`, for every pair whose loss is not one;
+            None, or ``dims`` of None: the whole width alone.
 
     Raises:
         ValueError: if a pair is invalid; the message names it and the error.
@@ -204,8 +208,16 @@ def make_objective(
     for name, given in pairs.items():
         if given is None:
             continue
-        choices = {key: given.get(key) or default for key, default in defaults.items()}
+        choices: dict[str, Any] = {
+            key: given.get(key) or default for key, default in defaults.items()
+        }
         try:
+            if (
+                matryoshka
+                and matryoshka.get("dims")
+                and not isinstance(choices["loss"], Matryoshka)
+            ):
+                choices["loss"] = Matryoshka(choices["loss"], **matryoshka)
             built[name] = Pair(**{**given, **choices, "embed_dim": embed_dim})
         except (TypeError, ValueError) as error:
             raise ValueError(f"pairs.{name}: {error}") from error

@@ -16,6 +16,7 @@ from multimodal.objectives.interfaces import Context, Loss, Negatives, compatibl
 from multimodal.objectives.kernels.blockwise import block_sum, chunked_direction
 from multimodal.objectives.kernels.fused import fused_sum, has_fused_kernel
 from multimodal.objectives.kernels.hardest import hardest_k, mined_directions
+from multimodal.objectives.losses.matryoshka import Matryoshka, cut, prefix
 from multimodal.objectives.losses.target import TargetLoss
 from multimodal.objectives.matches import SampleKeys, index_positives
 from multimodal.objectives.negatives.selection import InBatch
@@ -49,7 +50,7 @@ class Pair(nn.Module):
     Args:
         anchor: the first modality; rows of the similarity matrix.
         other: the second modality; columns.
-        loss: one of the losses.
+        loss: one of the losses, or one over prefixes of the embeddings (`Matryoshka`).
         negatives: a strategy that goes with the loss.
         candidates: where candidates come from.
         weight: factor on this pair's loss, at least 0.
@@ -97,6 +98,8 @@ class Pair(nn.Module):
             raise ValueError(f"equal_keys must be 'positives' or 'ignored', given '{equal_keys}'")
         self.anchor, self.other = anchor, other
         self.moved = tuple(name for name in (anchor, other) if name != stop_gradient)
+        self.matryoshka = loss if isinstance(loss, Matryoshka) else None
+        loss = loss.loss if isinstance(loss, Matryoshka) else loss
         self.loss, self.negatives, self.candidates = loss, negatives, candidates
         self.weight = weight
         self.sources = None if sources is None else frozenset(sources)
@@ -151,8 +154,30 @@ class Pair(nn.Module):
 
         Returns:
             two scalars: the sum, both directions joined as the loss says, not yet weighted; and
-            the count, over both directions.
+            the count, over both directions, of the whole width.
+
+        Raises:
+            ValueError: if the widest prefix is not the embeddings' width.
         """
+        if self.matryoshka is None:
+            return self._of_width(gathered, context, chunk_size)
+        ends, width = (self.anchor, self.other), context.embed_dim
+        if self.matryoshka.dims[-1] != width:
+            raise ValueError(
+                f"matryoshka: the last of dims={list(self.matryoshka.dims)} must be the "
+                f"embeddings' width, {width}"
+            )
+        total, without = context.scale.new_zeros(()), context.scale.new_zeros(())
+        for dim, share in self.matryoshka.shares():
+            of_dim = replace(context, embed_dim=dim)
+            part, without = self._of_width(cut(gathered, ends, dim), of_dim, chunk_size)
+            total = total + share * part
+        return total, without
+
+    def _of_width(
+        self, gathered: GatheredBatch, context: Context, chunk_size: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """The same of embeddings of one width."""
         if isinstance(self.loss, TargetLoss):
             anchors, targets = (
                 self._side(gathered, name)[gathered.local_rows]
@@ -198,7 +223,7 @@ class Pair(nn.Module):
             chunked_direction(
                 side,
                 gathered,
-                self._past(names[1 - side]),
+                self._past(names[1 - side], context.embed_dim),
                 self.loss,
                 negatives,
                 replace(context, direction=f"{names[side]}->{names[1 - side]}"),
@@ -213,8 +238,11 @@ class Pair(nn.Module):
         side = gathered.side(modality)
         return side if modality in self.moved else side.detach()
 
-    def _past(self, modality: str) -> tuple[Tensor, SampleKeys] | None:
-        return cast("EmbeddingQueue", self.queues[modality]).content() if self.queues else None
+    def _past(self, modality: str, dim: int | None = None) -> tuple[Tensor, SampleKeys] | None:
+        if not self.queues:
+            return None
+        rows, keys = cast("EmbeddingQueue", self.queues[modality]).content()
+        return (rows if dim is None else prefix(rows, dim)), keys
 
     def num_queued(self) -> int:
         """Past embeddings among the candidates; waits for the device."""

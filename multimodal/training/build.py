@@ -41,8 +41,15 @@ def build_objective(cfg: DictConfig) -> ContrastiveObjective:
     """The pairs of ``cfg.pairs``, each with its own or the experiment's loss and negatives."""
     pairs = build(cfg, "pairs", convert="all")
     parts = {name: build(cfg, name) for name in ("loss", "negatives", "candidates")}
+    given = OmegaConf.select(cfg, "matryoshka")
+    wrapped: Any = None if given is None else OmegaConf.to_container(given)
     with constructor_errors(cfg.pairs):
-        return make_objective(pairs, embed_dim=cfg.embed_dim, **parts)
+        return make_objective(
+            pairs,
+            embed_dim=cfg.embed_dim,
+            matryoshka=wrapped,
+            **parts,
+        )
 
 
 def build_module(cfg: DictConfig) -> ContrastiveModule | FusionModule:

@@ -47,6 +47,8 @@ ADDED_KEYS = {
     "model.towers.*.encoder.trunk.qk_norm": False,
     "model.towers.*.encoder.trunk.checkpointing": False,
     "model.towers.*.encoder.patch_dropout": 0.0,
+    "matryoshka.dims": None,
+    "matryoshka.weights": None,
 }
 
 

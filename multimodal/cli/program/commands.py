@@ -54,7 +54,7 @@ COMMANDS = {
     ),
     "card": Command("weights.card", "write a run's model card", "RUN [--output FILE]"),
     "adapters": Command(
-        "adapters", "export, attach or merge LoRA adapters", "checkpoint=PATH output=PATH",
+        "adapters", "export, attach or merge LoRA; blend weights", "checkpoint=PATH output=PATH",
         "adapters",
     ),
     "join": Command(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.cli.main import run
 from multimodal.core.process.exits import refused
+
+if TYPE_CHECKING:
+    from multimodal.inference.export.checks import Agreement
 
 
 def export(cfg: DictConfig) -> None:
@@ -33,6 +36,8 @@ def export(cfg: DictConfig) -> None:
         cfg.opset,
         cfg.tolerance,
         heads,
+        cfg.quantize,
+        cfg.least_cosine,
     )
     try:
         with refused("export"):
@@ -62,11 +67,19 @@ def export(cfg: DictConfig) -> None:
     except CheckpointError as error:
         raise ExportError(str(error)) from error
     for each in agreements:
-        apart = [f"torch.export {each.program:.1e}"]
-        if each.onnx is not None:
-            apart.append(f"ONNX Runtime {each.onnx:.1e}, {each.megabytes:.1f} MB")
-        print(f"{each.name}: differs by {', '.join(apart)}")
+        print(_line(each, cfg.quantize))
     print(f"written: {output}")
+
+
+def _line(each: Agreement, quantize: str | None) -> str:
+    """By how much a graph differs, and its size."""
+    apart = [f"torch.export {each.program:.1e}"]
+    if each.onnx is not None:
+        size = each.megabytes if each.full_megabytes is None else each.full_megabytes
+        apart.append(f"ONNX Runtime {each.onnx:.1e}, {size:.1f} MB")
+    if each.cosine is not None:
+        apart.append(f"{quantize} by cosine {each.cosine:.4f}, {each.megabytes:.1f} MB")
+    return f"{each.name}: differs by {', '.join(apart)}"
 
 
 def command() -> None:

@@ -172,6 +172,25 @@ def choices_of_pairs(tree: Tree) -> Iterator[ConfigProblem]:
                 yield ConfigProblem(where, f"neither the pair nor the root has a {choice}")
 
 
+def prefixes_of_embeddings(tree: Tree) -> Iterator[ConfigProblem]:
+    """``matryoshka.dims`` ascend and end with the whole width; each weight belongs to one."""
+    dims, weights = at(tree, "matryoshka.dims"), at(tree, "matryoshka.weights")
+    width = tree.get("embed_dim")
+    if not isinstance(dims, list) or not all(isinstance(dim, int) for dim in dims):
+        if weights is not None and dims is None:
+            yield ConfigProblem("matryoshka.weights", "needs matryoshka.dims, one for each")
+        return
+    if not dims or dims[0] < 1 or dims != sorted(set(dims)) or dims[-1] != width:
+        yield ConfigProblem(
+            "matryoshka.dims",
+            f"given {dims}, expected ascending widths that end in embed_dim={width}",
+        )
+    if isinstance(weights, list) and len(weights) != len(dims):
+        yield ConfigProblem(
+            "matryoshka.weights", f"given {len(weights)} numbers for the {len(dims)} of dims"
+        )
+
+
 def weight_or_repeat(tree: Tree) -> Iterator[ConfigProblem]:
     """Sources are interleaved by sizes and repeats, or all of them by weights."""
     sources = _blocks(tree, "data.sources")

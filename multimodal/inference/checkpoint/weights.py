@@ -70,7 +70,8 @@ def pair_temperatures(
         scale = weights.get(f"objective.pairs.{name!s}.logit_scale")
         if not isinstance(pair, DictConfig):
             continue
-        if str(OmegaConf.select(pair, "loss._target_")).endswith("Target"):
+        losses = ("loss._target_", "loss.loss._target_")  # itself, or one over prefixes
+        if any(str(OmegaConf.select(pair, path)).endswith("Target") for path in losses):
             continue
         if scale is not None and scale.numel() == 1:
             ends = frozenset((pair.get("anchor"), pair.get("other")))

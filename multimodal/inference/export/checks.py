@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from multimodal.inference.export.graphs import ExportError, Graph
 from multimodal.inference.export.onnx_file import run, session
@@ -25,12 +26,16 @@ class Agreement:
         program: largest difference of the traced program from the model, over all outputs.
         onnx: that of the ONNX file through ONNX Runtime; None: not written.
         megabytes: of the ONNX file.
+        cosine: the lowest of a row of the quantised file with the model's; None: not quantised.
+        full_megabytes: of the file before it was quantised.
     """
 
     name: str
     program: float
     onnx: float | None
     megabytes: float | None
+    cosine: float | None = None
+    full_megabytes: float | None = None
 
 
 def compared(
@@ -62,8 +67,39 @@ def compared(
                 f"{name}: through {form} it differs from the model by {apart:.2g}, more than "
                 f"tolerance={tolerance:g}"
             )
-    megabytes = None if onnx is None else sum(each.stat().st_size for each in _parts(onnx)) / 1e6
+    megabytes = None if onnx is None else _megabytes(onnx)
     return Agreement(name, by_program, None if onnx is None else by_onnx, megabytes)
+
+
+def with_cosine(
+    agreement: Agreement, graph: Graph, onnx: Path, kind: str, least: float
+) -> Agreement:
+    """Compares a quantised file with the module, row by row.
+
+    Raises:
+        ExportError: if a row's cosine with the model's is below ``least``.
+    """
+    ready, lowest = session(onnx), 1.0
+    for batch in BATCHES:
+        tensors = resized(graph, batch)
+        with torch.no_grad():
+            expected = _listed(graph.module(*tensors))
+        got = run(ready, dict(zip(graph.inputs, tensors, strict=True)))
+        for ours, theirs in zip(expected, got, strict=True):
+            rows = ours.flatten(1), torch.from_numpy(theirs).flatten(1)
+            cosine = functional.cosine_similarity(*rows).min().item()
+            lowest = min(lowest, float(np.nan_to_num(cosine, nan=-1.0)))
+    if lowest < least:
+        raise ExportError(
+            f"{agreement.name}: quantize={kind} turns a row away from the model's, to a cosine of "
+            f"{lowest:.3f}, below least_cosine={least:g}: take quantize=int8_weights or fp16"
+        )
+    full = agreement.megabytes
+    return replace(agreement, cosine=lowest, megabytes=_megabytes(onnx), full_megabytes=full)
+
+
+def _megabytes(onnx: Path) -> float:
+    return sum(each.stat().st_size for each in _parts(onnx)) / 1e6
 
 
 def _parts(onnx: Path) -> list[Path]:

@@ -79,7 +79,7 @@ class Graph:
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch's own code
-                return torch.export.export(
+                program = torch.export.export(
                     self.module.eval(), tuple(self.example), dynamic_shapes=shapes
                 )
         except Exception as error:  # torch raises many kinds
@@ -88,6 +88,9 @@ class Graph:
                 f"{type(self.module).__name__} of {', '.join(self.inputs)} cannot be traced by "
                 f"torch.export: {type(error).__name__}: {reason[0] if reason else ''}"
             ) from error
+        for node in program.graph.nodes:  # else it names folders of the machine that exports
+            node.meta.pop("stack_trace", None)
+        return program
 
 
 class TowerGraph(nn.Module):

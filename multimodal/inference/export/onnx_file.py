@@ -41,7 +41,7 @@ def write_onnx(
     for name in ("onnx", "onnxscript"):
         module_of("export", name, "an export to ONNX")
     try:
-        with _quiet():
+        with quiet():
             made = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -51,6 +51,7 @@ def write_onnx(
                 verbose=False,
             )
             assert made is not None
+            _strip(made.model.graph)
             made.save(path)
     except Exception as error:  # torch and onnxscript raise many kinds
         reason = str(error.__cause__ or error).strip().splitlines()
@@ -59,8 +60,18 @@ def write_onnx(
         ) from error
 
 
+def _strip(graph: Any) -> None:
+    """Takes off what the tracer notes of each node: half of a small file, and read by nothing."""
+    graph.metadata_props.clear()
+    for node in graph.all_nodes():
+        node.metadata_props.clear()
+        for value in (*node.inputs, *node.outputs):
+            if value is not None:
+                value.metadata_props.clear()
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Within, the exporter says nothing: what fails is an error, and the rest is checked."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -18,15 +18,17 @@ from torch.nn import functional
 from multimodal.core.suggest import suggest
 from multimodal.inference.embedder import Embedder
 from multimodal.inference.export import manifest, runner_file
-from multimodal.inference.export.checks import TOLERANCE, Agreement, compared
+from multimodal.inference.export.checks import TOLERANCE, Agreement, compared, with_cosine
 from multimodal.inference.export.configuration import configuration
 from multimodal.inference.export.frontends import frontend_of
 from multimodal.inference.export.graphs import ExportError, Graph, fusion_graph, tower_graph
 from multimodal.inference.export.onnx_file import OPSET, write_onnx
 from multimodal.inference.export.preprocessing import Preprocessing, settings_of
+from multimodal.inference.export.quantizing import LEAST_COSINE, check_kind, quantize
 from multimodal.models.fusion_model import FusionModel
 
 FORMATS = ("onnx", "program")
+FRONTEND = ".frontend"  # ends the names of graphs that prepare inputs
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Choices:
         opset: version of ONNX's operators.
         tolerance: most by which a graph's outputs may differ from the model's.
         zero_shot: name of a head -> ``classes``, and ``prompts`` with ``{}`` for a class's name.
+        quantize: how the ONNX files are made smaller (`quantizing.KINDS`); None: float32.
+        least_cosine: of a quantised graph's rows with the model's.
     """
 
     towers: Sequence[str] | None = None
@@ -46,6 +50,8 @@ class Choices:
     opset: int = OPSET
     tolerance: float = TOLERANCE
     zero_shot: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    quantize: str | None = None
+    least_cosine: float = LEAST_COSINE
 
 
 @dataclass
@@ -64,7 +70,12 @@ class _Work:
             files["onnx"] = f"{name}.onnx"
             write_onnx(program, graph, self.folder / files["onnx"], self.choices.opset)
         onnx = self.folder / files["onnx"] if "onnx" in files else None
-        self.agreements.append(compared(name, graph, program, onnx, self.choices.tolerance))
+        agreement = compared(name, graph, program, onnx, self.choices.tolerance)
+        kind = self.choices.quantize
+        if kind is not None and onnx is not None and not name.endswith(FRONTEND):
+            quantize(onnx, kind)
+            agreement = with_cosine(agreement, graph, onnx, kind, self.choices.least_cosine)
+        self.agreements.append(agreement)
         return files
 
 
@@ -125,6 +136,10 @@ def _towers(embedder: Embedder, choices: Choices) -> list[str]:
             raise ExportError(f"formats={name}: {suggest(name, FORMATS)}")
     if choices.zero_shot and "onnx" not in choices.formats:
         raise ExportError("zero_shot needs formats=[onnx]: the runner uses it")
+    if choices.quantize is not None:
+        check_kind(choices.quantize)
+        if "onnx" not in choices.formats:
+            raise ExportError("quantize needs formats=[onnx]: it is those files that get smaller")
     return list(choices.towers or known)
 
 
@@ -144,6 +159,7 @@ def _write(
         "name": str(cfg.get("name") or "model"),
         "embed_dim": model.embed_dim,
         "opset": work.choices.opset if "onnx" in work.choices.formats else None,
+        "quantize": work.choices.quantize,
         "source": dict(source),
         "towers": {},
     }
@@ -189,7 +205,7 @@ def _tower(work: _Work, embedder: Embedder, name: str, how: Preprocessing) -> di
         (work.folder / settings["tokenizer"]).write_text(how.tokenizer, "utf-8")
     frontend = frontend_of(transform)
     if frontend is not None and "onnx" in work.choices.formats:
-        settings["graph"] = work.write(frontend, f"{name}.frontend")["onnx"]
+        settings["graph"] = work.write(frontend, f"{name}{FRONTEND}")["onnx"]
     graph = tower_graph(tower, name, transform)
     settings["blank"] = list(graph.example[0].shape[1:])
     files = {} if tower.head is None else work.write(graph, name)

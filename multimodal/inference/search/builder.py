@@ -69,7 +69,7 @@ def _load(items: Items, index: int) -> Item | None:
 
 
 def _embed(embedder: Embedder, items: list[Item], previews: bool) -> tuple[Vectors, list[Row]]:
-    vectors: list[Vectors] = [np.zeros((0, embedder.model.embed_dim), np.float32)]
+    vectors: list[Vectors] = [np.zeros((0, embedder.embed_dim), np.float32)]
     rows: list[Row] = []
     for modality, places in by_modality(items).items():
         values = [items[place].values[modality] for place in places]

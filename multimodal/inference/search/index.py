@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multimodal.core.extras import module_of
 from multimodal.inference.embedder import Embedder
-from multimodal.inference.search.table import Table, Vectors, check_fit, read_table
-
-Kind = Literal["exact", "approximate"]
-HNSW_M = 32  # of a node of the graph (Malkov and Yashunin 2018, M)
-EF_CONSTRUCTION = 80  # candidates looked at when a node is linked
-EF_SEARCH = 96  # candidates looked at in a search
+from multimodal.inference.search.compressed import Kind, Quantize, build
+from multimodal.inference.search.table import Table, Vectors, fitting, read_table
 
 
 class Found(NamedTuple):
@@ -35,12 +29,21 @@ class Index:
         modalities: of the N rows.
         kind: ``exact`` compares with every row; ``approximate`` walks a graph (HNSW), which pays
             from some hundred thousand rows on.
+        quantize: ``int8`` or ``binary``: the search goes through codes of a quarter or a 32nd of
+            the size, and the vectors rank what it finds (`compressed.RESCORED`); None: through the
+            vectors.
 
     Raises:
         ValueError: if a vector is zero or not finite: it has no direction.
     """
 
-    def __init__(self, vectors: Vectors, modalities: list[str], kind: Kind = "exact") -> None:
+    def __init__(
+        self,
+        vectors: Vectors,
+        modalities: list[str],
+        kind: Kind = "exact",
+        quantize: Quantize | None = None,
+    ) -> None:
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         bad = ~(np.isfinite(norms) & (norms > 0))
         if bad.any():
@@ -54,7 +57,9 @@ class Index:
         self._rows: dict[str, NDArray[np.int64]] = {
             str(name): np.flatnonzero(named == name) for name in dict.fromkeys(modalities)
         }
-        self._indices = {name: build(self.vectors[rows], kind) for name, rows in self._rows.items()}
+        self._indices = {
+            name: build(self.vectors[rows], kind, quantize) for name, rows in self._rows.items()
+        }
 
     @property
     def modalities(self) -> dict[str, int]:
@@ -77,53 +82,37 @@ class Index:
                 f"expected a query of {self.vectors.shape[1]} numbers, not all zero; "
                 f"got {list(query.shape)} with norm {norm:g}"
             )
-        asked = np.ascontiguousarray(query[None] / norm, np.float32)
+        asked = np.asarray(query / norm, np.float32)
         hits = {}
         for name, rows in self._rows.items():
-            scores, places = self._indices[name].search(asked, min(k, len(rows)))
+            scores, places = self._indices[name].search(asked, k)
             hits[name] = [
                 Found(int(rows[place]), float(score))
-                for score, place in zip(scores[0], places[0], strict=True)
-                if place >= 0
+                for score, place in zip(scores, places, strict=True)
             ]
         return hits
 
 
-def build(vectors: Vectors, kind: Kind) -> Any:
-    """A faiss index by inner product.
+def open_index(
+    path: str, embedder: Embedder, approximate: bool, quantize: Quantize | None = None
+) -> tuple[Table, Index, Embedder]:
+    """A table, checked to be of the embedder's model, and an index over it.
 
     Args:
-        vectors: ``[N, D]`` float32.
-        kind: ``exact`` (IndexFlatIP) or ``approximate`` (IndexHNSWFlat).
+        path: of the table.
+        embedder: whose ``dim`` cuts the table; one without takes that of a table that was cut.
+        approximate: see `Index`; so is ``quantize``.
+        quantize: see above.
 
-    Raises:
-        MissingExtraError: if faiss is not installed; the message names the extra.
-    """
-    # It logs which of its builds it loads, and every missing one as a failure.
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
-    faiss = module_of("search", "faiss", "searching a table")
-    dim = vectors.shape[1]
-    index: Any
-    if kind == "exact":
-        index = faiss.IndexFlatIP(dim)
-    elif kind == "approximate":
-        index = faiss.IndexHNSWFlat(dim, HNSW_M, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = EF_CONSTRUCTION
-        index.hnsw.efSearch = EF_SEARCH
-    else:
-        raise ValueError(f"kind={kind!r}: expected 'exact' or 'approximate'")
-    index.add(np.ascontiguousarray(vectors, np.float32))
-    return index
-
-
-def open_index(path: str, embedder: Embedder, approximate: bool) -> tuple[Table, Index]:
-    """A table, checked to be of the embedder's model, and an index over it.
+    Returns:
+        the table, its index, and what embeds queries for it.
 
     Raises:
         ValueError: if it is of another model, or contains zero vectors.
         FileNotFoundError: if it is not there.
     """
     table = read_table(Path(path))
-    check_fit(embedder, table)
+    embedder = fitting(embedder, table)
     kind: Kind = "approximate" if approximate else "exact"
-    return table, Index(table.vectors, [row.modality for row in table.rows], kind)
+    vectors = table.vectors[:, : embedder.embed_dim]
+    return table, Index(vectors, [row.modality for row in table.rows], kind, quantize), embedder

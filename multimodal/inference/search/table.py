@@ -225,23 +225,29 @@ def _read_parquet(path: Path) -> Table:
     return Table(vectors.astype(np.float32), rows, about)
 
 
-def check_fit(embedder: Embedder, table: Table) -> None:
-    """Refuses a table that another model made.
+def fitting(embedder: Embedder, table: Table) -> Embedder:
+    """The embedder with the table's width: of its own ``dim``, or of a table that was cut.
 
     Raises:
-        TableError: if the dimensions differ, or it holds numbers that are not finite.
+        TableError: if the dimensions differ, or the table holds numbers that are not finite.
     """
-    dim = table.vectors.shape[1]
-    if dim != embedder.model.embed_dim:
+    width, whole = table.vectors.shape[1], embedder.model.embed_dim
+    if embedder.dim is None and width < whole and table.about.get("dim") == width:
+        embedder = embedder.at(width)
+    if width not in (embedder.embed_dim, whole):
+        cut = f", cut to {embedder.dim}" if embedder.dim else ""
         raise TableError.mistake(
-            f"the table holds embeddings of {dim} dimensions, the checkpoint's model makes "
-            f"{embedder.model.embed_dim}: the table is of another model"
+            f"the table holds embeddings of {width} dimensions, the checkpoint's model makes "
+            f"{whole}{cut}: the table is of another model"
         )
     if not np.isfinite(table.vectors).all():
         raise TableError("the table holds NaN or infinity")
+    return embedder
 
 
-def about_of(checkpoint: str, digest: str, kind: str, given: str, dim: int) -> dict[str, Any]:
+def about_of(checkpoint: str, digest: str, embedder: Embedder, given: str) -> dict[str, Any]:
     """A table's metadata."""
-    about = {"checkpoint": Path(checkpoint).name, "weights": digest, "kind": kind}
+    dim = embedder.embed_dim
+    about: dict[str, Any] = {"checkpoint": Path(checkpoint).name, "weights": digest}
+    about |= {"kind": embedder.kind} | ({} if embedder.dim is None else {"dim": dim})
     return json.loads(json.dumps({**about, "input": given, "embed_dim": dim}))  # type: ignore[no-any-return]

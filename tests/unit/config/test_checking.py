@@ -277,6 +277,22 @@ def test_weight_and_repeat_of_one_source(cfg):
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "where", "said"),
+    [
+        ({"dims": [2, 3]}, "dims", "ascending widths that end in embed_dim="),
+        ({"dims": [4, 2]}, "dims", "ascending"),
+        ({"dims": [0]}, "dims", "ascending"),
+        ({"weights": [1.0]}, "weights", "needs matryoshka.dims"),
+    ],
+)
+def test_widths_of_matryoshka_end_with_the_whole(cfg, given, where, said):
+    cfg.matryoshka = given
+    place, problem = only_problem(cfg)
+    assert place == f"matryoshka.{where}"
+    assert said in problem
+
+
 def test_a_source_without_weight_beside_one_with(cfg):
     cfg.data.sources.web.weight = 1.0
     assert only_problem(cfg)[0] == "data.sources.lab"

@@ -17,6 +17,7 @@ import multimodal
 from multimodal.data.decoding.decode import Signal
 from multimodal.inference.export import manifest
 from multimodal.inference.export.graphs import ExportError
+from multimodal.inference.export.runner import Model
 from multimodal.inference.export.writing import Choices, export
 
 pytestmark = pytest.mark.slow
@@ -101,6 +102,25 @@ def test_the_runner_agrees_where_neither_torch_nor_this_package_can_be_imported(
     assert np.abs(rows["shares"] - shares.numpy()).max() < 2e-2
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp16"])
+def test_a_quantised_folder_is_smaller_and_near_on_real_samples(made, tmp_path, kind):
+    full, model, samples = made
+    choices = Choices(towers=["text", "imu"], formats=["onnx"], quantize=kind)
+    agreements = export(model, made_config(tmp_path), tmp_path / "out", choices, {})
+    assert json.loads((tmp_path / "out" / "model.json").read_text())["quantize"] == kind
+    assert all(each.cosine > 0.99 for each in agreements)
+    texts = samples["text"]
+    rows = Model(tmp_path / "out").embed("text", texts)
+    assert (rows * model.values("text", texts).numpy()).sum(1).min() > 0.999
+    sizes = [(folder / "text.onnx").stat().st_size for folder in (tmp_path / "out", full)]
+    assert sizes[0] < (0.45 if kind == "int8" else 0.62) * sizes[1]  # of so small a graph
+
+
+def test_nothing_in_the_folder_names_the_machine_that_exported(made):
+    for file in made[0].iterdir():
+        assert str(Path(__file__).parents[4]).encode() not in file.read_bytes(), file.name
+
+
 def test_the_runner_is_short_and_stands_alone(made):
     folder, _, _ = made
     source = (folder / "run.py").read_text()
@@ -166,11 +186,17 @@ def test_a_folder_that_cannot_be_used_says_why(made, tmp_path, break_it, said):
             Choices(towers=["imagee"]),
             "towers=imagee: the model has no such tower; did you mean 'image'",
         ),
+        (Choices(quantize="int4"), "quantize=int4: did you mean"),
+        (Choices(formats=["program"], quantize="int8"), "quantize needs formats="),
+        (
+            Choices(towers=["imu"], formats=["onnx"], quantize="int8", least_cosine=1.1),
+            "below least_cosine=1.1: take quantize=int8_weights or fp16",
+        ),
         (Choices(formats=["onix"]), "formats=onix: did you mean 'onnx'"),
         (Choices(towers=["imu"], formats=["onnx"], opset=9), "opset=9: expected 18 to 23"),
         (Choices(towers=["imu"], tolerance=1e-12), "differs from the model by"),
     ],
-    ids=["tower", "format", "opset", "tolerance"],
+    ids=["tower", "kind", "no_onnx", "cosine", "format", "opset", "tolerance"],
 )
 def test_what_cannot_be_exported_is_said_and_nothing_is_left(made, tmp_path, choices, said):
     _, model, _ = made

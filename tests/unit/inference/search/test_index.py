@@ -22,7 +22,8 @@ from multimodal.data.errors import DecodeError
 from multimodal.data.source import Source
 from multimodal.inference.search import query
 from multimodal.inference.search.builder import build_table
-from multimodal.inference.search.index import Index, build
+from multimodal.inference.search.compressed import build
+from multimodal.inference.search.index import Index
 from multimodal.inference.search.items import FolderItems, SourceItems, from_bytes
 from multimodal.inference.search.table import PartWriter, read_table
 
@@ -296,6 +297,7 @@ def test_embed_killed_and_started_again_gives_the_same_table(checkpoint, tmp_pat
     assert killed == whole
 
     out = script("search", f"checkpoint='{checkpoint}'", f"index={tmp_path / 'whole.parquet'}",
-                 "query=[a chair,-what's this? Eine Straße]", "k=2")  # fmt: skip
+                 "query=[a chair,-what's this? Eine Straße]", "k=2",
+                 "dim=32", "quantize=binary")  # fmt: skip
     assert out.count("image") == 2
     assert out.count("text") == 2

@@ -23,7 +23,7 @@ from multimodal.inference.search.index import Index
 from multimodal.inference.search.items import FolderItems
 from multimodal.inference.search.server import make_app
 from multimodal.inference.search.serving import Server
-from multimodal.inference.search.table import Table, check_fit, read_table
+from multimodal.inference.search.table import Table, fitting, read_table
 
 MAX_BODY = 4 << 20
 
@@ -250,7 +250,7 @@ def test_other_names_and_methods_are_rejected(port):
 
 def test_a_table_of_another_model_is_rejected(folder, table):
     with pytest.raises(ValueError, match="the table is of another model"):
-        check_fit(make_embedder(folder.parent), Table(table.vectors[:, :5], table.rows, {}))
+        fitting(make_embedder(folder.parent), Table(table.vectors[:, :5], table.rows, {}))
 
 
 @needs_chromium
