@@ -44,7 +44,8 @@ def evaluate(cfg: DictConfig) -> None:
     temperatures = pair_temperatures(run_cfg, weights_of(checkpoint, path, cfg.weights))
     with torchrun_process_group() as place:
         device = device_of(cfg.device, place)
-        evaluate_run(model.to(device), run_cfg, folder, trained_pairs(run_cfg), temperatures)
+        pairs, model = trained_pairs(run_cfg), model.to(device)
+        evaluate_run(model, run_cfg, folder, pairs, temperatures, path.name)
 
 
 def command() -> None:

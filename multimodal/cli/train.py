@@ -23,8 +23,8 @@ from multimodal.inference.checkpoint.weights import pair_temperatures
 from multimodal.inference.pretrained.towers import fetch_all, fill_towers
 from multimodal.inference.pretrained.wheels import FetchError
 from multimodal.training.anchor import load_anchor, resolve_anchor
+from multimodal.training.best import use_best
 from multimodal.training.build import build_data, build_module, build_trainer, provenance
-from multimodal.training.callbacks.checkpoint import Checkpoint
 from multimodal.training.callbacks.optimizer_overrides import refuse_other_parameters
 from multimodal.training.callbacks.periodic_evaluation import PeriodicEvaluation
 from multimodal.training.failures import LostPartError, explain
@@ -75,8 +75,8 @@ def train(cfg: DictConfig, checked: bool = False) -> Results | None:
     finished = False
     try:
         trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
-        say_best(trainer)
-        results = run_final_evaluation(cfg, module, trainer, folder)
+        weights = use_best(trainer, module, cfg.evaluation is not None)
+        results = run_final_evaluation(cfg, module, trainer, folder, weights)
         finished = True
     except RuntimeError as error:
         if not isinstance(error, UserError) and (reason := explain(error)):
@@ -85,16 +85,6 @@ def train(cfg: DictConfig, checked: bool = False) -> Results | None:
     finally:
         finish(trainer.loggers, failed=not finished)
     return results
-
-
-def say_best(trainer: pl.Trainer) -> None:
-    """Says which checkpoint was the best in validation, where there was one."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Checkpoint) and (best := callback.best_there()):
-            step, score, path = best
-            shown = f"{callback.monitor} {score:.4f} at step {step}"
-            if trainer.is_global_zero:
-                print(f"best checkpoint: {path} ({shown})")
 
 
 def fetch_pretrained(cfg: DictConfig) -> None:
@@ -116,15 +106,19 @@ def fetch_pretrained(cfg: DictConfig) -> None:
 
 
 def run_final_evaluation(
-    cfg: DictConfig, module: ContrastiveModule | FusionModule, trainer: pl.Trainer, folder: Path
-) -> Results | None:
-    """Runs the evaluation at the end of a run; None if nothing is evaluated."""
+    cfg: DictConfig, module: ContrastiveModule | FusionModule, trainer: pl.Trainer, folder: Path,
+    weights: str,
+) -> Results | None:  # fmt: skip
+    """Runs the evaluation at the end of a run; None if nothing is evaluated.
+
+    ``weights`` says for the report which ones the module holds.
+    """
     if cfg.evaluation is None:
         return None
     model = module.model.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
     trained, temperatures = trained_pairs(cfg), pair_temperatures(cfg, module.state_dict())
     with module.unsharded():
-        results = evaluate_run(model, cfg, folder, trained, temperatures)
+        results = evaluate_run(model, cfg, folder, trained, temperatures, weights)
     log_report(trainer.loggers, folder / "report.html", results.flat())
     return results
 

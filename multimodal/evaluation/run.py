@@ -45,6 +45,7 @@ def evaluate_run(
     folder: Path,
     trained: TrainedPairs,
     temperatures: Temperatures | None = None,
+    weights: str = "",
 ) -> Results:
     """Evaluates ``model`` on the sets of ``cfg.evaluation`` and writes the results to ``folder``.
 
@@ -57,6 +58,7 @@ def evaluate_run(
         folder: the run's; training curves are read from its ``metrics.csv`` if there is one.
         trained: the pairs that were trained together (`trained_pairs`).
         temperatures: of those pairs, where known.
+        weights: which ones the model has, for the report: ``step 750 of 1,000``; empty: unknown.
 
     Raises:
         ValueError: if a set cannot be evaluated as configured, naming it.
@@ -69,7 +71,8 @@ def evaluate_run(
         more = []
         if isinstance(model, FusionModel):
             more = sections(model, sets, data.transforms, folder / "attention")
-        report = write(results, sets, folder, cfg, facts(model, results), more)
+        about = [*facts(model, results), *([("weights", weights)] if weights else [])]
+        report = write(results, sets, folder, cfg, about, more)
         tasks = results.of(TaskResult)
         for table in (results.table(), tasks_table(tasks) if tasks else None):
             if table is not None:
@@ -111,8 +114,9 @@ def build_sets(cfg: DictConfig, names: Sequence[str] | None = None) -> dict[str,
             sets[str(name)] = made = EvaluationSet.from_blocks(blocks)
             probes = [source for task in made.probes for source in (task.train, task.validation)]
             for source in (made.source, *probes):
-                if source is not None:  # its manifest may be here, and name shards elsewhere
-                    require_named(cfg, f"evaluation.sets.{name}", source.folder)
+                # A manifest may be here, and name shards elsewhere.
+                for folder in () if source is None else source.folders:
+                    require_named(cfg, f"evaluation.sets.{name}", folder)
     return sets
 
 

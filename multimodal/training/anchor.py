@@ -32,6 +32,7 @@ from multimodal.core.process.quiet import note
 from multimodal.data.shards.manifest import manifest_hash
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.load import config_of
+from multimodal.inference.checkpoint.locate import checkpoint_at
 from multimodal.inference.checkpoint.tokenizer_check import (
     fingerprints,
     tokenizer_mismatches,
@@ -104,8 +105,9 @@ def resolve_anchor(cfg: DictConfig) -> str | None:
             "of your own runs"
         )
     if cfg.anchor.checkpoint is not None:
-        store.read(cfg.anchor.checkpoint)
-        return str(cfg.anchor.checkpoint)
+        given = checkpoint_at(cfg.anchor.checkpoint)
+        store.read(given)
+        return str(given)
     overrides = [f"+experiment={cfg.anchor.experiment}", f"seed={cfg.seed}"]
     config_folders: list[str] = []
     if HydraConfig.initialized():

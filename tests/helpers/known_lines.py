@@ -36,6 +36,7 @@ STDOUT = (
     r"[┏┳━┓┡╇┩└┴─┘]+|[┃│].*[┃│]",
     r"schedule  \d+ steps(, of which \d+ are done)?; .*; precision \S+",
     r"best checkpoint: \S+ \(\S+ \S+ at step \d+\)",
+    r"it is evaluated, not the last step, \d+ \(callbacks\.checkpoint\.evaluate=last: that one\)",
     r"Not evaluated *|[\w ]+, [\w ]+: no .*",  # a set, what is asked of it, and what is missing
     r"report: \S+/report\.html",
     r"sweep: \S+/sweep\.csv",

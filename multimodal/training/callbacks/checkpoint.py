@@ -50,6 +50,8 @@ class Checkpoint(pl.Callback):
         run_config: the resolved configuration as YAML text; goes into every checkpoint.
         origin: provenance of the run (code, data) as plain values; goes into every checkpoint.
         asynchronous: whether a thread writes the periodic ones; it needs host memory for a copy.
+        evaluate: whose weights the evaluation at the run's end takes: ``best``, where a checkpoint
+            has a score, or ``last``.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Checkpoint(pl.Callback):
         mode: Literal["max", "min"] = "max",
         origin: dict[str, Any] | None = None,
         asynchronous: bool = False,
+        evaluate: Literal["best", "last"] = "best",
     ) -> None:
         if keep_last < 1:
             raise ValueError(f"callbacks.checkpoint.keep_last={keep_last} must be at least 1")
@@ -73,6 +76,8 @@ class Checkpoint(pl.Callback):
                 f"callbacks.checkpoint.every_n_train_steps={every_n_train_steps} must be at least "
                 "1, or null for a checkpoint at the end only"
             )
+        if evaluate not in ("best", "last"):
+            raise ValueError(f"callbacks.checkpoint.evaluate={evaluate}: expected best or last")
         if keep_best and monitor is None:
             raise ValueError(
                 f"callbacks.checkpoint.keep_best={keep_best} needs callbacks.checkpoint.monitor: "
@@ -87,6 +92,7 @@ class Checkpoint(pl.Callback):
         self.run_config = run_config
         self.origin = origin or {}
         self.asynchronous = asynchronous
+        self.evaluate = evaluate
         self._unsettled = False  # whether what was given to a thread is not known to be written
         self.scores: dict[int, float] = {}
         self._saved_step = self._seen_step = 0

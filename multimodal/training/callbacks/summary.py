@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,10 +16,10 @@ from multimodal.models.towers import EmbeddingModel
 
 
 class Summary(pl.Callback):
-    """Prints three tables on standard output before the first step.
+    """Prints tables on standard output before the first step.
 
-    The towers with their parameters, trained and frozen; the samples of every source by split and
-    modality; steps, batches, epochs and the learning rate.
+    The towers with their parameters, trained and frozen; the samples of every source by split; of
+    every modality; steps, batches, epochs and the learning rate.
     """
 
     @rank_zero_only
@@ -28,6 +29,7 @@ class Summary(pl.Callback):
         console.print(towers_table(pl_module))
         if (data := getattr(trainer, "datamodule", None)) is not None:
             console.print(data_table(data))
+            console.print(modalities_table(data))
         line = f"[bold]schedule[/]  {schedule_line(trainer)}"
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -61,18 +63,53 @@ def _counts(module: nn.Module, counted: set[int]) -> tuple[str, str, str]:
     return f"{total:,}", f"{trained:,}", f"{total - trained:,}"
 
 
+USES = {"training": "sources", "validation": "val_sources"}
+
+
 def data_table(data: Any) -> Table:
     """The samples of each source that is trained or validated on."""
     table = _table("source", "used for", "split", "samples", "modalities", left=(0, 1, 2, 4))
-    for use, sources in (("training", "sources"), ("validation", "val_sources")):
-        for name, source in getattr(data, sources, {}).items():
-            try:
-                samples = f"{len(source):,}"
-            except TypeError:  # a stream
-                samples = "a stream"
+    for use, sources in USES.items():
+        for name, source in (getattr(data, sources, None) or {}).items():
+            count = _samples(source)
+            samples = "a stream" if count is None else f"{count:,}"
             split = str(getattr(source, "split", ""))
             table.add_row(name, use, split, samples, ", ".join(source.modalities))
     return table
+
+
+def modalities_table(data: Any) -> Table:
+    """The samples of each modality; of an optional one, which samples may lack, at most so many."""
+    table = _table("modality", *(f"{use} samples" for use in USES), "of sources", left=(0, 3))
+    # Use -> modality -> name of a source that has it -> the source.
+    found: dict[str, dict[str, dict[str, Any]]] = {use: {} for use in USES}
+    for use, sources in USES.items():
+        for name, source in (getattr(data, sources, None) or {}).items():
+            for modality in source.modalities:
+                found[use].setdefault(modality, {})[name] = source
+    for modality in dict.fromkeys(m for of_use in found.values() for m in of_use):
+        held = [of_use.get(modality, {}) for of_use in found.values()]
+        names = dict.fromkeys(name for of_use in held for name in of_use)
+        counts = (_count(modality, list(of_use.values())) for of_use in held)
+        table.add_row(modality, *counts, ", ".join(names))
+    return table
+
+
+def _count(modality: str, sources: Sequence[Any]) -> str:
+    counts = [_samples(source) for source in sources]
+    known = sum(count for count in counts if count is not None)
+    decoders = (getattr(source, "decoder", None) for source in sources)
+    optional = any(d is not None and d.is_optional(modality) for d in decoders)
+    shown = [f"{'at most ' if optional else ''}{known:,}"] if known or None not in counts else []
+    return " and ".join([*shown, *(["a stream"] if None in counts else [])])
+
+
+def _samples(source: Any) -> int | None:
+    """How many there are; None of a stream."""
+    try:
+        return len(source)
+    except TypeError:
+        return None
 
 
 def schedule_line(trainer: pl.Trainer) -> str:

@@ -15,10 +15,13 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from multimodal.core.extras import module_of
 from multimodal.core.files import write_text
+from multimodal.training.loggers.logged import LoggedSteps
 
 
 class TensorBoardLogger(loggers.TensorBoardLogger):
     """Event files in ``folder``, for `tensorboard --logdir outputs`.
+
+    A resumed run logs no step twice (`LoggedSteps`).
 
     Args:
         folder: of the event files; a resumed run adds another file to it.
@@ -27,6 +30,15 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
     def __init__(self, folder: str) -> None:
         module_of("tensorboard", "tensorboard", "logger=tensorboard")
         super().__init__(save_dir=folder, name="", version="", default_hp_metric=False)
+        self._logged = LoggedSteps(Path(folder) / "logged.json")
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs what has not been logged of this step, or of a later one, before."""
+        if new := self._logged.new(metrics, step):
+            super().log_metrics(new, step)
+            self.experiment.flush()  # a killed run has it, too
+            self._logged.note(new, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **named: Any) -> None:
@@ -42,7 +54,8 @@ class MLflowLogger(loggers.MLFlowLogger):
     """A run of MLflow: in a local folder, or at a server.
 
     An error while logging (a server that is not there) ends the logging, not the training. Names
-    of metrics are as MLflow takes them: `val.emoji.image_to_text_r_at_1`.
+    of metrics are as MLflow takes them: `val.emoji.image_to_text_r_at_1`. A resumed run is the same
+    one, and logs no step twice (`LoggedSteps`).
 
     Args:
         experiment: that the run belongs to.
@@ -50,7 +63,7 @@ class MLflowLogger(loggers.MLFlowLogger):
         tracking_uri: of the server, or ``file:FOLDER``; null: the environment's
             `MLFLOW_TRACKING_URI`, else the folder `mlruns` where the program was started.
         id: of the run; null: of the resumed run, or a new one.
-        folder: of this run; `mlflow.txt` in it keeps the id.
+        folder: of this run; `mlflow.txt` in it keeps the id, `mlflow.json` what is logged.
     """
 
     def __init__(
@@ -72,6 +85,7 @@ class MLflowLogger(loggers.MLFlowLogger):
         local = f"file:{Path('mlruns').absolute()}"
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
         self._failed = False
+        self._logged = LoggedSteps(Path(folder) / "mlflow.json", id or "")
         super().__init__(experiment_name=experiment, run_name=name, tracking_uri=uri, run_id=id)
 
     @property
@@ -87,12 +101,18 @@ class MLflowLogger(loggers.MLFlowLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Logs a step's metrics, and keeps the run's id with the first."""
-        named = {_name(name): value for name, value in metrics.items()}
+        """Logs what is not logged of a step yet, and keeps the run's id with the first."""
+        new = self._logged.new({_name(name): value for name, value in metrics.items()}, step)
+        if not new:
+            return
         log = super().log_metrics
-        self._guarded(lambda: log(named, step))
-        if not self._failed and not self._note.is_file():
+        self._guarded(lambda: log(new, step))
+        if self._failed:
+            return
+        if not self._note.is_file():
             write_text(self._note, f"{self.run_id}\n")
+        self._logged.run = str(self.run_id)
+        self._logged.note(new, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:

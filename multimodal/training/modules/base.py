@@ -74,6 +74,14 @@ class TrainingModule(pl.LightningModule):
             fsdp.shard(self.get_submodule("model"), strategy.device_mesh["data_parallel"])
             self._sharded = True
 
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Fills the module from a whole state dict; where weights are split, its rank's shard."""
+        if self._sharded:
+            from multimodal.training.strategies import fsdp
+
+            state = fsdp.sharded_like(state, self)
+        self.load_state_dict(state)
+
     def unsharded(self) -> AbstractContextManager[None]:
         """Within, every rank has all weights; nothing happens where none is split."""
         if not self._sharded:

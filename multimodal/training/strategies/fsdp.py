@@ -189,9 +189,7 @@ def _load_unsharded(
     content: Mapping[str, Any], module: nn.Module, optimizers: list[Optimizer]
 ) -> None:
     """Loads a checkpoint of one file into sharded weights."""
-    here = module.state_dict()
-    state = {n: _shard_like(value, here.get(n)) for n, value in content["state_dict"].items()}
-    module.load_state_dict(state)
+    module.load_state_dict(sharded_like(content["state_dict"], module))
     for optimizer, saved in zip(optimizers, content["optimizer_states"], strict=True):
         parameters = _parameters(optimizer)
         states = {
@@ -202,6 +200,12 @@ def _load_unsharded(
         fused = [{"fused": g["fused"]} if "fused" in g else {} for g in optimizer.param_groups]
         groups = [g | own for g, own in zip(saved["param_groups"], fused, strict=True)]
         optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def sharded_like(state: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
+    """A whole state dict, of which each rank has its shard where the module's weights are split."""
+    here = module.state_dict()
+    return {name: _shard_like(value, here.get(name)) for name, value in state.items()}
 
 
 def _shard_like(value: Any, like: Tensor | None) -> Any:

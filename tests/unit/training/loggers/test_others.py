@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from experiment_helpers import losses, train_here, write_sensor_shards
 
+from multimodal.training.loggers.logged import LoggedSteps
 from multimodal.training.loggers.others import MLflowLogger
 
 
@@ -53,6 +54,47 @@ def test_several_loggers_at_once(shards, tmp_path, monkeypatch):
     assert [metric.step for metric in recall] == [2, 4]
     again = MLflowLogger("multimodal", tracking_uri=store, folder=str(tmp_path / "run"))
     assert again.run_id == run_id  # a resumed run is the same run
+
+
+def test_a_resumed_run_logs_no_step_twice(shards, tmp_path, monkeypatch):
+    """Resumed at step 2 of 4: steps 3 and 4 are logged already, 5 and 6 are new."""
+    monkeypatch.setenv("SENSOR_SHARDS", str(shards))
+    store, run = f"file:{tmp_path / 'mlruns'}", tmp_path / "run"
+    words = (
+        *WORDS, "logger=[csv,tensorboard,mlflow]", f"logger.tensorboard.folder={run / 'tb'}",
+        f"logger.mlflow.folder={run}", f"logger.mlflow.tracking_uri='{store}'",
+        "callbacks.checkpoint.every_n_train_steps=2", "callbacks.checkpoint.keep_last=9",
+    )  # fmt: skip
+    train_here(run, *words)
+    middle = run / "checkpoints" / "step=00000002.ckpt"
+    train_here(run, *words, "trainer.max_steps=6", f"resume='{middle}'")
+    from mlflow.tracking import MlflowClient
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    logged = [
+        (value.tag, event.step)
+        for file in sorted((run / "tb").glob("events.*"))
+        for event in EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    ]
+    steps = [step for name, step in logged if name == "train/loss"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert len(set(logged)) == len(logged)
+    client = MlflowClient(store)
+    run_id = (run / "mlflow.txt").read_text().strip()
+    for name, expected in (("train.loss", steps), ("val.score", [2, 4, 6])):
+        assert [metric.step for metric in client.get_metric_history(run_id, name)] == expected
+
+
+def test_another_run_in_the_same_folder_begins_anew(tmp_path):
+    first = LoggedSteps(tmp_path / "logged.json", "one")
+    first.note({"a": 1.0}, 5)
+    assert LoggedSteps(tmp_path / "logged.json", "one").new({"a": 1.0, "b": 2.0}, 5) == {"b": 2.0}
+    assert LoggedSteps(tmp_path / "logged.json", "one").new({"a": 1.0}, 4) == {}
+    assert LoggedSteps(tmp_path / "logged.json", "two").new({"a": 1.0}, 5) == {"a": 1.0}
+    assert first.new({"a": 1.0}, None) == {"a": 1.0}
+    (tmp_path / "logged.json").write_text("{")
+    assert LoggedSteps(tmp_path / "logged.json", "one").step == -1
 
 
 def test_a_server_that_is_not_there_ends_the_logging_only(shards, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Early stopping, the best checkpoint, and what is said before and after."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from multimodal.config import ConfigError
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.locate import checkpoint_at
 from multimodal.training.callbacks.stopping.early_stopping import EarlyStopping
+from multimodal.training.callbacks.summary import modalities_table
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,37 @@ def test_the_best_is_kept_by_default_and_found_in_the_run(shards, tmp_path, monk
     for expected in ("ConvolutionalEncoder", "training", "validation", "12 steps", "160", "48"):
         assert expected in shown
     assert shown.index("12 steps") < shown.index("best checkpoint:")
+    assert re.search(r"modality +training samples +validation samples +of sources", shown)
+    assert re.search(r"sensor +160 +48 +measured", shown)
+
+
+def test_a_modality_that_samples_may_lack_is_counted_as_such():
+    def source(count, **optional):
+        decoder = SimpleNamespace(is_optional=lambda name: optional[name])
+        return Sized(count, tuple(optional), decoder)
+
+    data = SimpleNamespace(
+        sources={"a": source(1000, image=False, audio=True), "b": source(20, image=False),
+                 "stream": source(None, image=False)},
+        val_sources=None,
+    )  # fmt: skip
+    columns = modalities_table(data).columns
+    assert list(columns[0].cells) == ["image", "audio"]
+    assert list(columns[1].cells) == ["1,020 and a stream", "at most 1,000"]
+    assert list(columns[2].cells) == ["0", "0"]
+    assert list(columns[3].cells) == ["a, b, stream", "a"]
+
+
+class Sized:
+    """A source, as the summary looks at it."""
+
+    def __init__(self, count, modalities, decoder):
+        self.count, self.modalities, self.decoder = count, modalities, decoder
+
+    def __len__(self):
+        if self.count is None:
+            raise TypeError("a stream")
+        return self.count
 
 
 @pytest.mark.parametrize("off", ["data.val_sources=null", "trainer.limit_val_batches=0"])
