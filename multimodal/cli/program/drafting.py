@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ class Tower:
     pretrained: str | None = None
 
 
-def _mlp(dropout: float) -> dict[str, Any]:
+def _mlp(dropout: float, first: str = "norm") -> dict[str, Any]:
+    """A head of one hidden layer; ``first``: ``norm``, or ``standardize`` by cached features."""
     return {
-        "_target_": "multimodal.models.MLPHead", "hidden": 512, "norm": True, "dropout": dropout,
+        "_target_": "multimodal.models.MLPHead", "hidden": 512, first: True, "dropout": dropout,
     }  # fmt: skip
 
 
@@ -47,29 +48,32 @@ TOWERS = {
     "imu": Tower("imu_small", "imu"),
     "array": Tower("features", "features"),
 }
-# The same with the small pretrained weights of the catalogue, frozen under heads that are trained.
+TAPS = [4, 7, 10, 14]
+# The same with the small pretrained weights of the catalogue, frozen under heads that are trained,
+# as in configs/experiment/imagebind.yaml.
 PRETRAINED = {
     "image": Tower(
-        "efficientnet_lite0", "image_lite0", {"encoder": {"taps": [10, 14]}, "head": _mlp(0.4)},
+        "efficientnet_lite0", "image_lite0", {"encoder": {"taps": TAPS}, "head": _mlp(0.4)},
         "efficientnet_lite0",
     ),
     "text": Tower(
         "pretrained", "text_minilm", {"pretrained": "minilm", "head": _mlp(0.1)}, "minilm"
     ),
     "audio": Tower(
-        "whisper_tiny", "audio_whisper", {"encoder": {"segments": 4}, "head": _mlp(0.4)},
-        "whisper_tiny_en",
+        "whisper_tiny", "audio_whisper",
+        {"encoder": {"segments": 4}, "head": _mlp(0.4, "standardize")}, "whisper_tiny_en",
     ),
     "depth": Tower(
         "efficientnet_lite0", "depth_lite0",
-        {"encoder": {"in_channels": 1, "taps": [10, 14]}, "head": _mlp(0.4)},
-        "efficientnet_lite0",
+        {"encoder": {"in_channels": 1, "taps": TAPS}, "head": _mlp(0.4)}, "efficientnet_lite0",
     ),
 }  # fmt: skip
 CACHED = 200_000  # seeded views of samples whose frozen features are kept, about 1 GB
-VIEWS = 6
+VIEWS = 4
+FIXED_SCALES = {"audio": 20.0, "depth": 20.0}  # 1 / temperature of a pair, by what it adds; else 10
 CAPTIONS = ("caption", "captions", "text", "texts", "title", "name", "description", "label")
 VALIDATION, TEST = ("val", "validation", "valid", "dev"), ("test", "testing")
+MAIN = {"image", "text"}  # kinds of the pair that the others go by
 ANCHORS = ("image", "text", "audio", "depth")  # the first of these that is there
 READINGS = 32  # samples whose values set the mean and deviation of arrays
 
@@ -212,9 +216,50 @@ def pairs_of(found: Sequence[Found], anchor: str | None) -> dict[str, tuple[str,
     return pairs
 
 
-def tower_for(kind: str, scratch: bool) -> Tower:
-    """What reads members of a kind: from random weights, or pretrained where there is such."""
-    return TOWERS[kind] if scratch else PRETRAINED.get(kind, TOWERS[kind])
+def pair_blocks(
+    pairs: Mapping[str, tuple[str, str]], kinds: Mapping[str, str], scratch: bool
+) -> dict[str, dict[str, Any]]:
+    """The pairs' entries: on pretrained towers as in configs/experiment/imagebind.yaml.
+
+    The anchor's place is that of the texts (or the images) of the one pair that moves both; the
+    others are pulled to it at a fixed temperature. Without such a pair all move, as with random
+    towers.
+
+    Args:
+        pairs: name -> (anchor, other).
+        kinds: modality -> kind of its members.
+        scratch: whether towers are random.
+    """
+    blocks: dict[str, dict[str, Any]] = {
+        name: {"anchor": anchor, "other": other} for name, (anchor, other) in pairs.items()
+    }
+    main = next((n for n, ends in pairs.items() if {kinds[e] for e in ends} == MAIN), None)
+    if scratch or main is None:
+        return blocks
+    for name, (anchor, other) in pairs.items():
+        if name == main:
+            blocks[name]["logit_scale"] = {"init": 14.2857, "learned": True, "max": 50.0}
+            continue
+        blocks[name]["weight"] = 0.1
+        if anchor == pairs[main][0]:
+            blocks[name]["stop_gradient"] = anchor
+        scale = FIXED_SCALES.get(kinds[other], 10.0)
+        blocks[name]["logit_scale"] = {"init": scale, "learned": False}
+    return blocks
+
+
+def tower_for(kind: str, scratch: bool, cached: bool) -> Tower:
+    """What reads members of a kind: from random weights, or pretrained where there is such.
+
+    Args:
+        kind: of the members.
+        scratch: whether towers are random.
+        cached: whether features of frozen towers are kept, by which a head can standardise.
+    """
+    tower = TOWERS[kind] if scratch else PRETRAINED.get(kind, TOWERS[kind])
+    if not cached and "standardize" in tower.settings.get("head", {}):
+        return replace(tower, settings={**tower.settings, "head": _mlp(0.4)})
+    return tower
 
 
 def may_cache(found: Sequence[Found]) -> bool:
@@ -255,13 +300,13 @@ def settings_of(found: Found, name: str, tower: Tower) -> tuple[dict[str, Any], 
     }  # fmt: skip
 
 
-def sizes_of(found: Sequence[Found]) -> Mapping[str, int]:
-    """Batch size, steps and steps between validations, by the number of samples."""
+def sizes_of(found: Sequence[Found], most: int = 128) -> Mapping[str, int]:
+    """Batch size (at most ``most``), steps, steps between validations, by the samples' number."""
     smallest, total = min(each.samples for each in found), sum(each.samples for each in found)
     if smallest < 4:
         raise UserError.mistake(
             f"new: {smallest} samples to train on are too few; expected at least 4"
         )
-    batch = 2 ** min(7, (smallest // 2).bit_length() - 1)
+    batch = min(most, 2 ** ((smallest // 2).bit_length() - 1))
     steps = max(200, min(5000, 50 * total // batch))
     return {"batch_size": batch, "max_steps": steps, "every": max(1, steps // 10)}

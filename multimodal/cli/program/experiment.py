@@ -49,10 +49,13 @@ def _text(
     kinds = {modality: kind for each in found for modality, kind in each.kinds.items()}
     pairs = drafting.pairs_of(found, anchor)
     used = list(dict.fromkeys(modality for ends in pairs.values() for modality in ends))
-    chosen = {modality: drafting.tower_for(kinds[modality], scratch) for modality in used}
+    small = drafting.may_cache(found)
+    chosen = {m: drafting.tower_for(kinds[m], scratch, small) for m in used}
     towers, transforms = _told(found, chosen)
-    sizes = drafting.sizes_of(found)
     fetched = sorted({each.pretrained for each in chosen.values() if each.pretrained})
+    cached = bool(fetched) and small
+    sizes = drafting.sizes_of(found, 256 if cached else 128)
+    decay = 1.0 if small else 0.1
     validated = any(each.split(drafting.VALIDATION) for each in found)
     return "\n".join(
         [
@@ -73,14 +76,18 @@ def _text(
             + "_self_]",
             "",
             f"name: {name}",
-            *(["embed_dim: 256", "optimizer: {lr: 2.0e-3}"] if fetched else []),
-            *(["cache_frozen: {views: 6}"] if fetched and drafting.may_cache(found) else []),
+            *(
+                ["embed_dim: 256", f"optimizer: {{lr: 2.0e-3, weight_decay: {decay}}}"]
+                if fetched
+                else []
+            ),
+            *([f"cache_frozen: {{views: {drafting.VIEWS}}}"] if cached else []),
             "model:",
             "  _target_: multimodal.models.EmbeddingModel",
             *_block("towers", towers, packed, 2),
-            *_block("pairs", {p: {"anchor": a, "other": b} for p, (a, b) in pairs.items()}, packed),
+            *_block("pairs", drafting.pair_blocks(pairs, kinds, scratch), packed),
             *_data(found, used, transforms, sizes["batch_size"], packed),
-            *(["  cache_frozen: true"] if fetched and drafting.may_cache(found) else []),
+            *(["  cache_frozen: true"] if cached else []),
             *_evaluation(found, used, packed),
             f"trainer: {{max_steps: {sizes['max_steps']}, val_check_interval: {sizes['every']}}}",
         ]

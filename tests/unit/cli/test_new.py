@@ -91,10 +91,39 @@ def test_towers_are_those_of_the_catalogue(tmp_path):
     assert 1 <= cfg.data.transforms.audio.seconds <= 30
 
 
+def test_the_recipe_is_that_of_the_sample_experiment(tmp_path):
+    data = [f"samples://{name}.json" for name in ("emoji", "furniture", "speech", "motion")]
+    _, mine = written(tmp_path, "--data", *data, scratch=False)
+    with composed("+experiment=imagebind") as ours:
+        for name, tower in ours.model.towers.items():
+            own = mine.model.towers[name]
+            assert own.encoder.get("taps") == tower.encoder.get("taps"), name
+            for key in ("_target_", "hidden", "norm", "dropout", "standardize"):
+                assert (own.head.get(key) or None) == (tower.head.get(key) or None), (name, key)
+        for name, pair in mine.pairs.items():
+            assert {key: ours.pairs[name][key] for key in pair} == pair
+            assert "logit_scale" in pair
+        assert mine.cache_frozen.views == ours.cache_frozen.views
+        assert mine.optimizer == ours.optimizer
+        assert mine.data.batch_size <= ours.data.batch_size
+    (tmp_path / "images").mkdir()
+    _, images = written(tmp_path / "images", "--data", data[0], scratch=False)
+    assert images.data.batch_size == ours.data.batch_size
+
+
+def test_without_texts_nothing_stays_in_its_place(shards, tmp_path):
+    """Heads of pretrained towers begin at random: one of a pair has to come to the other."""
+    _, cfg = written(tmp_path, "--data", str(shards), scratch=False)
+    assert cfg.pairs == {"image_reading": {"anchor": "image", "other": "reading"}}
+
+
 def test_features_of_very_many_samples_are_not_kept_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(drafting, "CACHED", 1000)
-    _, cfg = written(tmp_path, "--data", "samples://emoji.json", scratch=False)
+    data = ["samples://emoji.json", "samples://speech.json"]
+    _, cfg = written(tmp_path, "--data", *data, scratch=False)
     assert not cfg.data.cache_frozen
+    assert cfg.model.towers.audio.head.norm  # nothing to standardise by
+    assert cfg.optimizer.weight_decay == 0.1
 
 
 def test_without_the_library_of_text_models_towers_are_random(tmp_path, capsys, monkeypatch):
