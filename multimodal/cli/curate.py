@@ -23,8 +23,8 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("manifest", type=Path)
-    made.add_argument("output", type=Path, help="the new manifest")
+    made.add_argument("manifest", help="a file or a URL")
+    made.add_argument("output", help="the new manifest, a file")
     made.add_argument("--embeddings", type=Path, help="table of this manifest's samples")
     made.add_argument("--modality", help="of the embeddings, where the tables hold several")
     made.add_argument(
@@ -64,7 +64,9 @@ def main(words: Sequence[str]) -> int:
             other, theirs = _rows(args.overlap, args.modality)
             found = overlapping(vectors, other.vectors[theirs], args.overlap_similarity)
             unwanted["overlap"] = {k for k, bad in zip(keys, found, strict=True) if bad}
-    result = curate(args.manifest, args.output, unwanted, _numbers(args.min))
+    if "://" in args.output:
+        raise ValueError(f"{args.output}: the new manifest is a local file; its shards may be far")
+    result = curate(args.manifest, Path(args.output), unwanted, _numbers(args.min))
     print(f"{args.output}: {result.kept} of {result.samples} samples are kept")
     for reason, count in result.left_out.items():
         print(f"  {count} left out: {reason}")

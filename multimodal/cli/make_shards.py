@@ -175,22 +175,21 @@ def _index(words: Sequence[str]) -> int:
 def _verify(words: Sequence[str]) -> int:
     parser = _parser("multimodal shards verify FOLDER [options]")
     workers_option(parser)
-    parser.add_argument("folder", type=Path, help="of the shards, or one manifest")
+    parser.add_argument("folder", help="of the shards, or one manifest; either may be a URL")
     args = parser.parse_args(words)
     from multimodal.data.packing.index import verify
+    from multimodal.data.shards.manifest import manifests_in
 
-    paths = [args.folder]
-    if args.folder.is_dir():
-        paths = [p for p in sorted(args.folder.glob("*.json")) if b'"multimodal-manifest/' in
-                 p.read_bytes()[:4096]]  # fmt: skip
+    paths = manifests_in(args.folder)
     if not paths:
         raise FileNotFoundError(f"no manifest in {args.folder}: `index` writes one")
     wrong = False
     for path in paths:
-        with progress_bar(f"verifying {path.name}") as progress:
+        name = path.rpartition("/")[2]
+        with progress_bar(f"verifying {name}") as progress:
             good, problems = verify(path, None, args.workers, progress)
         show_problems(problems)
-        print(f"{path.name}: {good} samples in order, {len(problems)} problems")
+        print(f"{name}: {good} samples in order, {len(problems)} problems")
         wrong |= bool(problems)
     return int(wrong)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from multimodal.core.strict_json import excerpt
 from multimodal.data.errors import DecodeError, ShardError
 from multimodal.data.modality import METADATA
 from multimodal.data.shards.manifest import Field, Manifest
-from multimodal.data.shards.opening import ShardFiles
-from multimodal.data.shards.remote import is_remote
+from multimodal.data.shards.opening import ShardFiles, numbers_of
 from multimodal.data.shards.table import ShardTable
 from multimodal.data.shards.tar import Shard
 
 SAMPLE_KEY = "__key__"  # joins by the samples' own names
 _NO_VALUE = np.iinfo(np.int64).min
+_AHEAD = 4  # remote shards that are fetched while one is read
 
 Indices = NDArray[np.int64]
 
@@ -88,6 +88,10 @@ class Partner:
         number, place = self.files.table.locate(int(self.indices[index]))
         return JoinedSample(shard, self.files.open(number), place)
 
+    def fetch_ahead(self, indices: Iterable[int]) -> None:
+        """Starts to fetch the shards of these samples' partners if they are remote."""
+        self.files.fetch_ahead(numbers_of(self.files.table, (self.indices[i] for i in indices)))
+
 
 def merged(first: Manifest, second: Manifest) -> Manifest:
     """A manifest of the members of both.
@@ -109,23 +113,19 @@ def merged(first: Manifest, second: Manifest) -> Manifest:
     return replace(first, fields={name: replace(f, splits=None) for name, f in fields.items()})
 
 
-def join(own: ShardFiles, other: ShardFiles, key: str) -> tuple[ShardTable, Partner]:
-    """The first table's samples that have a partner, and the partners.
+def join(own: ShardFiles, other: ShardFiles, key: str) -> tuple[ShardTable, Indices]:
+    """The first table's samples that have a partner, and of each its partner's index.
 
     Args:
         own: the first manifest's shards; only their headers are read, and the JSON where ``key``
-            names a value of it.
+            names a value of it. Remote ones are fetched whole.
         other: the other's.
         key: of the JSON values that must be equal; ``__key__``: the samples' names.
 
     Raises:
-        ValueError: if a manifest is behind a URL, a value occurs twice in the other one, or nothing
-            matches.
-        ShardError: if a shard cannot be read.
+        ValueError: if a value occurs twice in the other one, nothing matches, or a shard cannot be
+            read.
     """
-    for files in (own, other):
-        if is_remote(files.folder):
-            raise ValueError(f"join: {files.folder} is behind a URL: copy its shards here first")
     named = _name_of if key == SAMPLE_KEY else _value_of(key)
     ours, theirs = _hashes(own, named), _hashes(other, named)
     order = np.argsort(theirs, kind="stable")
@@ -143,8 +143,7 @@ def join(own: ShardFiles, other: ShardFiles, key: str) -> tuple[ShardTable, Part
             f"join: no {key!r} of {own.folder} is one of {other.folder}; the first are "
             f"{_first(own, named)} and {_first(other, named)}"
         )
-    table = own.table.select(matched)
-    return table, Partner(other, order[at][matched].astype(np.int64))
+    return own.table.select(matched), order[at][matched].astype(np.int64)
 
 
 Named = Callable[[Shard, int], Any]
@@ -176,6 +175,7 @@ def _hashes(files: ShardFiles, named: Named) -> Indices:
     found = np.empty(files.table.num_samples, np.int64)
     index = 0
     for number in range(len(files.table)):
+        files.fetch_ahead(range(number + 1, min(number + _AHEAD, len(files.table))))
         try:
             shard = files.open(number)
         except ShardError as error:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from multimodal.data.decoding.decode import Limits, MinSize
 from multimodal.data.errors import BadSampleError
-from multimodal.data.joining import Partner, merged
+from multimodal.data.joining import Indices, Partner, merged
 from multimodal.data.joining import join as join_shards
 from multimodal.data.loading.frozen_embeddings import FrozenEmbeddings
 from multimodal.data.lru import LRU
@@ -20,12 +20,11 @@ from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.settings import ReadSettings
 from multimodal.data.shards.manifest import load_manifest
 from multimodal.data.shards.opening import ShardFiles, numbers_of
-from multimodal.data.shards.remote import DEFAULT_FOLDER, ShardCache, is_remote
+from multimodal.data.shards.remote import DEFAULT_BYTES, DEFAULT_FOLDER, ShardCache, is_remote
+from multimodal.data.shards.table import ShardTable
 from multimodal.data.shards.tar import Shard
 
 __all__ = ["Decoded", "Place", "RawSample", "Source", "SourceContext"]
-
-_DEFAULT_BYTES = 100 << 30  # of remote shards in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ class SourceContext:
         default_factory=lambda: decoded_cache(0), repr=False
     )
     verify: bool = True
-    remote: ShardCache = field(default_factory=lambda: ShardCache(DEFAULT_FOLDER, _DEFAULT_BYTES))
+    remote: ShardCache = field(default_factory=lambda: ShardCache(DEFAULT_FOLDER, DEFAULT_BYTES))
 
     @classmethod
     def of(cls, settings: ReadSettings) -> SourceContext:
@@ -100,13 +99,13 @@ class Source:
         batch_size: per device; None for ``data.batch_size``.
         repeat: how many times an epoch draws each sample.
         weight: share of an epoch's batches; the alternative to ``repeat``.
-        join: joins the samples of two manifests, local ones, without rewriting their tars: the JSON
-            key whose values must be equal, or ``__key__`` for the samples' own names. The first
-            manifest's samples that have a partner are those of the source.
+        join: joins the samples of two manifests without rewriting their tars: the JSON key whose
+            values must be equal, or ``__key__`` for the samples' own names. The first manifest's
+            samples that have a partner are those of the source. Shards behind URLs are all fetched
+            for it, when the source is first used.
 
     Attributes:
         decoder: of its samples.
-        table: of its shards.
         remote: cache of the shards, where the manifest is behind a URL; None where it is local.
         frozen: modality -> embeddings of its frozen tower, which training reads instead.
 
@@ -134,13 +133,14 @@ class Source:
             )
         loaded = load_manifest(manifests[0])
         splits = [split] if isinstance(split, str) else list(split)
-        self.table = loaded.split(*splits)
-        self._partner: Partner | None = None
+        self._own = loaded.split(*splits)
+        self._other: ShardTable | None = None  # the other manifest's shards, where two are joined
+        self._other_folder = ""
+        self._join = join
+        self._joined: tuple[ShardTable, Indices] | None = None  # once the shards are looked at
         if join is not None:
             other = load_manifest(manifests[1])
-            theirs = ShardFiles(other.split(*splits), other.folder, None, False)
-            own = ShardFiles(self.table, loaded.folder, None, False)
-            self.table, self._partner = join_shards(own, theirs, join)
+            self._other, self._other_folder = other.split(*splits), other.folder
             loaded = merged(loaded, other)
         self.decoder = SampleDecoder(loaded, splits, modalities, positive_key)
         self.frozen: dict[str, FrozenEmbeddings] = {}
@@ -150,14 +150,47 @@ class Source:
         self.weight = weight
         self._folder = loaded.folder
         self._enter(SourceContext())
+        if not any(map(is_remote, self.folders)):
+            len(self)  # local ones are joined here, where what is wrong is said first
 
     def _enter(self, context: SourceContext) -> None:
+        self._context = context
         self.remote = context.remote if is_remote(self._folder) else None
-        self._files = ShardFiles(self.table, self._folder, self.remote, context.verify)
-        if self._partner is not None:
-            other = self._partner.files
-            files = ShardFiles(other.table, other.folder, None, context.verify)
-            self._partner = Partner(files, self._partner.indices)
+        # What was opened in another context is opened again.
+        self.__dict__.pop("_files", None)
+        self.__dict__.pop("_partner", None)
+
+    def _opened(self, table: ShardTable, folder: str, verify: bool = True) -> ShardFiles:
+        remote = self._context.remote if is_remote(folder) else None
+        return ShardFiles(table, folder, remote, verify and self._context.verify)
+
+    @property
+    def table(self) -> ShardTable:
+        """Of its shards; of two manifests, joined when it is first needed.
+
+        Raises:
+            ValueError: if they cannot be joined.
+        """
+        if self._other is None:
+            return self._own
+        if self._joined is None:
+            own = self._opened(self._own, self._folder, verify=False)
+            theirs = self._opened(self._other, self._other_folder, verify=False)
+            self._joined = join_shards(own, theirs, str(self._join))
+        return self._joined[0]
+
+    @cached_property
+    def _files(self) -> ShardFiles:
+        return self._opened(self.table, self._folder)
+
+    @cached_property
+    def _partner(self) -> Partner | None:
+        """Where sources are joined, the other manifest's sample for each."""
+        if self._other is None:
+            return None
+        len(self)  # joins them
+        assert self._joined is not None
+        return Partner(self._opened(self._other, self._other_folder), self._joined[1])
 
     def within(self, context: SourceContext, name: str | None = None) -> Source:
         """The same samples, read as a run reads them.
@@ -190,6 +223,11 @@ class Source:
         """Folder or URL of its shards."""
         return str(self._folder)
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Folder or URL of its shards, and of those that are joined to them."""
+        return (self.folder, *([] if self._other is None else [self._other_folder]))
+
     @cached_property
     def digest(self) -> str:
         """Equal for sources with the same shards in the same order."""
@@ -197,8 +235,8 @@ class Source:
         columns = [self.table.names, self.table.samples, self.table.sha256]
         if self.table.kept is not None:
             columns.append(self.table.kept)
-        if self._partner is not None:
-            columns += [self._partner.files.table.sha256, self._partner.indices]
+        if self._other is not None and self._joined is not None:
+            columns += [self._other.sha256, self._joined[1]]
         for column in columns:
             digest.update(column.tobytes())
         return digest.hexdigest()
@@ -254,8 +292,12 @@ class Source:
 
     def fetch_ahead(self, indices: Iterable[int]) -> None:
         """Starts to fetch the shards of these samples if they are remote."""
-        if self.remote is not None:
-            self._files.fetch_ahead(numbers_of(self.table, indices))
+        if not any(map(is_remote, self.folders)):
+            return
+        indices = list(indices)
+        self._files.fetch_ahead(numbers_of(self.table, indices))
+        if self._partner is not None:
+            self._partner.fetch_ahead(indices)
 
     def next_index(self, index: int, whole_shard: bool) -> int:
         """The next sample, or the first of the next shard; after the last comes the first."""

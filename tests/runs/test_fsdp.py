@@ -15,10 +15,12 @@ from rank_helpers import Ranks, callback
 
 from multimodal.config import ConfigError, check
 from multimodal.core.files import sha256
+from multimodal.evaluation.run import evaluate_metrics
+from multimodal.evaluation.trained_pairs import trained_pairs
 from multimodal.inference.checkpoint import file as checkpoint_file
 from multimodal.inference.checkpoint import sharded, store
 from multimodal.inference.checkpoint.file import CheckpointError
-from multimodal.inference.checkpoint.load import load_model
+from multimodal.inference.checkpoint.load import load_checkpoint, load_model
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from multimodal.cli import join_checkpoint
@@ -307,3 +309,24 @@ def test_other_trained_parameters_are_refused_and_ddp_leads_on(shards, tmp_path)
     run(tmp_path, shards, "trainer.max_steps=6", *changed)
     run(tmp_path, shards, STRATEGY, *changed)
     assert sorted(losses(tmp_path)) == list(range(1, 9))
+
+
+def test_the_best_checkpoint_is_evaluated_at_the_end(shards, tmp_path):
+    """Each rank takes its shard of it; the lowest score is taken for the best."""
+    words = (
+        "+experiment=sensor", STRATEGY, "trainer.accelerator=cpu", "trainer.devices=2", *WORDS,
+        "trainer.precision=32-true", "callbacks.checkpoint.mode=min", f"hydra.run.dir={tmp_path}",
+        "callbacks.checkpoint.keep_last=1", "callbacks.checkpoint.every_n_train_steps=100",
+    )  # fmt: skip
+    done = run_training(words, shards)
+    assert done.returncode == 0, done.stderr[-3000:]
+    there = store.steps(tmp_path / "checkpoints")
+    assert sorted(there) == [4, 8]
+    assert "it is evaluated, not the last step, 8" in done.stdout
+    loaded = load_checkpoint(there[4])
+    pairs = trained_pairs(loaded.cfg)
+    expected = evaluate_metrics(loaded.model, loaded.cfg, pairs, loaded.temperatures)
+    found = json.loads((tmp_path / "metrics.json").read_text())["unseen"]["image_to_sensor"]
+    for name in ("r@1", "r@10", "mrr"):
+        if name in found:
+            assert found[name] == pytest.approx(expected[f"unseen/image_to_sensor/{name}"])

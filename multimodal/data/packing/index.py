@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from multimodal.core.files import sha256
@@ -18,7 +19,8 @@ from multimodal.data.packing.tables.splits import split_in_name
 from multimodal.data.packing.tables.values import is_caption_name, is_nothing, text_fault
 from multimodal.data.packing.write import ShardEntry, count_keys, write_manifest
 from multimodal.data.shards.manifest import Field, Manifest, kind_of, load_manifest
-from multimodal.data.shards.remote import is_remote
+from multimodal.data.shards.remote import RemoteShard, ShardCache, is_remote
+from multimodal.data.shards.table import ShardTable
 from multimodal.data.shards.tar import Shard
 
 _ALWAYS_TEXTS = ("caption", "captions")  # keys that hold nothing else
@@ -108,7 +110,7 @@ def index(
 
 
 def verify(
-    path: Path,
+    path: Path | str,
     limits: Limits | None = None,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -116,9 +118,10 @@ def verify(
     """Checks every shard of a manifest as training does.
 
     Hash and count, names of members, and of every member that it decodes to what its kind is.
+    Shards behind a URL are fetched for it, one by each process, and not kept.
 
     Args:
-        path: of the manifest.
+        path: of the manifest, or its URL.
         limits: what is accepted; None for the default.
         workers: processes.
         progress: called with the number of finished shards and their total.
@@ -128,23 +131,25 @@ def verify(
         are all that the manifest counts.
     """
     manifest = load_manifest(path)
-    if is_remote(manifest.folder):
-        raise ValueError(f"{path}: the shards are at {manifest.folder}; verify them there")
-    jobs = [
-        _VerifyJob(
-            Path(manifest.folder) / table.name(number),
-            (
-                int(table.stored[number]),
-                int(table.bytes[number]),
-                table.sha256[number].tobytes(),
-            ),
-            {name: field for name, field in manifest.fields.items() if _is_of(field, split)},
-            limits or Limits(),
-        )
-        for split, table in manifest.splits.items()
-        for number in range(len(table))
-    ]
-    checked = in_parallel(_verify_one, jobs, workers, progress)
+    largest = max(int(table.bytes.max()) for table in manifest.splits.values())
+    with TemporaryDirectory(prefix="verify-") as folder:
+        cache = ShardCache(folder, largest * workers)
+        jobs = [
+            _VerifyJob(
+                _shard_of(manifest.folder, table, number),
+                cache,
+                (
+                    int(table.stored[number]),
+                    int(table.bytes[number]),
+                    table.sha256[number].tobytes(),
+                ),
+                {name: field for name, field in manifest.fields.items() if _is_of(field, split)},
+                limits or Limits(),
+            )
+            for split, table in manifest.splits.items()
+            for number in range(len(table))
+        ]
+        checked = in_parallel(_verify_one, jobs, workers, progress)
     _, senseless = _senseless([(result.name, result.fields) for result in checked])
     good, problems = 0, []
     for number, result in enumerate(checked):
@@ -245,10 +250,19 @@ def _document(data: bytes) -> Any:
 
 
 class _VerifyJob(NamedTuple):
-    path: Path
+    shard: Path | RemoteShard
+    cache: ShardCache  # of remote ones
     facts: tuple[int, int, bytes]  # samples, bytes, hash
     fields: dict[str, Field]
     limits: Limits
+
+
+def _shard_of(folder: str, table: ShardTable, number: int) -> Path | RemoteShard:
+    name = table.name(number)
+    if not is_remote(folder):
+        return Path(folder) / name
+    digest = table.sha256[number].tobytes()
+    return RemoteShard(f"{folder}/{name}", int(table.bytes[number]), digest)
 
 
 def _is_of(field: Field, split: str) -> bool:
@@ -256,18 +270,22 @@ def _is_of(field: Field, split: str) -> bool:
 
 
 def _verify_one(job: _VerifyJob) -> _Checked:
-    name = job.path.name
+    where = job.shard
+    name = where.name if isinstance(where, Path) else where.url.rpartition("/")[2]
     try:
-        shard = Shard(job.path, *job.facts)
+        if isinstance(where, Path):
+            shard = Shard(where, *job.facts)
+        else:
+            shard = job.cache.open(where, lambda path: Shard(path, *job.facts))
     except BadSampleError as error:
         return _Checked(name, [], [ShardProblem(name, "", error.reason, str(error))], {})
-    checked = {place: _verify_sample(shard, place, job) for place in range(len(shard))}
+    checked = {place: _verify_sample(shard, name, place, job) for place in range(len(shard))}
     fields = [(key, shard.fields(place)) for place, key in enumerate(shard.keys)]
     return _Checked(name, fields, [], {place: p for place, p in checked.items() if p is not None})
 
 
-def _verify_sample(shard: Shard, place: int, job: _VerifyJob) -> ShardProblem | None:
-    name, key = shard.path.name, shard.keys[place]
+def _verify_sample(shard: Shard, name: str, place: int, job: _VerifyJob) -> ShardProblem | None:
+    key = shard.keys[place]
     try:
         shard.check(place)
         kinds = {f: _kind(f, job.fields) for f in shard.fields(place)}

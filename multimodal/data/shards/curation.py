@@ -17,8 +17,14 @@ from numpy.typing import NDArray
 
 from multimodal.core import strict_json
 from multimodal.core.files import write_text
-from multimodal.data.shards.manifest import load_manifest
-from multimodal.data.shards.remote import is_remote
+from multimodal.data.shards.manifest import content_of, load_manifest
+from multimodal.data.shards.remote import (
+    DEFAULT_BYTES,
+    DEFAULT_FOLDER,
+    RemoteShard,
+    ShardCache,
+    is_remote,
+)
 from multimodal.data.shards.table import packed, unpacked
 from multimodal.data.shards.tar import Shard
 
@@ -80,32 +86,35 @@ def overlapping(vectors: Vectors, others: Vectors, threshold: float) -> NDArray[
 
 
 def curate(
-    manifest: Path,
+    manifest: Path | str,
     output: Path,
     unwanted: Mapping[str, Collection[str]],
     least: Mapping[str, float] | None = None,
+    remote: ShardCache | None = None,
 ) -> Curated:
     """Writes a manifest that keeps some of another's samples; both name the same tars.
 
     Args:
-        manifest: local, its shards listed in it; what it leaves out stays left out.
-        output: the new one.
+        manifest: a path or a URL, its shards listed in it; what it leaves out stays left out.
+        output: the new one, a local file.
         unwanted: reason -> keys of samples that are left out for it.
         least: JSON key -> the smallest value that is kept; a sample without that number is not.
+        remote: cache of shards behind URLs, which are fetched whole; None: that of training.
 
     Raises:
         ValueError: if the manifest is not such a one, a key is of no sample, or nothing is left.
         ShardError: if a shard cannot be read.
     """
     loaded = load_manifest(manifest)  # refuses what is faulty
-    content = strict_json.parse(manifest.read_bytes(), f"the manifest {manifest}")
-    if is_remote(loaded.folder) or not isinstance(content["shards"], list):
-        raise ValueError(f"{manifest}: curation needs local shards that the manifest itself lists")
+    content = strict_json.parse(content_of(manifest), f"the manifest {manifest}")
+    if not isinstance(content["shards"], list):
+        raise ValueError(f"{manifest}: curation needs shards that the manifest itself lists")
+    cache = remote or ShardCache(DEFAULT_FOLDER, DEFAULT_BYTES)
     reason_of = {key: reason for reason, keys in unwanted.items() for key in keys}
     left_out: Counter[str] = Counter()
     samples, seen = 0, set()
     for entry in content["shards"]:
-        shard = Shard(Path(loaded.folder) / entry["name"], samples=entry["samples"])
+        shard = _open(loaded.folder, entry, cache)
         mask = unpacked(entry.get("kept"), len(shard)).copy()
         for place in np.flatnonzero(mask).tolist():
             samples += 1
@@ -122,11 +131,21 @@ def curate(
     kept = samples - left_out.total()
     if not kept:
         raise ValueError(f"{manifest}: nothing is kept: {dict(left_out)}")
-    if output.parent.resolve() != Path(loaded.folder).resolve():
+    if is_remote(loaded.folder):
+        content["base"] = loaded.folder
+    elif output.parent.resolve() != Path(loaded.folder).resolve():
         content["base"] = os.path.abspath(loaded.folder)
     write_text(output, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     load_manifest(output)
     return Curated(samples, kept, dict(left_out))
+
+
+def _open(folder: str, entry: Mapping[str, Any], cache: ShardCache) -> Shard:
+    samples: int = entry["samples"]
+    if not is_remote(folder):
+        return Shard(Path(folder) / entry["name"], samples=samples)
+    where = RemoteShard(f"{folder}/{entry['name']}", entry["bytes"], bytes.fromhex(entry["sha256"]))
+    return cache.open(where, lambda path: Shard(path, samples=samples))
 
 
 def _too_low(shard: Shard, place: int, least: Mapping[str, float]) -> str:
@@ -145,7 +164,7 @@ def _too_low(shard: Shard, place: int, least: Mapping[str, float]) -> str:
     return ""
 
 
-def _refuse_strangers(manifest: Path, strangers: Collection[str]) -> None:
+def _refuse_strangers(manifest: Path | str, strangers: Collection[str]) -> None:
     if strangers:
         some = ", ".join(sorted(strangers)[:3])
         raise ValueError(

@@ -13,11 +13,12 @@ from multimodal.core.suggest import suggest
 from multimodal.data.shards.formats import BY_EXTENSION, KINDS, kind_in_name
 from multimodal.data.shards.manifest_errors import FORMAT, check_manifest
 from multimodal.data.shards.paths import resolve
-from multimodal.data.shards.remote import is_remote, read_url
+from multimodal.data.shards.remote import is_remote, list_url, read_url
 from multimodal.data.shards.table import ShardRow, ShardTable
 
 __all__ = ["FORMAT", "KINDS", "TABLE_SUFFIX", "Field", "Manifest", "kind_of", "load_manifest"]
 
+_HEAD = 4096  # bytes in which a manifest says what it is
 TABLE_SUFFIX = ".table"  # of the folder beside a manifest that holds its shard table as files
 
 
@@ -131,7 +132,7 @@ def load_manifest(path: str | Path) -> Manifest:
         ValueError: if it is not a valid manifest; the message lists every error.
     """
     file = str(path) if is_remote(str(path)) else resolve(path)
-    content = strict_json.parse(_content(path), f"the manifest {path}")
+    content = strict_json.parse(content_of(path), f"the manifest {path}")
     check_manifest(content, f"the manifest {path}")
     return Manifest(
         path=file,
@@ -150,6 +151,29 @@ def load_manifest(path: str | Path) -> Manifest:
         licences=tuple(content.get("licences", ())),
         base=content.get("base"),
     )
+
+
+def manifests_in(given: str) -> list[str]:
+    """The manifests that a user names: one, or all of a folder's; either may be a URL.
+
+    Raises:
+        OSError: if a URL cannot be read.
+    """
+    if is_remote(given):
+        if given.endswith(".json"):
+            return [given]
+        paths = list_url(given, ".json")
+    elif (folder := Path(given).expanduser()).is_dir():
+        paths = [str(path) for path in sorted(folder.glob("*.json"))]
+    else:
+        return [given]
+    heads = ((p, read_url(p, _HEAD) if is_remote(p) else _head(Path(p))) for p in paths)
+    return [path for path, head in heads if b'"multimodal-manifest/' in head]
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD)
 
 
 def _tables(file: str | Path, shards: Any) -> dict[str, ShardTable]:
@@ -184,10 +208,16 @@ def manifest_hash(path: str | Path | Sequence[str]) -> str:
     """
     if not isinstance(path, str | Path):
         return hashlib.sha256("".join(map(manifest_hash, path)).encode()).hexdigest()
-    return hashlib.sha256(_content(path)).hexdigest()
+    return hashlib.sha256(content_of(path)).hexdigest()
 
 
-def _content(path: str | Path) -> bytes:
+def content_of(path: str | Path) -> bytes:
+    """The bytes of a manifest, at most one more than may be parsed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        OSError: if a URL cannot be read.
+    """
     limit = strict_json.MAX_BYTES
     if is_remote(str(path)):
         return read_url(str(path), limit + 1)

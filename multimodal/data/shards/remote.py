@@ -20,6 +20,7 @@ from multimodal.core.files import WriteError, refusal_of, sha256, unwritable, wr
 from multimodal.data.errors import ShardError
 
 DEFAULT_FOLDER = "~/.cache/multimodal/shards"
+DEFAULT_BYTES = 100 << 30  # of all shards in it
 _ATTEMPTS = 3
 _PAUSE = 0.5  # seconds before the second attempt, twice as long before the third
 # What only the own disk refuses; a right to read may be missing far away.
@@ -70,6 +71,24 @@ def read_url(url: str, limit: int) -> bytes:
     except Exception as error:  # every file system has its own errors
         raise OSError(f"{url} cannot be read: {type(error).__name__}: {error}") from error
     return content
+
+
+def list_url(url: str, ending: str) -> list[str]:
+    """The URLs of the files in a remote folder whose names have this ending, sorted.
+
+    Raises:
+        ValueError: if nothing can open such a URL.
+        OSError: if it cannot be listed.
+    """
+    filesystem, path = _filesystem(url)
+    try:
+        names = [str(name) for name in filesystem.ls(path, detail=False)]
+    except Exception as error:  # every file system has its own errors
+        raise OSError(
+            f"{url} cannot be listed: {type(error).__name__}: {error}; name the manifest itself"
+        ) from error
+    files = sorted(name.rpartition("/")[2] for name in names if name.endswith(ending))
+    return [f"{url.rstrip('/')}/{name}" for name in files]
 
 
 class ShardCache:

@@ -7,7 +7,8 @@ import pytest
 from data_helpers import json_bytes, npy_bytes, write_source
 from loader_helpers import evaluation_loader
 
-from multimodal.data.source import Source
+from multimodal.data.shards.remote import ShardCache
+from multimodal.data.source import Source, SourceContext
 from multimodal.data.transforms.array import ArrayTransform
 
 ENTRIES = {"a": {"member": "a.npy"}, "b": {"member": "b.npy"}}
@@ -76,3 +77,23 @@ def test_a_joined_source_has_its_own_identity(tmp_path):
         Source([paths[0], others[1]], ENTRIES, join="id").digest,
     }
     assert len(digests) == 3
+
+
+@pytest.mark.parametrize("far", [(True, True), (True, False), (False, True)])
+def test_manifests_behind_urls_are_joined_when_they_are_used(tmp_path, far):
+    paths = two_manifests(tmp_path)
+    where = [f"local://{path}" if remote else path for path, remote in zip(paths, far, strict=True)]
+    there = sorted(tmp_path.rglob("*.tar"))
+    hidden = [path.rename(path.with_suffix(".away")) for path in there]
+    source = Source(where, ENTRIES, join="id")  # opens no shard: nobody has said that it may
+    assert len(source.folders) == 2
+    for path, before in zip(hidden, there, strict=True):
+        path.rename(before)
+    cache = ShardCache(tmp_path / "cache", 1 << 20)
+    source = source.within(SourceContext(remote=cache))
+    assert len(source) == 4
+    (batch,) = evaluation_loader(source, TRANSFORMS, None, 4)
+    assert batch.inputs["b"].flatten().tolist() == [0, 20, 40, 60]
+    assert source.digest == Source(paths, ENTRIES, join="id").digest
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 2 * sum(far)
+    source.fetch_ahead([0, 1])

@@ -51,8 +51,10 @@ def is_coco(content: Any) -> bool:
 
 
 def is_karpathy(content: Any) -> bool:
-    """Whether a JSON document holds splits as Karpathy's do."""
+    """Whether a JSON document holds splits as Karpathy's do, which name their ``dataset``."""
     images = content.get("images") if isinstance(content, dict) else None
+    if images == []:
+        return "dataset" in content
     return isinstance(images, list) and any(
         isinstance(image, dict) and "sentences" in image for image in images[:10]
     )
@@ -152,6 +154,8 @@ def _get(path: Path, what: str, entry: Any, key: str) -> Any:
 def _samples(
     path: Path, pictures: Sequence[_Picture], reading: Reading, say: Say
 ) -> Iterator[Item | Refusal]:
+    if not pictures:
+        raise ValueError(f"{path} lists no images")
     root = reading.root or find_root([p.path for p in pictures], path.parent, beside=True)
     web = reading.root is None and not any((root / p.path).is_file() for p in pictures)
     web = web and any(picture.url for picture in pictures)

@@ -36,6 +36,8 @@ def tars(paths: Sequence[Path], reading: Reading, say: Say) -> Samples:
     ]
     count = Counter(field for _, field in fields)
     total = sum(map(len, (shard for _, shard in shards)))
+    if shards and not total:
+        raise ValueError(f"{_named(paths)} no samples: no member is named KEY.FIELD")
     odd = {field for field, times in count.items() if not makes_sense(field, times, total)}
     every = (f"{key}.{field}" for key, field in fields if field in odd)
     names = MemberNames(every, reading.members, reading.expected)
@@ -43,6 +45,10 @@ def tars(paths: Sequence[Path], reading: Reading, say: Say) -> Samples:
         for stray in shard.stray_members:
             yield Refusal(stray, "stray", f"{path.name}: {stray!r} belongs to no sample")
         yield from _samples(path, shard, odd, names)
+
+
+def _named(paths: Sequence[Path]) -> str:
+    return f"{paths[0]} holds" if len(paths) == 1 else f"{len(paths)} tars hold"
 
 
 def _opened(path: Path) -> Shard | Refusal:

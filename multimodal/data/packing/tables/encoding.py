@@ -113,13 +113,21 @@ def decode_text(data: bytes, encoding: str | None) -> bytes:
     Bytes without a mark are returned as they are where no encoding is given.
 
     Raises:
-        ValueError: if they are not in this encoding.
+        ValueError: if they are not in this encoding, or no UTF-8 where none is given.
     """
     for mark, name in _MARKS:
         if data.startswith(mark):
             encoding = name
             break
-    return data if encoding is None else data.decode(encoding).encode()
+    try:
+        return data.decode(encoding or "utf-8").encode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        wrong = data[error.start : error.end].hex()
+        raise ValueError(
+            f"line {line}: the bytes 0x{wrong} are not {encoding or 'UTF-8'}; repair the file, or "
+            "name the texts' encoding (--encoding cp1252)"
+        ) from error
 
 
 def _known(name: str) -> str:
@@ -206,10 +214,14 @@ def _noted(path: Path, encoding: str, number: int, line: bytes) -> Encoding:
 def _is_of_one_script(text: str) -> bool:
     """Whether a text is in another script than Latin, and does not mix the two within words.
 
-    Of Polish or Czech, read as Chinese, are left words like ``鄴速y``.
+    Of Polish or Czech, read as Chinese, are left words like ``鄴速y``; of Russian in KOI8, read as
+    Japanese, half-width kana like ``ﾇﾏﾒﾏﾄ``, in which nobody writes captions.
     """
     runs = [run for run in _WORDS.findall(text) if not run.isascii()]
     mixed = sum(any(c.isascii() for c in run) for run in runs)
+    narrow = sum("\uff61" <= c <= "\uff9f" for c in text)
+    if narrow > sum(c.isalpha() and not c.isascii() for c in text) / 2:
+        return False
     return not _control(text) and not _is_latin(text) and mixed <= _MIXED * len(runs)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -220,10 +222,38 @@ def file_below(root: Path, text: str) -> Path:
         raise RefusedRow("outside", f"{outside}; a root that holds both takes it (--root)")
     try:
         if not path.is_file():
-            raise RefusedRow("no_file", f"there is no file {path}")
+            return _same_name(path)
     except OSError as error:
         raise RefusedRow("no_file", f"{excerpt(text)}: {error.strerror}") from error
     return path
+
+
+def _same_name(path: Path) -> Path:
+    """A file of this name but for its Unicode form and the case of its extension.
+
+    Raises:
+        RefusedRow: if there is none; names one that differs in case only.
+    """
+    named, wanted = path.name, _folded(path.name)
+    there = _listed(path.parent)
+    if len(same := [name for name in there if _folded(name) == wanted]) == 1:
+        return path.with_name(same[0])
+    near = [name for name in there if name.casefold() == named.casefold()]
+    hint = f"; there is {near[0]}" if near else ""
+    raise RefusedRow("no_file", f"there is no file {path}{hint}")
+
+
+def _folded(name: str) -> str:
+    stem, dot, extension = unicodedata.normalize("NFC", name).rpartition(".")
+    return f"{stem}{dot}{extension.lower()}"
+
+
+@lru_cache(maxsize=8)
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
 
 
 def _normal(path: Path | str) -> str:

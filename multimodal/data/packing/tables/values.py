@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import io
+import json
 import math
+import tokenize
 from collections.abc import Mapping
 from typing import Any
 
 from multimodal.core.strict_json import excerpt
 from multimodal.data.packing.keys import printable
 
+_LONGEST_LITERAL = 1 << 16  # characters of a list as Python writes it
 # Columns and keys that hold captions, by their names in small letters without underscores.
 _CAPTIONS = frozenset(
     (
@@ -59,6 +64,32 @@ def without_nothings(value: Any) -> Any:
     if isinstance(value, list) and any(isinstance(each, str) for each in value):
         return [each for each in value if not is_nothing(each)]
     return value
+
+
+def texts_in(cell: str) -> list[str] | None:
+    """The texts of a list that is written in a cell, as JSON or as Python writes it; else None.
+
+    ``["a dog", "a hound"]``, ``['a dog', "a dog's nose"]``; not numpy's ``['a dog' 'a hound']``.
+    """
+    cell = cell.strip()
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return None
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        if len(cell) > _LONGEST_LITERAL:
+            return None
+        try:
+            found = ast.literal_eval(cell)
+            tokens = list(tokenize.generate_tokens(io.StringIO(cell).readline))
+        except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+            return None
+        strings = sum(token.type == tokenize.STRING for token in tokens)
+        if not isinstance(found, list) or strings != len(found):  # two side by side become one
+            return None
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        return None
+    return found
 
 
 def text_fault(value: Any) -> str | None:

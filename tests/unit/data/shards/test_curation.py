@@ -11,8 +11,10 @@ from loader_helpers import evaluation_loader
 
 from multimodal.cli.make_shards import main
 from multimodal.data.packing.index import verify
+from multimodal.data.shards import remote
 from multimodal.data.shards.curation import curate, near_duplicates, overlapping
 from multimodal.data.shards.manifest import load_manifest
+from multimodal.data.shards.remote import ShardCache
 from multimodal.data.shards.table import packed, unpacked
 from multimodal.data.source import Source
 from multimodal.data.transforms.array import ArrayTransform
@@ -78,6 +80,31 @@ def test_a_curated_manifest_reads_the_kept_samples_of_the_same_tars(tmp_path):
     assert numbers(tmp_path / "far" / "c.json") == [2, 3, 9, 11]
     kept, whole = Source(str(tmp_path / "curated.json"), ENTRIES), Source(str(path), ENTRIES)
     assert kept.digest != whole.digest
+
+
+def test_shards_behind_a_url_are_curated_and_verified(tmp_path, capsys, monkeypatch):
+    """The new manifest is here and names the far tars as its base."""
+    path = manifest(tmp_path / "far")
+    url = f"local://{path}"
+    here, cache = tmp_path / "here.json", ShardCache(tmp_path / "cache", 1 << 20)
+    result = curate(url, here, {"mine": {"k1"}}, {"score": 0.1}, cache)
+    assert result == (12, 10, {"mine": 1, "score under 0.1": 1})
+    assert json.loads(here.read_text())["base"] == f"local://{tmp_path}/far"
+    assert load_manifest(here).split("train").samples.tolist() == [3, 4, 3]
+    assert verify(here)[1] == verify(url)[1] == []
+    assert list(tmp_path.glob("verify-*")) == []
+    for given in (url, f"local://{tmp_path}/far"):  # a manifest, or the folder that it is in
+        assert main(["verify", given, "--workers", "1"]) == 0
+        assert "12 samples in order, 0 problems" in capsys.readouterr().out
+    monkeypatch.setattr(remote, "_PAUSE", 0.0)
+    first = next((tmp_path / "far").glob("*.tar"))
+    first.write_bytes(first.read_bytes()[:-1] + b"x")
+    assert main(["verify", url]) == 1
+    assert "shard_hash" in capsys.readouterr().err
+    assert main(["curate", url, "s3://bucket/new.json", "--min", "score=0"]) != 0
+    assert "the new manifest is a local file" in capsys.readouterr().err
+    assert main(["verify", "nope://bucket/a.json"]) != 0
+    assert "nope" in capsys.readouterr().err
 
 
 def test_near_duplicates_keep_the_first_of_each_kind():

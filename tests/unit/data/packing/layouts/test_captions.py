@@ -56,7 +56,7 @@ def test_objects_of_coco_are_labels(tmp_path):
         ({"images": [{"id": 1}]}, "coco.json: image without 'file_name'"),
         ({"annotations": [{"caption": "x"}]}, "coco.json: annotation without 'image_id'"),
         ({"images": ["x"]}, "coco.json: image without 'id': 'x'"),
-        ({"images": []}, "nothing to pack"),
+        ({"images": []}, "coco.json lists no images"),
     ],
 )
 def test_what_is_no_coco_is_one_line(tmp_path, capsys, changes, message):

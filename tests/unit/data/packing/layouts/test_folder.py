@@ -297,7 +297,7 @@ def test_links_are_followed_and_loops_and_dangling_ones_are_named(tmp_path, caps
     assert "left out: 2 broken_link" in capsys.readouterr().err
 
 
-def test_texts_of_other_encodings(tmp_path):
+def test_texts_of_other_encodings(tmp_path, capsys):
     folder = photos(tmp_path / "in", 4)
     (folder / "0.txt").write_bytes("a dog".encode("utf-8-sig"))
     (folder / "1.txt").write_bytes("ein Käfer".encode("utf-16"))
@@ -307,7 +307,9 @@ def test_texts_of_other_encodings(tmp_path):
     found = samples(tmp_path / "out")
     assert [found[f"train:{n}"]["txt"] for n in range(2)] == [b"a dog", "ein Käfer".encode()]
     assert json.loads(found["train:3"]["json"]) == {"caption": "x y"}
-    assert refused(tmp_path / "out") == {"2": "corrupt"}
+    assert refused(tmp_path / "out") == {"2": "encoding"}
+    shown = capsys.readouterr().err
+    assert "2.txt: line 1: the bytes 0xe4 are not UTF-8; repair the file, or name the" in shown
     assert run(folder, tmp_path / "two", "--encoding", "latin-1") == 0
     assert samples(tmp_path / "two")["train:2"]["txt"] == "ein Käfer".encode()
 

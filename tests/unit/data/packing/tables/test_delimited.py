@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import re
+import unicodedata
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from packing_helpers import metadata, photos, refused, run, samples
+from packing_helpers import jpeg, metadata, photos, refused, run, samples
+
+from multimodal.data.packing.tables.values import texts_in
 
 ROWS = [
     ("0.jpg", "a red dog"),
@@ -170,3 +177,99 @@ def test_a_caption_of_a_megabyte_is_packed_and_said(tmp_path, capsys):
     assert "the longest text has 1,000,000 characters" in capsys.readouterr().err
     assert run("verify", tmp_path / "out") == 0
     assert csv.field_size_limit() == limit  # one for the whole process
+
+
+HEADERS = {
+    "h.csv": b"filepath,caption\n", "end.csv": b"filepath,caption", "h.tsv": b"file\tcaption\n",
+    "mark.csv": b"\xef\xbb\xbfa,b\r\n", "wide.csv": "filepath,caption\n".encode("utf-16"),
+    "sep.csv": b"sep=;\nfilepath;caption\n", "blank.csv": b"filepath,caption\n,\n,\n",
+    "h.csv.gz": gzip.compress(b"filepath,caption\n"), "captions.txt": b"image,caption\n",
+    "coco.json": b'{"images": [], "annotations": []}',
+    "karpathy.json": b'{"images": [], "dataset": "coco"}',
+    "list.json": b"[]", "object.json": b"{}", "lines.jsonl": b"\n\n",
+    "nothing.csv": b"", "nothing.jsonl": b"", "nothing.json": b"", "nothing.parquet": b"",
+    "nothing.arrow": b"", "nothing.tar": b"", "nothing.token": b"", "nothing.csv.gz": b"",
+    "empty.tar": bytes(10240),
+    "only/metadata.csv": b"file_name,text\n", "only2/metadata.jsonl": b"",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*HEADERS, "rows.parquet", "rows.arrow", "only3/metadata.parquet"])
+def test_a_file_without_a_row_is_one_line(tmp_path, capsys, name):
+    """Of every format: nothing at all, or a header alone."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    none = pa.table({"file_name": pa.array([], pa.string()), "text": pa.array([], pa.string())})
+    if name in HEADERS:
+        path.write_bytes(HEADERS[name])
+    elif path.suffix == ".parquet":
+        pq.write_table(none, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, none.schema) as writer:
+            writer.write_table(none)
+    given = path.parent if path.parent != tmp_path else path
+    assert run(given, tmp_path / "out") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert re.search(r"empty|no rows|no images|no samples", lines[-1]), lines
+    assert name in lines[-1]
+    assert len(lines) <= 2  # what it was taken for, and what is wrong with it
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("file~caption\n0.jpg~a dog\n", r"may be separated by '~'.*--delimiter '~'"),
+        ("file:caption\n0.jpg:a dog\n", r"may be separated by ':'"),
+        ("# mine\nfile,caption\n0.jpg,a dog\n", r"line 1 has one cell and every other row 2"),
+    ],
+)
+def test_what_looks_like_one_column_is_not_packed_as_one(tmp_path, capsys, content, message):
+    photos(tmp_path, 1)
+    (tmp_path / "t.csv").write_text(content)
+    assert run(tmp_path / "t.csv", tmp_path / "out") == 1
+    assert re.search(message, capsys.readouterr().err)
+    if "~" in content:
+        assert run(tmp_path / "t.csv", tmp_path / "out", "--delimiter", "~") == 0
+        assert metadata(tmp_path / "out") == {"000000000": {"caption": "a dog"}}
+
+
+def test_captions_in_a_list_within_a_cell_are_several(tmp_path, capsys):
+    """As JSON and pandas write them; a cell that is no such list among them is left out."""
+    photos(tmp_path, 4)
+    cells = ['["a dog", "a [red] hound"]', "['a cat', \"a cat's nose\"]", "", "['a' 'b']"]
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["filepath", "captions"])
+        rows.writerows([[f"{n}.jpg", cell] for n, cell in enumerate(cells[:3])])
+    assert run(tmp_path / "t.csv", tmp_path / "out") == 0
+    assert "each cell of 'captions' is a list of texts" in capsys.readouterr().err
+    found = metadata(tmp_path / "out")
+    assert found["000000000"]["captions"] == ["a dog", "a [red] hound"]
+    assert found["000000001"]["captions"] == ["a cat", "a cat's nose"]
+    assert refused(tmp_path / "out") == {"000000002": "no_text"}
+    assert [texts_in(cell) for cell in (cells[3], "[1, 2]", "[" * 5000, "[a dog]", "a")] == [
+        None
+    ] * 5
+
+
+def test_other_scripts_are_not_taken_for_half_width_kana(tmp_path, capsys):
+    """KOI8-R can be read as Shift JIS, in which it is a row of ``ﾇﾏﾒﾏﾄ``."""
+    photos(tmp_path, 3)
+    rows = "красная собака", "город ночью", "дом у моря"
+    table = "filepath,caption\n" + "".join(f"{n}.jpg,{text}\n" for n, text in enumerate(rows))
+    (tmp_path / "t.csv").write_bytes(table.encode("koi8-r"))
+    assert run(tmp_path / "t.csv", tmp_path / "out") == 1
+    assert "several encodings are possible" in capsys.readouterr().err
+    assert run(tmp_path / "t.csv", tmp_path / "out", "--encoding", "koi8-r") == 0
+    assert {each["caption"] for each in metadata(tmp_path / "out").values()} == set(rows)
+
+
+def test_a_path_differs_from_its_file_in_form_only(tmp_path, capsys):
+    """Extensions in other capitals, and Unicode forms as macOS writes them, are the same file."""
+    (tmp_path / "a.jpg").write_bytes(jpeg(0))
+    (tmp_path / unicodedata.normalize("NFD", "é.jpg")).write_bytes(jpeg(1))
+    (tmp_path / "Dog.jpg").write_bytes(jpeg(2))
+    (tmp_path / "t.csv").write_text("filepath,caption\na.JPG,one\né.jpg,two\ndog.jpg,three\n")
+    assert run(tmp_path / "t.csv", tmp_path / "out") == 0
+    assert {each["caption"] for each in metadata(tmp_path / "out").values()} == {"one", "two"}
+    assert "there is Dog.jpg" in capsys.readouterr().err
