@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from multimodal.config import build
+from multimodal.core.hf_files import input_settings
 from multimodal.data.settings import EvaluationData
 from multimodal.inference.checkpoint.input_check import check_inputs
 from multimodal.inference.checkpoint.load import Loaded, load_checkpoint
@@ -90,6 +91,9 @@ def _import_folder(folder: Path) -> Loaded:
 
     imported = import_weights(files.read_state(folder), files.read_config(None, folder))
     take_tokenizer(imported, folder)
+    image, told = imported.transforms.get("image"), input_settings(str(folder))
+    if image is not None:
+        image |= {key: told[key] for key in ("mean", "std") if key in told}
     temperatures = {}
     if imported.pair is not None and imported.logit_scale:
         temperatures[frozenset(imported.pair)] = 1 / imported.logit_scale

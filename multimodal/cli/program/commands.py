@@ -53,6 +53,9 @@ COMMANDS = {
         "checkpoint=PATH output=FOLDER", "export",
     ),
     "card": Command("weights.card", "write a run's model card", "RUN [--output FILE]"),
+    "publish": Command(
+        "weights.publish", "publish a model to a folder or a hub", "RUN FOLDER|hub://OWNER/NAME"
+    ),
     "adapters": Command(
         "adapters", "export, attach or merge LoRA; blend weights", "checkpoint=PATH output=PATH",
         "adapters",

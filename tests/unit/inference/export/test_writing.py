@@ -111,13 +111,13 @@ def test_a_quantised_folder_is_smaller_and_near_on_real_samples(made, tmp_path, 
     assert all(each.cosine > 0.99 for each in agreements)
     texts = samples["text"]
     rows = Model(tmp_path / "out").embed("text", texts)
-    assert (rows * model.values("text", texts).numpy()).sum(1).min() > 0.999
+    assert (rows * model.values("text", texts).numpy()).sum(1).min() > 0.995
     sizes = [(folder / "text.onnx").stat().st_size for folder in (tmp_path / "out", full)]
     assert sizes[0] < (0.45 if kind == "int8" else 0.62) * sizes[1]  # of so small a graph
 
 
 def test_nothing_in_the_folder_names_the_machine_that_exported(made):
-    for file in made[0].iterdir():
+    for file in (path for path in made[0].iterdir() if path.is_file()):
         assert str(Path(__file__).parents[4]).encode() not in file.read_bytes(), file.name
 
 

@@ -1,0 +1,134 @@
+"""A model in the layout of ``transformers`` (CLIP, SigLIP), or in ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
+
+from multimodal.core.hf_files import PREPROCESSOR
+from multimodal.data.transforms.image import ImageTransform
+from multimodal.inference.embedder import Embedder
+from multimodal.inference.export import manifest, writing
+from multimodal.inference.export.preprocessing import settings_of
+from multimodal.inference.importing import import_weights
+from multimodal.models.pretrained.keys import WeightsError, same_bits
+from multimodal.models.pretrained.to_huggingface import as_transformers
+
+LAYOUTS = ("auto", "transformers", "ours")
+RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
+# What makes sentence-transformers open the folder: CLIP as its only module, then unit norm.
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.CLIPModel"},
+    {
+        "idx": 1,
+        "name": "1",
+        "path": "1_Normalize",
+        "type": "sentence_transformers.models.Normalize",
+    },
+]
+
+
+def write(
+    embedder: Embedder, cfg: DictConfig, folder: Path, layout: str, source: Mapping[str, Any]
+) -> tuple[str, str | None]:
+    """Fills an empty folder.
+
+    Args:
+        embedder: the model on the CPU, and its transforms.
+        cfg: the configuration that it comes from.
+        folder: that is filled.
+        layout: ``transformers``, ``ours``, or ``auto``: the first where the model has it.
+        source: what ours says of where it comes from.
+
+    Returns:
+        the layout, and why ``transformers`` has none for this model; None where it has.
+
+    Raises:
+        WeightsError: if ``layout=transformers`` and the model is neither CLIP nor SigLIP.
+    """
+    if layout not in LAYOUTS:
+        raise WeightsError(f"layout={layout}: expected one of {', '.join(LAYOUTS)}")
+    reason = None
+    if layout != "ours":
+        try:
+            _transformers(embedder, cfg, folder)
+            return "transformers", None
+        except WeightsError as error:
+            if layout == "transformers":
+                raise WeightsError(f"layout=transformers: {error}") from error
+            reason = str(error)
+    folder.rmdir()
+    writing.export(embedder, cfg, folder, writing.Choices(formats=["onnx"]), source)
+    return "ours", reason
+
+
+def _transformers(embedder: Embedder, cfg: DictConfig, folder: Path) -> None:
+    """``config.json``, ``model.safetensors`` and what prepares the inputs; read back, compared."""
+    temperature = embedder.temperatures.get(frozenset(("image", "text")), 0.07)
+    bias = OmegaConf.select(cfg, "pairs.image_text.logit_bias")
+    config, state = as_transformers(embedder.model, 1 / temperature, bias)
+    with torch.no_grad():
+        again = import_weights(state, config)
+    own = embedder.model.state_dict()
+    theirs = again.model.state_dict()
+    if own.keys() != theirs.keys() or not all(same_bits(theirs[k], t) for k, t in own.items()):
+        raise WeightsError("its weights, read back, are not the same")
+    _compare(embedder, again.model)
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+    save_file(state, folder / manifest.WEIGHTS, {"format": "pt"})
+    _write_inputs(embedder, folder, siglip=config["model_type"] == "siglip")
+
+
+@torch.no_grad()
+def _compare(embedder: Embedder, again: Any) -> None:
+    """Refuses a model that has the same tensors and computes something else with them."""
+    generator = torch.Generator().manual_seed(0)
+    vision: Any = embedder.model.tower("image").encoder
+    words: Any = embedder.model.tower("text").encoder
+    pictures = torch.randn(2, vision.in_channels, *vision.size, generator=generator)
+    ids = torch.randint(1, words.vocab_size - 1, (2, words.context_length), generator=generator)
+    ids[:, -1] = words.vocab_size - 1
+    for name, inputs in (("image", pictures), ("text", ids)):
+        apart = embedder.model.embed(name, inputs) - again.eval().embed(name, inputs)
+        if not float(apart.abs().max()) < 1e-5:
+            raise WeightsError(f"its {name} tower computes something else than theirs")
+
+
+def _write_inputs(embedder: Embedder, folder: Path, siglip: bool) -> None:
+    image, text = (embedder.transforms.get(name) for name in ("image", "text"))
+    if isinstance(image, ImageTransform):
+        how = settings_of(image).settings
+        size = how["size"]
+        square = {"height": size, "width": size}
+        content: dict[str, Any] = {
+            "image_processor_type": "SiglipImageProcessor" if siglip else "CLIPImageProcessor",
+            "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
+            "size": square if siglip else {"shortest_edge": size},
+            "resample": RESAMPLE[how["interpolation"]],
+            "image_mean": list(how["mean"]), "image_std": list(how["std"]),
+        }  # fmt: skip
+        if not siglip:
+            content |= {"do_center_crop": True, "crop_size": square}
+        (folder / PREPROCESSOR).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    made = None if text is None else settings_of(text).tokenizer
+    if made is None:
+        return
+    (folder / "tokenizer.json").write_text(made, "utf-8")
+    words: Any = embedder.model.tower("text").encoder
+    about = {"model_max_length": words.context_length}
+    if not siglip:
+        merges = json.loads(made)["model"]["merges"]
+        pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+        lines = "\n".join(["#version: 0.2", *pairs]) + "\n"
+        (folder / "merges.txt").write_text(lines, "utf-8")
+        vocabulary = json.dumps(json.loads(made)["model"]["vocab"])
+        (folder / "vocab.json").write_text(vocabulary, "utf-8")
+        about |= {"tokenizer_class": "CLIPTokenizer"}
+        (folder / "modules.json").write_text(json.dumps(MODULES, indent=1) + "\n", "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")

@@ -1,0 +1,134 @@
+"""Publishes a checkpoint: a folder in a layout that others open, here or on a hub."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from multimodal.core.extras import module_of
+from multimodal.inference.embedder import Embedder
+from multimodal.inference.export import manifest
+from multimodal.inference.export.graphs import ExportError
+from multimodal.inference.publish import layouts
+
+HUB = "hub://"
+TOKEN = "HF_TOKEN"  # variable of the environment
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was written, or would be.
+
+    Attributes:
+        layout: ``transformers`` or ``ours``.
+        reason: why it is not that of ``transformers``; None: it is.
+        files: name -> bytes, of all that leaves the machine.
+    """
+
+    layout: str
+    reason: str | None
+    files: dict[str, int]
+
+
+def check_target(to: str) -> None:
+    """Refuses a target before anything is built.
+
+    Raises:
+        ExportError: if it is a folder that is there, no name of a hub, or there is no token.
+    """
+    if not to.startswith(HUB):
+        folder = Path(to).expanduser()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ExportError(f"{to} exists: name a new folder, or remove it")
+        return
+    if not _NAME.fullmatch(to.removeprefix(HUB)):
+        raise ExportError(f"{to}: expected hub://OWNER/NAME")
+
+
+def publish(
+    embedder: Embedder,
+    cfg: DictConfig,
+    to: str,
+    card: str,
+    source: Mapping[str, Any],
+    layout: str = "auto",
+    dry_run: bool = False,
+    private: bool = True,
+) -> Published:
+    """Writes the model to ``to``, whole or not at all.
+
+    Args:
+        embedder: the model on the CPU, and its transforms.
+        cfg: the configuration that it comes from.
+        to: a new folder, or ``hub://OWNER/NAME``.
+        card: of the model, its ``README.md``.
+        source: where it comes from.
+        layout: see `layouts.write`.
+        dry_run: makes everything, lists it, and lets nothing leave.
+        private: of a repository that is made on the hub.
+
+    Raises:
+        ExportError: if the target cannot be written, or there is no token for the hub.
+        WeightsError: if the model has not the layout that is asked for.
+    """
+    check_target(to)
+    token = os.environ.get(TOKEN)
+    if to.startswith(HUB) and not dry_run and not token:
+        raise ExportError(f"{to} needs a token in the environment's {TOKEN}; --dry-run needs none")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        used, reason = layouts.write(embedder, cfg, folder, layout, source)
+        (folder / manifest.CARD).write_text(_headed(card, used), "utf-8")
+        files = {
+            str(path.relative_to(folder)): path.stat().st_size
+            for path in sorted(folder.rglob("*")) if path.is_file()
+        }  # fmt: skip
+        if not dry_run and to.startswith(HUB):
+            assert token is not None
+            _upload(folder, to.removeprefix(HUB), token, private)
+        elif not dry_run:
+            _place(folder, Path(to).expanduser())
+    return Published(used, reason, files)
+
+
+def _headed(card: str, layout: str) -> str:
+    """The card with what a hub reads of it."""
+    library = "transformers" if layout == "transformers" else "multimodal"
+    head = ["---", f"library_name: {library}", "tags: [multimodal, embeddings]", "---", ""]
+    return "\n".join(head) + card
+
+
+def _place(folder: Path, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        shutil.copytree(folder, beside, dirs_exist_ok=True)
+        beside.chmod(0o755)
+        if output.exists():
+            output.rmdir()
+        beside.rename(output)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _upload(folder: Path, name: str, token: str, private: bool) -> None:
+    hub = module_of("huggingface", "huggingface_hub", f"publishing to {HUB}{name}")
+    api = hub.HfApi(token=token)
+    try:
+        api.create_repo(name, exist_ok=True, private=private)
+        api.upload_folder(repo_id=name, folder_path=str(folder), commit_message="Publish the model")
+    except Exception as error:  # the hub's client raises many kinds
+        reason = str(error).strip().splitlines()
+        said = (reason[0] if reason else "").replace(token, "<redacted>")
+        raise ExportError(f"{HUB}{name}: {type(error).__name__}: {said}") from None

@@ -1,0 +1,160 @@
+"""Published folders, opened by transformers and `multimodal.load`; what would leave, and what may."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+from pretrained_helpers import case, clip_inputs, foreign_state
+
+import multimodal
+from multimodal.cli.weights.publish import main
+from multimodal.core.errors import UserError
+from multimodal.inference.imported import save, take_tokenizer
+from multimodal.inference.importing import import_weights
+
+CLASSES = {"openai_quickgelu_a": "CLIPModel", "openclip_a": "CLIPModel", "siglip_a": "SiglipModel"}
+
+
+def merges(path) -> None:
+    """As many merges as CLIP's vocabulary has, of pairs of bytes."""
+    known = alphabet()
+    pairs = itertools.islice(itertools.product(known, known), 49408 - 512 - 2)
+    path.write_text("\n".join(["#version: 0.2", *map(" ".join, pairs)]) + "\n", "utf-8")
+
+
+def alphabet() -> list[str]:
+    """The characters that stand for bytes, as GPT-2 chose them."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(each) for each in shown] + [chr(256 + place) for place in range(256 - len(shown))]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Of three small models of CLIP's and SigLIP's kind, each with what its file began as."""
+    folder, made = tmp_path_factory.mktemp("runs"), {}
+    merges(folder / "merges.txt")
+    for name in CLASSES:
+        described, _ = case(name)
+        state = foreign_state(described["shapes"], described["seed"], described["std"])
+        made[name] = (import_weights(state, described["cfg"]), described)
+        take_tokenizer(made[name][0], folder)
+        save(made[name][0], folder / f"{name}.ckpt", name)
+    return folder, made
+
+
+def unit(output) -> torch.Tensor:
+    rows = getattr(output, "pooler_output", output)
+    return torch.nn.functional.normalize(rows, dim=-1)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@torch.no_grad()
+def test_transformers_opens_the_folder_and_embeds_the_same(checkpoints, tmp_path, name, capsys):
+    import transformers
+
+    folder, made = checkpoints
+    main([str(folder / f"{name}.ckpt"), str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "layout: transformers\n" in printed
+    assert all(path.name in printed for path in (tmp_path / "out").iterdir())
+    model = getattr(transformers, CLASSES[name]).from_pretrained(tmp_path / "out").eval()
+    imported, described = made[name]
+    inputs = clip_inputs(described, cut="logit_bias" not in described["shapes"])
+    theirs = {
+        "image": unit(model.get_image_features(pixel_values=inputs["image"])),
+        "text": unit(model.get_text_features(input_ids=inputs["text"])),
+    }
+    for modality, rows in theirs.items():
+        ours = imported.model.embed(modality, inputs[modality])
+        assert (rows - ours).abs().max() < 1e-5, modality
+    scale = float(model.logit_scale.exp())
+    assert scale == pytest.approx(imported.logit_scale, rel=1e-5)
+
+    again = multimodal.load(tmp_path / "out", device="cpu")
+    for key, tensor in imported.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[key], tensor)
+    assert again.temperatures[frozenset(("image", "text"))] == pytest.approx(1 / scale, rel=1e-5)
+    if "text" in again.transforms:
+        tokens = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")("a chair").input_ids
+        assert tokens == again.transforms["text"]("a chair", None).tolist()[: len(tokens)]
+        modules = json.loads((tmp_path / "out" / "modules.json").read_text())
+        assert [each["type"].rsplit(".", 1)[-1] for each in modules] == ["CLIPModel", "Normalize"]
+    prepared = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert prepared["image_mean"] == pytest.approx(again.transforms["image"].mean)
+    assert (
+        (tmp_path / "out" / "README.md").read_text().startswith("---\nlibrary_name: transformers")
+    )
+
+
+def test_a_dry_run_lists_every_file_and_leaves_none(checkpoints, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    checkpoint = str(checkpoints[0] / "openclip_a.ckpt")
+    main([checkpoint, "hub://someone/small", "--dry-run"])
+    printed = capsys.readouterr().out
+    for name in ("config.json", "model.safetensors", "README.md"):
+        assert f"bytes  {name}" in printed
+    assert "would be written: hub://someone/small" in printed
+    main([checkpoint, str(tmp_path / "out"), "--dry-run"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_gets_those_files_with_the_environments_token(checkpoints, monkeypatch, capsys):
+    sent = {}
+
+    def upload(repo_id, folder_path, commit_message):
+        from pathlib import Path
+
+        sent.update(name=repo_id, files={path.name for path in Path(folder_path).iterdir()})
+
+    def api(token):
+        sent["token"] = token
+        made = SimpleNamespace(upload_folder=upload)
+        made.create_repo = lambda name, exist_ok, private: sent.update(private=private)
+        return made
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", api)
+    monkeypatch.setenv("HF_TOKEN", "from-the-environment")
+    main([str(checkpoints[0] / "openclip_a.ckpt"), "hub://someone/small"])
+    assert (sent["token"], sent["name"], sent["private"]) == (
+        "from-the-environment", "someone/small", True,
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in sent["files"])
+    assert "from-the-environment" not in printed
+
+
+def test_a_refusal_of_the_hub_does_not_say_the_token(checkpoints, monkeypatch):
+    def api(token):
+        raise_it = lambda *_, **__: (_ for _ in ()).throw(OSError(f"401 for {token}"))  # noqa: E731
+        return SimpleNamespace(create_repo=raise_it)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", api)
+    monkeypatch.setenv("HF_TOKEN", "a-secret")
+    with pytest.raises(UserError, match="hub://someone/small: OSError: 401 for <redacted>"):
+        main([str(checkpoints[0] / "openclip_a.ckpt"), "hub://someone/small"])
+
+
+def test_what_cannot_be_published_is_one_line(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    checkpoint = str(checkpoints[0] / "openclip_a.ckpt")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.txt").write_text("kept")
+    for words, said in [
+        ((checkpoint, str(tmp_path / "there")), "exists: name a new folder"),
+        ((checkpoint, "hub://nobody"), "expected hub://OWNER/NAME"),
+        ((checkpoint, "hub://someone/small"), "needs a token in the environment's HF_TOKEN"),
+        (
+            (checkpoint, str(tmp_path / "x"), "--layout", "onix"),
+            "layout=onix: expected one of auto",
+        ),
+        ((str(tmp_path / "none.ckpt"), str(tmp_path / "x")), "none.ckpt"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            main(list(words))
+    assert (tmp_path / "there" / "mine.txt").read_text() == "kept"
+    assert not (tmp_path / "x").exists()
