@@ -98,7 +98,11 @@ def _vision(encoder: VisionTransformer) -> dict[str, Any]:
 def _text(encoder: TextTransformer, tower: Tower) -> dict[str, Any]:
     sizes = _trunk(encoder)
     # The class of CLIP before 4.30 took the largest id for the end of a text: so do ours.
-    ends = {"bos_token_id": encoder.vocab_size - 2, "eos_token_id": 2, "pad_token_id": 1}
+    ends: dict[str, Any] = {
+        "bos_token_id": encoder.vocab_size - 2,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    }
     if not encoder.find_end:
         ends = {"projection_size": tower.embed_dim}
     context = {"max_position_embeddings": encoder.context_length, "vocab_size": encoder.vocab_size}
