@@ -1,4 +1,4 @@
-"""Published folders opened by transformers and `multimodal.load`; what would leave, and what may."""
+"""Published folders opened by transformers and by `multimodal.load`; what would leave, what may."""
 
 from __future__ import annotations
 
