@@ -52,6 +52,7 @@ benchmark: $(READY)  ## Measure a step by its parts, the loop and what both grow
 	$(BIN)/python scripts/benchmark/step.py
 	$(BIN)/python scripts/benchmark/overhead.py
 	$(BIN)/python scripts/benchmark/scaling.py
+	$(BIN)/python scripts/benchmark/naflex.py
 
 clean:  ## Remove caches and builds; runs in outputs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from multimodal.data.transforms.depth import DepthTransform
     from multimodal.data.transforms.image import ImageTransform
     from multimodal.data.transforms.imu import IMUTransform
+    from multimodal.data.transforms.patches import PatchTransform
     from multimodal.data.transforms.sound.audio import AudioTransform
     from multimodal.data.transforms.sound.huggingface import HuggingFaceSound
     from multimodal.data.transforms.sound.whisper import WhisperTransform
@@ -58,6 +59,7 @@ __all__ = [
     "Manifest",
     "MultimodalDataModule",
     "NumberTransform",
+    "PatchTransform",
     "SampleRNG",
     "ShardError",
     "Signal",

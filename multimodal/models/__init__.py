@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from multimodal.models.encoders.convolutional import ConvolutionalEncoder
     from multimodal.models.encoders.efficientnet import EfficientNetLite
     from multimodal.models.encoders.features import FeatureEncoder
+    from multimodal.models.encoders.flexible import FlexibleVisionTransformer
     from multimodal.models.encoders.huggingface import HuggingFaceEncoder
     from multimodal.models.encoders.imu import IMUTransformer
     from multimodal.models.encoders.text import TextTransformer
@@ -64,6 +65,7 @@ __all__ = [
     "EmbeddingModel",
     "FeatureEncoder",
     "FirstPool",
+    "FlexibleVisionTransformer",
     "FusedBatch",
     "Fusion",
     "FusionModel",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from multimodal.core.batch import Batch, EncoderOutput, scatter_present
 from multimodal.models.fusion.base import FusionOutput
 from multimodal.models.tasks.base import FusedBatch, Task, TaskContext
-from multimodal.models.towers import EmbeddingModel, Tower
+from multimodal.models.towers import CompileScope, EmbeddingModel, Tower
 
 
 class FusionModel(EmbeddingModel):
@@ -23,6 +23,7 @@ class FusionModel(EmbeddingModel):
         fused: the modalities that the fusion reads; None for all towers.
         modality_dropout: probability that a sample's modality is left out in training; one always
             stays. The training module draws.
+        compile: as of ``EmbeddingModel``; the fusion and its tasks are not compiled.
 
     Raises:
         ValueError: if given a fused modality without a tower, two towers that are one, no tasks and
@@ -36,14 +37,16 @@ class FusionModel(EmbeddingModel):
         tasks: Mapping[str, Callable[..., Task]] | None = None,
         fused: Sequence[str] | None = None,
         modality_dropout: float = 0.0,
+        compile: CompileScope | None = None,
     ) -> None:
-        super().__init__(towers)
+        super().__init__(towers, compile)
         names = list(towers) if fused is None else list(fused)
         for name in names:
             self.tower(name)
         if not 0 <= modality_dropout < 1:
             raise ValueError(f"modality_dropout={modality_dropout} must be in [0, 1)")
         self.modality_dropout = modality_dropout
+        self.skips_absent = True  # encoders of which no sample of the batch has the modality
         encoders = {name: self.tower(name).encoder for name in towers}
         self.fusion = fusion(widths={name: encoders[name].width for name in names})
         parts = TaskContext(int(self.fusion.width), encoders, names)  # type: ignore[arg-type]
@@ -85,14 +88,25 @@ class FusionModel(EmbeddingModel):
         if present is None or bool(present.all()):
             with self.inputs_blamed(name):
                 return tower.encode(value, mask)
-        if not bool(present.any()):
-            return None
         rows = present.nonzero().flatten()
+        if not len(rows) and self.skips_absent:
+            return None
         with self.inputs_blamed(name):
-            some = tower.encode(value[rows], None if mask is None else mask[rows])
+            some = self._encode_rows(tower, value, mask, rows)
         some_mask = None if some.mask is None else scatter_present(some.mask, present)
         features = scatter_present(some.features, present)
         return EncoderOutput(features, scatter_present(some.tokens, present), some_mask)
+
+    @staticmethod
+    def _encode_rows(
+        tower: Tower, value: Tensor, mask: Tensor | None, rows: Tensor
+    ) -> EncoderOutput:
+        """Of some samples; of none, the encoder runs for all that, on one that is left out."""
+        if len(rows):
+            return tower.encode(value[rows], None if mask is None else mask[rows])
+        one = tower.encode(value[:1], None if mask is None else torch.ones_like(mask[:1]))
+        some_mask = None if one.mask is None else one.mask[:0]
+        return EncoderOutput(one.features[:0], one.tokens[:0], some_mask)
 
     def fuse(
         self,

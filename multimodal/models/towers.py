@@ -17,6 +17,7 @@ from multimodal.models.tower_optim import TowerOptim
 from multimodal.models.tuning import Tuning
 
 EmbeddingKind = Literal["raw", "normalized", "scaled"]
+CompileScope = Literal["blocks", "tower"]
 
 
 class Tower(nn.Module):
@@ -205,14 +206,21 @@ class EmbeddingModel(nn.Module):
     Args:
         towers: modality -> tower, or -> the name of another modality whose tower it shares. A
             `ConnectedEncoder` is given the encoder of the tower that it names as its backbone.
+        compile: what torch.compile is applied to in training: ``blocks`` of the encoders, each
+            ``tower``'s whole encoder, or null. Weights keep their names.
 
     Raises:
-        ValueError: if there is no tower, a shared one or a backbone does not exist, or the towers
-            differ in ``embed_dim``.
+        ValueError: if there is no tower, a shared one or a backbone does not exist, the towers
+            differ in ``embed_dim``, or ``compile`` is something else.
     """
 
-    def __init__(self, towers: Mapping[str, Tower | str]) -> None:
+    def __init__(
+        self, towers: Mapping[str, Tower | str], compile: CompileScope | None = None
+    ) -> None:
         super().__init__()
+        if compile not in (None, *get_args(CompileScope)):
+            raise ValueError(f"compile={compile!r}: expected blocks, tower or null")
+        self.compile_scope = compile
         own = {name: tower for name, tower in towers.items() if not isinstance(tower, str)}
         if not own:
             raise ValueError("towers is empty: expected at least one modality with a tower")

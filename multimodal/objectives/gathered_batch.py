@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multimodal.core.distributed import all_gather, gather_sizes, rank
+from multimodal.core.distributed import all_gather, gather_sizes, rank, world_size
 from multimodal.objectives.matches import SampleKeys
 
 
@@ -22,6 +22,7 @@ class GatheredBatch:
         local_rows: this rank's rows; its losses are those of these anchors.
         shared: whether the other rows are those of other ranks.
         max_rows: the largest number of rows of any rank.
+        related: `matches.related_rows`, where it is on the host already.
     """
 
     embeddings: Mapping[str, Tensor]
@@ -29,6 +30,7 @@ class GatheredBatch:
     local_rows: slice
     shared: bool
     max_rows: int
+    related: int | None = None
 
     def side(self, modality: str) -> Tensor:
         """Embeddings ``[N, D]`` of one modality."""
@@ -58,19 +60,43 @@ def local_batch(
     )
 
 
-def gather_batch(local: GatheredBatch, modalities: Iterable[str]) -> GatheredBatch:
+def gather_keys(keys: SampleKeys) -> tuple[SampleKeys, list[int]]:
+    """All ranks' keys, and how many rows each rank has."""
+    sizes = gather_sizes(len(keys), keys.sample_ids.device)
+    if world_size() == 1:
+        return keys, sizes
+    joined = all_gather(torch.stack([keys.sample_ids, keys.positive_keys], dim=1), sizes)
+    ids, positive = (column.contiguous() for column in joined.unbind(dim=1))
+    return SampleKeys(ids, positive), sizes
+
+
+def gather_batch(
+    local: GatheredBatch,
+    modalities: Iterable[str],
+    keys: tuple[SampleKeys, list[int]] | None = None,
+) -> GatheredBatch:
     """The view of all ranks' batches, with exact gradients; ranks may differ in size.
 
     Args:
         local: this rank's view.
         modalities: those to send, in the same order on every rank.
+        keys: what `gather_keys` gave, where it was called already.
     """
-    sizes = gather_sizes(len(local.sample_keys), local.sample_keys.sample_ids.device)
+    sample_keys, sizes = gather_keys(local.sample_keys) if keys is None else keys
     start = sum(sizes[: rank()])
-    sample_keys = SampleKeys(
-        all_gather(local.sample_keys.sample_ids, sizes),
-        all_gather(local.sample_keys.positive_keys, sizes),
-    )
-    gathered = {name: all_gather(local.embeddings[name], sizes) for name in modalities}
+    gathered = _all_gather_together({n: local.embeddings[n] for n in modalities}, sizes)
     local_rows = slice(start, start + len(local.sample_keys))
     return GatheredBatch(gathered, sample_keys, local_rows, shared=True, max_rows=max(sizes))
+
+
+def _all_gather_together(sides: dict[str, Tensor], sizes: list[int]) -> dict[str, Tensor]:
+    """All ranks' rows of every modality, in one collective for all of a type."""
+    if world_size() == 1:
+        return sides
+    gathered: dict[str, Tensor] = {}
+    for dtype in sorted({rows.dtype for rows in sides.values()}, key=str):
+        same = {name: rows for name, rows in sides.items() if rows.dtype == dtype}
+        widths = [rows.shape[1] for rows in same.values()]
+        parts = torch.split(all_gather(torch.cat(list(same.values()), dim=1), sizes), widths, dim=1)
+        gathered |= {name: part.contiguous() for name, part in zip(same, parts, strict=True)}
+    return {name: gathered[name] for name in sides}

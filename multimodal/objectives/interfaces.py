@@ -36,6 +36,7 @@ class Context:
         direction: ``"image->text"``; the two directions of a pair draw differently.
         scale: scalar, multiplies cosines into logits; 1 / temperature. Carries its gradient.
         embed_dim: D of the embeddings.
+        on_host: the scale and the pair's bias (0 without one), where the host has them already.
     """
 
     seed: int
@@ -44,6 +45,7 @@ class Context:
     direction: str
     scale: Tensor
     embed_dim: int
+    on_host: tuple[float, float] | None = None
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +114,26 @@ class PositiveIndex:
             tile.masked_fill_(~(positives | negatives), value)
 
 
+def related_rows(batch: SampleKeys) -> Tensor:
+    """Pairs of different rows with equal ids, and with equal keys: a scalar on the device."""
+    return _equal_pairs(batch.sample_ids) + _equal_pairs(batch.positive_keys)
+
+
 def index_positives(
-    batch: SampleKeys, local_rows: slice, keys_are_positives: bool
+    batch: SampleKeys, local_rows: slice, keys_are_positives: bool, related: int | None = None
 ) -> PositiveIndex | None:
     """The layout of a batch's ``local_rows`` rows against all of it; None with too many positives.
 
     Ranks that share the batch agree on whether it is None.
+
+    Args:
+        batch: of all rows.
+        local_rows: the anchors.
+        keys_are_positives: see `matches`.
+        related: `related_rows`, where it is on the host already; None waits for the device.
     """
-    related = _equal_pairs(batch.sample_ids) + _equal_pairs(batch.positive_keys)
+    if related is None:
+        related = int(related_rows(batch))
     if related > RELATED_PER_ROW * len(batch):
         return None
     anchors = batch[local_rows]
@@ -144,7 +157,12 @@ def index_positives(
     )
 
 
-def _equal_pairs(values: Tensor) -> int:
-    """Number of ordered pairs of different rows with equal values."""
-    _, counts = torch.unique(values, return_counts=True)
-    return int((counts * (counts - 1)).sum())
+def _equal_pairs(values: Tensor) -> Tensor:
+    """Number of ordered pairs of different rows with equal values: a scalar on the device."""
+    if not len(values):
+        return values.new_zeros(())
+    ordered = values.sort().values
+    # Not torch.unique, for the number of which the host would have to wait.
+    run = F.pad((ordered[1:] != ordered[:-1]).cumsum(dim=0), (1, 0))
+    counts = torch.zeros_like(run).scatter_add_(0, run, torch.ones_like(run))
+    return (counts * (counts - 1)).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -11,9 +11,16 @@ from torch import Tensor, nn
 
 from multimodal.core.distributed import world_size
 from multimodal.objectives.candidates import Candidates
-from multimodal.objectives.gathered_batch import GatheredBatch, gather_batch, local_batch
+from multimodal.objectives.gathered_batch import (
+    GatheredBatch,
+    gather_batch,
+    gather_keys,
+    local_batch,
+)
+from multimodal.objectives.host_values import HostValues
 from multimodal.objectives.interfaces import Context, Loss, Negatives
 from multimodal.objectives.losses.matryoshka import Matryoshka
+from multimodal.objectives.matches import SampleKeys, related_rows
 from multimodal.objectives.pair import Pair
 from multimodal.objectives.pair_metrics import similarity_metrics
 
@@ -34,6 +41,35 @@ class ObjectiveOutput:
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Prepared:
+    """What the loss of a batch asks the device, sent for before the towers compute.
+
+    Args:
+        local: this rank's keys.
+        active: the pairs of the batch.
+    """
+
+    def __init__(self, local: SampleKeys, active: Mapping[str, Pair]) -> None:
+        gathers = any(pair.candidates.gathers for pair in active.values())
+        self.keys = gather_keys(local) if gathers and world_size() > 1 else None
+        asked = [related_rows(local), related_rows(local if self.keys is None else self.keys[0])]
+        for pair in active.values():
+            scale = pair.scale()
+            asked += [scale, pair.bias(scale)]
+        self._names = list(active)
+        self._values = HostValues(asked)
+
+    def related(self, gathers: bool) -> int:
+        """`related_rows` of this rank's rows, or of all ranks'."""
+        return int(self._values.read()[int(gathers)])
+
+    def on_host(self, pair: str) -> tuple[float, float]:
+        """A pair's scale and bias."""
+        place = 2 + 2 * self._names.index(pair)
+        scale, bias = self._values.read()[place : place + 2]
+        return scale, bias
 
 
 class ContrastiveObjective(nn.Module):
@@ -95,6 +131,7 @@ class ContrastiveObjective(nn.Module):
         seed: int,
         source: str,
         momentum_embeddings: Mapping[str, Tensor] | None = None,
+        prepared: Prepared | None = None,
     ) -> ObjectiveOutput:
         """The loss of one batch. Every rank calls it, also one without samples.
 
@@ -109,6 +146,7 @@ class ContrastiveObjective(nn.Module):
             source: the name of the batch's source.
             momentum_embeddings: the same by the moving average of the towers, for the queues;
                 needed in training where `momentum` is set.
+            prepared: by `prepare`, of the same batch; None asks the device, and waits for it.
 
         Raises:
             ValueError: if no pair is active, or there are fewer than two candidates.
@@ -121,8 +159,7 @@ class ContrastiveObjective(nn.Module):
             )
         with torch.autocast(sample_ids.device.type, enabled=False):
             local = local_batch(embeddings, sample_ids, positive_keys)
-            sent = _modalities(pair for pair in active.values() if pair.candidates.gathers)
-            global_batch = gather_batch(local, sent)
+            local, global_batch = _both_batches(local, active.values(), prepared)
             num_samples = len(global_batch.sample_keys)
             total = torch.zeros((), device=sample_ids.device)
             metrics: dict[str, Tensor] = {}
@@ -130,7 +167,9 @@ class ContrastiveObjective(nn.Module):
                 _check_enough(name, pair, global_batch)
                 gathered = global_batch if pair.candidates.gathers else local
                 scale = pair.scale().to(gathered.side(pair.other).dtype)
-                context = Context(seed, step, name, "", scale, gathered.side(pair.other).shape[1])
+                width = gathered.side(pair.other).shape[1]
+                on_host = None if prepared is None else prepared.on_host(name)
+                context = Context(seed, step, name, "", scale, width, on_host)
                 value, without = pair(gathered, context, self.chunk_size)
                 # the mean over ranks of W x (sum over own anchors) / N is the mean over all N
                 value = value * world_size() / num_samples
@@ -143,6 +182,16 @@ class ContrastiveObjective(nn.Module):
             if self.training:
                 self._stage_for_queues(active.values(), global_batch, momentum_embeddings)
         return ObjectiveOutput(total, metrics)
+
+    def prepare(
+        self, available: Iterable[str], source: str, sample_ids: Tensor, positive_keys: Tensor
+    ) -> Prepared | None:
+        """Sends for what the loss of a batch will ask; called before its towers compute.
+
+        Every rank calls it, or none does. None where no pair is active.
+        """
+        active = self._active(list(available), source)
+        return Prepared(SampleKeys(sample_ids, positive_keys), active) if active else None
 
     def update_queues(self, applied: bool = True) -> None:
         """Call after an optimizer step: its batches enter the queues if it was applied."""
@@ -222,6 +271,17 @@ def make_objective(
         except (TypeError, ValueError) as error:
             raise ValueError(f"pairs.{name}: {error}") from error
     return ContrastiveObjective(built, chunk_size)
+
+
+def _both_batches(
+    local: GatheredBatch, active: Iterable[Pair], prepared: Prepared | None
+) -> tuple[GatheredBatch, GatheredBatch]:
+    """This rank's batch and all ranks' one, with what is known of them already."""
+    sent = _modalities(pair for pair in active if pair.candidates.gathers)
+    if prepared is None:
+        return local, gather_batch(local, sent)
+    whole = replace(gather_batch(local, sent, prepared.keys), related=prepared.related(True))
+    return replace(local, related=prepared.related(False)), whole
 
 
 def _modalities(pairs: Iterable[Pair]) -> list[str]:

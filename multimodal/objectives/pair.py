@@ -142,6 +142,10 @@ class Pair(nn.Module):
             return self.logit_scale.exp()
         return self.logit_scale.clamp(max=self.max_logit_scale).exp()
 
+    def bias(self, scale: Tensor) -> Tensor:
+        """What is added to the logits: a scalar of the type of ``scale``, 0 without a bias."""
+        return scale.new_zeros(()) if self.logit_bias is None else self.logit_bias.to(scale.dtype)
+
     def forward(
         self, gathered: GatheredBatch, context: Context, chunk_size: int | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -204,17 +208,22 @@ class Pair(nn.Module):
         """The sum of both directions, on the fastest path for the combination."""
         sides = (self._side(gathered, self.anchor), self._side(gathered, self.other))
         scale = context.scale
-        bias = scale.new_zeros(()) if self.logit_bias is None else self.logit_bias.to(scale.dtype)
+        bias = self.bias(scale)
         fused, mined = (
             has_fused_kernel(self.loss, negatives),
             hardest_k(self.loss, negatives),
         )
         if not self.queues and (fused or mined):
             positive_index = index_positives(
-                gathered.sample_keys, gathered.local_rows, self.keys_are_positives
+                gathered.sample_keys,
+                gathered.local_rows,
+                self.keys_are_positives,
+                gathered.related,
             )
             if positive_index is not None and fused:
-                return fused_sum(self.loss, sides, positive_index, gathered, scale, bias)
+                return fused_sum(
+                    self.loss, sides, positive_index, gathered, scale, bias, context.on_host
+                )
             if positive_index is not None and mined:
                 directions = mined_directions(self.loss, sides, positive_index, gathered, *mined)
                 return block_sum(directions, sides, scale, bias)

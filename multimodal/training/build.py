@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import (
@@ -29,6 +30,7 @@ from multimodal.training.callbacks.optimizer_overrides import AllowedChanges
 from multimodal.training.callbacks.progress import StepAxis
 from multimodal.training.callbacks.rng_state import RandomState
 from multimodal.training.callbacks.schedule_free import ScheduleFreeWeights
+from multimodal.training.compiling import CompileReport, compile_towers
 from multimodal.training.loggers.wandb import NOTE, WandbLogger
 from multimodal.training.modules.contrastive import ContrastiveModule
 from multimodal.training.modules.fusion import FusionModule
@@ -55,6 +57,7 @@ def build_objective(cfg: DictConfig) -> ContrastiveObjective:
 def build_module(cfg: DictConfig) -> ContrastiveModule | FusionModule:
     """The module that trains the model: tasks on a fusion, or pairs alone."""
     model = build_model(cfg)
+    compile_towers(model, run_device(cfg))
     shared: dict[str, Any] = {
         "optimizer": build(cfg, "optimizer", convert="all"),
         "scheduler": build(cfg, "scheduler") if cfg.scheduler else None,
@@ -74,6 +77,13 @@ def build_module(cfg: DictConfig) -> ContrastiveModule | FusionModule:
     with constructor_errors(cfg):
         module.make_optimizer()  # refuses here, not on every rank
     return module
+
+
+def run_device(cfg: DictConfig) -> torch.device:
+    """The kind of device that ``cfg.trainer`` runs on."""
+    wanted = str(cfg.trainer.get("accelerator", "auto"))
+    gpu = wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if gpu else "cpu")
 
 
 def build_data(cfg: DictConfig) -> MultimodalDataModule:
@@ -138,6 +148,8 @@ def _callbacks(
         callbacks.append(ScheduleFreeWeights())
     if resumed is not None and resumed.changed:
         callbacks.append(AllowedChanges(resumed.changed))
+    if cfg.model.get("compile"):
+        callbacks.append(CompileReport())
     # Callbacks that save follow those that change state, and those that end the run come last.
     for name in sorted(
         cfg.callbacks,

@@ -25,7 +25,9 @@ IGNORED_KEYS = (
     "data.worker_timeout_s", "data.max_bad_run", "data.verify_shards",
     # The loader compares global batches and the shards themselves, and says what to set.
     "data.batch_size", "data.sources.*.batch_size", "data.sources.*.manifest",
-    "model.towers.*.encoder.trunk.checkpointing",  # of memory and time
+    # Of memory and time.
+    "model.towers.*.encoder.trunk.checkpointing", "model.towers.*.encoder.packed",
+    "model.towers.*.encoder.encoder.packed", "model.compile",
 )  # fmt: skip
 COMPARED_KEYS = (
     "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",

@@ -4,7 +4,8 @@
 Forward, loss, backward, clipping and AdamW of one batch, random pictures and captions of 8 to 20
 tokens, weights from nothing, one thread, processor time. `ours` is what `multimodal train` runs:
 texts padded to the longest of the batch, the optimizer of configs/optimizer/adamw.yaml, the
-allocator's settings. `ours, padded` pads texts to 77 tokens as the others do. The others take
+allocator's settings. `ours, packed` computes no padding of texts at all (encoder.packed=true), and
+`ours, padded` pads them to 77 tokens as the others do. The others take
 torch.optim.AdamW as it comes, and `fused` its fused kernel. Each is a process of its own, they take
 turns, and the ratio is the median of the rounds' own, with the quartiles beside it.
 
@@ -77,13 +78,15 @@ class Clock:
         return self.parts | {"step": self._since - self._began}
 
 
-def ours(pad: bool, experiment: str, batch: dict[str, int], bf16: bool, device: str) -> Step:
+def ours(
+    pad: bool, words: list[str], experiment: str, batch: dict[str, int], bf16: bool, device: str
+) -> Step:
     """The step of `multimodal train`, with what the trainer does around it."""
     from multimodal.training.build import build_module
 
     keep_freed_memory()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("train", [f"+experiment={experiment}"])
+        cfg = compose("train", [f"+experiment={experiment}", *words])
     module = build_module(cfg).train().to(device)
     optimizer, _ = module.make_optimizer()
 
@@ -208,8 +211,9 @@ def main() -> None:
     batch = {"size": args.batch, "pixels": args.pixels, "shortest": shortest, "longest": longest}
     given = {"experiment": args.experiment, "batch": batch, "bf16": args.bf16, "device": device}
     sides: dict[str, Callable[..., Step]] = {
-        "ours": partial(ours, False),
-        "ours, padded": partial(ours, True),
+        "ours": partial(ours, False, []),
+        "ours, packed": partial(ours, False, ["model.towers.text.encoder.packed=true"]),
+        "ours, padded": partial(ours, True, []),
         "transformers": partial(theirs, None, "transformers"),
         "transformers, fused": partial(theirs, True, "transformers"),
     }

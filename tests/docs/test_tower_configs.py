@@ -27,6 +27,7 @@ INPUTS = {  # what the sample corpus's transforms give
 PICTURE = (3, 224, 224)
 FULL_SIZE = {
     **dict.fromkeys(("vit_b32", "vit_b16", "vit_l14", "vit_b16_siglip", "vit_h14_video"), PICTURE),
+    "vit_b16_flexible": (196, 2 + 3 * 16**2),
     "vit_l14_video": (3, 8, 224, 224),
     "text_siglip_b": (64,),
     "audio_imagebind": (1, 128, 204),

@@ -10,6 +10,8 @@ from multimodal.evaluation.uncertainty import LEGEND
 
 STDERR = (
     r"step \d+/\d+  loss \S+  [\d,]+ samples/s  \S+ min left",
+    r"step \d+: compiled \d+ times?, in \S+ s \(model\.compile\)",
+    r"model\.compile=blocks: .* stay as they are, without blocks; .*",
     r"resuming with \S+=.*, which was .*",
     r"embedding the \d+ items of \S+",
     r"early stopping at step \d+: .*",

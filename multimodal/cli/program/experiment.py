@@ -84,6 +84,7 @@ def _text(
             *([f"cache_frozen: {{views: {drafting.VIEWS}}}"] if cached else []),
             "model:",
             "  _target_: multimodal.models.EmbeddingModel",
+            "  compile: null",
             *_block("towers", towers, packed, 2),
             *_block("pairs", drafting.pair_blocks(pairs, kinds, scratch), packed),
             *_data(found, used, transforms, sizes["batch_size"], packed),

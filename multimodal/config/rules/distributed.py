@@ -37,6 +37,11 @@ def fsdp_constraints(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
             if at(tree, "micro_batch_size") is not None
             else None
         ),
+        "model.compile": (
+            "the layers' weights are gathered within what would be compiled"
+            if at(tree, "model.compile") is not None
+            else None
+        ),
         "data.cache_frozen": (
             "ranks cache different numbers of batches, but sharded weights need all ranks"
             if at(tree, "data.cache_frozen") is True

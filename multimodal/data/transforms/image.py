@@ -210,7 +210,7 @@ class ImageTransform:
 
         ``collate`` standardises such a picture right into its batch.
         """
-        pixels = torch.from_numpy(_as_rgb(value)).permute(2, 0, 1)
+        pixels = torch.from_numpy(as_rgb(value)).permute(2, 0, 1)
         box = self.geometry.box(rng, *pixels.shape[1:])
         pixels = crop_and_resize(pixels, box, self.size, self.interpolation, self.border)
         if rng is None or not self._changes_colours:
@@ -250,7 +250,12 @@ class ImageTransform:
         return out.copy_(planes).mul_(self._factor).add_(self._offset)
 
 
-def _as_rgb(value: Any) -> NDArray[np.uint8]:
+def as_rgb(value: Any) -> NDArray[np.uint8]:
+    """A decoded picture as uint8 ``[H, W, 3]``: see `ImageTransform.__call__`.
+
+    Raises:
+        DecodeError: if the value is not an image.
+    """
     if isinstance(value, np.ndarray) and 0 not in value.shape:
         if value.dtype == np.uint8 and value.ndim == 3 and value.shape[2] == 3:
             return value

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from multimodal.core.batch import EncoderOutput
 from multimodal.core.errors import InputMismatchError
 from multimodal.models.encoders.transformer import TransformerEncoder, check_mask
+from multimodal.models.layers.pooling import Pooling
 from multimodal.models.layers.transformer import Transformer
 
 TextPooling = Literal["end", "last", "mean", "attention"]
@@ -29,6 +30,7 @@ class TextTransformer(TransformerEncoder):
             the highest id, as in CLIP's vocabulary), ``last``, ``mean`` or ``attention``.
         attend_padding: padding is read as any other token, so that the mask says nothing and
             every text has ``context_length`` tokens (SigLIP).
+        packed: computes no padding (but in attention); the result is the same up to rounding.
 
     Raises:
         ValueError: if given choices that do not exist or do not go together.
@@ -41,12 +43,16 @@ class TextTransformer(TransformerEncoder):
         trunk: Transformer,
         pooling: TextPooling = "end",
         attend_padding: bool = False,
+        packed: bool = False,
     ) -> None:
         if pooling == "class":  # type: ignore[comparison-overlap]
             raise ValueError("pooling='class': a text has none; use end, last, mean or attention")
         if pooling == "end" and attend_padding:
             raise ValueError("pooling='end' with attend_padding: use last, mean or attention")
-        super().__init__(trunk, (context_length,), pooling="last" if pooling == "end" else pooling)
+        if packed and attend_padding:
+            raise ValueError("packed=true with attend_padding: padding that is read must be there")
+        pool: Pooling = "last" if pooling == "end" else pooling
+        super().__init__(trunk, (context_length,), pooling=pool, packed=packed)
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.find_end = pooling == "end"

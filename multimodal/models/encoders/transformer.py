@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from multimodal.core.batch import EncoderOutput
 from multimodal.core.errors import InputMismatchError
+from multimodal.models.layers.packing import Packing
 from multimodal.models.layers.pooling import Pooling, make_pooler
 from multimodal.models.layers.positions import sincos_positions
 from multimodal.models.layers.transformer import Transformer
@@ -40,6 +41,8 @@ class TransformerEncoder(nn.Module):
             ``attention``.
         patch_dropout: share of the tokens that a sample loses in training, by chance, before the
             first block; never the class token.
+        packed: computes real tokens only, where a batch has a mask; the result is the same up to
+            rounding. Exported graphs compute the padding too.
 
     Raises:
         ValueError: if given a choice that does not exist, or a share outside [0, 1).
@@ -52,8 +55,10 @@ class TransformerEncoder(nn.Module):
         positions: Positions = "learned",
         pooling: Pooling = "class",
         patch_dropout: float = 0.0,
+        packed: bool = False,
     ) -> None:
         super().__init__()
+        self.packed = packed
         if not 0.0 <= patch_dropout < 1.0:
             raise ValueError(f"patch_dropout={patch_dropout}: expected a share in [0, 1)")
         self.patch_dropout = patch_dropout
@@ -85,28 +90,40 @@ class TransformerEncoder(nn.Module):
         """What comes after the blocks: the final norm, a pooling that learns."""
         return [*self.trunk.norm.parameters(), *self.pool.parameters()]
 
-    def encode_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> EncoderOutput:
+    def encode_tokens(
+        self, tokens: Tensor, mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> EncoderOutput:
         """Encode tokens; the result has the class token, where there is one, in front.
 
         Args:
             tokens: ``[B, N, W]``, N at most that of the grid.
             mask: bool ``[B, N]``, True where a token is real, those before the others.
+            positions: ``[B, N, W]``, what is added to each token; None: the table's rows in order.
         """
+        if positions is not None:
+            tokens = tokens + positions
         if self.class_token is not None:
+            first = self.class_token if positions is None else self.class_token + self.positions[0]
             # `shape[0]`: `len` would fix the size of the batch in an exported graph.
-            first = self.class_token.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
+            first = first.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
             tokens = torch.cat([first, tokens], dim=1)
             mask = None if mask is None else F.pad(mask, (1, 0), value=True)
-        tokens = tokens + self.positions[: tokens.shape[1]]
+        if positions is None:
+            tokens = tokens + self.positions[: tokens.shape[1]]
         if self.patch_dropout and self.training:
-            tokens = self._without_some(tokens)
+            tokens, mask = self._without_some(tokens, mask)
         # Padding comes last, so a causal trunk never shows it to a real token; attention that needs
         # no mask takes a faster kernel.
-        tokens = self.trunk(tokens, None if self.trunk.causal else mask)
+        visible = None if self.trunk.causal else mask
+        if self.packed and mask is not None and not torch.compiler.is_exporting():
+            packing = Packing.of(mask)
+            tokens = packing.unpack(self.trunk(packing.pack(tokens), visible, packing))
+        else:
+            tokens = self.trunk(tokens, visible)
         return EncoderOutput(self.pool(tokens, mask), tokens, mask)
 
-    def _without_some(self, tokens: Tensor) -> Tensor:
-        """``[B, T, W]`` to ``[B, S, W]``: another random part of the tokens for every sample.
+    def _without_some(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """``[B, T, W]`` to ``[B, S, W]``: another random part of every sample's real tokens.
 
         Source: Li et al. 2023, "Scaling Language-Image Pre-training via Masking" (FLIP), section 3.
         """
@@ -114,10 +131,17 @@ class TransformerEncoder(nn.Module):
         count = tokens.shape[1] - extra
         kept = max(1, round(count * (1.0 - self.patch_dropout)))
         chances = torch.rand(tokens.shape[0], count, device=tokens.device)
-        places = chances.topk(kept, dim=1).indices.sort(dim=1).values + extra
+        if mask is None:
+            places = chances.topk(kept, dim=1).indices.sort(dim=1).values + extra
+        else:  # padding is behind all others; a sample with less real tokens keeps less of them
+            real = mask[:, extra:]
+            places = chances.masked_fill(~real, -1.0).topk(kept, dim=1).indices + extra
+            own = (real.sum(dim=1) * (1.0 - self.patch_dropout)).round().clamp(min=1)
+            mask = torch.arange(kept, device=mask.device) < own[:, None]
         if extra:
             places = F.pad(places, (1, 0))  # the class token's own
-        return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))
+            mask = None if mask is None else F.pad(mask, (1, 0), value=True)
+        return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2])), mask
 
 
 class GridTransformer(TransformerEncoder):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from multimodal.models.layers.packing import Packing
+
 Norm = Literal["layer", "rms"]
 FeedForward = Literal["plain", "swiglu"]
 HIDDEN_MULTIPLE = 8  # of a gated MLP's hidden width: what tensor cores take
@@ -88,13 +90,14 @@ class DropPath(nn.Module):
             raise ValueError(f"drop_path={rate}: expected a probability in [0, 1)")
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, ...]`` to the same shape; the identity in evaluation."""
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """``[B, ...]``, or packed ``[N, W]``, to the same shape; the identity in evaluation."""
         if not self.training or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
-        kept = x.new_empty(x.shape[0], *(1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * (kept / keep)
+        samples = x.shape[0] if packing is None else packing.batch
+        kept = x.new_empty(samples, *(1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * ((kept if packing is None else packing.per_token(kept)) / keep)
 
 
 class LayerScale(nn.Module):

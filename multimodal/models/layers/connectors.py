@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from multimodal.models.layers.attending import check_heads
 from multimodal.models.layers.cross import CrossBlock
-from multimodal.models.layers.transformer import MLP, Block, check_heads, init_linear
+from multimodal.models.layers.transformer import MLP, Block, init_linear
 
 Tokens = tuple[Tensor, "Tensor | None"]  # tokens [B, K, W], mask [B, K] or None: all are real
 

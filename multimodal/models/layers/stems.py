@@ -95,9 +95,13 @@ class PatchStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, *size]`` to ``[B, N, W]``."""
         if self.stride == self.patch_size:
-            tokens = F.linear(self._patches(x), self.projection.weight.flatten(1), self.bias)
-        else:
-            tokens = self.projection(x).flatten(2).transpose(1, 2)
+            return self.project(self._patches(x))
+        normed: Tensor = self.norm(self.projection(x).flatten(2).transpose(1, 2))
+        return normed
+
+    def project(self, patches: Tensor) -> Tensor:
+        """``[..., C * patch]``, a patch's numbers by channel first, to ``[..., W]``."""
+        tokens: Tensor = F.linear(patches, self.projection.weight.flatten(1), self.bias)
         normed: Tensor = self.norm(tokens)
         return normed
 

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from multimodal.core.settings import flattened
 from multimodal.models.layers.activations import Activation, make_activation
+from multimodal.models.layers.attending import attend, check_heads
 from multimodal.models.layers.choices import (
     BlockChoices,
     DropPath,
@@ -22,48 +23,7 @@ from multimodal.models.layers.choices import (
     SwiGLU,
     make_norm,
 )
-
-
-def check_heads(width: int, num_heads: int) -> None:
-    """Refuse a width that the heads do not divide.
-
-    Raises:
-        ValueError: if it is not divisible; the message names both numbers.
-    """
-    if width < 1 or num_heads < 1 or width % num_heads:
-        raise ValueError(
-            f"width={width} cannot be divided into num_heads={num_heads} equal heads: "
-            "choose a width that is a multiple of num_heads"
-        )
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, num_heads: int, mask: Tensor | None, causal: bool = False
-) -> Tensor:
-    """Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2).
-
-    Args:
-        q: queries ``[B, T, W]``.
-        k: keys ``[B, S, W]``.
-        v: values ``[B, S, W]``.
-        num_heads: number of heads H, a divisor of W.
-        mask: bool, broadcastable to ``[B, H, T, S]``, True where a key may be seen; None: all.
-            A query that sees no key gets zeros.
-        causal: query t sees keys 0..t; only with ``mask=None``.
-
-    Returns:
-        ``[B, T, W]``, the heads side by side.
-    """
-    q, k, v = (x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, k, v))
-    dtype = q.dtype
-    if q.device.type == "cpu" and dtype == torch.bfloat16:
-        # The CPU's kernel for bfloat16 takes thrice the time of that for float32, in the backward.
-        with torch.autocast("cpu", enabled=False):
-            q, k, v = (x.float() for x in (q, k, v))
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    return out.transpose(1, 2).flatten(2).to(dtype)
+from multimodal.models.layers.packing import Packing
 
 
 def init_linear(linear: nn.Linear, std: float) -> None:
@@ -108,37 +68,42 @@ class Attention(nn.Module):
             nn.Identity() if qk_norm is None else qk_norm(width // num_heads) for _ in range(2)
         )
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values ``[B, T, W]`` of ``x [B, T, W]``."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+    def project(self, x: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``[B, T, W]`` of ``x [B, T, W]``, or packed ``[N, W]``."""
+        qkv = self.qkv(x)
+        q, k, v = (qkv if packing is None else packing.unpack(qkv)).chunk(3, dim=-1)
         if not isinstance(self.norm_q, nn.Identity):  # of every head by itself
             heads = (self.num_heads, -1)
             q = self.norm_q(q.unflatten(-1, heads)).flatten(-2).to(v.dtype)
             k = self.norm_k(k.unflatten(-1, heads)).flatten(-2).to(v.dtype)
         return q, k, v
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, packing: Packing | None = None
+    ) -> Tensor:
         """Mix the tokens of each sequence.
 
         Args:
-            x: ``[B, T, W]``.
+            x: ``[B, T, W]``; packed, ``[N, W]``.
             mask: bool ``[B, T]``, True where a token is real; the others are seen by none.
+            packing: where the tokens of a packed ``x`` belong.
 
         Returns:
-            ``[B, T, W]``.
+            As ``x``.
         """
-        q, k, v = self.project(x)
+        q, k, v = self.project(x, packing)
         visible = None if mask is None else mask[:, None, None, :]  # [B, 1, 1, S]
         causal = self.causal
         if causal and (mask is not None or self.bias_k is not None):  # then spell the triangle out
-            triangle = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+            triangle = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool, device=x.device).tril()
             visible = triangle[None, None] if visible is None else triangle & visible
             causal = False
         if self.bias_k is not None and self.bias_v is not None:
-            k = torch.cat([k, self.bias_k.to(k.dtype).expand(x.shape[0], 1, -1)], dim=1)
-            v = torch.cat([v, self.bias_v.to(v.dtype).expand(x.shape[0], 1, -1)], dim=1)
+            k = torch.cat([k, self.bias_k.to(k.dtype).expand(k.shape[0], 1, -1)], dim=1)
+            v = torch.cat([v, self.bias_v.to(v.dtype).expand(v.shape[0], 1, -1)], dim=1)
             visible = None if visible is None else F.pad(visible, (0, 1), value=True)
-        out: Tensor = self.out(attend(q, k, v, self.num_heads, visible, causal))
+        mixed = attend(q, k, v, self.num_heads, visible, causal)
+        out: Tensor = self.out(mixed if packing is None else packing.pack(mixed))
         return out
 
 
@@ -237,10 +202,13 @@ class Block(nn.Module):
         init_linear(self.mlp.fc1, (2 * width) ** -0.5)
         init_linear(self.mlp.fc2, (2 * width * num_layers) ** -0.5)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``[B, T, W]`` and bool ``[B, T]`` (True = real) to ``[B, T, W]``."""
-        y: Tensor = x + self.drop_path(self.scale_1(self.attention(self.norm_1(x), mask)))
-        z: Tensor = y + self.drop_path(self.scale_2(self.mlp(self.norm_2(y))))
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, packing: Packing | None = None
+    ) -> Tensor:
+        """``[B, T, W]`` and bool ``[B, T]`` (True = real) to ``[B, T, W]``; packed, ``[N, W]``."""
+        mixed = self.scale_1(self.attention(self.norm_1(x), mask, packing))
+        y: Tensor = x + self.drop_path(mixed, packing)
+        z: Tensor = y + self.drop_path(self.scale_2(self.mlp(self.norm_2(y))), packing)
         return z
 
 
@@ -320,19 +288,27 @@ class Transformer(nn.Module):
             self.blocks.append(block)
         self.norm = make_norm(choices.norm, width, norm_eps)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, packing: Packing | None = None
+    ) -> Tensor:
         """Transform a sequence.
 
         Args:
-            x: ``[B, T, W]``.
+            x: ``[B, T, W]``; packed, ``[N, W]``.
             mask: bool ``[B, T]``, True where a token is real; None: all are.
+            packing: where the tokens of a packed ``x`` belong.
 
         Returns:
-            ``[B, T, W]``, after the final LayerNorm.
+            As ``x``, after the final LayerNorm.
         """
         x = self.pre_norm(x)
         recomputed = self.checkpointing and self.training and torch.is_grad_enabled()
+        given = (mask,) if packing is None else (mask, packing)
         for block in self.blocks:
-            x = checkpoint(block, x, mask, use_reentrant=False) if recomputed else block(x, mask)
+            x = (
+                checkpoint(block, x, *given, use_reentrant=False)
+                if recomputed
+                else block(x, *given)
+            )
         out: Tensor = self.norm(x)
         return out

@@ -31,6 +31,7 @@ def fused_sum(
     gathered: GatheredBatch,
     scale: Tensor,
     bias: Tensor,
+    on_host: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """This rank's part of the loss, both directions summed up; and anchors without a negative.
 
@@ -41,6 +42,7 @@ def fused_sum(
         gathered: the batch.
         scale: scalar logit scale.
         bias: scalar logit bias.
+        on_host: both as numbers, where the host has them already.
     """
     anchors, candidates = sides
     if len(positive_index.anchors) < len(
@@ -48,11 +50,11 @@ def fused_sum(
     ):  # else a slice would only copy gradients
         anchors = anchors[gathered.local_rows]
     if isinstance(loss, SigLIP):
-        total = sigmoid_loss_sum(anchors, candidates, scale, bias, positive_index)
+        total = sigmoid_loss_sum(anchors, candidates, scale, bias, positive_index, on_host)
         return total, positive_index.without_negatives
     assert isinstance(loss, InfoNCE | DCL)
     row_logs, column_logs, positives = logsumexp_both_ways(
-        anchors, candidates, scale, positive_index
+        anchors, candidates, scale, positive_index, on_host
     )
     rows, columns = positive_index.positive_rows, positive_index.positive_columns
     per_row = torch.bincount(rows, minlength=len(anchors))

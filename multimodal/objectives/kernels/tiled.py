@@ -19,10 +19,15 @@ from multimodal.objectives.matches import PositiveIndex
 
 CPU_TILE, TILE = 768, 4096  # rows and columns at a time; on a CPU a tile stays in its cache
 SAFE_LOGIT = 75.0  # exp(+-75), summed up 10^5 times, is still a normal float32
+UNIT = 1.02  # more than a product of two normalised rows can be
 
 
 def logsumexp_both_ways(
-    anchors: Tensor, candidates: Tensor, scale: Tensor, positive_index: PositiveIndex
+    anchors: Tensor,
+    candidates: Tensor,
+    scale: Tensor,
+    positive_index: PositiveIndex,
+    on_host: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log of the negatives' summed exponentials along rows and along columns, in one pass.
 
@@ -34,19 +39,25 @@ def logsumexp_both_ways(
         candidates: ``[C, D]``.
         scale: scalar; logits are ``scale * anchors @ candidates.T``.
         positive_index: which entries are positives and which negatives.
+        on_host: the scale and 0, of embeddings of norm 1: the host then does not ask the device.
 
     Returns:
         rows ``[A]`` and columns ``[C]``, the most negative finite number where there is no
         negative; and the logits of the positives ``[P]``.
     """
     rows, columns, positives = _LogSumExp.apply(  # type: ignore[no-untyped-call]
-        anchors, candidates, scale, positive_index
+        anchors, candidates, scale, positive_index, on_host
     )
     return rows, columns, positives
 
 
 def sigmoid_loss_sum(
-    anchors: Tensor, candidates: Tensor, scale: Tensor, bias: Tensor, positive_index: PositiveIndex
+    anchors: Tensor,
+    candidates: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    positive_index: PositiveIndex,
+    on_host: tuple[float, float] | None = None,
 ) -> Tensor:
     """``sum_n log(1 + exp(l_n)) + sum_p log(1 + exp(-l_p))`` over the matrix, a scalar.
 
@@ -59,9 +70,10 @@ def sigmoid_loss_sum(
         scale: scalar; logits are ``scale * anchors @ candidates.T + bias``.
         bias: scalar.
         positive_index: which entries are positives and which negatives.
+        on_host: the scale and the bias, of embeddings of norm 1: see `logsumexp_both_ways`.
     """
     total: Tensor = _SigmoidSum.apply(  # type: ignore[no-untyped-call]
-        anchors, candidates, scale, bias, positive_index, torch.is_grad_enabled()
+        anchors, candidates, scale, bias, positive_index, torch.is_grad_enabled(), on_host
     )
     return total
 
@@ -69,10 +81,15 @@ def sigmoid_loss_sum(
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, anchors: Tensor, candidates: Tensor, scale: Tensor, positive_index: PositiveIndex
+        ctx: Any,
+        anchors: Tensor,
+        candidates: Tensor,
+        scale: Tensor,
+        positive_index: PositiveIndex,
+        on_host: tuple[float, float] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         # without overflow or underflow, exponentials can be summed directly
-        safe = bool(scale * _largest_norm(anchors) * _largest_norm(candidates) <= SAFE_LOGIT)
+        safe = _largest_logit(anchors, candidates, scale, None, on_host) <= SAFE_LOGIT
         start = 0.0 if safe else -torch.inf
         row_sums, column_sums = (s.new_full((len(s),), start) for s in (anchors, candidates))
         for rows, columns, scaled, tile in _tiles(anchors, candidates, scale):
@@ -117,7 +134,7 @@ class _LogSumExp(torch.autograd.Function):
             ctx.positive_index, grads[2], anchors, candidates, scale, to_anchors, to_candidates
         )
         to_scale = torch.dot(to_anchors.view(-1), anchors.reshape(-1)).view_as(scale)
-        return to_anchors.mul_(scale), to_candidates, to_scale, None
+        return to_anchors.mul_(scale), to_candidates, to_scale, None, None
 
 
 class _SigmoidSum(torch.autograd.Function):
@@ -130,6 +147,7 @@ class _SigmoidSum(torch.autograd.Function):
         bias: Tensor,
         positive_index: PositiveIndex,
         grad: bool,
+        on_host: tuple[float, float] | None,
     ) -> Tensor:
         # positives enter the tiles as negatives and are put right after: log(1 + exp(-l)) is
         # log(1 + exp(l)) - l
@@ -137,8 +155,7 @@ class _SigmoidSum(torch.autograd.Function):
         total = -positives.sum()
         to_anchors, to_candidates = torch.zeros_like(anchors), torch.zeros_like(candidates)
         to_bias = -torch.ones_like(positives).sum()
-        bound = scale * _largest_norm(anchors) * _largest_norm(candidates) + bias
-        highest = float(bound.clamp(min=0))
+        highest = max(0.0, _largest_logit(anchors, candidates, scale, bias, on_host))
         for rows, columns, scaled, tile in _tiles(anchors, candidates, scale):
             torch.mm(scaled, candidates[columns].T, out=tile).add_(bias)
             positive_index.fill_ignored(tile, rows, columns, -torch.inf)
@@ -166,7 +183,7 @@ class _SigmoidSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *ctx.gradients.times(grads[0]), None, None
+        return *ctx.gradients.times(grads[0]), None, None, None
 
 
 def _log1p_sum(x: Tensor, highest: float) -> Tensor:
@@ -233,6 +250,20 @@ def _without_empty(gradient: Tensor, log: Tensor) -> tuple[Tensor, Tensor]:
     """An empty sum has no gradient, and 0 in place of its log, which keeps NaN out."""
     empty = log == torch.finfo(log.dtype).min
     return gradient.masked_fill(empty, 0), log.masked_fill(empty, 0)
+
+
+def _largest_logit(
+    anchors: Tensor,
+    candidates: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    on_host: tuple[float, float] | None,
+) -> float:
+    """A bound of the logits, without their sign before the bias is added."""
+    if on_host is not None:
+        return UNIT * on_host[0] + on_host[1]
+    bound = scale * _largest_norm(anchors) * _largest_norm(candidates)
+    return float(bound if bias is None else bound + bias)
 
 
 def _largest_norm(rows: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,18 @@ import torch
 
 from multimodal.core.distributed import all_gather_object, all_reduce_sum, world_size
 from multimodal.core.files import append_line, unwritable
+from multimodal.objectives.host_values import HostValues
 from multimodal.training.callbacks.nonfinite import describe_batch, plain
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A batch whose loss is on its way to the host."""
+
+    step: int
+    reports: bool  # whether this rank writes
+    total: HostValues
+    described: dict[str, Any]
 
 
 class LossSpikes(pl.Callback):
@@ -41,9 +53,11 @@ class LossSpikes(pl.Callback):
         self.path = Path(folder) / "spikes.jsonl"
         self.mean = self.variance = 0.0
         self.seen = self.spiking = 0
+        self._sent: _Sent | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The moving average."""
+        """The moving average; every rank has to call it."""
+        self._look()
         names = ("mean", "variance", "seen", "spiking")
         return {name: getattr(self, name) for name in names}
 
@@ -73,24 +87,37 @@ class LossSpikes(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Looks at the loss over all ranks; on a spike writes every rank's samples and losses."""
+        """Looks at the loss of the batch before, and sends for this one's, of all ranks."""
+        self._look()
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if loss is None:
+        if loss is not None:
+            total = HostValues([all_reduce_sum(torch.as_tensor(loss).detach())])
+            described = describe_batch(pl_module, outputs, batch)
+            self._sent = _Sent(trainer.global_step, trainer.is_global_zero, total, described)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Looks at the last one."""
+        self._look()
+
+    def _look(self) -> None:
+        """At the loss that was sent for; on a spike writes every rank's samples and losses."""
+        sent, self._sent = self._sent, None
+        if sent is None:
             return
-        value = float(all_reduce_sum(torch.as_tensor(loss).detach())) / world_size()
+        value = sent.total.read()[0] / world_size()
         mean, deviation = self.mean, math.sqrt(self.variance)
         if not self.update(value):
             return
-        ranks = all_gather_object(plain(describe_batch(pl_module, outputs, batch)))
-        if trainer.is_global_zero:
-            spike = {"step": trainer.global_step, "loss": value, "mean": mean}
+        ranks = all_gather_object(plain(sent.described))
+        if sent.reports:
+            spike = {"step": sent.step, "loss": value, "mean": mean}
             line = json.dumps({**spike, "deviation": deviation, "ranks": ranks}) + "\n"
             try:
                 append_line(self.path, line.encode())
             except OSError as error:  # training goes on
                 print(f"WARNING: {unwritable(self.path, error)}", file=sys.stderr)
             print(
-                f"WARNING: step {trainer.global_step}: the loss {value:.4g} is "
+                f"WARNING: step {sent.step}: the loss {value:.4g} is "
                 f"{(value - mean) / max(deviation, 1e-12):.1f} deviations above its average "
                 f"{mean:.4g}; see {self.path}",
                 file=sys.stderr,

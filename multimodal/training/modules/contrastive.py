@@ -139,14 +139,17 @@ class ContrastiveModule(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective of one batch over all ranks; DDP's mean of gradients is its gradient."""
+        available = [*batch.inputs, *batch.embeddings]
+        keys = batch.sample_ids, batch.positive_keys
+        prepared = self.objective.prepare(available, batch.source, *keys)  # before the towers
         output: ObjectiveOutput = self.objective(
             self.embed(batch),
-            batch.sample_ids,
-            batch.positive_keys,
+            *keys,
             step=batch.step,
             seed=self._seed,
             source=batch.source,
             momentum_embeddings=self._momentum_embeddings(batch),
+            prepared=prepared,
         )
         metrics = {f"train/{name}": value for name, value in output.metrics.items()}
         self.step_metrics = output.metrics  # for error reports

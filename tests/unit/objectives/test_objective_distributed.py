@@ -18,6 +18,7 @@ from multimodal.objectives.losses.softmax import InfoNCE
 from multimodal.objectives.matches import SampleKeys
 from multimodal.objectives.negatives.reweighting import Debiased, Reweighted
 from multimodal.objectives.negatives.selection import Hard, InBatch, Random
+from multimodal.objectives.objective import make_objective
 
 CHOICES = [(loss, InBatch()) for loss in LOSSES] + [
     (loss, strategy)
@@ -209,3 +210,34 @@ def several(rank: int) -> None:
 
 def test_queues_local_candidates_and_metrics(tmp_path):
     run_ranks(several, 2, tmp_path)
+
+
+def _counted(rank: int) -> None:
+    """Keys in one collective, and all modalities in one; prepared or not gives the same loss."""
+    names = ("image", "text", "audio")
+    generator = torch.Generator().manual_seed(rank)
+    sides = {
+        name: F.normalize(torch.randn(3 + rank, 6, generator=generator), dim=1).requires_grad_()
+        for name in names
+    }
+    ids = torch.arange(3 + rank) + 10 * rank
+    pairs = {f"image_{name}": {"anchor": "image", "other": name} for name in names[1:]}
+    objective = make_objective(pairs, InfoNCE(), InBatch(), AllRanks())
+    calls = []
+    collective = torch.distributed.all_gather
+    torch.distributed.all_gather = lambda *args: (calls.append(1), collective(*args))
+    try:
+        prepared = objective.prepare(names, "s", ids, ids)
+        assert len(calls) == 2  # sizes, keys
+        loss = objective(sides, ids, ids, 2, 1, "s", prepared=prepared).loss
+        assert len(calls) == 3 + len(pairs)  # all modalities; sums over columns of each pair
+    finally:
+        torch.distributed.all_gather = collective
+    plain = objective(sides, ids, ids, 2, 1, "s").loss
+    assert torch.equal(loss, plain)
+    loss.backward()
+    assert all(side.grad is not None and side.grad.any() for side in sides.values())
+
+
+def test_all_modalities_are_gathered_in_one_collective(tmp_path):
+    run_ranks(_counted, 2, tmp_path)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimodal.models.layers.activations import QuickGELU, make_activation
+from multimodal.models.layers.attending import attend
 from multimodal.models.layers.choices import DropPath, LayerScale, SwiGLU
 from multimodal.models.layers.cross import self_attention_weights
 from multimodal.models.layers.pooling import AttentionPool, LastPool, MeanPool, make_pooler
@@ -21,7 +22,6 @@ from multimodal.models.layers.transformer import (
     Block,
     CrossAttention,
     Transformer,
-    attend,
 )
 
 B, T, W, H = 3, 7, 24, 4
