@@ -5,6 +5,7 @@ multimodal shards merge OUTPUT               complete a packing in shares
 multimodal shards index FOLDER [options]     write a manifest for tars that are there
 multimodal shards verify FOLDER [options]    check hashes, counts, and that all can be trained on
 multimodal shards curate MANIFEST OUTPUT     leave samples out of a manifest
+multimodal shards benchmark NAME INPUT OUTPUT   pack a benchmark from its original layout
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ if TYPE_CHECKING:  # torch comes after the arguments
 def main(words: Sequence[str] | None = None) -> int:
     """The exit status: 0, or 1 where something is wrong with the data."""
     words = sys.argv[1:] if words is None else list(words)
-    commands = {"index": _index, "verify": _verify, "merge": _merge, "curate": _curate}
+    commands = {
+        "index": _index, "verify": _verify, "merge": _merge, "curate": _curate,
+        "benchmark": _benchmark,
+    }  # fmt: skip
     command = commands.get(words[0]) if words else None
     try:
         with refused("make_shards", exit_status=1):
@@ -198,6 +202,12 @@ def _curate(words: Sequence[str]) -> int:
     from multimodal.cli.curate import main as curate
 
     return curate(words)
+
+
+def _benchmark(words: Sequence[str]) -> int:
+    from multimodal.cli.packing.benchmark import main as benchmark
+
+    return benchmark(words)
 
 
 def command() -> None:

@@ -38,6 +38,18 @@ class Evaluation:
 
 
 @dataclass
+class Negatives:
+    """Hard negatives that samples list: one of the first five, and how many of them a use gets."""
+
+    key: str | None = None
+    samples: str | None = None
+    member: str | list[str] | None = None
+    table: str | None = None
+    swap: str | list[str] | None = None
+    count: int = 1
+
+
+@dataclass
 class Modality:
     """Which members hold a modality; of a JSON one, the key or template of a text, or a value."""
 
@@ -54,6 +66,7 @@ class Modality:
     encoding: Literal["plain", "sun_rgbd"] = "plain"
     focal: str | None = None
     baseline: str | None = None
+    negatives: Negatives | None = None
 
 
 @dataclass

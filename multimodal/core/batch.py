@@ -32,6 +32,36 @@ def scatter_present(rows: Tensor, present: Tensor) -> Tensor:
 
 
 @dataclass(slots=True)
+class ListedInputs:
+    """Negatives that the samples of a batch list, of one modality, as its encoder takes them.
+
+    Attributes:
+        inputs: ``[R, ...]``, R in all; None where no sample of this rank's batch lists any.
+        mask: bool ``[R, T]`` (True = real) for inputs of varying length.
+        owners: ``[R]`` int64, sample ids of the anchors that list them.
+        sample_ids: ``[R]`` int64, of what is listed: another sample's own, or a hash of its owner
+            and its place in the list.
+        positive_keys: ``[R]`` int64, likewise.
+    """
+
+    inputs: Tensor | None
+    mask: Tensor | None
+    owners: Tensor
+    sample_ids: Tensor
+    positive_keys: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> ListedInputs:
+        """The same with every tensor changed."""
+        return ListedInputs(
+            None if self.inputs is None else change(self.inputs),
+            None if self.mask is None else change(self.mask),
+            change(self.owners),
+            change(self.sample_ids),
+            change(self.positive_keys),
+        )
+
+
+@dataclass(slots=True)
 class Batch:
     """One rank's slice of a global batch; every sample is of the same source.
 
@@ -53,6 +83,7 @@ class Batch:
         embeddings: modality -> ``[B, D]`` of a frozen tower, unit-norm, or the features ``[B, W]``
             of a frozen encoder, from the cache of ``data.cache_frozen``; such a modality is absent
             in ``inputs``.
+        listed: modality -> negatives that the samples list; every rank has the same modalities.
     """
 
     inputs: dict[str, Tensor]
@@ -66,6 +97,7 @@ class Batch:
     metadata: list[dict[str, Any]] = field(default_factory=list)
     embeddings: dict[str, Tensor] = field(default_factory=dict)
     presence: dict[str, Tensor] = field(default_factory=dict)
+    listed: dict[str, ListedInputs] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.sample_ids.shape[0])
@@ -80,6 +112,7 @@ class Batch:
             sample_ids=change(self.sample_ids),
             positive_keys=change(self.positive_keys),
             repeats=change(self.repeats),
+            listed={name: rows.map(change) for name, rows in self.listed.items()},
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

@@ -6,12 +6,15 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from multimodal.core.suggest import suggest
+from multimodal.data.negatives.listing import Listing, parse_listing
 from multimodal.data.reading import READING_KEYS, Reading, parse_reading
 from multimodal.data.shards.manifest import Manifest
 from multimodal.data.templates import Template
 
 METADATA = "json"  # the member that describes a sample
-_KEYS = ("member", "key", "weights", "template", "value", "keep", "optional", *READING_KEYS)
+_KEYS = (
+    "member", "key", "weights", "template", "value", "keep", "optional", "negatives", *READING_KEYS,
+)  # fmt: skip
 
 
 class Modality(NamedTuple):
@@ -27,6 +30,7 @@ class Modality(NamedTuple):
         keeps_all: whether evaluation keeps all texts under ``key``.
         reading: how the members' numbers are meant.
         weights: of the texts under ``key``: by their places, or the key of such a list.
+        listing: the negatives that samples list; None for none.
     """
 
     members: tuple[str, ...]
@@ -38,6 +42,7 @@ class Modality(NamedTuple):
     keeps_all: bool
     reading: Reading
     weights: str | tuple[float, ...] | None = None
+    listing: Listing | None = None
 
     def is_absent(self, fields: Collection[str], metadata: Mapping[str, Any]) -> bool:
         """Whether a sample of these members and metadata lacks the modality."""
@@ -93,9 +98,31 @@ def parse_modality(name: str, entry: Mapping[str, Any], manifest: Manifest, spli
     if isinstance(weights, str):
         for member in members:
             check_key(manifest, split, member, weights)
+    is_text = kind == "text" or key is not None or bool(templates)
+    listing = _listing(name, entry, manifest, split, kind, is_text)
     return Modality(
-        members, key, templates, kind, target, optional, keep == "all", reading, weights
+        members, key, templates, kind, target, optional, keep == "all", reading, weights, listing
     )
+
+
+def _listing(
+    name: str, entry: Mapping[str, Any], manifest: Manifest, split: str, kind: str, is_text: bool
+) -> Listing | None:
+    """The negatives that samples list, checked against a split of the manifest."""
+    if entry.get("negatives") is None:
+        return None
+    listing = parse_listing(name, entry["negatives"], is_text)
+    for wanted in (listing.key, listing.samples):
+        if wanted is not None:
+            check_key(manifest, split, METADATA, wanted)
+    for member in listing.members:
+        theirs = manifest.field(member, split).kind
+        if theirs != kind or kind == "json":
+            raise ValueError(
+                f"modality {name!r}: negatives: the member {member!r} holds {theirs}, expected "
+                f"{'a kind of file, not JSON' if kind == 'json' else kind}"
+            )
+    return listing
 
 
 def _weights(name: str, entry: Mapping[str, Any]) -> str | tuple[float, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -18,6 +18,8 @@ from multimodal.data.decoding.video import Video
 from multimodal.data.errors import DecodeError
 from multimodal.data.lru import LRU
 from multimodal.data.modality import METADATA, Modality, check_key, parse_modality
+from multimodal.data.negatives.listing import ListedValue, Listing, draw, texts_under
+from multimodal.data.negatives.swaps import swapped
 from multimodal.data.reading import Reading
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.shards.manifest import Manifest
@@ -34,6 +36,8 @@ class Decoded:
         sample_id: 64-bit hash of source, shard and key.
         positive_key: 64-bit hash of what makes samples positives of each other.
         captions: texts that the sample has, where all are kept (``keep: all``) and none is drawn.
+        listed: modality -> negatives that the sample lists; of those modalities that were asked for
+            with them.
     """
 
     key: str
@@ -42,6 +46,7 @@ class Decoded:
     sample_id: int
     positive_key: int
     captions: int = 1
+    listed: dict[str, list[ListedValue]] = field(default_factory=dict)
 
 
 class ShardReader(Protocol):
@@ -97,6 +102,7 @@ class SampleDecoder:
         limits: sizes that are decoded.
         cache: decoded members, of this source and of those it shares the cache with.
         multi_caption: the modality of which evaluation keeps every text; None where there is none.
+        listings: modality -> where the negatives are that samples list.
 
     Raises:
         ValueError: if there are no modalities, one asks for what the manifest does not have, or
@@ -127,6 +133,11 @@ class SampleDecoder:
         if len(kept) > 1:
             raise ValueError(f"keep: all is for one modality of a source, not {' and '.join(kept)}")
         self.multi_caption: str | None = kept[0] if kept else None
+        self.listings: dict[str, Listing] = {
+            name: modality.listing
+            for name, modality in self._modalities.items()
+            if modality.listing is not None
+        }
 
     def within(
         self, name: str, limits: Limits, cache: LRU[tuple[str, int, str], Any]
@@ -197,6 +208,42 @@ class SampleDecoder:
             texts = self._texts(self.multi_caption, shard, place, metadata)
             captions, values[self.multi_caption] = len(texts), texts[caption]
         return Decoded(key, values, metadata, sample_id, positive, captions)
+
+    def listed(
+        self, name: str, shard: ShardReader, place: int, decoded: Decoded, rng: SampleRNG
+    ) -> list[ListedValue]:
+        """Negatives of a modality that stand in the sample itself; those of other samples do not.
+
+        Args:
+            name: of the modality.
+            shard: of the sample.
+            place: of the sample in it.
+            decoded: the sample.
+            rng: draws as many as the listing wants.
+
+        Raises:
+            DecodeError: if something else than a list is there, or a file is corrupt.
+        """
+        modality, listing = self._modalities[name], self.listings[name]
+        options: list[Any] = []
+        if listing.key is not None:
+            options = texts_under(decoded.metadata, listing.key)
+        elif listing.swap and name in decoded.values:
+            text = str(decoded.values[name])
+            options = swapped(text, listing.swap, listing.count, rng, name)
+        elif listing.members:
+            fields = shard.fields(place)
+            options = [member for member in listing.members if member in fields]
+        found = []
+        for number, option in draw(options, listing.count, rng, name):
+            value = option
+            if listing.members:
+                one = modality._replace(members=(option,))
+                value = self._value(name, one, shard, place, decoded.metadata, rng, None)
+            key = stable_hash("listed", decoded.sample_id, name, number)
+            own = replace(rng, source=f"{rng.source}/listed {number}", view=None)
+            found.append(ListedValue(value, key, key, own))
+        return found
 
     def _texts(
         self, name: str, shard: ShardReader, place: int, metadata: dict[str, Any]

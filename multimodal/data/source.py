@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from multimodal.data.joining import Indices, Partner, merged
 from multimodal.data.joining import join as join_shards
 from multimodal.data.loading.frozen_embeddings import FrozenEmbeddings
 from multimodal.data.lru import LRU
+from multimodal.data.negatives.listing import ListedValue, draw
+from multimodal.data.negatives.resolving import OtherSamples
 from multimodal.data.sample_decoder import Decoded, SampleDecoder, ShardReader, decoded_cache
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.settings import ReadSettings
@@ -91,6 +94,7 @@ class Source:
             ``Template``), or several of which one is drawn, or else the ``value`` (a key) that is
             used unchanged: a label, a score, a list of tags. ``optional: true`` lets samples lack
             the modality. See ``Reading`` for pictures (``window``) and depth maps (``unit_m``).
+            ``negatives`` lists hard negatives of each sample for training, see ``Listing``.
             ``keep: all`` beside a ``key``: evaluation, which draws nothing, takes not the first
             text of the list but every one of them, each as a right answer of its sample.
         split: the manifest's split, or several, one after the other.
@@ -156,6 +160,7 @@ class Source:
     def _enter(self, context: SourceContext) -> None:
         self._context = context
         self.remote = context.remote if is_remote(self._folder) else None
+        self._others = OtherSamples(self.keys)
         # What was opened in another context is opened again.
         self.__dict__.pop("_files", None)
         self.__dict__.pop("_partner", None)
@@ -261,6 +266,7 @@ class Source:
         modalities: Collection[str] | None = None,
         min_size: Mapping[str, MinSize] | None = None,
         caption: int = 0,
+        listed: Collection[str] = (),
     ) -> Decoded:
         """A sample's values, before their transforms.
 
@@ -270,6 +276,7 @@ class Source:
             modalities: those wanted; None for all.
             min_size: of the modalities whose pictures may come smaller, how small.
             caption: which text of a modality that keeps all, without a draw.
+            listed: modalities whose listed negatives are wanted too; they are drawn by ``rng``.
 
         Raises:
             IndexError: if ``index`` is not in [0, len(self)), or there is no such caption.
@@ -279,7 +286,31 @@ class Source:
         number, place = self.table.locate(index)
         shard: ShardReader = self._reader(index)[0]
         shard_name = self.table.name(number).rpartition("/")[2]
-        return self.decoder.decode(shard, place, shard_name, rng, modalities, min_size, caption)
+        decoded = self.decoder.decode(shard, place, shard_name, rng, modalities, min_size, caption)
+        if rng is not None:
+            for name in listed:
+                own = self.decoder.listed(name, shard, place, decoded, rng)
+                decoded.listed[name] = own or self._listed_samples(name, index, decoded, rng)
+        return decoded
+
+    def _listed_samples(
+        self, name: str, index: int, decoded: Decoded, rng: SampleRNG
+    ) -> list[ListedValue]:
+        """Other samples; one that cannot be read is left out, and counted when its turn comes."""
+        listing, found = self.decoder.listings[name], list[ListedValue]()
+        others = self._others.of(listing, index, decoded.metadata)
+        for _, other in draw(others, listing.count, rng, name):
+            own = replace(rng, index=other, view=None)
+            with suppress(BadSampleError):
+                sample = self.decode(other, own, [name])
+                if name in sample.values:
+                    keys = sample.sample_id, sample.positive_key
+                    found.append(ListedValue(sample.values[name], *keys, own))
+        return found
+
+    def keys(self) -> list[str]:
+        """The samples' keys, in order; see `ShardFiles.keys`."""
+        return self._files.keys()
 
     def place(self, index: int) -> Place:
         """A sample's location, for messages; its key is unknown while its shard is unreadable."""

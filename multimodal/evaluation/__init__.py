@@ -6,6 +6,7 @@ from multimodal.core.imports.lazy import lazy
 
 if TYPE_CHECKING:
     from multimodal.evaluation.evaluators.base import EvaluationContext, Evaluator, Line, Outcome
+    from multimodal.evaluation.evaluators.choices import CaptionChoice, GroupMatching
     from multimodal.evaluation.evaluators.probe import ProbeTask
     from multimodal.evaluation.evaluators.retrieval import ComposedQuery
     from multimodal.evaluation.evaluators.space import MapTask
@@ -17,10 +18,12 @@ else:
     __getattr__, __dir__ = lazy(__name__)
 
 __all__ = [
+    "CaptionChoice",
     "ComposedQuery",
     "EvaluationContext",
     "EvaluationSet",
     "Evaluator",
+    "GroupMatching",
     "Line",
     "MapTask",
     "Outcome",

@@ -20,6 +20,7 @@ from multimodal.core import distributed
 from multimodal.core.errors import UserError
 from multimodal.data.settings import EvaluationData, LoaderSettings
 from multimodal.data.source import Source
+from multimodal.evaluation.benchmarks import compare, section, terminal_table
 from multimodal.evaluation.evaluators.base import Embedded, EvaluationContext, Missing
 from multimodal.evaluation.fusion import evaluate_tasks
 from multimodal.evaluation.report.attention_examples import sections
@@ -68,13 +69,20 @@ def evaluate_run(
     check_inputs(model, data.transforms)
     results = evaluate(model, sets, data, trained, temperatures)
     if distributed.rank() == 0:
+        compared = compare(
+            {name: entry.published for name, entry in sets.items()}, results.metrics()
+        )
         more = []
+        if compared:
+            papers = {n: entry.published.paper for n, entry in sets.items() if entry.published}
+            more.append(section(compared, papers))
         if isinstance(model, FusionModel):
-            more = sections(model, sets, data.transforms, folder / "attention")
+            more += sections(model, sets, data.transforms, folder / "attention")
         about = [*facts(model, results), *([("weights", weights)] if weights else [])]
         report = write(results, sets, folder, cfg, about, more)
         tasks = results.of(TaskResult)
-        for table in (results.table(), tasks_table(tasks) if tasks else None):
+        tables = [results.table(), tasks_table(tasks) if tasks else None]
+        for table in (*tables, terminal_table(compared) if compared else None):
             if table is not None:
                 print_table(table)
         print(f"report: {report}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from multimodal.evaluation.benchmarks import Published
 from multimodal.evaluation.evaluators.base import Evaluator
 from multimodal.evaluation.evaluators.probe import ProbeTask
 from multimodal.evaluation.evaluators.retrieval import ComposedQuery, RetrievalTask
@@ -33,6 +34,7 @@ class EvaluationSet:
         gallery: queries drawn with their neighbours in the report, per retrieval; 0 for none.
         evaluators: further questions by name, each a block with a `_target_`
             (`multimodal.evaluation.evaluators.base.Evaluator`).
+        published: figures to compare with; null where there are none.
 
     Raises:
         ValueError: if given any other ``retrieval``, or a negative ``gallery``.
@@ -48,6 +50,7 @@ class EvaluationSet:
     duration_baseline: bool = False
     gallery: int = 6
     evaluators: Mapping[str, Evaluator] = field(default_factory=dict)
+    published: Published | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.retrieval, str):
@@ -74,6 +77,7 @@ class EvaluationSet:
         for key, kind in kinds.items():
             built[key] = [kind(**block) for block in entry.get(key) or ()]
         built["evaluators"] = dict(entry.get("evaluators") or {})
+        built["published"] = Published(**entry["published"]) if entry.get("published") else None
         built["map"] = MapTask(**entry["map"]) if entry.get("map") else None
         return cls(**built)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from multimodal.core.bounds import AT_LEAST_1, SHARE, check_bounds
 from multimodal.objectives.matches import SampleKeys
+
+Scope = Literal["batch", "anchor"]
 
 
 @runtime_checkable
@@ -32,8 +34,31 @@ class Candidates(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Listed:
+    """Base of the three: who is compared with the negatives that samples list.
+
+    Args:
+        listed: ``batch``: every anchor of the batch, as DPR does (Karpukhin et al. 2020,
+            arXiv:2004.04906, Section 3.2); ``anchor``: only the one that lists them.
+
+    Raises:
+        ValueError: if ``listed`` is neither.
+    """
+
+    listed: Scope = "batch"
+
+    def __post_init__(self) -> None:
+        if self.listed not in ("batch", "anchor"):
+            raise ValueError(
+                f"candidates.listed must be 'batch' (all anchors are compared with the listed "
+                f"negatives) or 'anchor' (only the one that lists them), given {self.listed!r}"
+            )
+        check_bounds(self)
+
+
 @dataclass(frozen=True)
-class AllRanks:
+class AllRanks(_Listed):
     """The batches of all ranks, with exact gradients to every rank's embeddings."""
 
     gathers: ClassVar[bool] = True
@@ -42,7 +67,7 @@ class AllRanks:
 
 
 @dataclass(frozen=True)
-class Local:
+class Local(_Listed):
     """This rank's own batch: no communication for the loss, but fewer negatives."""
 
     gathers: ClassVar[bool] = False
@@ -51,7 +76,7 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Queue:
+class Queue(_Listed):
     """The batches of all ranks, and a queue of past embeddings (MoCo, He et al. 2020).
 
     Args:
@@ -64,9 +89,6 @@ class Queue:
     momentum: Annotated[float, SHARE] | None = None
 
     gathers: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
 
 
 class EmbeddingQueue(nn.Module):

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from multimodal.core.distributed import all_gather, gather_sizes, rank, world_size
 from multimodal.objectives.matches import SampleKeys
+
+
+@dataclass(frozen=True, slots=True)
+class ListedEmbeddings:
+    """Negatives that samples of a batch list, of one modality.
+
+    Attributes:
+        embeddings: ``[R, D]``, of unit norm.
+        owners: ``[R]`` int64, sample ids of the anchors that list them.
+        keys: whose the R rows are. They are candidates and never anchors, and never positives: a
+            row with the id or the key of an anchor takes no part in that anchor's loss.
+    """
+
+    embeddings: Tensor
+    owners: Tensor
+    keys: SampleKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +39,7 @@ class GatheredBatch:
         shared: whether the other rows are those of other ranks.
         max_rows: the largest number of rows of any rank.
         related: `matches.related_rows`, where it is on the host already.
+        listed: modality -> what the samples list, of the same ranks; of some modalities or none.
     """
 
     embeddings: Mapping[str, Tensor]
@@ -31,6 +48,7 @@ class GatheredBatch:
     shared: bool
     max_rows: int
     related: int | None = None
+    listed: Mapping[str, ListedEmbeddings] = field(default_factory=dict)
 
     def side(self, modality: str) -> Tensor:
         """Embeddings ``[N, D]`` of one modality."""
@@ -38,7 +56,10 @@ class GatheredBatch:
 
 
 def local_batch(
-    embeddings: Mapping[str, Tensor], sample_ids: Tensor, positive_keys: Tensor
+    embeddings: Mapping[str, Tensor],
+    sample_ids: Tensor,
+    positive_keys: Tensor,
+    listed: Mapping[str, ListedEmbeddings] | None = None,
 ) -> GatheredBatch:
     """The view of this rank's batch alone; half precision becomes float32.
 
@@ -51,13 +72,13 @@ def local_batch(
             raise ValueError(
                 f"{len(rows)} embeddings of '{name}' for {len(sample_keys)} sample ids"
             )
-    full = {
-        name: rows if rows.dtype == torch.float64 else rows.float()
-        for name, rows in embeddings.items()
+    full = {name: _at_least_single(rows) for name, rows in embeddings.items()}
+    negatives = {
+        name: replace(rows, embeddings=_at_least_single(rows.embeddings))
+        for name, rows in (listed or {}).items()
     }
-    return GatheredBatch(
-        full, sample_keys, slice(0, len(sample_keys)), shared=False, max_rows=len(sample_keys)
-    )
+    own, count = slice(0, len(sample_keys)), len(sample_keys)
+    return GatheredBatch(full, sample_keys, own, shared=False, max_rows=count, listed=negatives)
 
 
 def gather_keys(keys: SampleKeys) -> tuple[SampleKeys, list[int]]:
@@ -84,9 +105,13 @@ def gather_batch(
     """
     sample_keys, sizes = gather_keys(local.sample_keys) if keys is None else keys
     start = sum(sizes[: rank()])
+    modalities = list(modalities)
     gathered = _all_gather_together({n: local.embeddings[n] for n in modalities}, sizes)
+    listed = {n: _gather_listed(local.listed[n]) for n in modalities if n in local.listed}
     local_rows = slice(start, start + len(local.sample_keys))
-    return GatheredBatch(gathered, sample_keys, local_rows, shared=True, max_rows=max(sizes))
+    return GatheredBatch(
+        gathered, sample_keys, local_rows, shared=True, max_rows=max(sizes), listed=listed
+    )
 
 
 def _all_gather_together(sides: dict[str, Tensor], sizes: list[int]) -> dict[str, Tensor]:
@@ -100,3 +125,17 @@ def _all_gather_together(sides: dict[str, Tensor], sizes: list[int]) -> dict[str
         parts = torch.split(all_gather(torch.cat(list(same.values()), dim=1), sizes), widths, dim=1)
         gathered |= {name: part.contiguous() for name, part in zip(same, parts, strict=True)}
     return {name: gathered[name] for name in sides}
+
+
+def _gather_listed(local: ListedEmbeddings) -> ListedEmbeddings:
+    sizes = gather_sizes(len(local.owners), local.owners.device)
+    keys = local.keys
+    return ListedEmbeddings(
+        all_gather(local.embeddings, sizes),
+        all_gather(local.owners, sizes),
+        SampleKeys(all_gather(keys.sample_ids, sizes), all_gather(keys.positive_keys, sizes)),
+    )
+
+
+def _at_least_single(rows: Tensor) -> Tensor:
+    return rows if rows.dtype == torch.float64 else rows.float()

@@ -30,6 +30,13 @@ class SampleKeys:
         filled = None if self.filled is None else self.filled[rows]
         return SampleKeys(self.sample_ids[rows], self.positive_keys[rows], filled)
 
+    def joined(self, others: SampleKeys) -> SampleKeys:
+        """These rows and then others; all of them real."""
+        return SampleKeys(
+            torch.cat([self.sample_ids, others.sample_ids]),
+            torch.cat([self.positive_keys, others.positive_keys]),
+        )
+
     def followed_by(self, past: SampleKeys) -> SampleKeys:
         """These rows, all real, and then those of a queue."""
         real = torch.ones_like(self.sample_ids, dtype=torch.bool)

@@ -13,6 +13,7 @@ from multimodal.core.distributed import world_size
 from multimodal.objectives.candidates import Candidates
 from multimodal.objectives.gathered_batch import (
     GatheredBatch,
+    ListedEmbeddings,
     gather_batch,
     gather_keys,
     local_batch,
@@ -132,6 +133,7 @@ class ContrastiveObjective(nn.Module):
         source: str,
         momentum_embeddings: Mapping[str, Tensor] | None = None,
         prepared: Prepared | None = None,
+        listed: Mapping[str, ListedEmbeddings] | None = None,
     ) -> ObjectiveOutput:
         """The loss of one batch. Every rank calls it, also one without samples.
 
@@ -147,6 +149,8 @@ class ContrastiveObjective(nn.Module):
             momentum_embeddings: the same by the moving average of the towers, for the queues;
                 needed in training where `momentum` is set.
             prepared: by `prepare`, of the same batch; None asks the device, and waits for it.
+            listed: modality -> negatives that this rank's samples list; the same modalities on
+                every rank, among those of ``embeddings``, with as many rows as there are (or none).
 
         Raises:
             ValueError: if no pair is active, or there are fewer than two candidates.
@@ -158,7 +162,7 @@ class ContrastiveObjective(nn.Module):
                 f"there are the pairs {', '.join(self.pairs)}"
             )
         with torch.autocast(sample_ids.device.type, enabled=False):
-            local = local_batch(embeddings, sample_ids, positive_keys)
+            local = local_batch(embeddings, sample_ids, positive_keys, listed)
             local, global_batch = _both_batches(local, active.values(), prepared)
             num_samples = len(global_batch.sample_keys)
             total = torch.zeros((), device=sample_ids.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.objectives.candidates import Candidates, EmbeddingQueue
-from multimodal.objectives.gathered_batch import GatheredBatch
+from multimodal.objectives.columns import Columns, ListedColumns
+from multimodal.objectives.gathered_batch import GatheredBatch, ListedEmbeddings
 from multimodal.objectives.interfaces import Context, Loss, Negatives, compatible
-from multimodal.objectives.kernels.blockwise import block_sum, chunked_direction
+from multimodal.objectives.kernels.blockwise import Direction, block_sum, chunked_direction
 from multimodal.objectives.kernels.fused import fused_sum, has_fused_kernel
 from multimodal.objectives.kernels.hardest import hardest_k, mined_directions
 from multimodal.objectives.losses.matryoshka import Matryoshka, cut, prefix
@@ -206,14 +207,16 @@ class Pair(nn.Module):
         chunk_size: int | None,
     ) -> tuple[Tensor, Tensor]:
         """The sum of both directions, on the fastest path for the combination."""
+        names = (self.anchor, self.other)
         sides = (self._side(gathered, self.anchor), self._side(gathered, self.other))
+        listed = [gathered.listed.get(name) for name in names]
         scale = context.scale
         bias = self.bias(scale)
         fused, mined = (
             has_fused_kernel(self.loss, negatives),
             hardest_k(self.loss, negatives),
         )
-        if not self.queues and (fused or mined):
+        if not self.queues and (fused or mined) and listed == [None, None]:
             positive_index = index_positives(
                 gathered.sample_keys,
                 gathered.local_rows,
@@ -227,21 +230,57 @@ class Pair(nn.Module):
             if positive_index is not None and mined:
                 directions = mined_directions(self.loss, sides, positive_index, gathered, *mined)
                 return block_sum(directions, sides, scale, bias)
-        names = (self.anchor, self.other)
         directions = [
-            chunked_direction(
-                side,
-                gathered,
-                self._past(names[1 - side], context.embed_dim),
-                self.loss,
-                negatives,
-                replace(context, direction=f"{names[side]}->{names[1 - side]}"),
-                self.keys_are_positives,
-                chunk_size,
-            )
+            self._direction(side, gathered, listed[1 - side], negatives, context, chunk_size)
             for side in ((0,) if self.loss.directions == "once" else (0, 1))
         ]
-        return block_sum(directions, sides, scale, bias)
+        if self.loss.directions == "once" and listed[0] is not None and len(listed[0].owners):
+            # the matrix of the other direction, of whose columns these alone are not yet counted
+            directions.append(
+                self._direction(1, gathered, listed[0], negatives, context, chunk_size, False)
+            )
+        extended = (self._extended(sides[0], 0, listed), self._extended(sides[1], 1, listed))
+        return block_sum(directions, extended, scale, bias)
+
+    def _direction(
+        self,
+        side: int,
+        gathered: GatheredBatch,
+        listed: ListedEmbeddings | None,
+        negatives: Negatives,
+        context: Context,
+        chunk_size: int | None,
+        in_batch: bool = True,
+    ) -> Direction:
+        """Anchors of ``side`` against the other side's candidates, block by block."""
+        names = (self.anchor, self.other)
+        queue = self._past(names[1 - side], context.embed_dim) if in_batch else None
+        embeddings, past = queue or (None, None)
+        extra = None
+        if listed is not None:
+            only_owner = getattr(self.candidates, "listed", "batch") == "anchor"
+            extra = ListedColumns(listed.keys, listed.owners if only_owner else None)
+        return chunked_direction(
+            side,
+            gathered.local_rows,
+            Columns(gathered.sample_keys, self.keys_are_positives, extra, past, in_batch),
+            embeddings,
+            self.loss,
+            negatives,
+            replace(context, direction=f"{names[side]}->{names[1 - side]}"),
+            chunk_size,
+        )
+
+    def _extended(
+        self, side: Tensor, place: int, listed: Sequence[ListedEmbeddings | None]
+    ) -> Tensor:
+        """A side's rows of the batch, and then those that are listed."""
+        extra = listed[place]
+        if extra is None:
+            return side
+        moved = (self.anchor, self.other)[place] in self.moved
+        rows = extra.embeddings if moved else extra.embeddings.detach()
+        return torch.cat([side, rows])
 
     def _side(self, gathered: GatheredBatch, modality: str) -> Tensor:
         side = gathered.side(modality)

@@ -44,6 +44,8 @@ ADDED_KEYS = {
     for place in ("", "pairs.*.")
     for then in ("", ".then")
 } | {
+    "candidates.listed": "batch",
+    "pairs.*.candidates.listed": "batch",
     "model.towers.*.encoder.trunk.norm": "layer",
     "model.towers.*.encoder.trunk.mlp": "plain",
     "model.towers.*.encoder.trunk.qk_norm": False,

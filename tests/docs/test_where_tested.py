@@ -293,6 +293,22 @@ ELSEWHERE = {
     "training/strategies/ddp_launch": "runs/test_ddp_launch.py",
     "training/strategies/fsdp": "docs/test_configs.py",
     "training/strategies/heartbeat": "runs/test_silent_ranks.py",
+    "cli/packing/benchmark": "unit/data/benchmarks/test_benchmarks.py",
+    "cli/packing/mine": "runs/test_mined.py",
+    "config/rules/listed": "unit/config/rules/test_rules_listed.py",
+    "evaluation/benchmarks": "unit/evaluation/test_published.py",
+    "data/benchmarks/catalogue": "unit/data/benchmarks/test_benchmarks.py",
+    "data/benchmarks/class_names": "unit/data/benchmarks/test_benchmarks.py",
+    "data/benchmarks/files": "unit/data/benchmarks/test_benchmarks.py",
+    "data/benchmarks/pictures": "unit/data/benchmarks/test_benchmarks.py",
+    "data/benchmarks/senses": "unit/data/benchmarks/test_benchmarks.py",
+    "data/benchmarks/sounds": "unit/data/benchmarks/test_benchmarks.py",
+    "data/negatives/keys": "unit/data/negatives/test_listing.py",
+    "data/negatives/lexicon": "unit/data/negatives/test_swaps.py",
+    "data/negatives/resolving": "unit/data/negatives/test_listing.py",
+    "data/negatives/table": "unit/data/negatives/test_listing.py",
+    "evaluation/evaluators/choices": "unit/data/benchmarks/test_benchmarks.py",
+    "objectives/columns": "unit/objectives/test_listed.py",
 }
 
 

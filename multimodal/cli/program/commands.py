@@ -33,6 +33,10 @@ COMMANDS = {
     "embed": Command(
         "embed", "make a table of embeddings", "checkpoint=PATH input=PATH output=PATH", "embed"
     ),
+    "mine": Command(
+        "packing.mine", "find hard negatives of a manifest's samples",
+        "checkpoint=PATH input=MANIFEST output=NAME.npz", "mine",
+    ),
     "search": Command(
         "search", "search a table", "checkpoint=PATH index=PATH query=TEXT", "search"
     ),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from multimodal.core.batch import Batch, scatter_present
+from multimodal.core.batch import Batch, ListedInputs, scatter_present
 from multimodal.core.suggest import suggest
 from multimodal.data.decoding.decode import Value
 from multimodal.data.errors import BadSampleError, DecodeError, ShardError
@@ -22,6 +22,14 @@ from multimodal.data.source import Place, Source
 from multimodal.data.transforms.base import Transform
 
 
+class ListedInput(NamedTuple):
+    """A negative that a sample lists, as the encoder takes it; see ``ListedValue``."""
+
+    inputs: Tensor
+    sample_id: int
+    positive_key: int
+
+
 class Sample(NamedTuple):
     """One sample ready for its batch.
 
@@ -30,12 +38,14 @@ class Sample(NamedTuple):
         inputs: modality -> tensor.
         repeat: which use of the sample within its epoch this is; without a draw, which caption.
         embeddings: modality -> cached embedding of its frozen tower.
+        listed: modality -> negatives that it lists.
     """
 
     decoded: Decoded
     inputs: dict[str, Tensor]
     repeat: int
     embeddings: dict[str, Tensor]
+    listed: Mapping[str, list[ListedInput]] = {}
 
 
 def load(
@@ -77,13 +87,23 @@ def load(
             for name in wanted
             if getattr(transforms[name], "reduced", False)
         }
-        decoded = source.decode(index, rng, wanted, min_size, caption)
-        inputs = _inputs(source.decoder, transforms, decoded, rng, lambda: source.place(index))
+        names = source.decoder.listings
+        listed = [name for name in names if modalities is None or name in modalities]
+        decoded = source.decode(
+            index, rng, wanted, min_size, caption, () if rng is None else listed
+        )
+
+        def where() -> Place:
+            return source.place(index)
+
+        inputs = _inputs(source.decoder, transforms, decoded, rng, where)
+        negatives = _listed_inputs(source.decoder, transforms, decoded, where)
     except BadSampleError as error:
         place = source.place(index)
         whole_shard = isinstance(error, ShardError)
         return Rejection(source.name, place.shard, place.key, error.reason, str(error), whole_shard)
-    return Sample(decoded, inputs, caption if rng is None else rng.repeat, embeddings)
+    repeat = caption if rng is None else rng.repeat
+    return Sample(decoded, inputs, repeat, embeddings, negatives)
 
 
 def load_from(
@@ -93,10 +113,13 @@ def load_from(
     place = Place(sample.path.name, sample.keys[0])
     try:
         decoded = decoder.decode(sample, 0, place.shard, rng)
+        for name in decoder.listings:
+            decoded.listed[name] = decoder.listed(name, sample, 0, decoded, rng)
         inputs = _inputs(decoder, transforms, decoded, rng, lambda: place)
+        negatives = _listed_inputs(decoder, transforms, decoded, lambda: place)
     except BadSampleError as error:
         return Rejection(decoder.name, *place, error.reason, str(error))
-    return Sample(decoded, inputs, 0, {})
+    return Sample(decoded, inputs, 0, {}, negatives)
 
 
 def _inputs(
@@ -117,6 +140,25 @@ def _inputs(
 
     made = {name: transformed(name, value) for name, value in decoded.values.items()}
     return {name: tensor for name, tensor in made.items() if tensor is not None}
+
+
+def _listed_inputs(
+    decoder: SampleDecoder,
+    transforms: Mapping[str, Transform],
+    decoded: Decoded,
+    where: Callable[[], Place],
+) -> dict[str, list[ListedInput]]:
+    return {
+        name: [
+            ListedInput(
+                _transform(transforms[name], name, each.value, each.rng, decoder.name, where),
+                each.sample_id,
+                each.positive_key,
+            )
+            for each in values
+        ]
+        for name, values in decoded.listed.items()
+    }
 
 
 def _transform(
@@ -175,6 +217,22 @@ def collate(
         },
         metadata=[sample.decoded.metadata for sample in samples] if with_metadata else [],
         presence=presence,
+        listed={
+            name: _collate_listed(samples, name, transforms[name]) for name in samples[0].listed
+        },
+    )
+
+
+def _collate_listed(samples: list[Sample], name: str, transform: Transform) -> ListedInputs:
+    """The negatives that the samples list, one after the other."""
+    rows = [(sample.decoded.sample_id, each) for sample in samples for each in sample.listed[name]]
+    inputs, mask = transform.collate([each.inputs for _, each in rows]) if rows else (None, None)
+    return ListedInputs(
+        inputs,
+        mask,
+        owners=torch.tensor([owner for owner, _ in rows], dtype=torch.int64),
+        sample_ids=torch.tensor([each.sample_id for _, each in rows], dtype=torch.int64),
+        positive_keys=torch.tensor([each.positive_key for _, each in rows], dtype=torch.int64),
     )
 
 

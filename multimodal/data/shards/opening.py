@@ -49,6 +49,24 @@ class ShardFiles:
         """
         return self._shards.get(number, self._open)
 
+    def keys(self) -> list[str]:
+        """The keys of all samples of the table, in order; opens every shard.
+
+        Raises:
+            ValueError: if shards are behind a URL: all of them would be fetched for it.
+            ShardError: if one cannot be read.
+        """
+        if self.remote is not None:
+            raise ValueError(
+                f"{self.folder}: listed negatives that are other samples need local shards; fetch "
+                "them, or list texts or files instead"
+            )
+        keys: list[str] = []
+        for number in range(len(self.table)):
+            names = self.open(number).keys
+            keys += [names[place] for place in self.table.places_of(number).tolist()]
+        return keys
+
     def fetch_ahead(self, numbers: Iterable[int]) -> None:
         """Starts to fetch these shards if they are remote."""
         if self.remote is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from multimodal.core.bootstrap import Interval, mean_interval
+from multimodal.data.benchmarks.class_names import class_names, prompts
 from multimodal.evaluation.evaluators.base import (
     CURVES,
     EMERGENT,
@@ -119,19 +120,31 @@ class ZeroShotTask:
         label: the metadata key that holds a sample's class, a string, or a list of them.
         prompts: templates with one ``{}`` where the class's name goes; the embeddings of a class's
             prompts are averaged.
-        classes: the classes to choose from, or a table from class to its several names; null
-            takes the labels that occur in the set.
+            Or the name of a list of templates (``imagenet``, see `class_names`).
+        classes: the classes to choose from, or a table from class to its several names, or the name
+            of such a table (``imagenet``, ``imagenet_a``, ``imagenet_r``); null takes the labels
+            that occur in the set.
+        several: what several names of a class make of it: their ``mean`` embedding, or the nearest
+            of them (``max``), as ImageBind scores the class "others" of NYU.
 
     Raises:
-        ValueError: if given no template, or one without exactly one ``{}``.
+        ValueError: if given no template, or one without exactly one ``{}``, an unknown list, or any
+            other ``several``.
     """
 
     modality: str
     label: str
-    prompts: Sequence[str] = ("{}",)
-    classes: Sequence[str] | Mapping[str, Sequence[str]] | None = None
+    prompts: Sequence[str] | str = ("{}",)
+    classes: Sequence[str] | Mapping[str, Sequence[str]] | str | None = None
+    several: Literal["mean", "max"] = "mean"
 
     def __post_init__(self) -> None:
+        if isinstance(self.prompts, str):
+            self.prompts = prompts(self.prompts)
+        if isinstance(self.classes, str):
+            self.classes = class_names(self.classes)
+        if self.several not in ("mean", "max"):
+            raise ValueError(f"several must be 'mean' or 'max', got {self.several!r}")
         if not self.prompts or any(prompt.count("{}") != 1 for prompt in self.prompts):
             raise ValueError(
                 "prompts must be templates with one {} for the class's name; "
@@ -147,12 +160,16 @@ class ZeroShotTask:
             return
         labels = [labels_of(sample, self.label) for sample in context.metadata]
         present = [name for names in labels for name in names]
-        prompts = {
-            name: context.embedder.values("text", self.texts(aliases))
-            for name, aliases in self.names(present).items()
+        of_names = {
+            name: [context.embedder.values("text", self.texts(group)) for group in self._groups(of)]
+            for name, of in self.names(present).items()
         }
         trained = context.is_trained(self.modality, "text")
-        yield score_zero_shot(context.samples, self, labels, prompts, trained)
+        yield score_zero_shot(context.samples, self, labels, of_names, trained)
+
+    def _groups(self, names: Sequence[str]) -> list[list[str]]:
+        """The names of a class that one embedding stands for."""
+        return [list(names)] if self.several == "mean" else [[name] for name in names]
 
     def names(self, present: Sequence[str]) -> dict[str, list[str]]:
         """Class -> its names, for the labels ``present`` in the set.
@@ -182,7 +199,7 @@ def score_zero_shot(
     embedded: Embedded,
     task: ZeroShotTask,
     labels: Sequence[Sequence[str]],
-    prompt_embeddings: Mapping[str, Tensor],
+    prompt_embeddings: Mapping[str, Sequence[Tensor]],
     trained: bool,
 ) -> ZeroShotResult:
     """Classification of ``task.modality`` by prompts.
@@ -193,7 +210,8 @@ def score_zero_shot(
         embedded: the set.
         task: what is asked.
         labels: of N samples, one class name each, or several.
-        prompt_embeddings: class -> ``[P, D]``, embeddings of its prompts.
+        prompt_embeddings: class -> ``[P, D]`` of each of its groups of names, embeddings of their
+            prompts; the nearest group counts.
         trained: whether the modality was trained together with text.
 
     Raises:
@@ -207,12 +225,10 @@ def score_zero_shot(
         targets = torch.zeros(len(labels), len(classes), dtype=torch.bool)
         for row, names in zip(targets, labels, strict=True):
             row[[places[name] for name in names]] = True
-    scores = zero_shot(
-        embedded.embeddings[task.modality],
-        class_embeddings(list(prompt_embeddings.values())),
-        targets,
-        shared=True,
-    )
+    vectors, groups = embedded.embeddings[task.modality], list(prompt_embeddings.values())
+    of_names = class_embeddings([rows for group in groups for rows in group])
+    owners = torch.tensor([place for place, group in enumerate(groups) for _ in group])
+    scores = zero_shot(vectors, of_names, targets, shared=True, owners=owners)
     return ZeroShotResult(
         embedded.name, task.modality, task.label, trained, scores, classes, list(task.prompts)
     )

@@ -98,26 +98,33 @@ def class_embeddings(prompts: Sequence[Tensor]) -> Tensor:
 
 
 def zero_shot(
-    embeddings: Tensor, classes: Tensor, labels: Tensor, shared: bool = False
+    embeddings: Tensor,
+    classes: Tensor,
+    labels: Tensor,
+    shared: bool = False,
+    owners: Tensor | None = None,
 ) -> ZeroShot:
     """Classifies ``embeddings`` by the nearest class embedding.
 
     Args:
         embeddings: ``[N, D]``, of unit norm.
-        classes: ``[C, D]``, of unit norm (`class_embeddings`).
+        classes: ``[C, D]``, of unit norm (`class_embeddings`); or ``[P, D]`` with ``owners``.
         labels: ``[N]`` int64 in ``[0, C)``, or ``[N, C]`` bool where samples have several; each
             has at least one.
         shared: each rank of the process group scores its share, as in `ranking.rank`.
+        owners: ``[P]`` int64 in ``[0, C)``, ascending, every class at least once: whose each of
+            several embeddings is; a class is as near as the nearest of its own. None: one each.
 
     Raises:
         ValueError: if given no sample, shapes or labels that do not fit, NaN or infinity.
     """
-    n_samples, n_classes = len(embeddings), len(classes)
+    n_samples = len(embeddings)
+    n_classes = len(classes) if owners is None else int(owners.max()) + 1
     labels_NC = _one_hot(labels, n_samples, n_classes)
-    rows = similarity_rows(embeddings, classes)
+    rows = _nearest_of_each(similarity_rows(embeddings, classes), owners, n_classes)
     ranks = rank(rows, Answers.by_table(labels_NC), n_classes, (1, 5), shared=shared)
     by_class = rank(
-        similarity_rows(classes, embeddings),
+        _by_class(embeddings, classes, owners),
         Answers.by_table(labels_NC.T),
         n_samples,
         (1,),
@@ -141,6 +148,33 @@ def zero_shot(
         ranked=ranks,
         labels=labels,
     )
+
+
+def _nearest_of_each(rows: Rows, owners: Tensor | None, n_classes: int) -> Rows:
+    """Rows of samples by classes, from those by the classes' several embeddings."""
+    if owners is None or len(owners) == n_classes:
+        return rows
+
+    def nearest(start: int, stop: int) -> Tensor:
+        scores_qP = rows(start, stop)
+        lowest = scores_qP.new_full((len(scores_qP), n_classes), -torch.inf)
+        return lowest.scatter_reduce(1, owners.expand(len(scores_qP), -1), scores_qP, "amax")
+
+    return nearest
+
+
+def _by_class(embeddings: Tensor, classes: Tensor, owners: Tensor | None) -> Rows:
+    """Rows of classes by samples."""
+    rows = similarity_rows(classes, embeddings)
+    if owners is None or len(owners) == int(owners.max()) + 1:
+        return rows
+    starts = torch.searchsorted(owners, torch.arange(int(owners.max()) + 2)).tolist()
+
+    def nearest(start: int, stop: int) -> Tensor:
+        each = [rows(starts[c], starts[c + 1]).amax(dim=0) for c in range(start, stop)]
+        return torch.stack(each) if each else rows(0, 0)
+
+    return nearest
 
 
 def _one_hot(labels: Tensor, n_samples: int, n_classes: int) -> Tensor:

@@ -213,6 +213,20 @@ def items_of(cfg: DictConfig, run_cfg: DictConfig, embedder: Embedder) -> Items:
         if (more := len(items.left_out) - _SHOWN) > 0:
             print(f"left out: {more} more files", file=sys.stderr)
         return items
+    source = source_of(cfg, run_cfg)
+    wanted = [name for name in source.modalities if name in embedder.transforms]
+    if not wanted:
+        raise ValueError(f"the model takes none of {', '.join(source.modalities)}")
+    return SourceItems(source, wanted)
+
+
+def source_of(cfg: DictConfig, run_cfg: DictConfig) -> Source:
+    """The samples of the manifest ``cfg.input``, read as ``cfg`` says, or as the run read them.
+
+    Raises:
+        ValueError: if neither says how.
+    """
+    given = str(cfg.input)
     modalities = OmegaConf.to_container(cfg.modalities) if cfg.modalities else None
     modalities = modalities or _as_the_run_reads(given, run_cfg)
     if modalities is None:
@@ -220,11 +234,8 @@ def items_of(cfg: DictConfig, run_cfg: DictConfig, embedder: Embedder) -> Items:
             f"the checkpoint's run never read {given}: say what of it to embed, as "
             "modalities='{image: {member: NAME.png}}'"
         )
-    source = Source(given, modalities, split=cfg.split)  # type: ignore[arg-type]
-    wanted = [name for name in source.modalities if name in embedder.transforms]
-    if not wanted:
-        raise ValueError(f"the model takes none of {', '.join(source.modalities)}")
-    return SourceItems(source, wanted)
+    positive_key = cfg.get("positive_key")
+    return Source(given, modalities, split=cfg.split, positive_key=positive_key)  # type: ignore[arg-type]
 
 
 def _as_the_run_reads(manifest: str, run_cfg: DictConfig) -> dict[str, Any] | None:

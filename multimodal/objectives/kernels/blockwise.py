@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multimodal.objectives.gathered_batch import GatheredBatch
+from multimodal.objectives.columns import Columns
 from multimodal.objectives.interfaces import Context, Loss, Negatives
-from multimodal.objectives.matches import SampleKeys, matches
 
 BLOCK_ENTRIES = 2**22  # numbers held at a time, per intermediate result
 
@@ -145,38 +144,36 @@ def _accumulate(
 
 def chunked_direction(
     anchor_side: int,
-    gathered: GatheredBatch,
-    past: tuple[Tensor, SampleKeys] | None,
+    local_rows: slice,
+    columns: Columns,
+    past: Tensor | None,
     loss: Loss,
     negatives: Negatives,
     context: Context,
-    keys_are_positives: bool,
     chunk_size: int | None = None,
 ) -> Direction:
     """One direction of a pair over all of its candidates.
 
     Args:
         anchor_side: see `Direction`.
-        gathered: the batch.
-        past: the other side's queue, embeddings ``[Q, D]`` and identity: further candidates,
-            without a gradient.
+        local_rows: this rank's rows of the batch, whose losses these are.
+        columns: the candidates.
+        past: ``[Q, D]``, the queue's rows: further candidates, without a gradient.
         loss: one of the losses.
         negatives: a strategy that goes with it.
         context: for the strategy; the scale in it is replaced by the one that has the gradient.
-        keys_are_positives: see `matches`.
         chunk_size: rows per block; None takes as many as `BLOCK_ENTRIES` allows.
     """
-    anchors = gathered.sample_keys[gathered.local_rows]
-    candidates = gathered.sample_keys if past is None else gathered.sample_keys.followed_by(past[1])
+    anchors, candidates = columns.batch[local_rows], columns.keys()
 
     def block(
-        rows: slice, anchors_AD: Tensor, batch_CD: Tensor, scale: Tensor, bias: Tensor
+        rows: slice, anchors_AD: Tensor, side_CD: Tensor, scale: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
-        similarities_AC = anchors_AD @ batch_CD.T
+        similarities_AC = anchors_AD @ side_CD[columns.used].T
         if past is not None:
-            past_AQ = anchors_AD @ past[0].to(anchors_AD.dtype).T
+            past_AQ = anchors_AD @ past.to(anchors_AD.dtype).T
             similarities_AC = torch.cat([similarities_AC, past_AQ], dim=1)
-        positives, allowed = matches(anchors[rows], candidates, keys_are_positives)
+        positives, allowed = columns.matches(anchors[rows], candidates)
         log_weights = negatives(
             similarities_AC,
             positives,
@@ -185,9 +182,9 @@ def chunked_direction(
             candidates.sample_ids,
             replace(context, scale=scale),
         ).masked_fill(~allowed, -torch.inf)
-        without = (log_weights == -torch.inf).all(dim=1).sum()
+        without = (log_weights == -torch.inf).all(dim=1).sum() * columns.in_batch
         log_weights = log_weights.masked_fill(positives, 0)
         return loss(similarities_AC, scale, bias, positives, log_weights).sum(), without
 
     size = chunk_size or max(1, BLOCK_ENTRIES // max(1, len(candidates)))
-    return Direction(anchor_side, gathered.local_rows, block, size)
+    return Direction(anchor_side, local_rows, block, size)

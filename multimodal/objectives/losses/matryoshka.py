@@ -106,4 +106,9 @@ def prefix(embeddings: Tensor, dim: int) -> Tensor:
 def cut(gathered: GatheredBatch, modalities: Sequence[str], dim: int) -> GatheredBatch:
     """A batch with the prefixes of these modalities alone."""
     embeddings = {name: prefix(gathered.side(name), dim) for name in dict.fromkeys(modalities)}
-    return replace(gathered, embeddings=embeddings)
+    listed = {
+        name: replace(rows, embeddings=prefix(rows.embeddings, dim))
+        for name, rows in gathered.listed.items()
+        if name in embeddings
+    }
+    return replace(gathered, embeddings=embeddings, listed=listed)

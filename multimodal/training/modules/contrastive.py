@@ -18,6 +18,8 @@ from multimodal.evaluation.metrics.retrieval import retrieval
 from multimodal.models.encoders.connected import ConnectedEncoder
 from multimodal.models.gradient_caching import encode_microbatched
 from multimodal.models.towers import EmbeddingModel
+from multimodal.objectives.gathered_batch import ListedEmbeddings
+from multimodal.objectives.matches import SampleKeys
 from multimodal.objectives.objective import ContrastiveObjective, ObjectiveOutput
 from multimodal.objectives.pair import Pair
 from multimodal.training.modules.base import TrainingModule
@@ -113,6 +115,27 @@ class ContrastiveModule(TrainingModule):
             )
         return {name: self._embed_one(name, batch, self.model) for name in needed}
 
+    def _embed_listed(
+        self, batch: Batch, embeddings: dict[str, Tensor]
+    ) -> dict[str, ListedEmbeddings]:
+        """Embeddings of the negatives that the samples list, of the modalities that are trained."""
+        found = {}
+        for name in batch.listed.keys() & embeddings.keys():
+            rows = batch.listed[name]
+
+            def encode(inputs: Tensor, mask: Tensor | None, name: str = name) -> Tensor:
+                return self.model.embed(name, inputs, mask)
+
+            # without any, no rows of what there is: the gradients' collectives stay in step
+            vectors = embeddings[name][:0]
+            if rows.inputs is not None:
+                vectors = encode_microbatched(
+                    encode, rows.inputs, rows.mask, self._micro_batch_size
+                )
+            keys = SampleKeys(rows.sample_ids, rows.positive_keys)
+            found[name] = ListedEmbeddings(vectors, rows.owners, keys)
+        return found
+
     def _embed_one(self, modality: str, batch: Batch, model: EmbeddingModel) -> Tensor:
         def encode(inputs: Tensor, mask: Tensor | None) -> Tensor:
             return model.embed(modality, inputs, mask)
@@ -142,14 +165,16 @@ class ContrastiveModule(TrainingModule):
         available = [*batch.inputs, *batch.embeddings]
         keys = batch.sample_ids, batch.positive_keys
         prepared = self.objective.prepare(available, batch.source, *keys)  # before the towers
+        embeddings = self.embed(batch)
         output: ObjectiveOutput = self.objective(
-            self.embed(batch),
+            embeddings,
             *keys,
             step=batch.step,
             seed=self._seed,
             source=batch.source,
             momentum_embeddings=self._momentum_embeddings(batch),
             prepared=prepared,
+            listed=self._embed_listed(batch, embeddings),
         )
         metrics = {f"train/{name}": value for name, value in output.metrics.items()}
         self.step_metrics = output.metrics  # for error reports

@@ -1,0 +1,1 @@
+"""The field's benchmarks: their original layouts as samples, the names of their classes."""
