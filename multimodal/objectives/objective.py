@@ -157,10 +157,7 @@ class ContrastiveObjective(nn.Module):
         """
         active = self._active(embeddings, source)
         if not active:
-            raise ValueError(
-                f"no pair relates two of the modalities {sorted(embeddings)} of source '{source}'; "
-                f"there are the pairs {', '.join(self.pairs)}"
-            )
+            raise ValueError(self._no_pair(embeddings, source))
         with torch.autocast(sample_ids.device.type, enabled=False):
             local = local_batch(embeddings, sample_ids, positive_keys, listed)
             local, global_batch = _both_batches(local, active.values(), prepared)
@@ -186,6 +183,12 @@ class ContrastiveObjective(nn.Module):
             if self.training:
                 self._stage_for_queues(active.values(), global_batch, momentum_embeddings)
         return ObjectiveOutput(total, metrics)
+
+    def _no_pair(self, modalities: Iterable[str], source: str) -> str:
+        return (
+            f"no pair relates two of the modalities {sorted(modalities)} of source '{source}'; "
+            f"there are the pairs {', '.join(self.pairs)}"
+        )
 
     def prepare(
         self, available: Iterable[str], source: str, sample_ids: Tensor, positive_keys: Tensor
