@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -10,13 +11,13 @@ from torch import Tensor, nn
 
 from multimodal.models.fusion.base import (
     AttentionMap,
-    Fusion,
     FusionOutput,
     Stream,
     joined,
     mean_of_present,
 )
 from multimodal.models.fusion.stacks import (
+    AttentionFusion,
     ModalityEmbeddings,
     PooledTokens,
     self_attention_block,
@@ -25,7 +26,8 @@ from multimodal.models.fusion.stacks import (
 from multimodal.models.layers.cross import CrossBlock
 
 
-class CrossAttentionFusion(Fusion):
+@dataclass(eq=False, repr=False)
+class CrossAttentionFusion(AttentionFusion):
     """Every modality's tokens attend to every other's, with a stack per ordered pair.
 
     For a pair i, j the tokens of i pass ``num_layers`` blocks that attend to the tokens of j, as
@@ -39,45 +41,34 @@ class CrossAttentionFusion(Fusion):
     the mean of its tokens, normalised and projected.
 
     Args:
-        widths: modality -> width of its encoder.
-        width: W of the tokens and of the result, a multiple of ``num_heads``.
-        num_heads: attention heads.
         num_layers: blocks per ordered pair.
-        mlp_ratio: hidden width of a block's MLP over W.
         query: the one modality that reads the others; None: all read each other.
 
     Raises:
-        ValueError: if given a query that is not a modality, and sizes that do not fit.
+        ValueError: if given a query that is not a modality.
     """
 
-    def __init__(
-        self,
-        widths: Mapping[str, int],
-        width: int,
-        num_heads: int,
-        num_layers: int = 1,
-        mlp_ratio: float = 4.0,
-        query: str | None = None,
-    ) -> None:
-        super().__init__(widths, width)
-        if query is not None and query not in widths:
+    num_layers: int = 1
+    query: str | None = None
+
+    def build(self) -> None:
+        """A stack of blocks per ordered pair, and the token that replaces an absent query."""
+        if self.query is not None and self.query not in self.widths:
             raise ValueError(
-                f"query={query!r} is not a modality of this fusion: {', '.join(widths)}"
+                f"query={self.query!r} is not a modality of this fusion: {', '.join(self.widths)}"
             )
-        self.query = query
-        self.readers = self.modalities if query is None else (query,)
+        self.readers = self.modalities if self.query is None else (self.query,)
         self.pairs = nn.ModuleDict(
             {
-                f"{reader}_from_{other}": stack(
-                    num_layers, lambda: CrossBlock(width, num_heads, mlp_ratio, num_layers)
-                )
+                f"{reader}_from_{other}": stack(self.num_layers, lambda: CrossBlock(*self.sizes))
                 for reader in self.readers
                 for other in self.modalities
                 if other != reader
             }
         )
-        self.pool = PooledTokens(self.readers, width)
-        self.stand_in = nn.Parameter(torch.randn(width) * 0.02) if query is not None else None
+        self.pool = PooledTokens(self.readers, self.width)
+        drawn = None if self.query is None else nn.Parameter(torch.randn(self.width) * 0.02)
+        self.stand_in = drawn
 
     def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:
         """The readers' tokens, each having read the others."""
@@ -142,7 +133,8 @@ class CrossAttentionFusion(Fusion):
         return torch.where(alone[:, None, None], stream.tokens, mean_of_present(results, present))
 
 
-class CoAttentionFusion(Fusion):
+@dataclass(eq=False, repr=False)
+class CoAttentionFusion(AttentionFusion):
     """Layers in which every modality reads all others at once, then itself.
 
     Source: Lu et al. 2019, "ViLBERT", section 2.2 (co-attentional transformer layers), for any
@@ -150,36 +142,23 @@ class CoAttentionFusion(Fusion):
     that no order of modalities matters.
 
     Args:
-        widths: modality -> width of its encoder.
-        width: W of the tokens and of the result, a multiple of ``num_heads``.
-        num_heads: attention heads.
         num_layers: layers of one cross-attention and one self-attention block per modality.
-        mlp_ratio: hidden width of a block's MLP over W.
-
-    Raises:
-        ValueError: if given sizes that do not fit.
     """
 
-    def __init__(
-        self,
-        widths: Mapping[str, int],
-        width: int,
-        num_heads: int,
-        num_layers: int = 1,
-        mlp_ratio: float = 4.0,
-    ) -> None:
-        super().__init__(widths, width)
-        self.kinds = ModalityEmbeddings(self.modalities, width)
-        sizes = (width, num_heads, mlp_ratio, num_layers)
-        names = self.modalities
+    num_layers: int = 1
+
+    def build(self) -> None:
+        """Blocks of cross-attention and of self-attention for every modality."""
+        self.kinds = ModalityEmbeddings(self.modalities, self.width)
+        sizes, names = self.sizes, self.modalities
         self.cross = stack(
-            num_layers, lambda: nn.ModuleDict({name: CrossBlock(*sizes) for name in names})
+            self.num_layers, lambda: nn.ModuleDict({name: CrossBlock(*sizes) for name in names})
         )
         self.own = stack(
-            num_layers,
+            self.num_layers,
             lambda: nn.ModuleDict({name: self_attention_block(*sizes) for name in names}),
         )
-        self.pool = PooledTokens(names, width)
+        self.pool = PooledTokens(names, self.width)
 
     def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:
         """The tokens of all modalities, each having read the others."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from multimodal.models.fusion.base import (
     AttentionMap,
-    Fusion,
     FusionOutput,
     Stream,
     joined,
@@ -17,6 +16,7 @@ from multimodal.models.fusion.base import (
     mean_of_present,
 )
 from multimodal.models.fusion.stacks import (
+    AttentionFusion,
     ModalityEmbeddings,
     learned_tokens,
     self_attention_block,
@@ -26,7 +26,8 @@ from multimodal.models.layers.cross import CrossBlock, self_attention_weights
 from multimodal.models.layers.transformer import Block, Transformer
 
 
-class BottleneckFusion(Fusion):
+@dataclass(eq=False, repr=False)
+class BottleneckFusion(AttentionFusion):
     """Modalities exchange information only through a few bottleneck tokens.
 
     In every layer each modality's tokens and the bottleneck attend to each other; the bottleneck of
@@ -36,35 +37,21 @@ class BottleneckFusion(Fusion):
     the bottleneck's mean is added, or a single layer would not fuse.
 
     Args:
-        widths: modality -> width of its encoder.
-        width: W of the tokens and of the result, a multiple of ``num_heads``.
-        num_heads: attention heads.
         num_layers: layers; each modality has its own blocks.
         num_bottlenecks: bottleneck tokens.
-        mlp_ratio: hidden width of a block's MLP over W.
-
-    Raises:
-        ValueError: if given sizes that do not fit.
     """
 
-    def __init__(
-        self,
-        widths: Mapping[str, int],
-        width: int,
-        num_heads: int,
-        num_layers: int = 2,
-        num_bottlenecks: int = 4,
-        mlp_ratio: float = 4.0,
-    ) -> None:
-        super().__init__(widths, width)
-        self.bottleneck = learned_tokens(num_bottlenecks, width, "num_bottlenecks")
-        sizes = (width, num_heads, mlp_ratio, num_layers)
-        names = self.modalities
+    num_bottlenecks: int = 4
+
+    def build(self) -> None:
+        """The bottleneck, and a block per layer and modality."""
+        self.bottleneck = learned_tokens(self.num_bottlenecks, self.width, "num_bottlenecks")
+        sizes, names = self.sizes, self.modalities
         self.layers = stack(
-            num_layers,
+            self.num_layers,
             lambda: nn.ModuleDict({name: self_attention_block(*sizes) for name in names}),
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(self.width)
 
     def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:
         """The modalities' tokens after the last layer."""
@@ -93,7 +80,8 @@ class BottleneckFusion(Fusion):
         return FusionOutput(features, *joined(streams), attention)
 
 
-class ResamplerFusion(Fusion):
+@dataclass(eq=False, repr=False)
+class ResamplerFusion(AttentionFusion):
     """Learned latents read all tokens of all modalities, then each other.
 
     Source: Jaegle et al. 2021, "Perceiver", section 3; Alayrac et al. 2022, "Flamingo", section
@@ -101,33 +89,19 @@ class ResamplerFusion(Fusion):
     3.2). The fused tokens are the latents: their number does not depend on the inputs.
 
     Args:
-        widths: modality -> width of its encoder.
-        width: W of the latents and of the result, a multiple of ``num_heads``.
-        num_heads: attention heads.
         num_layers: layers of one cross-attention and one self-attention block.
-        num_latents: latents.
-        mlp_ratio: hidden width of a block's MLP over W.
-
-    Raises:
-        ValueError: if given sizes that do not fit.
+        num_latents: latents, of width W.
     """
 
-    def __init__(
-        self,
-        widths: Mapping[str, int],
-        width: int,
-        num_heads: int,
-        num_layers: int = 2,
-        num_latents: int = 8,
-        mlp_ratio: float = 4.0,
-    ) -> None:
-        super().__init__(widths, width)
-        self.kinds = ModalityEmbeddings(self.modalities, width)
-        self.latents = learned_tokens(num_latents, width, "num_latents")
-        sizes = (width, num_heads, mlp_ratio, num_layers)
-        self.cross = stack(num_layers, lambda: CrossBlock(*sizes))
-        self.own = stack(num_layers, lambda: self_attention_block(*sizes))
-        self.norm = nn.LayerNorm(width)
+    num_latents: int = 8
+
+    def build(self) -> None:
+        """The latents, and the blocks by which they read."""
+        self.kinds = ModalityEmbeddings(self.modalities, self.width)
+        self.latents = learned_tokens(self.num_latents, self.width, "num_latents")
+        self.cross = stack(self.num_layers, lambda: CrossBlock(*self.sizes))
+        self.own = stack(self.num_layers, lambda: self_attention_block(*self.sizes))
+        self.norm = nn.LayerNorm(self.width)
 
     def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:
         """The latents, and their mean."""
@@ -145,35 +119,22 @@ class ResamplerFusion(Fusion):
         return FusionOutput(latents.mean(dim=1), latents, everywhere, own_span, attention)
 
 
-class MergedFusion(Fusion):
+@dataclass(eq=False, repr=False)
+class MergedFusion(AttentionFusion):
     """One transformer over a class token and the tokens of all modalities.
 
     As VideoBERT, UNITER and their kin (Chen et al. 2020, "UNITER", section 3.1), with an embedding
     per modality. The features are the class token's.
 
     Args:
-        widths: modality -> width of its encoder.
-        width: W of the tokens and of the result, a multiple of ``num_heads``.
-        num_heads: attention heads.
         num_layers: blocks.
-        mlp_ratio: hidden width of a block's MLP over W.
-
-    Raises:
-        ValueError: if given sizes that do not fit.
     """
 
-    def __init__(
-        self,
-        widths: Mapping[str, int],
-        width: int,
-        num_heads: int,
-        num_layers: int = 2,
-        mlp_ratio: float = 4.0,
-    ) -> None:
-        super().__init__(widths, width)
-        self.trunk = Transformer(width, num_layers, num_heads, mlp_ratio)
-        self.kinds = ModalityEmbeddings(self.modalities, width)
-        self.class_token = learned_tokens(1, width, "class_token")
+    def build(self) -> None:
+        """The transformer and its class token."""
+        self.trunk = Transformer(self.width, self.num_layers, self.num_heads, self.mlp_ratio)
+        self.kinds = ModalityEmbeddings(self.modalities, self.width)
+        self.class_token = learned_tokens(1, self.width, "class_token")
 
     def fuse(self, streams: dict[str, Stream], need_attention: bool) -> FusionOutput:
         """The modalities' tokens after the last block; the class token's as features."""

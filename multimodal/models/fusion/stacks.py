@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from multimodal.models.fusion.base import Stream, masked_mean, mean_of_present
+from multimodal.models.fusion.base import Fusion, Stream, masked_mean, mean_of_present
 from multimodal.models.layers.transformer import Block
+
+
+@dataclass(eq=False, repr=False)
+class AttentionFusion(Fusion):
+    """Base of the fusions by attention; a fusion adds arguments of its own as fields.
+
+    Args:
+        widths: modality -> width of its encoder.
+        width: W of the tokens and of the result, a multiple of ``num_heads``.
+        num_heads: attention heads.
+        num_layers: layers, of what the fusion says.
+        mlp_ratio: hidden width of a block's MLP over W.
+
+    Raises:
+        ValueError: if given sizes that do not fit.
+    """
+
+    widths: Mapping[str, int]
+    width: int
+    num_heads: int
+    num_layers: int = 2
+    mlp_ratio: float = field(default=4.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.widths, self.width)
+        self.build()
+
+    @abstractmethod
+    def build(self) -> None:
+        """Makes the modules."""
+
+    @property
+    def sizes(self) -> tuple[int, int, float, int]:
+        """Width, heads, MLP ratio and layers, as blocks take them."""
+        return self.width, self.num_heads, self.mlp_ratio, self.num_layers
 
 
 def stack(num_layers: int, make: Callable[[], nn.Module]) -> nn.ModuleList:

@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from multimodal.models.tasks.base import TaskContext, names_of
 from multimodal.models.tasks.scores import Scores, classification_scores, multi_label_scores
-from multimodal.models.tasks.targets import TargetTask
+from multimodal.models.tasks.targets import LabelTask
 
 
-class Classification(TargetTask):
-    """One of several classes, by softmax.
+@dataclass(eq=False, repr=False)
+class Classification(LabelTask):
+    """One of several classes, by softmax; the target is a class's number, int64 ``[B]``.
 
     Args:
-        parts: the model's.
-        target: name of the input that holds the class's number, int64 ``[B]``.
-        classes: their names, in the order of the numbers.
-        weight: of the task's loss.
-        unimodal_weight: of the modalities' own losses; 0 for none.
-        unimodal_detach: the encoders do not learn from those.
-        dropout: in front of the heads.
         label_smoothing: share of the target that is spread over all classes.
-
-    Raises:
-        ValueError: if given fewer than two classes, or equal names.
     """
 
-    def __init__(
-        self,
-        parts: TaskContext,
-        target: str,
-        classes: Sequence[str],
-        weight: float = 1.0,
-        unimodal_weight: float = 0.0,
-        unimodal_detach: bool = False,
-        dropout: float = 0.0,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        self_classes = names_of(classes)
-        super().__init__(
-            parts, target, len(self_classes), weight, unimodal_weight, unimodal_detach, dropout
-        )
-        self.classes = self_classes
-        self.label_smoothing = label_smoothing
+    label_smoothing: float = field(default=0.0, kw_only=True)
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy ``[N]``."""
@@ -71,37 +45,9 @@ class Classification(TargetTask):
         return self.classes[int(target)]
 
 
-class MultiLabel(TargetTask):
-    """Any number of labels, each by a sigmoid.
-
-    Args:
-        parts: the model's.
-        target: name of the input, float ``[B, C]`` of 0 and 1.
-        classes: the labels' names.
-        weight: of the task's loss.
-        unimodal_weight: of the modalities' own losses; 0 for none.
-        unimodal_detach: the encoders do not learn from those.
-        dropout: in front of the heads.
-
-    Raises:
-        ValueError: if given fewer than two labels, or equal names.
-    """
-
-    def __init__(
-        self,
-        parts: TaskContext,
-        target: str,
-        classes: Sequence[str],
-        weight: float = 1.0,
-        unimodal_weight: float = 0.0,
-        unimodal_detach: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        names = names_of(classes)
-        super().__init__(
-            parts, target, len(names), weight, unimodal_weight, unimodal_detach, dropout
-        )
-        self.classes = names
+@dataclass(eq=False, repr=False)
+class MultiLabel(LabelTask):
+    """Any number of labels, each by a sigmoid; the target is float ``[B, C]`` of 0 and 1."""
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy ``[N]``, mean over labels."""

@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multimodal.models.tasks.base import TaskContext, names_of
+from multimodal.models.tasks.base import TaskContext
 from multimodal.models.tasks.scores import Scores, ordinal_scores, regression_scores
-from multimodal.models.tasks.targets import TargetTask
+from multimodal.models.tasks.targets import LabelTask, TargetTask
 
 
+@dataclass(eq=False, repr=False)
 class Regression(TargetTask):
     """Numbers, such as a sentiment score of a whole sequence, by a robust loss.
 
+    The target is float, ``[B]`` or ``[B, K]``.
+
     Args:
-        parts: the model's.
-        target: name of the input, float ``[B]`` or ``[B, K]``.
         outputs: K.
-        weight: of the task's loss.
-        unimodal_weight: of the modalities' own losses; 0 for none.
-        unimodal_detach: the encoders do not learn from those.
-        dropout: in front of the heads.
         beta: below it the loss is quadratic, above linear (smooth L1); in units of the target.
     """
 
-    def __init__(
-        self,
-        parts: TaskContext,
-        target: str,
-        outputs: int = 1,
-        weight: float = 1.0,
-        unimodal_weight: float = 0.0,
-        unimodal_detach: bool = False,
-        dropout: float = 0.0,
-        beta: float = 1.0,
-    ) -> None:
-        super().__init__(parts, target, outputs, weight, unimodal_weight, unimodal_detach, dropout)
-        self.outputs = outputs
-        self.beta = beta
+    outputs: int = 1
+    beta: float = field(default=1.0, kw_only=True)
+
+    @property
+    def num_outputs(self) -> int:
+        """K."""
+        return self.outputs
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Smooth L1 ``[N]``, mean over K."""
@@ -60,43 +50,26 @@ class Regression(TargetTask):
         return self.describe(target.reshape(-1))
 
 
-class Ordinal(TargetTask):
-    """Levels in an order, by one score and ordered thresholds.
+@dataclass(eq=False, repr=False)
+class Ordinal(LabelTask):
+    """Levels in an order, lowest first, by one score and ordered thresholds.
 
     ``P(level > k) = sigmoid(score - t_k)`` with increasing ``t_k``; the predicted level counts the
     thresholds that are passed. Source: McCullagh 1980, "Regression Models for Ordinal Data",
     section 2, fitted by the binary losses of Cao et al. 2020, "Rank Consistent Ordinal Regression"
-    (CORAL), section 3.
-
-    Args:
-        parts: the model's.
-        target: name of the input that holds the level's number, int64 ``[B]``.
-        classes: the levels' names, lowest first.
-        weight: of the task's loss.
-        unimodal_weight: of the modalities' own losses; 0 for none.
-        unimodal_detach: the encoders do not learn from those.
-        dropout: in front of the heads.
-
-    Raises:
-        ValueError: if given fewer than two levels, or equal names.
+    (CORAL), section 3. The target is a level's number, int64 ``[B]``.
     """
 
-    def __init__(
-        self,
-        parts: TaskContext,
-        target: str,
-        classes: Sequence[str],
-        weight: float = 1.0,
-        unimodal_weight: float = 0.0,
-        unimodal_detach: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        names = names_of(classes)
-        super().__init__(parts, target, 1, weight, unimodal_weight, unimodal_detach, dropout)
-        self.classes = names
-        steps = len(names) - 1
+    def __post_init__(self, parts: TaskContext) -> None:
+        super().__post_init__(parts)
+        steps = len(self.classes) - 1
         self.first = nn.Parameter(torch.tensor(-(steps - 1) / 2))
         self.gaps = nn.Parameter(torch.full((steps - 1,), 0.5413))  # softplus gives 1
+
+    @property
+    def num_outputs(self) -> int:
+        """One score."""
+        return 1
 
     def thresholds(self) -> Tensor:
         """``[levels - 1]``, increasing."""

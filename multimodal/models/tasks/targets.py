@@ -8,22 +8,23 @@ Multi-modal Classification Networks Hard?"), and its score shows what the fusion
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from multimodal.models.tasks.base import FusedBatch, LossTerm, Task, TaskContext
+from multimodal.models.tasks.base import FusedBatch, LossTerm, Task, TaskContext, names_of
 from multimodal.models.tasks.scores import Scores
 
 
+@dataclass(eq=False, repr=False)
 class TargetTask(Task):
     """Base: a linear head on the fused features, and one per modality.
 
     Args:
         parts: the model's.
         target: name of the input that holds the target; samples without it are left out.
-        outputs: of a head.
         weight: of the task's loss in the experiment's.
         unimodal_weight: of the mean of the modalities' own losses beside the fused one; 0 for no
             such heads.
@@ -34,41 +35,42 @@ class TargetTask(Task):
         ValueError: if given a weight below 0.
     """
 
-    def __init__(
-        self,
-        parts: TaskContext,
-        target: str,
-        outputs: int,
-        weight: float,
-        unimodal_weight: float,
-        unimodal_detach: bool,
-        dropout: float,
-    ) -> None:
-        super().__init__(weight)
-        if unimodal_weight < 0:
-            raise ValueError(f"unimodal_weight={unimodal_weight}: expected 0 or more")
-        self.target = target
-        self.unimodal_weight = unimodal_weight
-        self.unimodal_detach = unimodal_detach
-        self.dropout = nn.Dropout(dropout)
+    parts: InitVar[TaskContext]
+    target: str
+    weight: float = field(default=1.0, kw_only=True)
+    unimodal_weight: float = field(default=0.0, kw_only=True)
+    unimodal_detach: bool = field(default=False, kw_only=True)
+    dropout: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self, parts: TaskContext) -> None:
+        super().__init__(self.weight)
+        if self.unimodal_weight < 0:
+            raise ValueError(f"unimodal_weight={self.unimodal_weight}: expected 0 or more")
+        outputs = self.num_outputs
+        self.drop = nn.Dropout(self.dropout)
         self.head = nn.Linear(parts.width, outputs)
         own = {name: int(parts.encoders[name].width) for name in parts.fused}  # type: ignore[arg-type]
         self.heads = nn.ModuleDict(
             {name: nn.Linear(width, outputs) for name, width in own.items()}
-            if unimodal_weight > 0
+            if self.unimodal_weight > 0
             else {}
         )
         self.terms = ("fused", *self.heads)
 
+    @property
+    @abstractmethod
+    def num_outputs(self) -> int:
+        """Outputs of a head."""
+
     def logits(self, batch: FusedBatch, rows: Tensor) -> Tensor:
         """``[N, outputs]`` of the fused head."""
-        out: Tensor = self.head(self.dropout(batch.fused.features[rows]))
+        out: Tensor = self.head(self.drop(batch.fused.features[rows]))
         return out
 
     def _own_logits(self, batch: FusedBatch, name: str, rows: Tensor) -> Tensor:
         features = batch.encoded[name].features[rows]
         features = features.detach() if self.unimodal_detach else features
-        out: Tensor = self.heads[name](self.dropout(features))
+        out: Tensor = self.heads[name](self.drop(features))
         return out
 
     def loss(self, batch: FusedBatch) -> dict[str, LossTerm]:
@@ -132,6 +134,29 @@ class TargetTask(Task):
     @abstractmethod
     def describe_target(self, target: Tensor) -> str:
         """One sample's target, for people."""
+
+
+@dataclass(eq=False, repr=False)
+class LabelTask(TargetTask):
+    """Base of those whose values have names.
+
+    Args:
+        classes: two or more different names, in the order of the numbers.
+
+    Raises:
+        ValueError: if given fewer than two, or equal ones.
+    """
+
+    classes: Sequence[str]
+
+    def __post_init__(self, parts: TaskContext) -> None:
+        self.classes = names_of(self.classes)
+        super().__post_init__(parts)
+
+    @property
+    def num_outputs(self) -> int:
+        """One for each name."""
+        return len(self.classes)
 
 
 def _count(rows: Tensor) -> Tensor:
