@@ -78,7 +78,10 @@ def test_two_machines_under_torchrun(tmp_path):
     program = str(Path(sys.executable).with_name("torchrun"))
     words = [program, *shlex.split(command)[1:], "debug=fast", "trainer.accelerator=cpu",
              "trainer.precision=32-true", "data.batch_size=118"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    found = os.pathsep.join([str(Path(program).parent), os.environ["PATH"]])
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": found
+    }  # fmt: skip
     outputs = [tmp_path / f"node{number}.txt" for number in (0, 1)]
     nodes = []
     for output in outputs:

@@ -52,16 +52,38 @@ class ReplicatedStrategy(DDPStrategy):
         devices = self.determine_ddp_device_ids()
         # As Lightning does: https://pytorch.org/docs/stable/notes/cuda.html#id5
         with nullcontext() if devices is None else torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
-            return _Replica(model, devices, find_unused_parameters=bool(self._find_unused))
+            replica = _Replica(model, devices, find_unused_parameters=bool(self._find_unused))
+        replica.keep_buckets()
+        return replica
 
 
 class _Replica(DistributedDataParallel):
-    """DDP that looks for unused parameters without a word.
+    """DDP whose buckets stay as they are, and that looks for unused parameters without a word.
+
+    Where a gradient stands in its bucket decides in which order three ranks or more add it up. DDP
+    moves gradients after its first step, so that a resumed run, whose first step is another one,
+    would differ in the last digits. Here they are in the reverse order of the parameters from the
+    start, about the order in which they arrive.
 
     A step with modality dropout uses all parameters or not, so DDP has to look, and its advice
     not to is no use. It is written past Python's warnings, except while Python is called by one of
     torch's own functions; there `quieten_libraries` filters it.
     """
+
+    def keep_buckets(self) -> None:
+        """Has the order of the parameters stand for the one in which gradients would arrive."""
+        if not self.find_unused_parameters:  # else it never moves any
+            self.reducer._push_all_rebuilt_params()
+            self.reducer._rebuild_buckets()
+
+    def _build_params_for_reducer(self) -> tuple[list[nn.Parameter], list[bool]]:
+        parameters, sparse = super()._build_params_for_reducer()  # type: ignore[no-untyped-call]
+        # Without a rebuild DDP reverses them itself.
+        return (
+            (parameters, sparse)
+            if self.find_unused_parameters
+            else (parameters[::-1], sparse[::-1])
+        )
 
     def _post_forward(self, output: Any) -> Any:
         result: list[Any] = []
