@@ -104,6 +104,7 @@ class MLPHead(nn.Module):
         norm: a LayerNorm first.
         dropout: dropout on the features.
         bias: whether the two projections have biases.
+        hidden_dropout: dropout on the hidden layer, after its GELU.
         standardize: `Standardize` first, by the features of the training samples in the cache of
             a frozen encoder (``data.cache_frozen``).
     """
@@ -117,6 +118,7 @@ class MLPHead(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         standardize: bool = False,
+        hidden_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         hidden = width if hidden is None else hidden
@@ -125,10 +127,13 @@ class MLPHead(nn.Module):
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.mlp = MLP(width, hidden, out=embed_dim, bias=bias)
+        self.hidden_dropout = nn.Dropout(hidden_dropout)
         init_linear(self.mlp.fc1, (2 / width) ** 0.5)
         init_linear(self.mlp.fc2, hidden**-0.5)
 
     def forward(self, features: Tensor) -> Tensor:
         """``[B, width]`` to ``[B, embed_dim]``, not normalised."""
-        projected: Tensor = self.mlp(self.dropout(self.norm(self.standardize(features))))
+        features = self.dropout(self.norm(self.standardize(features)))
+        hidden = self.mlp.activation(self.mlp.fc1(features))
+        projected: Tensor = self.mlp.fc2(self.hidden_dropout(hidden))
         return projected

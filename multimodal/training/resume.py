@@ -53,6 +53,8 @@ ADDED_KEYS = {
     "model.towers.*.encoder.patch_dropout": 0.0,
     "matryoshka.dims": None,
     "matryoshka.weights": None,
+    "model.towers.*.head.standardize": False,
+    "model.towers.*.head.hidden_dropout": 0.0,
 }
 
 

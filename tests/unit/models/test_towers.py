@@ -40,6 +40,21 @@ def test_heads_project_and_have_the_parts_asked_for(head):
     torch.testing.assert_close(full(3.0 * features + 1.0), full(features), atol=1e-4, rtol=1e-4)
 
 
+def test_hidden_dropout_is_of_the_hidden_layer_and_of_training_alone():
+    torch.manual_seed(0)
+    head = MLPHead(12, 8, hidden=1000, hidden_dropout=0.3)
+    plain = MLPHead(12, 8, hidden=1000)
+    plain.load_state_dict(head.state_dict())  # no key of its own
+    features, seen = torch.randn(4, 12), []
+    head.mlp.fc2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    head(features)
+    hidden = plain.mlp.activation(plain.mlp.fc1(features))
+    kept = seen[0] != 0
+    assert 0.66 < kept.float().mean() < 0.74
+    torch.testing.assert_close(seen[0][kept], hidden[kept] / 0.7)
+    assert torch.equal(head.eval()(features), plain(features))
+
+
 def test_linear_head_is_a_matrix():
     head = LinearHead(12, 8)
     features = torch.randn(4, 12)

@@ -70,6 +70,9 @@ def test_a_checkpoint_from_before_a_key_agrees_with_what_was_done_then():
     nested = {"then": {"k": 1, "warmup_steps": 0}, "warmup_steps": 0}
     before, after = ({"pairs": {"a": {"negatives": n}}} for n in ({"then": {"k": 1}}, nested))
     assert differences(before, after) == {}
+    old = {"model": {"towers": {"image": {"head": {"hidden": 8}}}}}
+    head = {"hidden": 8, "standardize": False, "hidden_dropout": 0.0}
+    assert differences(old, {"model": {"towers": {"image": {"head": head}}}}) == {}
 
 
 def test_another_experiment_is_rejected_with_its_differing_keys():
