@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from multimodal.core.files import sha256
 from multimodal.data.loading.schedule import BatchSchedule
+from multimodal.data.shards.paths import resolve
 from multimodal.data.source import Source
 
 
@@ -23,10 +25,17 @@ def signature(schedule: BatchSchedule, sources: Mapping[str, Source]) -> dict[st
                 "views": {
                     modality: table.views for modality, table in sources[name].frozen.items()
                 },
+                "mined": _mined(sources[name]),
             }
             for name, size in schedule.sources.items()
         },
     }
+
+
+def _mined(source: Source) -> dict[str, str]:
+    """Modality -> hash of its table of mined negatives."""
+    tables = {name: listing.table for name, listing in source.decoder.listings.items()}
+    return {name: sha256(resolve(path)).hex() for name, path in tables.items() if path is not None}
 
 
 def differences(
@@ -75,6 +84,12 @@ def differences(
             changes.append(
                 f"source {name!r} had the cached views {then.get('views', {}) or 'none'}, has "
                 f"{now['views'] or 'none'}: restore data.cache_frozen and cache_frozen.views"
+            )
+        elif then.get("mined", {}) != now["mined"]:
+            names = ", ".join(sorted(then.get("mined", {}).keys() | now["mined"].keys()))
+            changes.append(
+                f"source {name!r} had another table of mined negatives ({names}): restore it, or "
+                "start a new run"
             )
         elif then["batches"] != now["batches"]:
             changes.append(

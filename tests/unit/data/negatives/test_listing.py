@@ -8,7 +8,7 @@ from data_helpers import image_bytes, json_bytes, write_source
 from loader_helpers import scheduled_loader
 
 from multimodal.core.hashing import stable_hash
-from multimodal.data.errors import DecodeError
+from multimodal.data.errors import DataMismatchError, DecodeError
 from multimodal.data.loading.collate import load
 from multimodal.data.negatives.table import NegativeTable
 from multimodal.data.sample_rng import SampleRNG
@@ -176,6 +176,21 @@ def test_a_batch_has_them_beside_their_owners(manifest, num_workers):
     assert by_owner == {"s0": ["x", "y", "z"], "s1": ["alone"], "s2": [], "s3": [], "s4": ["w"]}
     assert rows.mask.shape == rows.inputs.shape
     assert len(set(rows.sample_ids.tolist())) == 5
+
+
+def test_a_run_resumes_with_the_same_table_only(manifest, tmp_path):
+    path = table(tmp_path, [b"s0", b"s1"], [[1], [0]])
+    transforms = {"text": TRANSFORMS["text"], "image": _Picture()}
+
+    def loader():
+        made = source(manifest, {"table": path})
+        return scheduled_loader({"made": made}, transforms, 1, 0, num_workers=0)
+
+    state = loader().state_dict()
+    loader().load_state_dict(state)
+    table(tmp_path, [b"s0", b"s1"], [[1], [-1]])
+    with pytest.raises(DataMismatchError, match=r"another table of mined negatives \(text\)"):
+        loader().load_state_dict(state)
 
 
 def test_a_batch_without_any_says_so(manifest):
