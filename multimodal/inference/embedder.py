@@ -316,19 +316,16 @@ class Embedder:
         (modality,) = inputs
         known = self.temperatures
         temperature = known.get(frozenset((modality, "text"))) or max(known.values(), default=0.07)
-        return (self.similarity(self.embed(dim=None, **inputs), of_classes) / temperature).softmax(
-            dim=-1
-        )
+        cosines = self.similarity(self.embed(dim=None, **inputs), of_classes)
+        return (cosines / temperature).softmax(dim=-1)
 
     def inputs(self, modality: str, inputs: Tensor, mask: Tensor | None) -> Tensor:
         """Inputs of one modality as its tower takes them: ``[B, D]`` on the CPU."""
         device = next(self.model.parameters()).device
         on_device = None if mask is None else mask.to(device)
-        rows = self.model.embed(modality, inputs.to(device), on_device, self.kind).cpu()
-        if self.dim is None:
-            return rows
-        kept = rows[:, : self.dim]
-        if self.kind == "raw":
+        rows: Tensor = self.model.embed(modality, inputs.to(device), on_device, self.kind).cpu()
+        kept = rows[:, : self.embed_dim]
+        if self.dim is None or self.kind == "raw":
             return kept
         norms: Tensor = rows.norm(dim=1, keepdim=True)
         return functional.normalize(kept, dim=1) * norms

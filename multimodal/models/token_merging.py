@@ -88,7 +88,8 @@ def proportional(attention: Attention, x: Tensor, sizes: Tensor) -> tuple[Tensor
         ``[B, T, W]``, and what tokens are compared by: the heads' mean key ``[B, T, W / heads]``.
     """
     q, k, v = attention.project(x)
-    mean = k.unflatten(-1, (attention.num_heads, -1)).mean(dim=2)
+    heads = k.reshape(*k.shape[:2], attention.num_heads, -1)
+    mean = heads.mean(dim=2)
     weights = sizes.log()
     if attention.bias_k is not None and attention.bias_v is not None:
         k = torch.cat([k, attention.bias_k.to(k.dtype).expand(x.shape[0], 1, -1)], dim=1)
@@ -141,21 +142,25 @@ def merge(now: Merged, keys: Tensor, count: int, keep_first: bool) -> Merged:
     return Merged(tokens, sizes[..., 0], moved.gather(1, now.places))
 
 
+def is_on_grid(encoder: object) -> bool:
+    """Whether an encoder is a transformer on a grid: a ViT, of pictures or of other signals."""
+    return isinstance(encoder, GridTransformer)
+
+
 def merge_tokens(model: EmbeddingModel, per_block: int) -> list[str]:
     """Puts `TokenMerging` into every tower on a grid; the modalities of those.
 
     Raises:
         ValueError: if there is none, or ``per_block`` is below 1.
     """
-    done, seen = [], set()
+    done = []
     for name in model.towers:
         encoder: Any = model.tower(name).encoder
-        if not isinstance(encoder, GridTransformer):
+        if not is_on_grid(encoder):
             continue
         done.append(name)
-        if id(encoder) not in seen and not isinstance(encoder.trunk, TokenMerging):
+        if not isinstance(encoder.trunk, TokenMerging):  # a tower that modalities share has it
             encoder.trunk = TokenMerging(encoder.trunk, per_block, encoder.class_token is not None)
-        seen.add(id(encoder))
     if not done:
         raise ValueError("token merging is for towers on a grid (ViT), and the model has none")
     return done
