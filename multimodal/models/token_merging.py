@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimodal.models.encoders.transformer import GridTransformer
-from multimodal.models.layers.transformer import Attention, Transformer, attend
+from multimodal.models.layers.attending import attend
+from multimodal.models.layers.transformer import Attention, Transformer
 from multimodal.models.towers import EmbeddingModel
 
 
