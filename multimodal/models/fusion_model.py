@@ -46,7 +46,10 @@ class FusionModel(EmbeddingModel):
         if not 0 <= modality_dropout < 1:
             raise ValueError(f"modality_dropout={modality_dropout} must be in [0, 1)")
         self.modality_dropout = modality_dropout
-        self.skips_absent = True  # encoders of which no sample of the batch has the modality
+        # Where no sample of a batch has a modality, its encoder is left out; where ranks compute
+        # together, all of them leave out what no rank has, which they have to be told.
+        self.skips_absent = True
+        self.absent: frozenset[str] = frozenset()
         encoders = {name: self.tower(name).encoder for name in towers}
         self.fusion = fusion(widths={name: encoders[name].width for name in names})
         parts = TaskContext(int(self.fusion.width), encoders, names)  # type: ignore[arg-type]
@@ -73,6 +76,7 @@ class FusionModel(EmbeddingModel):
             name: encoded
             for name, value in inputs.items()
             if name in self.towers
+            and name not in self.absent
             and (encoded := self._encode_present(name, value, masks, presence)) is not None
         }
 

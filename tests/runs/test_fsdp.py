@@ -143,12 +143,12 @@ def test_a_full_disk_leaves_the_folder_before(small_disk):
 @pytest.mark.quick
 def test_unsupported_features_are_rejected_with_the_reason():
     clip = "+experiment=clip_scratch"
-    words = ["callbacks=ema", "micro_batch_size=4", "candidates=queue", "candidates.momentum=0.9"]
+    words = ["model.compile=blocks", "candidates=queue", "candidates.momentum=0.9"]
     with composed(clip, "trainer=fsdp", *words) as cfg, pytest.raises(ConfigError) as caught:
         check(cfg)
-    for where in ("callbacks.ema", "micro_batch_size", "candidates.momentum"):
+    for where in ("model.compile", "candidates.momentum"):
         assert f"{where}\n      does not go with trainer=fsdp" in str(caught.value)
-    with composed(clip, "trainer=fsdp") as cfg:
+    with composed(clip, "trainer=fsdp", "callbacks=ema", "micro_batch_size=4") as cfg:
         check(cfg)
     message = r"trainer\.strategy\n +'fsdp' saves .*trainer=fsdp"
     words = (clip, "trainer=ddp", "trainer.strategy=fsdp")
@@ -218,6 +218,80 @@ def test_it_trains_as_ddp_does(split, whole):
     ]
     for index, state in theirs["state"].items():
         same(ours["state"][index], state, 1e-5)
+
+
+IN_PIECES = ("micro_batch_size=5", "model.towers.image.encoder.trunk.checkpointing=true")
+AVERAGED = ("callbacks=ema", "callbacks.ema.decay=0.9")
+ACCUMULATED = ("trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.5")
+
+
+@pytest.mark.parametrize("words", [IN_PIECES, AVERAGED, ACCUMULATED, (*IN_PIECES, *ACCUMULATED)])
+def test_pieces_averages_and_accumulation_are_as_under_ddp(words, shards, tmp_path):
+    words = (*words, "trainer.max_steps=4", "trainer.val_check_interval=2")
+    ddp = run(tmp_path / "ddp", shards, *words)
+    fsdp = run(tmp_path / "fsdp", shards, STRATEGY, *words)
+    then, now = losses(ddp), losses(fsdp)
+    assert sorted(now) == sorted(then) == [1, 2, 3, 4]
+    for step in now:
+        assert float(now[step]) == pytest.approx(float(then[step]), abs=1e-5)
+    assert scores(fsdp) == pytest.approx(scores(ddp), abs=1e-5)
+    ours, theirs = (store.read(checkpoint(folder, 4)) for folder in (fsdp, ddp))
+    for key in ("state_dict", *(["ema"] if words[:2] == AVERAGED else [])):
+        same(ours[key], theirs[key], 1e-5)
+    load_model(checkpoint(fsdp, 4))
+
+
+def scores(folder):
+    """Of every validation, which an average is used in."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if name.startswith("val/")]
+    assert names
+    return [float(row[name]) for row in rows for name in names if row[name]]
+
+
+def test_an_average_is_resumed_bit_exactly_and_by_other_strategies(shards, tmp_path):
+    words = (*AVERAGED, "trainer.max_steps=4")
+    whole = run(tmp_path / "whole", shards, STRATEGY, *words)
+    path = f"resume='{checkpoint(whole, 2)}'"
+    again = run(tmp_path / "fsdp", shards, STRATEGY, *words, path)
+    ddp = run(tmp_path / "ddp", shards, *words, path)
+    back = run(tmp_path / "back", shards, STRATEGY, *AVERAGED, "trainer.max_steps=6",
+               f"resume='{checkpoint(ddp, 4)}'")  # fmt: skip
+    theirs = store.read(checkpoint(whole, 4))
+    for folder, tolerance in ((again, 0), (ddp, 1e-5)):
+        ours = store.read(checkpoint(folder, 4))
+        assert ours["ema_steps"] == theirs["ema_steps"] == 4
+        for key in ("state_dict", "ema"):
+            same(ours[key], theirs[key], tolerance)
+    assert store.read(checkpoint(back, 6))["ema_steps"] == 6
+
+
+FUSED = (
+    "+experiment=sensor_fusion", "encoder@model.towers.image.encoder=image_small",
+    "~model.towers.image.encoder.channels", "~model.towers.image.encoder.blocks",
+    *(word for word in WORDS if word.startswith("model.towers.image.encoder.")),
+    "tasks.highest.dropout=0", "data.batch_size=2", "optimizer.lr=0.001", "trainer.max_steps=12",
+    "callbacks.checkpoint.every_n_train_steps=6", "trainer.val_check_interval=6", "~evaluation",
+    "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true",
+)  # fmt: skip
+
+
+def test_a_fusion_is_as_under_ddp_also_where_a_rank_lacks_a_modality(tmp_path):
+    shards = write_sensor_shards(tmp_path / "shards", lacking=2)
+    for name in ("ddp", "fsdp"):
+        words = [*FUSED, f"trainer={name}", "model.modality_dropout=0.5"]
+        done = run_training([*words, f"hydra.run.dir={tmp_path / name}"], shards)
+        assert done.returncode == 0, done.stderr[-3000:]
+    then, now = losses(tmp_path / "ddp"), losses(tmp_path / "fsdp")
+    assert sorted(now) == sorted(then) == list(range(1, 13))
+    for step in now:
+        assert float(now[step]) == pytest.approx(float(then[step]), abs=1e-5)
+    ours, theirs = (store.read(checkpoint(tmp_path / name, 12)) for name in ("fsdp", "ddp"))
+    same(ours["state_dict"], theirs["state_dict"], 1e-5)
+    assert scores(tmp_path / "fsdp") == pytest.approx(scores(tmp_path / "ddp"), abs=1e-5)
+    folder = checkpoint(tmp_path / "fsdp", 12)
+    assert len(list(folder.glob("*.distcp"))) == 2  # layers are sharded
 
 
 # Lion's step is a sign: where a gradient's sum rounds around 0, it is another one.

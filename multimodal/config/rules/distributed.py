@@ -13,7 +13,7 @@ SHARDED = "multimodal.training.ShardedStrategy"
 
 
 def fsdp_constraints(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
-    """``trainer=fsdp`` supports towers in pairs, but nothing that keeps copies of weights."""
+    """``trainer=fsdp`` supports all but what needs whole weights at times of its own."""
     strategy = at(tree, "trainer.strategy")
     if isinstance(strategy, str) and strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
         yield ConfigProblem(
@@ -25,26 +25,14 @@ def fsdp_constraints(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
         return
     remedy = "leave it out, or use trainer=ddp"
     reasons: dict[str, str | None] = {
-        "tasks": "a fusion and its tasks cannot be sharded" if block(tree, "tasks") else None,
-        "fusion": "a fusion cannot be sharded" if at(tree, "fusion") is not None else None,
-        "callbacks.ema": (
-            "a moving average of sharded weights is not supported"
-            if at(tree, "callbacks.ema") is not None
-            else None
-        ),
-        "micro_batch_size": (
-            "micro-batches would re-gather the weights in backward"
-            if at(tree, "micro_batch_size") is not None
+        "data.cache_frozen": (
+            "ranks cache different numbers of batches, but sharded weights need all ranks"
+            if at(tree, "data.cache_frozen") is True
             else None
         ),
         "model.compile": (
             "the layers' weights are gathered within what would be compiled"
             if at(tree, "model.compile") is not None
-            else None
-        ),
-        "data.cache_frozen": (
-            "ranks cache different numbers of batches, but sharded weights need all ranks"
-            if at(tree, "data.cache_frozen") is True
             else None
         ),
     }

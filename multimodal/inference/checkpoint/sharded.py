@@ -27,9 +27,10 @@ from multimodal.core.distributed import all_gather_object, rank
 from multimodal.core.files import TEMPORARY, free_megabytes, sha256, sync_folder, write_text
 from multimodal.inference.checkpoint import file as checkpoint_file
 from multimodal.inference.checkpoint.file import CheckpointError
+from multimodal.inference.checkpoint.weights import STATE
 
 REST, HASHES, METADATA = "rest.pt", "sha256.json", ".metadata"
-_MODEL, _OPTIMIZER = "state_dict", "optimizer"
+_MODEL, _OPTIMIZER, AVERAGE = "state_dict", "optimizer", STATE
 
 # The classes in DCP's tensor metadata, which is a pickle that could execute code.
 _ALLOWED = {
@@ -48,9 +49,11 @@ _ALLOWED = {
 
 
 def flatten(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of weights and optimizers by flat names, and the rest of a checkpoint."""
-    rest = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
+    """The tensors of weights, averages and optimizers by flat names, and the rest."""
+    apart = ("state_dict", "optimizer_states", STATE)
+    rest = {key: value for key, value in checkpoint.items() if key not in apart}
     tensors = {f"{_MODEL}/{name}": value for name, value in checkpoint["state_dict"].items()}
+    tensors |= {f"{AVERAGE}/{name}": value for name, value in checkpoint.get(STATE, {}).items()}
     rest["optimizers"] = []
     for number, state in enumerate(checkpoint.get("optimizer_states", ())):
         plain: dict[int, dict[str, Any]] = {}
@@ -73,6 +76,13 @@ def unflatten(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[st
         for name, value in tensors.items()
         if name.startswith(f"{_MODEL}/")
     }
+    average = {
+        name.removeprefix(f"{AVERAGE}/"): value
+        for name, value in tensors.items()
+        if name.startswith(f"{AVERAGE}/")
+    }
+    if average:
+        checkpoint[STATE] = average
     checkpoint["optimizer_states"] = []
     for number, saved in enumerate(rest["optimizers"]):
         states = {index: dict(values) for index, values in saved["plain"].items()}

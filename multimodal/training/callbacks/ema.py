@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from multimodal.core.distributed import is_split
 from multimodal.inference.checkpoint.weights import STATE
 
 
@@ -38,6 +39,7 @@ class WeightAverage(pl.Callback):
         self.steps = 0
         self.average: dict[str, Tensor] = {}
         self._kept: dict[str, Tensor] = {}  # the weights themselves while the average is in use
+        self._swapped: list[tuple[str, Tensor]] = []  # what has it; sharded, not what is gathered
         self._seen_step = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -45,7 +47,7 @@ class WeightAverage(pl.Callback):
         parameters = trained(pl_module)
         begun = {n: p.detach().float().clone() for n, p in parameters if n not in self.average}
         known = {**self.average, **begun}  # of a tower that was frozen, its weights
-        self.average = {name: known[name].to(pl_module.device) for name, _ in parameters}
+        self.average = {name: _as(known[name], parameter) for name, parameter in parameters}
         _tell("validation and evaluation use", self.evaluate)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -85,7 +87,7 @@ class WeightAverage(pl.Callback):
         """Saves the average beside the weights, which are those that learn, whenever it is."""
         # A tower that modalities share has its weights in a state dict by each of their names.
         first = {id(parameter): name for name, parameter in trained(pl_module)}
-        average = {name: tensor.cpu() for name, tensor in self.average.items()}
+        average = {name: tensor.cpu() for name, tensor in self.average.items()}  # or rank's part
         names = {
             name: first[id(parameter)]
             for name, parameter in pl_module.named_parameters(remove_duplicate=False)
@@ -102,6 +104,10 @@ class WeightAverage(pl.Callback):
         """Restores the average; parameters without one start from their weights."""
         if STATE in checkpoint:
             self.average = {name: t.clone() for name, t in checkpoint[STATE].items()}
+            # Sharded weights are loaded late, after the fit has started.
+            for name, parameter in trained(pl_module):
+                if name in self.average and is_split(parameter):
+                    self.average[name] = _as(self.average[name], parameter)
             self.steps = checkpoint["ema_steps"]
 
     @contextmanager
@@ -117,15 +123,26 @@ class WeightAverage(pl.Callback):
     def _swap_in(self, pl_module: pl.LightningModule) -> None:
         if self._kept or not self.evaluate:
             return
-        for name, parameter in trained(pl_module):
+        self._swapped = trained(pl_module)
+        for name, parameter in self._swapped:
             self._kept[name] = parameter.detach().clone()
             parameter.copy_(self.average[name])
 
     @torch.no_grad()
     def _swap_out(self, pl_module: pl.LightningModule) -> None:
-        for name, parameter in trained(pl_module) if self._kept else []:
+        for name, parameter in self._swapped:
             parameter.copy_(self._kept[name])
-        self._kept = {}
+        self._kept, self._swapped = {}, []
+
+
+def _as(value: Tensor, parameter: Tensor) -> Tensor:
+    """``value`` where ``parameter`` is, and each rank's part of it where that is sharded."""
+    if is_split(parameter) and not is_split(value):
+        from multimodal.training.strategies import fsdp  # and sympy with it: only where used
+
+        sharded: Tensor = fsdp.shard_like(value, parameter)
+        return sharded
+    return value.to(parameter.device)
 
 
 @rank_zero_only

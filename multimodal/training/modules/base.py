@@ -95,7 +95,7 @@ class TrainingModule(pl.LightningModule):
         if self._sharded:
             from multimodal.training.strategies import fsdp
 
-            fsdp.all_reduce_replicated_grads(self)
+            fsdp.all_reduce_replicated_grads(self, uneven=self.may_differ_by_rank)
 
     def on_validation_start(self) -> None:
         """Ranks have different numbers of validation batches: each needs all weights."""
@@ -110,6 +110,11 @@ class TrainingModule(pl.LightningModule):
             from multimodal.training.strategies import fsdp
 
             fsdp.reshard(self)
+
+    @property
+    def may_differ_by_rank(self) -> bool:
+        """Whether a step may use a parameter on some ranks and not on others."""
+        return False
 
     def may_leave_unused(self, sources: Mapping[str, Collection[str]]) -> bool:
         """Whether a step on one of ``sources`` (name -> modalities) may leave a trained parameter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -57,6 +58,11 @@ class FusionModule(TrainingModule):
         self._observed: dict[str, dict[str, list[dict[str, Tensor]]]] = {}
 
     @property
+    def may_differ_by_rank(self) -> bool:
+        """Samples lack modalities and targets, also all of a rank's."""
+        return True
+
+    @property
     def tasks(self) -> dict[str, Task]:
         """The model's tasks by name."""
         return {name: cast("Task", task) for name, task in self.model.tasks.items()}
@@ -72,10 +78,15 @@ class FusionModule(TrainingModule):
         if dropout:
             names = [name for name in self.model.fused if name in batch.inputs]
             presence |= drop_modalities(names, presence, batch.sample_ids, dropout, key)
+        self.model.absent = frozenset()
+        if self.training and not self.model.skips_absent:
+            self.model.absent = absent_everywhere(list(self.model.towers), batch, presence)
         return self.model.fuse_batch(batch, presence, key=key)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted losses over all ranks; DDP's mean of gradients is their gradient."""
+        if not self.model.skips_absent:
+            batch = with_all_inputs(batch)
         fused = self.fuse(batch, self.model.modality_dropout)
         loss, metrics = self._task_losses(fused, batch.source)
         if self.objective is not None:
@@ -157,6 +168,41 @@ class FusionModule(TrainingModule):
                     growing = [v for m, v in scores.values.items() if m not in ERRORS]
                     first += growing[:1]
         self.log_score(first)
+
+
+def with_all_inputs(batch: Batch) -> Batch:
+    """``batch`` with every modality that another rank's has: zeros, of which no sample is present.
+
+    For towers that all ranks have to compute together; every rank has to call.
+    """
+    own = {name: tuple(value.shape[1:]) for name, value in batch.inputs.items()}
+    lengths = {name: mask.shape[1] for name, mask in batch.masks.items()}
+    dtypes = {name: value.dtype for name, value in batch.inputs.items()}
+    every = all_gather_object((own, lengths, dtypes))
+    inputs, masks, presence = dict(batch.inputs), dict(batch.masks), dict(batch.presence)
+    device, size = batch.sample_ids.device, len(batch)
+    for shapes, others, kinds in every:
+        for name in sorted(shapes.keys() - inputs.keys()):
+            inputs[name] = torch.zeros(size, *shapes[name], dtype=kinds[name], device=device)
+            presence[name] = torch.zeros(size, dtype=torch.bool, device=device)
+            if name in others:
+                masks[name] = torch.zeros(size, others[name], dtype=torch.bool, device=device)
+    return replace(batch, inputs=inputs, masks=masks, presence=presence)
+
+
+def absent_everywhere(
+    names: Sequence[str], batch: Batch, presence: Mapping[str, Tensor]
+) -> frozenset[str]:
+    """Those of ``names`` that no sample of any rank has; every rank has to call."""
+    own = [
+        presence[name].any().float()
+        if name in presence
+        else torch.tensor(float(name in batch.inputs))
+        for name in names
+    ]
+    device = batch.sample_ids.device
+    counts = all_reduce_sum(torch.stack([value.to(device) for value in own])).tolist()
+    return frozenset(name for name, count in zip(names, counts, strict=True) if not count)
 
 
 def drop_modalities(

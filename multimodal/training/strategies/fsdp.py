@@ -17,10 +17,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from multimodal.core.distributed import all_reduce_sum, world_size
+from multimodal.core.distributed import all_reduce_sum, is_split, world_size
 from multimodal.inference.checkpoint import file as checkpoint_file
 from multimodal.inference.checkpoint import sharded, store
 from multimodal.inference.checkpoint.file import CheckpointError
+from multimodal.inference.checkpoint.weights import STATE
+from multimodal.models.fusion_model import FusionModel
 from multimodal.models.towers import Tower
 from multimodal.training.checkpoint_plugin import AtomicCheckpointIO
 
@@ -87,7 +89,8 @@ class ShardedStrategy(ModelParallelStrategy):
             for number, optimizer in enumerate(self.optimizers)
         ]
         here = {"state_dict": self.lightning_module.state_dict(), "optimizer_states": states}
-        tensors, _ = sharded.flatten(here)
+        average = _empty_average(self.lightning_module, reader)
+        tensors, _ = sharded.flatten({**here, **({STATE: average} if average else {})})
         sharded.load(tensors, reader)
         content = sharded.unflatten(tensors, rest)
         self.lightning_module.load_state_dict(content["state_dict"])
@@ -99,27 +102,50 @@ class ShardedStrategy(ModelParallelStrategy):
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Shards every tower of ``model``, and each of its layers, over the ranks of ``mesh``.
 
-    Each layer is unsharded only during its own forward and backward.
+    Each layer is unsharded only during its own forward and backward. Of a fusion model the layers
+    alone are sharded: its fusion and tasks read what is around them in a tower. What is not sharded
+    is on every rank.
     """
+    fused = isinstance(model, FusionModel)
     for tower in _towers(model):
         layers = getattr(tower.encoder, "layers", None)
         for layer in () if layers is None or isinstance(layers, nn.Module) else layers():
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-        fully_shard(tower, mesh=mesh, reshard_after_forward=True)
+        if not fused:
+            fully_shard(tower, mesh=mesh, reshard_after_forward=True)
+    if isinstance(model, FusionModel):
+        model.skips_absent = False  # a layer's weights are gathered by all ranks, or by none
 
 
 def _towers(model: nn.Module) -> list[Tower]:
     return [module for module in model.modules() if isinstance(module, Tower)]
 
 
-def all_reduce_replicated_grads(module: nn.Module) -> None:
+def all_reduce_replicated_grads(module: nn.Module, uneven: bool = False) -> None:
     """Averages over the ranks the gradients of parameters that are not sharded (logit scales).
 
     Idempotent, so it may be called after each backward of an accumulation.
+
+    Args:
+        module: that has them.
+        uneven: whether a parameter may have a gradient on some ranks only (a fusion's, whose
+            batches lack modalities); it counts as zero on the others.
     """
-    for parameter in module.parameters():
-        if parameter.grad is not None and not isinstance(parameter, DTensor):
-            parameter.grad.copy_(all_reduce_sum(parameter.grad) / world_size())
+    replicated = [p for p in module.parameters() if p.requires_grad and not is_split(p)]
+    if uneven and replicated:
+        has = torch.tensor([p.grad is not None for p in replicated], device=replicated[0].device)
+        everywhere = all_reduce_sum(has.float()).tolist()
+        for parameter, ranks in zip(replicated, everywhere, strict=True):
+            if ranks and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in replicated if p.grad is not None]
+    for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
+        same = [gradient for gradient in gradients if gradient.dtype == dtype]
+        joined = all_reduce_sum(torch.cat([gradient.flatten() for gradient in same]))
+        for gradient, mean in zip(
+            same, torch.split(joined, [g.numel() for g in same]), strict=True
+        ):
+            gradient.copy_(mean.view_as(gradient) / world_size())
 
 
 @contextmanager
@@ -138,9 +164,9 @@ def unsharded(module: nn.Module) -> Iterator[None]:
 
 def unshard(module: nn.Module) -> None:
     """Gathers the full weights on every rank, until `reshard`."""
-    for tower in _towers(module):
-        if isinstance(tower, FSDPModule):
-            tower._get_fsdp_state()._lazy_init()  # before the first step it has not happened yet
+    for part in module.modules():  # a tower before its layers, which it then is the root of
+        if isinstance(part, FSDPModule) and part._get_fsdp_state()._is_root is None:
+            part._get_fsdp_state()._lazy_init()  # before the first step it has not happened yet
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_reshard_after_forward(False, recurse=False)
@@ -185,6 +211,22 @@ def _empty_states(
     return states
 
 
+def _empty_average(module: nn.Module, reader: sharded.Reader) -> dict[str, Tensor]:
+    """Empty tensors for the saved moving average of the weights, sharded like these."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    average: dict[str, Tensor] = {}
+    for name, entry in reader.entries().items():
+        kind, _, own = name.partition("/")
+        if kind == sharded.AVERAGE:
+            like = parameters.get(own)
+            average[own] = (
+                torch.empty_like(like.detach(), dtype=entry.properties.dtype)
+                if like is not None and like.shape == entry.size
+                else torch.empty(entry.size, dtype=entry.properties.dtype)
+            )
+    return average
+
+
 def _load_unsharded(
     content: Mapping[str, Any], module: nn.Module, optimizers: list[Optimizer]
 ) -> None:
@@ -193,7 +235,7 @@ def _load_unsharded(
     for optimizer, saved in zip(optimizers, content["optimizer_states"], strict=True):
         parameters = _parameters(optimizer)
         states = {
-            index: {key: _shard_like(value, parameters[index]) for key, value in values.items()}
+            index: {key: shard_like(value, parameters[index]) for key, value in values.items()}
             for index, values in saved["state"].items()
         }
         # One kernel for a group, as without sharding, cannot take sharded and whole weights.
@@ -205,10 +247,11 @@ def _load_unsharded(
 def sharded_like(state: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
     """A whole state dict, of which each rank has its shard where the module's weights are split."""
     here = module.state_dict()
-    return {name: _shard_like(value, here.get(name)) for name, value in state.items()}
+    return {name: shard_like(value, here.get(name)) for name, value in state.items()}
 
 
-def _shard_like(value: Any, like: Tensor | None) -> Any:
+def shard_like(value: Any, like: Tensor | None) -> Any:
+    """``value`` with each rank's part of it, as ``like`` has it; itself where that is whole."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     value = value.to(like.device)

@@ -75,9 +75,9 @@ def _anew():
     torch._dynamo.reset()
 
 
-def close(ours: list[Tensor], theirs: list[Tensor]) -> None:
+def close(ours: list[Tensor], theirs: list[Tensor], atol: float = 1e-6) -> None:
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,11 @@ def test_a_run_says_when_it_compiles_and_resumes_bit_exactly(tmp_path, monkeypat
 def test_real_kernels_give_the_same_numbers_at_every_length(scope: str):
     plain, compiled = model(None), model(scope)
     compile_towers(compiled, CPU)
-    close(embedded(compiled), embedded(plain))
+    # Other kernels add in another order.
+    close(embedded(compiled), embedded(plain), atol=1e-5)
     before = graphs()
     for length in (5, 12):
-        close(embedded(compiled, length, 3), embedded(plain, length, 3))
+        close(embedded(compiled, length, 3), embedded(plain, length, 3), atol=1e-5)
     assert graphs() == before
 
 

@@ -1,1 +1,0 @@
-"""A model as a service: JSON in and out, requests joined into batches."""
