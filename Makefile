@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-all lint types format docs benchmark clean
+.PHONY: help install train test test-all lint types format docs tutorials benchmark clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ format: $(READY)  ## Rewrite the code in the one format
 
 docs: $(READY)  ## Build the documentation as a site: build/site/index.html
 	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+tutorials: $(READY)  ## Run the tutorials and write down what they print
+	$(BIN)/python tests/helpers/tutorials.py $(filter-out docs/tutorials/index.md docs/tutorials/photos.md,$(wildcard docs/tutorials/*.md))
 
 benchmark: $(READY)  ## Measure a step by its parts, the loop and what both grow with (docs/performance.md)
 	$(BIN)/python scripts/benchmark/step.py

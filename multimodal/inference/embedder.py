@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -91,10 +92,8 @@ class Embedder:
         temperatures: Mapping[frozenset[str], float] | None = None,
         dim: int | None = None,
     ) -> None:
-        if dim is not None and not 1 <= dim <= model.embed_dim:
-            raise ValueError(f"dim={dim}: expected 1 to embed_dim={model.embed_dim}, or null")
         self.model = model
-        self.dim = dim
+        self.dim = None if dim is None else _checked(dim, model.embed_dim)
         self.data = data
         self.kind = kind
         self.temperatures = dict(temperatures or {})
@@ -113,7 +112,9 @@ class Embedder:
         """The same with embeddings of the first ``dim`` numbers; None: as it is."""
         if dim is None or dim == self.dim:
             return self
-        return Embedder(self.model, self.data, self.kind, self.temperatures, dim)
+        made = copy.copy(self)
+        made.dim = _checked(dim, self.model.embed_dim)
+        return made
 
     def missing(self, modalities: Collection[str]) -> list[str]:
         """The ``modalities`` without a tower."""
@@ -315,22 +316,25 @@ class Embedder:
         (modality,) = inputs
         known = self.temperatures
         temperature = known.get(frozenset((modality, "text"))) or max(known.values(), default=0.07)
-        return (self.similarity(self.embed(dim=None, **inputs), of_classes) / temperature).softmax(
-            dim=-1
-        )
+        cosines = self.similarity(self.embed(dim=None, **inputs), of_classes)
+        return (cosines / temperature).softmax(dim=-1)
 
     def inputs(self, modality: str, inputs: Tensor, mask: Tensor | None) -> Tensor:
         """Inputs of one modality as its tower takes them: ``[B, D]`` on the CPU."""
         device = next(self.model.parameters()).device
         on_device = None if mask is None else mask.to(device)
-        rows = self.model.embed(modality, inputs.to(device), on_device, self.kind).cpu()
-        if self.dim is None:
-            return rows
-        kept = rows[:, : self.dim]
-        if self.kind == "raw":
+        rows: Tensor = self.model.embed(modality, inputs.to(device), on_device, self.kind).cpu()
+        kept = rows[:, : self.embed_dim]
+        if self.dim is None or self.kind == "raw":
             return kept
         norms: Tensor = rows.norm(dim=1, keepdim=True)
         return functional.normalize(kept, dim=1) * norms
+
+
+def _checked(dim: int, width: int) -> int:
+    if not 1 <= dim <= width:
+        raise ValueError(f"dim={dim}: expected 1 to embed_dim={width}, or null")
+    return dim
 
 
 def _places(source: Source, keys: Sequence[str], captions: Sequence[int]) -> Tensor:

@@ -18,6 +18,7 @@ from multimodal.inference.embedder import Embedder
 from multimodal.inference.export import manifest
 from multimodal.inference.export.reading import load_exported
 from multimodal.models.pretrained import files
+from multimodal.models.token_merging import merge_tokens
 from multimodal.models.towers import EmbeddingKind, EmbeddingModel
 
 
@@ -50,6 +51,7 @@ def load_embedder(
     weights: str | None = None,
     allowed_addresses: Sequence[str] = (),
     dim: int | None = None,
+    token_merging: int | None = None,
 ) -> Embedder:
     """A trained model with the transforms and the tokenizer that feed it: `multimodal.load`.
 
@@ -65,6 +67,7 @@ def load_embedder(
         weights: ``average`` or ``raw``, of a run with `callbacks=ema`; None: as it evaluates.
         allowed_addresses: that the checkpoint's configuration may open.
         dim: first numbers of each embedding that are kept, see `Embedder`.
+        token_merging: tokens that each block of a ViT merges into others, see `merge_tokens`.
 
     Raises:
         CheckpointError: if the checkpoint cannot be used, see `load_checkpoint`.
@@ -81,6 +84,8 @@ def load_embedder(
         found = checkpoint_at(folder)
         loaded = load_checkpoint(found, allowed_packages, weights, addresses=allowed_addresses)
     made = embedder_of(loaded.model, loaded.cfg, device, batch_size, kind, loaded.temperatures)
+    if token_merging is not None:
+        merge_tokens(made.model, token_merging)
     return made.at(dim)
 
 

@@ -77,6 +77,8 @@ def cache_dir(cfg: DictConfig, anchor_cfg: DictConfig) -> Path:
     settings_of_weights |= {
         name: settings[name] for name in OPTIONAL_WEIGHT_KEYS if settings.get(name)
     }
+    if (settings.get("matryoshka") or {}).get("dims"):
+        settings_of_weights["matryoshka"] = settings["matryoshka"]
     settings_of_weights["data"] = {k: v for k, v in settings["data"].items() if k != "num_workers"}
     sources = anchor_cfg.data.sources
     hashes = sorted(manifest_hash(sources[name].manifest) for name in sources)

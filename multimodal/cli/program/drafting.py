@@ -248,18 +248,24 @@ def pair_blocks(
     return blocks
 
 
-def tower_for(kind: str, scratch: bool, cached: bool) -> Tower:
+def tower_for(kind: str, scratch: bool, cached: bool, more: bool) -> Tower:
     """What reads members of a kind: from random weights, or pretrained where there is such.
 
     Args:
         kind: of the members.
         scratch: whether towers are random.
         cached: whether features of frozen towers are kept, by which a head can standardise.
+        more: whether there is more than images and texts, as in the imagebind experiment.
     """
     tower = TOWERS[kind] if scratch else PRETRAINED.get(kind, TOWERS[kind])
-    if not cached and "standardize" in tower.settings.get("head", {}):
-        return replace(tower, settings={**tower.settings, "head": _mlp(0.4)})
-    return tower
+    head = dict(tower.settings.get("head", {}))
+    if not head:
+        return tower
+    if not cached and head.pop("standardize", False):
+        head["norm"] = True
+    if more and kind != "text":
+        head["hidden_dropout"] = 0.3
+    return replace(tower, settings={**tower.settings, "head": head})
 
 
 def may_cache(found: Sequence[Found]) -> bool:

@@ -50,12 +50,13 @@ def _text(
     pairs = drafting.pairs_of(found, anchor)
     used = list(dict.fromkeys(modality for ends in pairs.values() for modality in ends))
     small = drafting.may_cache(found)
-    chosen = {m: drafting.tower_for(kinds[m], scratch, small) for m in used}
+    more = any(kinds[m] not in drafting.MAIN for m in used)
+    chosen = {m: drafting.tower_for(kinds[m], scratch, small, more) for m in used}
     towers, transforms = _told(found, chosen)
     fetched = sorted({each.pretrained for each in chosen.values() if each.pretrained})
     cached = bool(fetched) and small
     sizes = drafting.sizes_of(found, 256 if cached else 128)
-    decay = 1.0 if small else 0.1
+    decay = 1.0 if small and not more else 0.1
     validated = any(each.split(drafting.VALIDATION) for each in found)
     return "\n".join(
         [

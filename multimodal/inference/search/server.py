@@ -60,6 +60,7 @@ def make_app(
     hosts: Sequence[str] = ("127.0.0.1", "localhost"),
     max_body: int = MAX_BODY,
     rate_hz: float | None = None,
+    more: Sequence[Route] = (),
 ) -> Starlette:
     """The application.
 
@@ -72,6 +73,7 @@ def make_app(
             pages cannot reach it by DNS rebinding).
         max_body: of a request, in bytes.
         rate_hz: of arrays that are signals.
+        more: routes beside the page, behind the same guards (`service.api`).
     """
     search = _Search(embedder, table, index, rate_hz)
     routes = [Route(path, _static(name, kind)) for path, (name, kind) in _PAGE.items()]
@@ -100,6 +102,7 @@ def make_app(
             Route("/about", about),
             Route("/media/{row}", media),
             Route("/search", search.answer, methods=["POST"]),
+            *more,
         ],
         middleware=[
             Middleware(Headers),

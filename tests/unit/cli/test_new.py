@@ -98,7 +98,9 @@ def test_the_recipe_is_that_of_the_sample_experiment(tmp_path):
         for name, tower in ours.model.towers.items():
             own = mine.model.towers[name]
             assert own.encoder.get("taps") == tower.encoder.get("taps"), name
-            for key in ("_target_", "hidden", "norm", "dropout", "standardize"):
+            for key in (
+                "_target_", "hidden", "norm", "dropout", "standardize", "hidden_dropout",
+            ):  # fmt: skip
                 assert (own.head.get(key) or None) == (tower.head.get(key) or None), (name, key)
         for name, pair in mine.pairs.items():
             assert {key: ours.pairs[name][key] for key in pair} == pair
@@ -108,7 +110,10 @@ def test_the_recipe_is_that_of_the_sample_experiment(tmp_path):
         assert mine.data.batch_size <= ours.data.batch_size
     (tmp_path / "images").mkdir()
     _, images = written(tmp_path / "images", "--data", data[0], scratch=False)
-    assert images.data.batch_size == ours.data.batch_size
+    with composed("+experiment=clip") as ours:
+        assert images.data.batch_size == ours.data.batch_size
+        assert images.optimizer == ours.optimizer
+        assert not images.model.towers.image.head.get("hidden_dropout")
 
 
 def test_without_texts_nothing_stays_in_its_place(shards, tmp_path):

@@ -1,0 +1,1 @@
+"""A model as a service: JSON in and out, requests joined into batches."""
