@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -222,6 +223,21 @@ def test_one_bad_input_does_not_spoil_its_batch():
     batcher.close()
     with pytest.raises(BusyError):
         batcher.submit("a", [torch.tensor(1.0)])
+
+
+def test_an_answers_body_does_not_wait_for_its_headers_to_be_acknowledged():
+    listening = listen("127.0.0.1", 0)
+    server = Server(lambda *_: None, Deadlines())
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    with socket.create_connection(listening.getsockname()[:2]):
+        while not server.server_state.connections:
+            time.sleep(0.01)
+        (connection,) = server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    server.should_exit = True
+    thread.join(30)
 
 
 def test_metrics_are_prometheus_text():
