@@ -50,6 +50,7 @@ docs: $(READY)  ## Build the documentation as a site: build/site/index.html
 
 tutorials: $(READY)  ## Run the tutorials and write down what they print
 	$(BIN)/python tests/helpers/tutorials.py $(filter-out docs/tutorials/index.md docs/tutorials/photos.md,$(wildcard docs/tutorials/*.md))
+	$(BIN)/python tests/helpers/notebooks.py docs/tutorials/*.ipynb
 
 benchmark: $(READY)  ## Measure a step by its parts, the loop and what both grow with (docs/performance.md)
 	$(BIN)/python scripts/benchmark/step.py
