@@ -69,6 +69,16 @@ def forwarded(overrides: Sequence[str]) -> list[str]:
     return [o for o in overrides if o.lstrip("+").split("=", 1)[0] in FORWARDED]
 
 
+def of_all_devices(batch_size: int, trainer: DictConfig) -> int:
+    """What of a global batch each device takes, at least one sample.
+
+    The anchor's experiment counts per device, of the one that it is written for.
+    """
+    devices = trainer.get("devices")
+    count = devices if isinstance(devices, int) and devices > 1 else 1
+    return max(1, batch_size // (count * int(trainer.get("num_nodes") or 1)))
+
+
 def cache_dir(cfg: DictConfig, anchor_cfg: DictConfig) -> Path:
     """The folder of the anchor run that ``anchor_cfg`` describes: equal settings, equal folder."""
     settings = OmegaConf.to_container(anchor_cfg, resolve=True)
@@ -122,6 +132,10 @@ def resolve_anchor(cfg: DictConfig) -> str | None:
         ]
     try:
         anchor_cfg = compose("train", overrides)
+        share = of_all_devices(anchor_cfg.data.batch_size, anchor_cfg.trainer)
+        if share != anchor_cfg.data.batch_size:
+            overrides.append(f"data.batch_size={share}")
+            anchor_cfg = compose("train", overrides)
     except HydraException as error:
         reason = str(error).splitlines()[0]
         raise ConfigError([ConfigProblem("anchor.experiment", reason)]) from error

@@ -102,6 +102,7 @@ ELSEWHERE = {
     "data/loading/frozen_embeddings": "unit/core/test_files.py",
     "data/loading/resume_signature": "unit/data/loading/test_workers.py",
     "data/loading/tally": "unit/data/loading/test_loader.py",
+    "data/loading/forked": "unit/data/loading/test_workers.py",
     "data/loading/worker_processes": "unit/data/loading/test_workers.py",
     "data/modality": "unit/training/callbacks/test_frozen_cache.py",
     "data/packing/contents": "unit/data/packing/tables/test_columnar.py",

@@ -12,6 +12,7 @@ STDERR = (
     r"step \d+/\d+  loss \S+  [\d,]+ samples/s  \S+ min left",
     r"step \d+: compiled \d+ times?, in \S+ s \(model\.compile\)",
     r"model\.compile=blocks: .* stay as they are, without blocks; .*",
+    r"a loading process did not start within 20 s; started again \(\d of 5\)",
     r"resuming with \S+=.*, which was .*",
     r"embedding the \d+ items of \S+",
     r"early stopping at step \d+: .*",

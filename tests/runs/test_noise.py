@@ -97,7 +97,8 @@ def test_experiments_of_the_samples_are_silent(experiment, tmp_path):
 @pytest.mark.parametrize("experiment", ["clip_scratch", "fusion", "imagebind_scratch"])
 def test_two_ranks_and_their_resume_are_silent(experiment, tmp_path):
     """An anchor may be trained first; towers are unused in some steps, in all, and in none."""
-    words = [f"+experiment={experiment}", "debug=fast", *TWO_RANKS, f"hydra.run.dir={tmp_path}"]
+    words = [f"+experiment={experiment}", "debug=fast", *TWO_RANKS, "data.batch_size=16"]
+    words += [f"hydra.run.dir={tmp_path}"]
     for more in ([], ["trainer.max_steps=6", "resume=auto"]):
         done = run_training([*words, *more], **WIDE)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -7,12 +7,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkContext
 from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from multimodal.core.process.parent import end_with_pool
+from multimodal.data.loading.forked import fork_context
 from multimodal.data.loading.worker_processes import WorkerIterator, WorkerLoader
 from multimodal.data.settings import LoaderSettings
 
@@ -100,9 +102,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _start_method() -> str | None:
+def _start_method() -> ForkContext | None:
     """Linux's own: in a process that a launcher started, its library may have set another."""
-    return "fork" if sys.platform == "linux" else None
+    return fork_context() if sys.platform == "linux" else None
 
 
 def _start_worker(worker: int) -> None:

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from experiment_helpers import run_training, train_here, weights, write_sensor_shards
+from omegaconf import OmegaConf
 
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.file import CheckpointError
-from multimodal.training.anchor import AnchorError, forwarded
+from multimodal.training.anchor import AnchorError, forwarded, of_all_devices
 
 SHORT = ("trainer.max_steps=3", "~evaluation")
 
@@ -87,3 +88,14 @@ def test_an_anchor_is_trained_first_and_kept_for_later_runs(shards, tmp_path):
     assert "training the sample anchor" not in second.stderr
     assert f"anchor: {path}" in second.stderr
     assert list((tmp_path / "kept").iterdir()) == [kept]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "expected"),
+    [
+        ({"devices": 1}, 236), ({"devices": "auto"}, 236), ({"devices": 2}, 118),
+        ({"devices": 2, "num_nodes": 2}, 59), ({"devices": 500}, 1),
+    ],
+)  # fmt: skip
+def test_the_anchors_global_batch_is_that_of_its_experiment(trainer, expected):
+    assert of_all_devices(236, OmegaConf.create(trainer)) == expected

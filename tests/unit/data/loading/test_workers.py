@@ -18,7 +18,7 @@ from data_helpers import number_samples, write_source
 from torch.utils.data import Dataset
 
 from multimodal.data.datamodule import MultimodalDataModule
-from multimodal.data.loading import workers
+from multimodal.data.loading import forked, workers
 from multimodal.data.loading.workers import Steps, end_iteration, end_workers, make_loader
 from multimodal.data.settings import LoaderSettings
 from multimodal.data.source import Source
@@ -148,3 +148,32 @@ def test_no_worker_outlives_training(tmp_path):
     trainer.fit(Module(), datamodule=data)
     assert trainer.global_step == 3
     assert not multiprocessing.active_children()
+
+
+LOCKED = {"births": 0}  # processes that shall hang before their first line of Python
+
+
+def _hang_at_birth() -> None:
+    if LOCKED["births"]:
+        time.sleep(1000)
+
+
+def test_a_process_that_is_forked_while_a_lock_is_held_is_forked_again(monkeypatch, caplog):
+    """As under several ranks, where threads of gloo call Python."""
+    os.register_at_fork(before=_count_birth, after_in_child=_hang_at_birth)
+    monkeypatch.setattr(forked, "_LIMIT_S", 0.3)
+    monkeypatch.setitem(LOCKED, "births", 3)  # of which the last one lives
+    iterator = iter(make_loader(Numbers(), Steps(range(5)), LoaderSettings(1), False))
+    assert list(iterator) == [0, 1, 2, 3, 4]
+    assert [r.message for r in caplog.records if "did not start" in r.message] == [
+        f"a loading process did not start within 0.3 s; started again ({n} of 5)" for n in (1, 2)
+    ]
+    assert not multiprocessing.active_children()
+    monkeypatch.setitem(LOCKED, "births", 99)
+    with pytest.raises(RuntimeError, match=r"no loading process started in 5 attempts"):
+        iter(make_loader(Numbers(), Steps(range(5)), LoaderSettings(1), False))
+    assert not multiprocessing.active_children()
+
+
+def _count_birth() -> None:
+    LOCKED["births"] = max(0, LOCKED["births"] - 1)
