@@ -204,7 +204,7 @@ WITH_SERVE = ("serve.py",)
 # Modules that import what the extra ``serve`` installs.
 SERVING = {
     f"multimodal.inference.search.{name}" for name in ("guard", "server", "serving", "terms")
-}
+} | {f"multimodal.inference.service.{name}" for name in ("api", "requests")}
 
 
 def imports_of(*scripts: str) -> str:

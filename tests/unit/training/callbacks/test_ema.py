@@ -82,7 +82,10 @@ def evaluated(monkeypatch):
 
 
 def test_every_evaluation_uses_it_and_training_does_not(here, evaluated, capsys):
-    words = (*EVERY, "+evaluation.every=2", "trainer.val_check_interval=2", "trainer.max_steps=3")
+    words = (
+        *EVERY, "+evaluation.every=2", "trainer.val_check_interval=2", "trainer.max_steps=3",
+        "callbacks.checkpoint.evaluate=last",
+    )  # fmt: skip
     train_here(here / "with", *EMA, *words)
     output = capsys.readouterr().err
     assert "validation and evaluation use the moving average of the weights" in output

@@ -51,7 +51,10 @@ def test_every_evaluation_uses_the_average(here, monkeypatch):
 
     monkeypatch.setattr("multimodal.cli.train.evaluate_metrics", partial(note, 2))
     monkeypatch.setattr("multimodal.cli.train.evaluate_run", partial(note, None))
-    words = ("+evaluation.every=2", "trainer.val_check_interval=2", "trainer.max_steps=3")
+    words = (
+        "+evaluation.every=2", "trainer.val_check_interval=2", "trainer.max_steps=3",
+        "callbacks.checkpoint.evaluate=last",
+    )  # fmt: skip
     train_here(here / "run", *FREE, *EVERY, *words)
     for step, at in ((2, 2), (None, 3)):
         path = here / "run" / "checkpoints" / f"step={at:08d}.ckpt"
