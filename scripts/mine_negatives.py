@@ -1,4 +1,4 @@
-"""Hard negatives: python scripts/mine_negatives.py checkpoint=PATH input=MANIFEST output=PATH.npz."""
+"""Hard negatives: python scripts/mine_negatives.py checkpoint=PATH input=SHARDS output=X.npz."""
 
 from multimodal.cli.packing.mine import command
 
