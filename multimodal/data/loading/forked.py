@@ -59,7 +59,7 @@ class ForkedProcess(ForkProcess):
 
 
 class _Context(ForkContext):
-    Process = ForkedProcess  # type: ignore[assignment]
+    Process = ForkedProcess
 
 
 def fork_context() -> ForkContext:
