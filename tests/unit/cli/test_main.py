@@ -251,12 +251,11 @@ def faults():
 def use(cfg):
     import torch
     def fill():
-        for _ in range(4):
-            torch.ones(100 << 20, dtype=torch.uint8)
+        before = faults()
+        torch.ones(100 << 20, dtype=torch.uint8)
+        return faults() - before
     fill()
-    before = faults()
-    fill()
-    print("faults", faults() - before)
+    print("faults", min(fill() for _ in range(8)))  # a small block may stand in the way of one
 cli.run("train", use)
 """
 
@@ -273,8 +272,8 @@ def test_freed_memory_is_used_again_unless_the_environment_says_otherwise(tmp_pa
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     (count,) = re.findall(r"faults (\d+)", done.stdout)
-    huge = 100 * 4 // 2  # of 2 MiB, where the kernel gives such; else 512 times as many
-    assert int(count) < 50 if kept else int(count) >= huge, done.stdout
+    huge = 100 // 2  # of 2 MiB, where the kernel gives such; else 512 times as many
+    assert int(count) < 10 if kept else int(count) >= huge, done.stdout
 
 
 @pytest.mark.parametrize("words", [["+experiment=clp"], ["optimizr.lr=3"], []], ids=str)
