@@ -6,7 +6,9 @@ import atexit
 import multiprocessing
 import os
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Iterable
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -49,18 +51,41 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._owner = os.getpid()
+        self._awaited_since: float | None = None
+        self._gave_up = False
         super().__init__(loader)
         self._hide_from_handler()
+        if self._timeout > 0:
+            watch = threading.Thread(target=_watch, args=(weakref.ref(self),), daemon=True)
+            watch.start()
 
     def _get_data(self) -> Any:
         if not self._worker_pids_set:
             _set_worker_pids(id(self), tuple(worker.pid or 0 for worker in self._workers))
             self._worker_pids_set = True
+        self._awaited_since = time.monotonic()
         try:
             _error_if_any_worker_fails()  # one may have died since the last batch
             return super()._get_data()  # type: ignore[no-untyped-call]
+        except (RuntimeError, OSError, EOFError) as error:
+            if self._gave_up:
+                raise RuntimeError(f"DataLoader timed out after {self._timeout} seconds") from error
+            raise
         finally:
+            self._awaited_since = None
             self._hide_from_handler()
+
+    def _give_up_late(self) -> None:
+        """Kills the workers if a batch is overdue; the error is raised by who awaits it.
+
+        Torch's own limit is on a message from a worker. The tensors of one that has come are
+        fetched from the worker, without a limit.
+        """
+        since = self._awaited_since
+        if since is not None and time.monotonic() > since + self._timeout + _CHECK_S:
+            self._gave_up = True
+            for worker in self._workers:
+                worker.kill()
 
     def _try_get_data(self, timeout: float = _CHECK_S) -> tuple[bool, Any]:
         # Lightning puts back the signal handlers of before a fit, and torch sets its own only once:
@@ -92,6 +117,16 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
         for queue in (self._worker_result_queue, *self._index_queues):
             queue.cancel_join_thread()
             queue.close()
+
+
+def _watch(reference: weakref.ref[WorkerIterator]) -> None:
+    while True:
+        time.sleep(_CHECK_S)
+        iterator = reference()
+        if iterator is None or iterator._shutdown or iterator._gave_up:
+            return
+        iterator._give_up_late()
+        del iterator
 
 
 def kill(processes: Iterable[BaseProcess]) -> None:

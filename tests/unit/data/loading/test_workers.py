@@ -177,3 +177,24 @@ def test_a_process_that_is_forked_while_a_lock_is_held_is_forked_again(monkeypat
 
 def _count_birth() -> None:
     LOCKED["births"] = max(0, LOCKED["births"] - 1)
+
+
+class Tensors(Numbers):
+    """Their memory is fetched from the process that made them."""
+
+    def __getitem__(self, step):
+        return torch.full((3,), step)
+
+
+def test_a_worker_that_stops_with_batches_ready_is_given_up():
+    loader = make_loader(Tensors(), Steps(range(99)), LoaderSettings(1, worker_timeout_s=1.0), True)
+    iterator = iter(loader)
+    assert next(iterator)[0] == 0
+    (worker,) = multiprocessing.active_children()
+    time.sleep(0.5)  # in which it gets ahead
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(RuntimeError, match=r"DataLoader timed out after 1\.0 seconds"):
+        for _ in iterator:
+            pass
+    end_iteration(iterator)
+    assert not multiprocessing.active_children()
