@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import select
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
 from typing import Any
@@ -21,7 +21,7 @@ class ForkedProcess(ForkProcess):
 
     A thread of C++ that calls Python, such as one of gloo's that lets go of a tensor, may hold a
     lock of the interpreter at the moment of the fork; the new process then waits for ever for a
-    thread that it does not have (CPython before 3.13 takes the lock before it makes it new). Such a
+    thread that it does not have (CPython 3.11 takes the lock before it makes it new). Such a
     process has done nothing yet: it is killed, and another one is forked.
 
     Raises:
@@ -37,7 +37,7 @@ class ForkedProcess(ForkProcess):
             try:
                 popen = Popen(process_obj)
                 os.close(process_obj._began)
-                if select.select([reader], [], [], _LIMIT_S)[0]:
+                if wait([reader], _LIMIT_S):  # any number of open files, unlike `select`
                     return popen
             finally:
                 os.close(reader)

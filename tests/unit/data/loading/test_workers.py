@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -198,3 +199,19 @@ def test_a_worker_that_stops_with_batches_ready_is_given_up():
             pass
     end_iteration(iterator)
     assert not multiprocessing.active_children()
+
+
+def test_processes_start_beside_many_open_files():
+    """`select` takes no descriptor above 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip(f"at most {hard} files may be open here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        loader = make_loader(Numbers(), Steps(range(3)), LoaderSettings(1), False)
+        assert list(loader) == [0, 1, 2]
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
