@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -200,6 +201,26 @@ def written_beside(path: str | os.PathLike[str], whole: str = "") -> Iterator[Pa
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``output`` at the end, or disappears with an error.
+
+    Args:
+        output: must not exist, or be empty.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield made
+        made.chmod(0o755)
+        if output.exists():
+            output.rmdir()
+        made.rename(output)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
 
 
 @contextmanager

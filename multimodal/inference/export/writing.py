@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from multimodal.core.files import whole_folder
 from multimodal.core.suggest import suggest
 from multimodal.inference.embedder import Embedder
 from multimodal.inference.export import manifest, runner_file
@@ -109,20 +108,11 @@ def export(
     towers = _towers(embedder, choices)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"output={output} exists: name a new folder, or remove it")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
+    with whole_folder(output) as made:
         work = _Work(made, choices)
         _write(work, embedder, cfg, towers, source, progress)
         if card is not None:
             (made / manifest.CARD).write_text(card, "utf-8")
-        made.chmod(0o755)
-        if output.exists():
-            output.rmdir()
-        made.rename(output)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
     return work.agreements
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from multimodal.core.extras import module_of
+from multimodal.core.files import whole_folder
 from multimodal.inference.embedder import Embedder
 from multimodal.inference.export import manifest
 from multimodal.inference.export.graphs import ExportError
@@ -109,17 +110,8 @@ def _headed(card: str, layout: str) -> str:
 
 
 def _place(folder: Path, output: Path) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
+    with whole_folder(output) as beside:
         shutil.copytree(folder, beside, dirs_exist_ok=True)
-        beside.chmod(0o755)
-        if output.exists():
-            output.rmdir()
-        beside.rename(output)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
 
 
 def _upload(folder: Path, name: str, token: str, private: bool) -> None:
