@@ -14,6 +14,7 @@ from multimodal.core.hashing import stable_hash
 from multimodal.data.captions import choose, draw_text, get_key, require_object, texts_of
 from multimodal.data.decoding.checks import as_motion
 from multimodal.data.decoding.decode import DepthMap, Limits, MinSize, Signal, Value, decode
+from multimodal.data.decoding.values import PCM16
 from multimodal.data.decoding.video import Video
 from multimodal.data.errors import DecodeError
 from multimodal.data.lru import LRU
@@ -78,13 +79,18 @@ def decoded_cache(megabytes: int) -> LRU[tuple[str, int, str], Any]:
 
 
 def _bytes(value: Any) -> int:
-    if isinstance(value, Signal):
+    if isinstance(value, Signal | PCM16):
         return value.samples.nbytes
     if isinstance(value, DepthMap):
         return value.values.nbytes
     if isinstance(value, Video):
         return len(value.data)
     return value.nbytes if isinstance(value, np.ndarray) else 100 + len(str(value))
+
+
+def _compact(value: Any) -> Any:
+    """A value as it is kept: sounds of 16 bits in as many."""
+    return (PCM16.of(value) or value) if isinstance(value, Signal) else value
 
 
 class SampleDecoder:
@@ -290,7 +296,10 @@ class SampleDecoder:
                 place,
                 member if kind == modality.kind else f"{member} as {kind}",
             )
-            value = self.cache.get(key, lambda _: self._decode(shard, place, member, kind))
+            value = self.cache.get(
+                key, lambda _: _compact(self._decode(shard, place, member, kind))
+            )
+            value = value.signal() if isinstance(value, PCM16) else value
         if modality.key is not None:
             return draw_text(modality.key, modality.weights, value, rng, f"{name}.text")
         if modality.templates:

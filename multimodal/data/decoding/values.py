@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from multimodal.data.errors import DecodeError
 
 _SLOWEST, _FASTEST = 1000, 192_000  # sampling rates that are accepted, in Hz
+_PCM16 = 32768  # counts to 1
 
 # Height and width of an image -> the smallest sufficient ones.
 MinSize: TypeAlias = "Callable[[int, int], tuple[int, int]]"
@@ -65,6 +66,32 @@ class Signal:
 
     samples: NDArray[np.float32]
     rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class PCM16:
+    """A sound of 16 bits as a cache keeps it: half the bytes of its ``Signal``, the same values.
+
+    Attributes:
+        samples: ``[channels, T]`` int16.
+        rate: samples per second, in Hz.
+    """
+
+    samples: NDArray[np.int16]
+    rate: float
+
+    @classmethod
+    def of(cls, signal: Signal) -> PCM16 | None:
+        """None where a value is none of 16 bits: of lossy codecs, and of files of more bits."""
+        counts = signal.samples * np.float32(_PCM16)
+        if counts.size and not -_PCM16 <= counts.min() <= counts.max() < _PCM16:
+            return None
+        samples = counts.astype(np.int16)
+        return cls(samples, signal.rate) if np.array_equal(samples, counts) else None
+
+    def signal(self) -> Signal:
+        """What it was made of, bit by bit."""
+        return Signal(self.samples * np.float32(1 / _PCM16), self.rate)
 
 
 @dataclass(frozen=True, slots=True)
