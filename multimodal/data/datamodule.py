@@ -12,6 +12,7 @@ from multimodal.core.batch import Batch
 from multimodal.core.settings import flattened
 from multimodal.data.loading.evaluation_loader import EvaluationLoader
 from multimodal.data.loading.loader import RepeatedBatch, ScheduledLoader
+from multimodal.data.loading.workers import crosses_as_bytes
 from multimodal.data.settings import EvaluationData, LoaderSettings, OrderSettings, ReadSettings
 from multimodal.data.source import Source, SourceContext
 from multimodal.data.transforms.base import Transform
@@ -117,7 +118,8 @@ class MultimodalDataModule(pl.LightningDataModule):
         """One loader for each validation source; ranks share its batches."""
         data = EvaluationData(self.transforms, self.eval_batch_size, self.loading)
         rank, world_size = distributed.rank(), distributed.world_size()
+        as_bytes = crosses_as_bytes(self.loading)
         return [
-            EvaluationLoader(source, data, rank=rank, world_size=world_size)
+            EvaluationLoader(source, data, rank=rank, world_size=world_size, as_bytes=as_bytes)
             for source in self.val_sources.values()
         ]

@@ -22,6 +22,9 @@ class LoaderSettings:
         max_bad_run: samples in a row that cannot be read; more stop the run.
         worker_timeout_s: seconds without a batch after which a training worker is an error; None
             waits indefinitely.
+        uint8_to_device: pictures and frames whose last step is standardisation cross to the device
+            as bytes, a quarter of the numbers, and are standardised there; None: where there is a
+            GPU. The inputs are the same.
     """
 
     num_workers: int | None = 0
@@ -29,6 +32,7 @@ class LoaderSettings:
     max_bad_fraction: float = 0.01
     max_bad_run: int = 100
     worker_timeout_s: float | None = 900.0
+    uint8_to_device: bool | None = None
 
 
 @dataclass(frozen=True)

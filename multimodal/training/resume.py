@@ -22,7 +22,7 @@ IGNORED_KEYS = (
     "name", "resume", "resume_allow", "logger", "evaluation", "debug", "allowed_packages",
     "allowed_addresses", "anchor", "callbacks", "trainer", "sweep_metric", "data.num_workers",
     "data.cache_mb", "data.val_sources", "data.eval_batch_size", "data.max_bad_fraction",
-    "data.worker_timeout_s", "data.max_bad_run", "data.verify_shards",
+    "data.worker_timeout_s", "data.uint8_to_device", "data.max_bad_run", "data.verify_shards",
     # The loader compares global batches and the shards themselves, and says what to set.
     "data.batch_size", "data.sources.*.batch_size", "data.sources.*.manifest",
     # Of memory and time.

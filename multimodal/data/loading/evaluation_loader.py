@@ -29,6 +29,7 @@ class EvaluationLoader:
         whole_batches: this process loads every ``world_size``-th batch instead, which may be none:
             each is what one process alone would load, down to the padding; `Batch.step` counts
             them.
+        as_bytes: pictures come as bytes, and `Batch.to` finishes them.
 
     Attributes:
         counter: delivered and bad samples.
@@ -46,6 +47,7 @@ class EvaluationLoader:
         rank: int = 0,
         world_size: int = 1,
         whole_batches: bool = False,
+        as_bytes: bool = False,
     ) -> None:
         wanted = source.modalities if modalities is None else tuple(modalities)
         unknown = sorted(set(wanted) - set(source.modalities))
@@ -67,7 +69,7 @@ class EvaluationLoader:
         if whole_batches:
             mine = range(len(source))
             self._steps = Steps(range(rank, -(-len(mine) // batch_size), world_size))
-        dataset = _EvaluationBatches(source, data, wanted, mine)
+        dataset = _EvaluationBatches(source, data, wanted, mine, as_bytes)
         self._batches = make_loader(dataset, self._steps, loading, persistent=False)
 
     def __len__(self) -> int:
@@ -89,12 +91,14 @@ class _EvaluationBatches(Dataset[tuple["Batch | None", list["Rejection | None"]]
         data: EvaluationData,
         modalities: Collection[str],
         indices: range,
+        as_bytes: bool,
     ) -> None:
         self.source = source
         self.transforms = data.transforms
         self.batch_size = data.batch_size
         self.modalities = modalities
         self.indices = indices
+        self.as_bytes = as_bytes
 
     @one_thread()
     def __getitem__(self, number: int) -> tuple[Batch | None, list[Rejection | None]]:
@@ -104,7 +108,7 @@ class _EvaluationBatches(Dataset[tuple["Batch | None", list["Rejection | None"]]
         outcomes = [item if isinstance(item, Rejection) else None for item in loaded]
         if not samples:
             return None, outcomes
-        batch = collate(samples, self.transforms, self.source.name, number, with_metadata=True)
+        batch = collate(samples, self.transforms, self.source.name, number, True, self.as_bytes)
         return batch, outcomes
 
     def _load(self, index: int) -> list[Sample] | Rejection:

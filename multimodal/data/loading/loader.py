@@ -14,7 +14,13 @@ from multimodal.data.loading.collate import Sample, check_transforms, collate, l
 from multimodal.data.loading.resume_signature import differences, signature
 from multimodal.data.loading.schedule import BatchSchedule, SourceSize
 from multimodal.data.loading.tally import Rejection, SampleCounter, named
-from multimodal.data.loading.workers import Steps, end_workers, make_loader, one_thread
+from multimodal.data.loading.workers import (
+    Steps,
+    crosses_as_bytes,
+    end_workers,
+    make_loader,
+    one_thread,
+)
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.settings import LoaderSettings, OrderSettings
 from multimodal.data.source import Source
@@ -85,7 +91,7 @@ class ScheduledLoader:
         self._resumed = False
         self._steps = Steps()
         dataset = _TrainingBatches(
-            self.schedule, self._sources, transforms, rank, world_size, loading.max_bad_run
+            self.schedule, self._sources, transforms, rank, world_size, loading
         )
         self._batches = make_loader(dataset, self._steps, loading, persistent=True)
 
@@ -154,14 +160,15 @@ class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
         transforms: Mapping[str, Transform],
         rank: int,
         world_size: int,
-        max_bad_run: int,
+        loading: LoaderSettings,
     ) -> None:
         self.schedule = schedule
         self.sources = sources
         self.transforms = transforms
         self.rank = rank
         self.world_size = world_size
-        self.max_bad_run = max_bad_run
+        self.max_bad_run = loading.max_bad_run
+        self.as_bytes = crosses_as_bytes(loading)
         self.is_remote = any(source.remote is not None for source in sources.values())
         self.ahead = steps_ahead(schedule)
 
@@ -177,7 +184,9 @@ class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
             for index, repeat in zip(spec.indices[mine], spec.repeats[mine], strict=True)
         ]
         samples = [sample for sample, _ in places]
-        batch = collate(samples, self.transforms, spec.source, step, with_metadata=False)
+        batch = collate(
+            samples, self.transforms, spec.source, step, with_metadata=False, as_bytes=self.as_bytes
+        )
         return batch, [outcome for _, outcome in places]
 
     def _fetch_ahead(self, step: int) -> None:

@@ -65,6 +65,12 @@ def make_loader(
     )
 
 
+def crosses_as_bytes(settings: LoaderSettings) -> bool:
+    """Whether pictures cross to the device before they are standardised."""
+    choice = settings.uint8_to_device
+    return torch.cuda.is_available() if choice is None else choice
+
+
 def end_workers(loader: DataLoader[Item]) -> None:
     """Shuts the persistent workers of a loader down; another iteration starts new ones."""
     if isinstance(loader._iterator, WorkerIterator):

@@ -25,7 +25,12 @@ from multimodal.data.decoding.decode import Limits
 from multimodal.data.errors import TooManyBadSamplesError
 from multimodal.data.loading.collate import Sample, check_transforms, collate, load_from
 from multimodal.data.loading.tally import Rejection, SampleCounter, named
-from multimodal.data.loading.workers import end_iteration, make_loader, one_thread
+from multimodal.data.loading.workers import (
+    crosses_as_bytes,
+    end_iteration,
+    make_loader,
+    one_thread,
+)
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.settings import LoaderSettings, OrderSettings, ReadSettings
 from multimodal.data.source import Source, SourceContext
@@ -161,6 +166,7 @@ class _Stream(IterableDataset[tuple[Batch, list[Rejection]]]):
         self.seed = data.seed
         self.shuffle = data.shuffle
         self.max_bad_run = data.loading.max_bad_run
+        self.as_bytes = crosses_as_bytes(data.loading)
         self.epoch = epoch
         self.rank = rank
 
@@ -180,10 +186,8 @@ class _Stream(IterableDataset[tuple[Batch, list[Rejection]]]):
             size = self.sources[name].batch_size or self.batch_size
             with one_thread():
                 samples, rejections = self._take(streams[name], size)
-                yield (
-                    collate(samples, self.transforms, name, step, with_metadata=False),
-                    rejections,
-                )
+                batch = collate(samples, self.transforms, name, step, False, self.as_bytes)
+                yield batch, rejections
 
     def _take(
         self, stream: Iterator[Sample | Rejection], size: int

@@ -18,6 +18,7 @@ from multimodal.data.decoding.values import eight_bits
 from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import require_shares, standardisation
+from multimodal.data.transforms.finishing import Standardise, plain_layout, stack_bytes
 from multimodal.data.transforms.geometry import Geometry, crop_and_resize, erase
 from multimodal.data.transforms.rand_augment import rand_augment
 
@@ -161,6 +162,9 @@ class ImageTransform:
         self.erasing = erasing
         self._factor = torch.from_numpy(1 / (255 * deviations)).view(3, 1, 1)
         self._offset = torch.from_numpy(-means / deviations).view(3, 1, 1)
+        self._finish = Standardise(
+            tuple(self._factor.flatten().tolist()), tuple(self._offset.flatten().tolist())
+        )
 
     def min_size(self, rng: SampleRNG | None, height: int, width: int) -> tuple[int, int]:
         """The smallest height and width of the whole picture that the result can be made of."""
@@ -206,9 +210,10 @@ class ImageTransform:
         return self._standardise(pixels) if pixels.dtype == torch.uint8 else pixels
 
     def prepare(self, value: Any, rng: SampleRNG | None) -> Tensor:
-        """The same, but as uint8 ``[3, size, size]`` where no colours change.
+        """The same, but as uint8 ``[3, size, size]`` where standardisation is all that is left.
 
-        ``collate`` standardises such a picture right into its batch.
+        ``collate`` standardises such a picture right into its batch, ``collate_bytes`` leaves it
+        to the device.
         """
         pixels = torch.from_numpy(as_rgb(value)).permute(2, 0, 1)
         box = self.geometry.box(rng, *pixels.shape[1:])
@@ -225,6 +230,8 @@ class ImageTransform:
                 rng.stream("image.augment"),
             )
             pixels = torch.from_numpy(augmented.copy()).permute(2, 0, 1)
+        if not (self.colours.is_random or self.erasing):
+            return pixels
         picture = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         picture = self.colours.jitter(picture, random)
         picture.mul_(self._factor).add_(self._offset)
@@ -241,13 +248,16 @@ class ImageTransform:
                 place.copy_(picture)
         return batch, None
 
+    def collate_bytes(self, inputs: list[Tensor]) -> tuple[Tensor, None, Standardise] | None:
+        """The batch as uint8 and what makes it that of ``collate``; None where floats are there."""
+        if any(picture.dtype != torch.uint8 for picture in inputs):
+            return None
+        return stack_bytes(inputs), None, self._finish
+
     def _standardise(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:
             out = torch.empty(pixels.shape)
-        # Two steps: bytes change places faster than floating-point numbers do, and numpy's faster
-        # than torch's.
-        planes = torch.from_numpy(np.ascontiguousarray(pixels.numpy()))
-        return out.copy_(planes).mul_(self._factor).add_(self._offset)
+        return out.copy_(plain_layout(pixels)).mul_(self._factor).add_(self._offset)
 
 
 def as_rgb(value: Any) -> NDArray[np.uint8]:

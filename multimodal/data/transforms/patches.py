@@ -14,6 +14,7 @@ from multimodal.core.settings import flattened
 from multimodal.data.decoding.buffers import empty_batch
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import require_shares, standardisation
+from multimodal.data.transforms.finishing import PLACE_BYTES, StandardisePatches
 from multimodal.data.transforms.image import ColourJitter, as_rgb
 
 
@@ -70,6 +71,9 @@ class PatchTransform:
         self.colours = colours
         self._factor = torch.from_numpy(1 / (255 * deviations)).view(3, 1, 1)
         self._offset = torch.from_numpy(-means / deviations).view(3, 1, 1)
+        self._finish = StandardisePatches(
+            tuple(self._factor.flatten().tolist()), tuple(self._offset.flatten().tolist())
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -96,6 +100,17 @@ class PatchTransform:
         Raises:
             DecodeError: if the value is not an image.
         """
+        made = self.prepare(value, rng)
+        return self._finish(made) if made.dtype == torch.uint8 else made
+
+    def prepare(self, value: Any, rng: SampleRNG | None) -> Tensor:
+        """The same, but where no colours change as bytes ``[T, 8 + 3 * patch_size ** 2]``.
+
+        They are those of the place, two float32, and the pixels before standardisation.
+
+        Raises:
+            DecodeError: if the value is not an image.
+        """
         pixels = torch.from_numpy(as_rgb(value)).permute(2, 0, 1)
         height, width = pixels.shape[1:]
         grid = patch_grid(height, width, self.patch_size, self.max_tokens, self.enlarge)
@@ -103,23 +118,37 @@ class PatchTransform:
         if tuple(pixels.shape[1:]) != sides:
             mode = self.interpolation
             pixels = F.interpolate(pixels[None], sides, mode=mode, antialias=True)[0]
+        if rng is not None and self.flip and next(rng.geometry()) < self.flip:
+            pixels = pixels.flip(-1)
+        if rng is None or not self.colours.is_random:
+            return _patch_bytes(pixels, self.patch_size)
         picture = pixels.to(torch.float32, memory_format=torch.contiguous_format)
-        if rng is not None:
-            if self.flip and next(rng.geometry()) < self.flip:
-                picture = picture.flip(-1)
-            if self.colours.is_random:
-                picture = self.colours.jitter(picture.contiguous(), rng.stream("image"))
+        picture = self.colours.jitter(picture, rng.stream("image"))
         return patches(picture * self._factor + self._offset, self.patch_size)
 
     def collate(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Padded to the picture of most patches, and where patches are real, bool ``[B, T]``."""
-        lengths = torch.tensor([len(picture) for picture in inputs])
-        longest = max(len(picture) for picture in inputs)
-        batch = empty_batch((len(inputs), longest, inputs[0].shape[1]), torch.float32)
-        for picture, place in zip(inputs, batch, strict=True):
-            place[: len(picture)] = picture
-            place[len(picture) :] = 0
-        return batch, torch.arange(longest) < lengths[:, None]
+        as_bytes = inputs[0].dtype == torch.uint8
+        return _padded([self._finish(picture) for picture in inputs] if as_bytes else inputs)
+
+    def collate_bytes(
+        self, inputs: list[Tensor]
+    ) -> tuple[Tensor, Tensor, StandardisePatches] | None:
+        """The batch as bytes and what makes it that of ``collate``; None where floats are there."""
+        if any(picture.dtype != torch.uint8 for picture in inputs):
+            return None
+        return *_padded(inputs), self._finish
+
+
+def _padded(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """``[B, T, F]``, 0 behind a picture's own patches, and where there are some."""
+    lengths = torch.tensor([len(picture) for picture in inputs])
+    longest = max(len(picture) for picture in inputs)
+    batch = empty_batch((len(inputs), longest, inputs[0].shape[1]), inputs[0].dtype)
+    for picture, place in zip(inputs, batch, strict=True):
+        place[: len(picture)] = picture
+        place[len(picture) :] = 0
+    return batch, torch.arange(longest) < lengths[:, None]
 
 
 def patch_grid(
@@ -157,10 +186,24 @@ def patch_grid(
 
 def patches(picture: Tensor, patch_size: int) -> Tensor:
     """``[C, H, W]`` to ``[T, 2 + C * patch_size ** 2]``: see `PatchTransform.__call__`."""
+    places, pixels = _cut(picture, patch_size)
+    return torch.cat([places, pixels], dim=1)
+
+
+def _patch_bytes(picture: Tensor, patch_size: int) -> Tensor:
+    places, pixels = _cut(picture, patch_size)
+    made = torch.empty(len(pixels), PLACE_BYTES + pixels.shape[1], dtype=torch.uint8)
+    made[:, :PLACE_BYTES] = places.view(torch.uint8)
+    made[:, PLACE_BYTES:] = pixels
+    return made
+
+
+def _cut(picture: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
+    """Places ``[T, 2]`` float32 and pixels ``[T, C * patch_size ** 2]``."""
     channels, height, width = picture.shape
     rows, columns = height // patch_size, width // patch_size
     cut = picture.reshape(channels, rows, patch_size, columns, patch_size)
     pixels = cut.permute(1, 3, 0, 2, 4).reshape(rows * columns, -1)
     down = ((torch.arange(rows) + 0.5) / rows).repeat_interleave(columns)
     right = ((torch.arange(columns) + 0.5) / columns).repeat(rows)
-    return torch.cat([down[:, None], right[:, None], pixels], dim=1)
+    return torch.stack([down, right], dim=1), pixels

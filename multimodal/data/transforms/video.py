@@ -14,7 +14,8 @@ from multimodal.core.settings import flattened
 from multimodal.data.decoding.video import Video
 from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
-from multimodal.data.transforms.base import Stacked, standardisation
+from multimodal.data.transforms.base import Stacked, stack, standardisation
+from multimodal.data.transforms.finishing import Standardise, stack_bytes
 from multimodal.data.transforms.geometry import Box, Geometry, crop_and_resize, squares
 
 
@@ -72,8 +73,8 @@ class VideoTransform(Stacked):
         self.crops = crops
         self.geometry = geometry
         self.interpolation = interpolation
-        self._factor = torch.from_numpy(1 / (255 * deviations)).view(3, 1, 1, 1)
-        self._offset = torch.from_numpy(-means / deviations).view(3, 1, 1, 1)
+        factor, offset = 1 / (255 * deviations), -means / deviations
+        self._finish = Standardise(tuple(factor.tolist()), tuple(offset.tolist()), axis=-4)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,6 +100,14 @@ class VideoTransform(Stacked):
         Raises:
             DecodeError: if the value is not a video, or has no frames.
         """
+        return self._finish(self.prepare(value, rng))
+
+    def prepare(self, value: Any, rng: SampleRNG | None) -> Tensor:
+        """The same as uint8, not yet standardised.
+
+        Raises:
+            DecodeError: as of the whole.
+        """
         if not isinstance(value, Video):
             raise DecodeError("unsupported", f"expected a video, got {type(value).__name__}")
         times = self.times(value.seconds, rng)
@@ -112,8 +121,8 @@ class VideoTransform(Stacked):
         places = torch.from_numpy(np.argsort(order))
         views = [self._view(frames, box)[:, places] for box in boxes]
         if len(boxes) == len(times) == 1:
-            return self._standardise(views[0])
-        clips = torch.stack([self._standardise(view) for view in views])
+            return views[0]
+        clips = torch.stack(views)
         clips = clips.view(len(boxes), 3, *times.shape, self.size, self.size)
         return clips.permute(2, 0, 1, 3, 4, 5).flatten(0, 1)
 
@@ -129,8 +138,16 @@ class VideoTransform(Stacked):
             dim=1,
         )
 
-    def _standardise(self, pixels: Tensor) -> Tensor:
-        return torch.mul(pixels, self._factor).add_(self._offset).contiguous()
+    def collate(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The batch ``[B, ...]``; there is nothing to mask."""
+        finished = [self._finish(each) if each.dtype == torch.uint8 else each for each in inputs]
+        return stack(finished), None
+
+    def collate_bytes(self, inputs: list[Tensor]) -> tuple[Tensor, None, Standardise] | None:
+        """The batch as uint8 and what makes it that of ``collate``; None where floats are there."""
+        if any(clip.dtype != torch.uint8 for clip in inputs):
+            return None
+        return stack_bytes(inputs), None, self._finish
 
     def times(self, seconds: float, rng: SampleRNG | None) -> np.ndarray[Any, np.dtype[np.float64]]:
         """When the frames are shown: ``[clips, num_frames]`` seconds; one clip in training."""
