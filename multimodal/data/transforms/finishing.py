@@ -53,7 +53,7 @@ class StandardisePatches:
         places = inputs[..., :PLACE_BYTES].contiguous().view(torch.float32)
         pixels = inputs[..., PLACE_BYTES:]
         factor, offset = _constants(self.factor, self.offset, inputs.device)
-        pixels = pixels.unflatten(-1, (len(self.factor), -1)) * factor[:, None] + offset[:, None]
+        pixels = pixels.view(*pixels.shape[:-1], len(factor), -1) * factor[:, None] + offset[:, None]
         made = torch.cat([places, pixels.flatten(-2)], dim=-1)
         return made if mask is None else made.masked_fill_(~mask[..., None], 0)
 
