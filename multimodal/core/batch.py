@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,14 +29,6 @@ def scatter_present(rows: Tensor, present: Tensor) -> Tensor:
     """``rows``, those of the samples that have a modality, at their places; zeros at the others."""
     places = present.nonzero().flatten()
     return rows.new_zeros(len(present), *rows.shape[1:]).index_copy(0, places, rows)
-
-
-class Finish(Protocol):
-    """Makes inputs that came to the device as bytes those of the encoder."""
-
-    def __call__(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
-        """float32 of uint8 ``[B, ...]``, whose mask is ``[B, T]``."""
-        ...
 
 
 @dataclass(slots=True)
@@ -92,7 +84,6 @@ class Batch:
             of a frozen encoder, from the cache of ``data.cache_frozen``; such a modality is absent
             in ``inputs``.
         listed: modality -> negatives that the samples list; every rank has the same modalities.
-        unfinished: modality -> what `to` does once its inputs, which are bytes, are on the device.
     """
 
     inputs: dict[str, Tensor]
@@ -107,7 +98,6 @@ class Batch:
     embeddings: dict[str, Tensor] = field(default_factory=dict)
     presence: dict[str, Tensor] = field(default_factory=dict)
     listed: dict[str, ListedInputs] = field(default_factory=dict)
-    unfinished: Mapping[str, Finish] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.sample_ids.shape[0])
@@ -126,17 +116,8 @@ class Batch:
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with every tensor on ``device``, and its inputs finished there."""
-        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        for name, finish in self.unfinished.items():
-            inputs, present = moved.inputs[name], moved.presence.get(name)
-            inputs = finish(inputs, moved.masks.get(name))
-            if present is not None:  # its input is zeros where there is none
-                absent = ~present.view(-1, *[1] * (inputs.ndim - 1))
-                inputs = inputs.masked_fill_(absent, 0)
-            moved.inputs[name] = inputs
-        moved.unfinished = {}
-        return moved
+        """The same batch with every tensor on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by ``DataLoader``)."""

@@ -16,6 +16,7 @@ from multimodal.data.loading.workers import crosses_as_bytes
 from multimodal.data.settings import EvaluationData, LoaderSettings, OrderSettings, ReadSettings
 from multimodal.data.source import Source, SourceContext
 from multimodal.data.transforms.base import Transform
+from multimodal.data.transforms.finishing import finished
 
 
 class MultimodalDataModule(pl.LightningDataModule):
@@ -77,7 +78,7 @@ class MultimodalDataModule(pl.LightningDataModule):
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
         """A copy on ``device``, made while the step before is still computed (pinned memory)."""
-        return batch.to(device, non_blocking=True)
+        return finished(batch.to(device, non_blocking=True), self.transforms)
 
     def train_dataloader(self) -> ScheduledLoader | RepeatedBatch:
         """This rank's slices of the scheduled batches; a new loader, at the first batch."""

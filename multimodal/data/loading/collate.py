@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from multimodal.core.batch import Batch, Finish, ListedInputs, scatter_present
+from multimodal.core.batch import Batch, ListedInputs, scatter_present
 from multimodal.core.suggest import suggest
 from multimodal.data.decoding.decode import Value
 from multimodal.data.errors import BadSampleError, DecodeError, ShardError
@@ -20,6 +20,7 @@ from multimodal.data.sample_decoder import Decoded, SampleDecoder, ShardReader
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.source import Place, Source
 from multimodal.data.transforms.base import Transform
+from multimodal.data.transforms.finishing import Finishing
 
 
 class ListedInput(NamedTuple):
@@ -191,15 +192,12 @@ def collate(
     with_metadata: bool,
     as_bytes: bool = False,
 ) -> Batch:
-    """One batch of samples of the same source; ``as_bytes`` leaves what may be unfinished."""
+    """One batch of samples of the same source; ``as_bytes`` leaves to `finished` what it can."""
     inputs, masks, presence = {}, {}, {}
-    unfinished: dict[str, Finish] = {}
     for name in dict.fromkeys(name for sample in samples for name in sample.inputs):
         present = torch.tensor([name in sample.inputs for sample in samples])
         given = [sample.inputs[name] for sample in samples if name in sample.inputs]
-        inputs[name], mask, finish = _collated(transforms[name], given, as_bytes)
-        if finish is not None:
-            unfinished[name] = finish
+        inputs[name], mask = _collated(transforms[name], given, as_bytes)
         if not present.all():
             presence[name] = present
             inputs[name] = scatter_present(inputs[name], present)
@@ -224,17 +222,17 @@ def collate(
         listed={
             name: _collate_listed(samples, name, transforms[name]) for name in samples[0].listed
         },
-        unfinished=unfinished,
     )
 
 
 def _collated(
     transform: Transform, given: list[Tensor], as_bytes: bool
-) -> tuple[Tensor, Tensor | None, Finish | None]:
-    of_bytes = getattr(transform, "collate_bytes", None)
-    if as_bytes and of_bytes is not None and (made := of_bytes(given)) is not None:
-        return made  # type: ignore[no-any-return]
-    return *transform.collate(given), None
+) -> tuple[Tensor, Tensor | None]:
+    if as_bytes and isinstance(transform, Finishing):
+        made = transform.collate_bytes(given)
+        if made is not None:
+            return made
+    return transform.collate(given)
 
 
 def _collate_listed(samples: list[Sample], name: str, transform: Transform) -> ListedInputs:

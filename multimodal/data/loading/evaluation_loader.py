@@ -29,7 +29,7 @@ class EvaluationLoader:
         whole_batches: this process loads every ``world_size``-th batch instead, which may be none:
             each is what one process alone would load, down to the padding; `Batch.step` counts
             them.
-        as_bytes: pictures come as bytes, and `Batch.to` finishes them.
+        as_bytes: pictures come as bytes, for `finished`.
 
     Attributes:
         counter: delivered and bad samples.

@@ -162,7 +162,7 @@ class ImageTransform:
         self.erasing = erasing
         self._factor = torch.from_numpy(1 / (255 * deviations)).view(3, 1, 1)
         self._offset = torch.from_numpy(-means / deviations).view(3, 1, 1)
-        self._finish = Standardise(
+        self.finish = Standardise(
             tuple(self._factor.flatten().tolist()), tuple(self._offset.flatten().tolist())
         )
 
@@ -248,11 +248,11 @@ class ImageTransform:
                 place.copy_(picture)
         return batch, None
 
-    def collate_bytes(self, inputs: list[Tensor]) -> tuple[Tensor, None, Standardise] | None:
-        """The batch as uint8 and what makes it that of ``collate``; None where floats are there."""
+    def collate_bytes(self, inputs: list[Tensor]) -> tuple[Tensor, None] | None:
+        """The batch as uint8, which ``finish`` completes; None where floats are there."""
         if any(picture.dtype != torch.uint8 for picture in inputs):
             return None
-        return stack_bytes(inputs), None, self._finish
+        return stack_bytes(inputs), None
 
     def _standardise(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
         if out is None:

@@ -71,7 +71,7 @@ class PatchTransform:
         self.colours = colours
         self._factor = torch.from_numpy(1 / (255 * deviations)).view(3, 1, 1)
         self._offset = torch.from_numpy(-means / deviations).view(3, 1, 1)
-        self._finish = StandardisePatches(
+        self.finish = StandardisePatches(
             tuple(self._factor.flatten().tolist()), tuple(self._offset.flatten().tolist())
         )
 
@@ -101,7 +101,7 @@ class PatchTransform:
             DecodeError: if the value is not an image.
         """
         made = self.prepare(value, rng)
-        return self._finish(made) if made.dtype == torch.uint8 else made
+        return self.finish(made) if made.dtype == torch.uint8 else made
 
     def prepare(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """The same, but where no colours change as bytes ``[T, 8 + 3 * patch_size ** 2]``.
@@ -129,15 +129,13 @@ class PatchTransform:
     def collate(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Padded to the picture of most patches, and where patches are real, bool ``[B, T]``."""
         as_bytes = inputs[0].dtype == torch.uint8
-        return _padded([self._finish(picture) for picture in inputs] if as_bytes else inputs)
+        return _padded([self.finish(picture) for picture in inputs] if as_bytes else inputs)
 
-    def collate_bytes(
-        self, inputs: list[Tensor]
-    ) -> tuple[Tensor, Tensor, StandardisePatches] | None:
-        """The batch as bytes and what makes it that of ``collate``; None where floats are there."""
+    def collate_bytes(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+        """The batch as bytes, which ``finish`` completes; None where floats are there."""
         if any(picture.dtype != torch.uint8 for picture in inputs):
             return None
-        return *_padded(inputs), self._finish
+        return _padded(inputs)
 
 
 def _padded(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:

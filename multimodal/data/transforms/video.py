@@ -74,7 +74,7 @@ class VideoTransform(Stacked):
         self.geometry = geometry
         self.interpolation = interpolation
         factor, offset = 1 / (255 * deviations), -means / deviations
-        self._finish = Standardise(tuple(factor.tolist()), tuple(offset.tolist()), axis=-4)
+        self.finish = Standardise(tuple(factor.tolist()), tuple(offset.tolist()), axis=-4)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,7 +100,7 @@ class VideoTransform(Stacked):
         Raises:
             DecodeError: if the value is not a video, or has no frames.
         """
-        return self._finish(self.prepare(value, rng))
+        return self.finish(self.prepare(value, rng))
 
     def prepare(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """The same as uint8, not yet standardised.
@@ -140,14 +140,14 @@ class VideoTransform(Stacked):
 
     def collate(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """The batch ``[B, ...]``; there is nothing to mask."""
-        finished = [self._finish(each) if each.dtype == torch.uint8 else each for each in inputs]
+        finished = [self.finish(each) if each.dtype == torch.uint8 else each for each in inputs]
         return stack(finished), None
 
-    def collate_bytes(self, inputs: list[Tensor]) -> tuple[Tensor, None, Standardise] | None:
-        """The batch as uint8 and what makes it that of ``collate``; None where floats are there."""
+    def collate_bytes(self, inputs: list[Tensor]) -> tuple[Tensor, None] | None:
+        """The batch as uint8, which ``finish`` completes; None where floats are there."""
         if any(clip.dtype != torch.uint8 for clip in inputs):
             return None
-        return stack_bytes(inputs), None, self._finish
+        return stack_bytes(inputs), None
 
     def times(self, seconds: float, rng: SampleRNG | None) -> np.ndarray[Any, np.dtype[np.float64]]:
         """When the frames are shown: ``[clips, num_frames]`` seconds; one clip in training."""
