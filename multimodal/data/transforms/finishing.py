@@ -95,9 +95,7 @@ class StandardisePatches:
         places = inputs[..., :PLACE_BYTES].contiguous().view(torch.float32)
         pixels = inputs[..., PLACE_BYTES:].view(*inputs.shape[:-1], len(self.factor), -1)
         factor, offset = _constants(self.factor, self.offset, inputs.device)
-        pixels = (
-            pixels.view(*pixels.shape[:-1], len(factor), -1) * factor[:, None] + offset[:, None]
-        )
+        pixels = pixels * factor[:, None] + offset[:, None]
         made = torch.cat([places, pixels.flatten(-2)], dim=-1)
         return made if mask is None else made.masked_fill_(~mask[..., None], 0)
 
