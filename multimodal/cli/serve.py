@@ -30,6 +30,7 @@ def serve(cfg: DictConfig) -> None:
         checkpoint = checkpoint_at(cfg.checkpoint)
         model, run_cfg = load_model(checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device).at(cfg.dim)
+        embedder.need_pooled("serve")
         if cfg.onnx is not None:
             from multimodal.inference.service.engine import OnnxEmbedder
 

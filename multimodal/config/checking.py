@@ -23,6 +23,7 @@ from multimodal.config.rules import (
     pairs,
     pretrained,
     ranges,
+    similarity,
     tuning,
 )
 from multimodal.config.schema import Train
@@ -60,6 +61,7 @@ RULES = (
     pairs.something_to_learn,
     pairs.choices_of_pairs,
     pairs.prefixes_of_embeddings,
+    similarity.late_interaction,
     pairs.weight_or_repeat,
     pairs.towers_of_anchor,
     tuning.frozen_or_tuned,

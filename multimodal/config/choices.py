@@ -38,8 +38,16 @@ def incompatible_choices(
             classes.append(built)
         else:
             compatible = resolve(_COMPATIBLE, ALLOWED)
-            if reason := compatible(*classes, gives=_gives(nodes[1], packages)):
+            gives = _gives(nodes[1], packages)
+            if reason := compatible(*classes, gives=gives, **_of_similarity(tree, packages)):
                 yield ConfigProblem(f"pairs.{name}", str(reason))
+
+
+def _of_similarity(tree: dict[str, Any], packages: tuple[str, ...]) -> dict[str, bool]:
+    """What is to know of the similarity: whether it is of tokens, and from -1 to 1."""
+    node = block(tree, "similarity")
+    per_token = getattr(_class_of(node, packages), "per_token", False) is True
+    return {"per_token": per_token, "bounded": not per_token or node.get("reduction") != "sum"}
 
 
 def _class_of(node: Any, packages: tuple[str, ...]) -> type | None:

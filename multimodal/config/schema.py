@@ -108,6 +108,7 @@ class Train:
     tasks: dict[str, Target | None] | None = None
     allowed_addresses: list[str] | None = None
     matryoshka: Prefixes | None = None
+    similarity: Target | None = None
 
 
 @dataclass

@@ -31,9 +31,12 @@ from multimodal.evaluation.task_results import TaskResult, tasks_table
 from multimodal.evaluation.terminal import print_table
 from multimodal.evaluation.trained_pairs import Temperatures, TrainedPairs
 from multimodal.inference.checkpoint.input_check import check_inputs
-from multimodal.inference.embedder import EmbeddedSource, Embedder
+from multimodal.inference.embedded_source import EmbeddedSource
+from multimodal.inference.embedder import Embedder
 from multimodal.models.fusion_model import FusionModel
 from multimodal.models.towers import EmbeddingModel
+
+POOLED_ONLY = "compares one embedding of each input, and similarity=maxsim has one of each token"
 
 
 class EvaluationError(UserError, ValueError):
@@ -212,6 +215,9 @@ class _Evaluation:
         self.results.sets[name] = SetInfo(name, source.split, len(samples), entry.description)
         context = self._context(name, source, rows, samples)
         for question in questions:
+            if model.similarity.per_token and not getattr(question, "reads_tokens", False):
+                self._miss(name, type(question).__name__, POOLED_ONLY)
+                continue
             for answer in question.evaluate(context):
                 self.results.add(answer)
 
@@ -234,6 +240,7 @@ class _Evaluation:
             self.embedder,
             is_trained,
             self.temperatures,
+            self.embedder.model.similarity,
         )
 
     def _miss(self, name: str, what: str, reason: str) -> None:

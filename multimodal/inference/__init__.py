@@ -7,7 +7,8 @@ from multimodal.core.imports.lazy import lazy
 if TYPE_CHECKING:
     from multimodal.inference.checkpoint.file import CheckpointError
     from multimodal.inference.checkpoint.load import load_model
-    from multimodal.inference.embedder import EmbeddedSource, Embedder
+    from multimodal.inference.embedded_source import EmbeddedSource
+    from multimodal.inference.embedder import Embedder
     from multimodal.inference.importing import import_weights
     from multimodal.inference.load import embedder_of, load_embedder
 else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -12,51 +11,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from multimodal.core import distributed
+from multimodal.core.errors import UserError
+from multimodal.core.similarity.tokens import joined
 from multimodal.core.tensor_hashing import content_ids
 from multimodal.data.loading.evaluation_loader import EvaluationLoader
 from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
+from multimodal.inference.embedded_source import EmbeddedSource, places_of
 from multimodal.inference.given import Given, Reader, listed
 from multimodal.models.towers import EmbeddingKind, EmbeddingModel
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedSource:
-    """The samples of a source that could be read, in its order; a row for each caption kept.
-
-    Attributes:
-        embeddings: modality -> ``[N, D]`` on the CPU.
-        items: modality -> ``[N]`` int64, equal for samples whose inputs are equal.
-        keys: ``[N]`` int64, equal for samples that are right answers of each other.
-        indices: ``[N]`` int64, the samples' places in the source.
-        captions: ``[N]`` int64, which caption of its sample a row has; all 0 where one is taken.
-        metadata: N JSON objects.
-    """
-
-    embeddings: dict[str, Tensor]
-    items: dict[str, Tensor]
-    keys: Tensor
-    indices: Tensor
-    captions: Tensor
-    metadata: list[dict[str, Any]]
-
-    def __len__(self) -> int:
-        return len(self.metadata)
-
-    def samples(self) -> EmbeddedSource:
-        """One row for each sample, with its first caption."""
-        if not self.captions.any():
-            return self
-        rows = (self.captions == 0).nonzero().flatten()
-        return EmbeddedSource(
-            {modality: vectors[rows] for modality, vectors in self.embeddings.items()},
-            {modality: ids[rows] for modality, ids in self.items.items()},
-            self.keys[rows],
-            self.indices[rows],
-            self.captions[rows],
-            [self.metadata[row] for row in rows.tolist()],
-        )
 
 
 class _EmbeddedBatch(NamedTuple):
@@ -116,6 +80,18 @@ class Embedder:
         made.dim = _checked(dim, self.model.embed_dim)
         return made
 
+    def need_pooled(self, what: str) -> None:
+        """Refuses a model of late interaction for what takes one embedding of each input.
+
+        Raises:
+            UserError: naming ``what``.
+        """
+        if self.model.similarity.per_token:
+            raise UserError.mistake(
+                f"{what} takes one embedding of each input, and this model (similarity=maxsim) "
+                "gives one of each token: train one with similarity=cosine"
+            )
+
     def missing(self, modalities: Collection[str]) -> list[str]:
         """The ``modalities`` without a tower."""
         return [modality for modality in modalities if modality not in self.model.towers]
@@ -143,18 +119,18 @@ class Embedder:
                 yield part
                 advance(int((part.captions == 0).sum()))
 
-        joined = sorted(distributed.all_gather_results(work), key=lambda part: part.number)
-        if not joined:
+        parts = sorted(distributed.all_gather_results(work), key=lambda part: part.number)
+        if not parts:
             raise ValueError(f"no sample of {source.name!r}, split {source.split!r}, can be read")
-        keys = [key for part in joined for key in part.shard_keys]
-        captions = torch.cat([part.captions for part in joined])
+        keys = [key for part in parts for key in part.shard_keys]
+        captions = torch.cat([part.captions for part in parts])
         return EmbeddedSource(
-            {m: torch.cat([part.embeddings[m] for part in joined]) for m in modalities},
-            {m: torch.cat([part.items[m] for part in joined]) for m in modalities},
-            torch.cat([part.positive_keys for part in joined]),
-            _places(source, keys, captions.tolist()),
+            {m: joined([part.embeddings[m] for part in parts]) for m in modalities},
+            {m: torch.cat([part.items[m] for part in parts]) for m in modalities},
+            torch.cat([part.positive_keys for part in parts]),
+            places_of(source, keys, captions.tolist()),
             captions,
-            [metadata for part in joined for metadata in part.metadata],
+            [metadata for part in parts for metadata in part.metadata],
         )
 
     def _parts(self, source: Source, modalities: Collection[str]) -> Iterator[_EmbeddedBatch]:
@@ -209,7 +185,10 @@ class Embedder:
             numbers = range(start, min(start + self.data.batch_size, len(given)))
             some = [prepare(number, given[number]) for number in numbers]
             rows.append(self.inputs(modality, *collate(some)))
-        return torch.cat(rows) if rows else torch.zeros(0, self.embed_dim)
+        if not rows:
+            tokens = [0] if self.model.similarity.per_token else []
+            return torch.zeros(0, *tokens, self.embed_dim)
+        return joined(rows)
 
     def _transform(self, modality: str) -> Transform:
         known = set(self.data.transforms) & set(self.model.towers)
@@ -233,6 +212,7 @@ class Embedder:
         Returns:
             ``[N, D]`` on the CPU: a row for each input, in the order in which they are given, the
             first modality's first. Of unit norm, unless the model was loaded with another ``kind``.
+            Of a model of late interaction ``[N, T, D]``: a row for each token, zeros as padding.
 
         Raises:
             ValueError: if given no modality, or one that the model does not have.
@@ -246,16 +226,16 @@ class Embedder:
             return self.at(dim).embed(dim=None, **inputs)
         readers = {name: Reader(name, self._transform(name)) for name in inputs}
         rows = [self._embed(name, listed(some), readers[name]) for name, some in inputs.items()]
-        return torch.cat(rows)
+        return joined(rows)
 
     def similarity(self, *embeddings: Tensor, dim: int | None = None, **inputs: Given) -> Tensor:
-        """Cosines of all inputs of one modality with all of another.
+        """Cosines of all inputs of one modality with all of another, or the model's own similarity.
 
         ``model.similarity(image=["1.jpg", "2.jpg"], text=["a dog"])``, or of embeddings that are
         there: ``model.similarity(images, texts)``. What is given alone is compared with itself.
 
         Args:
-            *embeddings: one or two tensors ``[N, D]``.
+            *embeddings: one or two tensors ``[N, D]``, or of tokens; the first asks.
             dim: compares the first numbers of each alone.
             **inputs: one or two modalities, as `embed` takes them.
 
@@ -269,11 +249,12 @@ class Embedder:
             *embeddings,
             *(self.embed(dim=None, **{name: some}) for name, some in inputs.items()),
         ]
-        given = [rows[:, :dim] for rows in whole]
+        given = [rows[..., :dim] for rows in whole]
         if len(given) not in (1, 2):
             raise ValueError(f"similarity: expected one or two modalities, got {len(given)}")
         first, last = (functional.normalize(rows.float(), dim=-1) for rows in (given[0], given[-1]))
-        return first @ last.T
+        names = [*([""] * len(embeddings)), *inputs]
+        return self.model.similarity.between(names[0], names[-1]).matrix(first, last)
 
     def zero_shot(
         self,
@@ -303,6 +284,8 @@ class Embedder:
         """
         if dim is not None:
             return self.at(dim).zero_shot(classes, prompts, None, **inputs)
+        if self.model.similarity.per_token:
+            raise ValueError("zero_shot averages prompts; by late interaction take `similarity`")
         if len(inputs) != 1:
             raise ValueError(f"zero_shot: expected inputs of one modality, got {sorted(inputs)}")
         if not classes or isinstance(classes, str):
@@ -320,29 +303,18 @@ class Embedder:
         return (cosines / temperature).softmax(dim=-1)
 
     def inputs(self, modality: str, inputs: Tensor, mask: Tensor | None) -> Tensor:
-        """Inputs of one modality as its tower takes them: ``[B, D]`` on the CPU."""
+        """Inputs of one modality as its tower takes them: ``[B, D]``, or of tokens, on the CPU."""
         device = next(self.model.parameters()).device
         on_device = None if mask is None else mask.to(device)
         rows: Tensor = self.model.embed(modality, inputs.to(device), on_device, self.kind).cpu()
-        kept = rows[:, : self.embed_dim]
+        kept = rows[..., : self.embed_dim]
         if self.dim is None or self.kind == "raw":
             return kept
-        norms: Tensor = rows.norm(dim=1, keepdim=True)
-        return functional.normalize(kept, dim=1) * norms
+        norms: Tensor = rows.norm(dim=-1, keepdim=True)
+        return functional.normalize(kept, dim=-1) * norms
 
 
 def _checked(dim: int, width: int) -> int:
     if not 1 <= dim <= width:
         raise ValueError(f"dim={dim}: expected 1 to embed_dim={width}, or null")
     return dim
-
-
-def _places(source: Source, keys: Sequence[str], captions: Sequence[int]) -> Tensor:
-    """Indices of the samples of ``keys``, which are in the source's order; bad ones are absent."""
-    walk = iter(range(len(source)))
-    places: list[int] = []
-    for key, caption in zip(keys, captions, strict=True):
-        places.append(
-            places[-1] if caption else next(i for i in walk if source.place(i).key == key)
-        )
-    return torch.tensor(places)

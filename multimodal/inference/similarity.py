@@ -26,7 +26,7 @@ def pair_similarities(
     modalities: dict[str, dict[str, Any]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """The cosine of the two embeddings of every sample, by key.
+    """The similarity of the two sides of every sample, by key: the cosine, or the model's own.
 
     Where a sample keeps several captions it is their mean: training draws each of them as often.
 
@@ -44,6 +44,7 @@ def pair_similarities(
         raise ValueError(f"a pair has two modalities, given {', '.join(modalities)}")
     for name in modalities:
         model.tower(name)
+    compare = model.similarity.between(*modalities)
     transforms = build(cfg, "data", "transforms", convert="all")
     data = EvaluationData(transforms, loading=LoaderSettings(max_bad_fraction=1.0))
     device = next(model.parameters()).device
@@ -59,8 +60,9 @@ def pair_similarities(
                 model.embed(name, value, batch.masks.get(name))
                 for name, value in batch.to(device).inputs.items()
             )
-            for key, cosine in zip(batch.keys, (one * two).sum(1).tolist(), strict=True):
-                by_key.setdefault(key, []).append(cosine)
+            found = compare.paired(one, two).tolist()
+            for key, similarity in zip(batch.keys, found, strict=True):
+                by_key.setdefault(key, []).append(similarity)
             done += int((batch.repeats == 0).sum())
             progress(done, total)
     return {key: sum(cosines) / len(cosines) for key, cosines in by_key.items()}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.core.batch import Batch, EncoderOutput, scatter_present
+from multimodal.core.similarity.similarities import Similarity
 from multimodal.models.fusion.base import FusionOutput
 from multimodal.models.tasks.base import FusedBatch, Task, TaskContext
 from multimodal.models.towers import CompileScope, EmbeddingModel, Tower
@@ -56,6 +57,16 @@ class FusionModel(EmbeddingModel):
         self.tasks = nn.ModuleDict(
             {n: task(parts=parts) for n, task in (tasks or {}).items() if task is not None}
         )
+
+    def compare_by(self, similarity: Similarity) -> None:
+        """A fusion's pairs compare pooled embeddings.
+
+        Raises:
+            ValueError: if ``similarity`` is of tokens.
+        """
+        if similarity.per_token:
+            raise ValueError("a fusion's pairs compare pooled embeddings: take similarity=cosine")
+        super().compare_by(similarity)
 
     @property
     def fused(self) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from multimodal.core.similarity.tokens import joined
+
 Encode = Callable[[Tensor, "Tensor | None"], Tensor]
 
 
@@ -22,13 +24,14 @@ def encode_microbatched(
     forward and its recomputation.
 
     Args:
-        encode: (inputs ``[b, ...]``, mask or None) -> embeddings ``[b, D]``.
+        encode: (inputs ``[b, ...]``, mask or None) -> embeddings ``[b, D]``, or of
+            tokens ``[b, T, D]``.
         inputs: ``[B, ...]``.
         mask: ``[B, T]`` or None.
         size: samples per piece, at least 1; None encodes the batch at once.
 
     Returns:
-        Embeddings ``[B, D]``.
+        Embeddings ``[B, D]``, or ``[B, T, D]``.
     """
     if size is not None and size < 1:
         raise ValueError(f"micro_batch_size must be at least 1, or null for none; given {size}")
@@ -38,8 +41,8 @@ def encode_microbatched(
     masks = [None] * (len(cuts) + 1) if mask is None else mask.tensor_split(cuts)
     pieces = zip(inputs.tensor_split(cuts), masks, strict=True)
     if not torch.is_grad_enabled():
-        return torch.cat([encode(piece, piece_mask) for piece, piece_mask in pieces])
-    return torch.cat(
+        return joined([encode(piece, piece_mask) for piece, piece_mask in pieces])
+    return joined(
         [
             checkpoint(encode, piece, piece_mask, use_reentrant=False, preserve_rng_state=True)
             for piece, piece_mask in pieces

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from multimodal.models.tuning import layers_of
 
@@ -63,3 +63,13 @@ class TowerOptim:
         self.weight_decay = weight_decay
         self.max_norm = max_norm
         self.layer_decay = layer_decay
+
+
+def no_weight_decay(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is excluded from weight decay.
+
+    Excluded are biases, norms, class tokens, learned keys and queries, and scales (none of them
+    longer than 1 in two dimensions), and position tables, by whatever name.
+    """
+    sides = sum(side > 1 for side in parameter.shape)
+    return sides < 2 or "position" in name.rsplit(".", 1)[-1] or "position_embed" in name

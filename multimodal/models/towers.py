@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from multimodal.core.batch import EncoderOutput
 from multimodal.core.errors import ConfigError, ConfigProblem, InputMismatchError
-from multimodal.models.encoders.connected import ConnectedEncoder
+from multimodal.core.similarity.similarities import COSINE, Similarity
+from multimodal.core.similarity.tokens import without_padding
+from multimodal.models.encoders.connected import ConnectedEncoder, attach_backbone
 from multimodal.models.tower_optim import TowerOptim
 from multimodal.models.tuning import Tuning
 
@@ -46,6 +48,7 @@ class Tower(nn.Module):
 
     Attributes:
         encoder_frozen: whether the encoder is frozen.
+        per_token: whether embeddings are of tokens, for late interaction (`compare_by` of a model).
 
     Raises:
         ValueError: if given a scale that is not above 0, or another kind of freezing.
@@ -70,6 +73,7 @@ class Tower(nn.Module):
             raise ValueError(f"scale={scale}: expected a number above 0, or null")
         self.encoder = encoder
         self.head = None if head is None else head(width=encoder.width)
+        self.per_token = False
         self.frozen = frozen is True
         self.encoder_frozen = frozen is not False
         self.pretrained = pretrained
@@ -96,7 +100,9 @@ class Tower(nn.Module):
 
     @property
     def cached_width(self) -> int | None:
-        """Width of `frozen_part`; None where nothing of an input stays the same in training."""
+        """Width of `frozen_part`; None where nothing stays the same in training, and of tokens."""
+        if self.per_token:
+            return None
         if isinstance(self.encoder, ConnectedEncoder):
             return self.encoder.cached_width
         if not self.encoder_frozen:
@@ -164,10 +170,11 @@ class Tower(nn.Module):
             mask: bool ``[B, T]``, True = real, where inputs vary in length.
             kind: ``normalized``; ``raw``, as the head gives them; or ``scaled``, normalised and
                 then multiplied by ``scale``. Of several clips the embeddings of this kind are
-                averaged, and only the normalised ones are normalised again.
+                averaged, and only the normalised ones are normalised again; tokens are joined.
 
         Returns:
-            ``[B, embed_dim]``, by default each of norm 1; float32 under autocast too.
+            ``[B, embed_dim]``, by default each of norm 1; float32 under autocast too. Where it is
+            `per_token`, ``[B, T, embed_dim]``, with zeros at padding.
 
         Raises:
             ValueError: if given another kind.
@@ -177,12 +184,20 @@ class Tower(nn.Module):
         if mask is None and inputs.ndim - 1 == getattr(self.encoder, "input_dims", None):
             # One at a time: a batch needs no more memory than of one clip each.
             clips = [self(clip, kind=kind) for clip in inputs.unbind(dim=1)]
+            if self.per_token:
+                return torch.cat(clips, dim=1)
             mean = torch.stack(clips).mean(dim=0)
             return F.normalize(mean, dim=-1) if kind == "normalized" else mean
-        return self.project(self.encode(inputs, mask).features, kind)
+        output = self.encode(inputs, mask)
+        if self.per_token:
+            real = output.mask
+            if real is None and mask is not None and mask.shape == output.tokens.shape[:2]:
+                real = mask  # padding that is attended to is no token
+            return without_padding(self.project(output.tokens, kind), real)
+        return self.project(output.features, kind)
 
     def project(self, features: Tensor, kind: EmbeddingKind = "normalized") -> Tensor:
-        """The encoder's features ``[B, W]`` to embeddings ``[B, embed_dim]`` of a kind.
+        """The encoder's features ``[..., W]`` to embeddings ``[..., embed_dim]`` of a kind.
 
         Raises:
             ValueError: if there is no head.
@@ -212,7 +227,12 @@ class EmbeddingModel(nn.Module):
     Raises:
         ValueError: if there is no tower, a shared one or a backbone does not exist, the towers
             differ in ``embed_dim``, or ``compile`` is something else.
+
+    Attributes:
+        similarity: how embeddings are compared; see `compare_by`.
     """
+
+    similarity: Similarity = COSINE
 
     def __init__(
         self, towers: Mapping[str, Tower | str], compile: CompileScope | None = None
@@ -238,7 +258,7 @@ class EmbeddingModel(nn.Module):
         self.embed_dim = next(iter(dims.values()), 0)
         for name, tower in own.items():
             if isinstance(tower.encoder, ConnectedEncoder):
-                _attach(name, tower.encoder, own)
+                attach_backbone(name, tower.encoder, {n: t.encoder for n, t in own.items()})
 
     def tower(self, modality: str) -> Tower:
         """The tower of a modality.
@@ -254,6 +274,12 @@ class EmbeddingModel(nn.Module):
         assert isinstance(tower, Tower)
         return tower
 
+    def compare_by(self, similarity: Similarity) -> None:
+        """Lets the towers give what ``similarity`` compares: an embedding, or one of each token."""
+        self.similarity = similarity
+        for modality in self.towers:
+            self.tower(modality).per_token = similarity.per_token
+
     def embed(
         self,
         modality: str,
@@ -262,6 +288,8 @@ class EmbeddingModel(nn.Module):
         kind: EmbeddingKind = "normalized",
     ) -> Tensor:
         """Embed a batch of one modality: ``[B, embed_dim]``, by default each of norm 1.
+
+        Of a `similarity` of tokens, ``[B, T, embed_dim]`` with zeros at padding.
 
         Args:
             modality: the name of a tower.
@@ -318,31 +346,3 @@ class EmbeddingModel(nn.Module):
         """Embed a batch of several modalities: name -> ``[B, embed_dim]``."""
         masks = masks or {}
         return {name: self.embed(name, value, masks.get(name)) for name, value in inputs.items()}
-
-
-def _attach(name: str, encoder: ConnectedEncoder, own: Mapping[str, Tower]) -> None:
-    """Gives a connected encoder the backbone that it names.
-
-    Raises:
-        ValueError: naming the tower.
-    """
-    others = sorted(own.keys() - {name})
-    if encoder.backbone_name not in others:
-        raise ValueError(
-            f"towers.{name}.encoder.backbone={encoder.backbone_name!r} is none of the other "
-            f"towers, {', '.join(others) or 'of which there are none'}"
-        )
-    try:
-        encoder.attach(own[encoder.backbone_name].encoder)
-    except ValueError as error:
-        raise ValueError(f"towers.{name}.encoder: {error}") from error
-
-
-def no_weight_decay(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is excluded from weight decay.
-
-    Excluded are biases, norms, class tokens, learned keys and queries, and scales (none of them
-    longer than 1 in two dimensions), and position tables, by whatever name.
-    """
-    sides = sum(side > 1 for side in parameter.shape)
-    return sides < 2 or "position" in name.rsplit(".", 1)[-1] or "position_embed" in name

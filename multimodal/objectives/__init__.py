@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from multimodal.core.imports.lazy import lazy
 
 if TYPE_CHECKING:
+    from multimodal.core.similarity.similarities import Cosine, MaxSim, Similarity
     from multimodal.objectives.candidates import AllRanks, Candidates, Local, Queue
     from multimodal.objectives.interfaces import (
         Context,
@@ -43,6 +44,7 @@ __all__ = [
     "Candidates",
     "Context",
     "ContrastiveObjective",
+    "Cosine",
     "CosineTarget",
     "Debiased",
     "DistanceWeighted",
@@ -55,6 +57,7 @@ __all__ = [
     "LogitScale",
     "Loss",
     "Matryoshka",
+    "MaxSim",
     "Negatives",
     "ObjectiveOutput",
     "Pair",
@@ -63,6 +66,7 @@ __all__ = [
     "Reweighted",
     "SemiHard",
     "SigLIP",
+    "Similarity",
     "SimilarityBlock",
     "SoftTarget",
     "SquaredTarget",

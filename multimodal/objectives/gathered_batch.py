@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from multimodal.core.distributed import all_gather, gather_sizes, rank, world_size
+from multimodal.core.similarity.similarities import Similarity
+from multimodal.core.similarity.tokens import padded
 from multimodal.objectives.matches import SampleKeys
 
 
@@ -17,7 +19,7 @@ class ListedEmbeddings:
     """Negatives that samples of a batch list, of one modality.
 
     Attributes:
-        embeddings: ``[R, D]``, of unit norm.
+        embeddings: ``[R, D]``, of unit norm; or ``[R, T, D]`` of their tokens.
         owners: ``[R]`` int64, sample ids of the anchors that list them.
         keys: whose the R rows are. They are candidates and never anchors, and never positives: a
             row with the id or the key of an anchor takes no part in that anchor's loss.
@@ -33,7 +35,8 @@ class GatheredBatch:
     """Rows of several modalities that belong to the same samples.
 
     Attributes:
-        embeddings: modality -> ``[N, D]``, float32 or float64.
+        embeddings: modality -> ``[N, D]``, float32 or float64; or ``[N, T, D]`` of their tokens,
+            with rows of zeros as padding.
         sample_keys: whose the N rows are.
         local_rows: this rank's rows; its losses are those of these anchors.
         shared: whether the other rows are those of other ranks.
@@ -51,7 +54,7 @@ class GatheredBatch:
     listed: Mapping[str, ListedEmbeddings] = field(default_factory=dict)
 
     def side(self, modality: str) -> Tensor:
-        """Embeddings ``[N, D]`` of one modality."""
+        """Embeddings ``[N, D]`` or ``[N, T, D]`` of one modality."""
         return self.embeddings[modality]
 
 
@@ -81,6 +84,22 @@ def local_batch(
     return GatheredBatch(full, sample_keys, own, shared=False, max_rows=count, listed=negatives)
 
 
+def check_shapes(embeddings: Mapping[str, Tensor], similarity: Similarity) -> None:
+    """Refuses embeddings that are not what the similarity compares.
+
+    Raises:
+        ValueError: naming the modality.
+    """
+    wanted = 3 if similarity.per_token else 2
+    for name, rows in embeddings.items():
+        if rows.ndim != wanted:
+            expected = "[B, T, D] of tokens" if similarity.per_token else "[B, D]"
+            raise ValueError(
+                f"similarity {type(similarity).__name__} compares embeddings {expected}, got "
+                f"{list(rows.shape)} of '{name}'"
+            )
+
+
 def gather_keys(keys: SampleKeys) -> tuple[SampleKeys, list[int]]:
     """All ranks' keys, and how many rows each rank has."""
     sizes = gather_sizes(len(keys), keys.sample_ids.device)
@@ -106,8 +125,12 @@ def gather_batch(
     sample_keys, sizes = gather_keys(local.sample_keys) if keys is None else keys
     start = sum(sizes[: rank()])
     modalities = list(modalities)
-    gathered = _all_gather_together({n: local.embeddings[n] for n in modalities}, sizes)
-    listed = {n: _gather_listed(local.listed[n]) for n in modalities if n in local.listed}
+    lengths = _lengths(local, modalities)
+    own = {n: padded(local.embeddings[n], lengths[n]) for n in modalities}
+    gathered = _all_gather_together(own, sizes)
+    listed = {
+        n: _gather_listed(local.listed[n], lengths[n]) for n in modalities if n in local.listed
+    }
     local_rows = slice(start, start + len(local.sample_keys))
     return GatheredBatch(
         gathered, sample_keys, local_rows, shared=True, max_rows=max(sizes), listed=listed
@@ -121,17 +144,34 @@ def _all_gather_together(sides: dict[str, Tensor], sizes: list[int]) -> dict[str
     gathered: dict[str, Tensor] = {}
     for dtype in sorted({rows.dtype for rows in sides.values()}, key=str):
         same = {name: rows for name, rows in sides.items() if rows.dtype == dtype}
-        widths = [rows.shape[1] for rows in same.values()]
-        parts = torch.split(all_gather(torch.cat(list(same.values()), dim=1), sizes), widths, dim=1)
-        gathered |= {name: part.contiguous() for name, part in zip(same, parts, strict=True)}
+        flat = [rows.flatten(1) for rows in same.values()]
+        widths = [rows.shape[1] for rows in flat]
+        parts = torch.split(all_gather(torch.cat(flat, dim=1), sizes), widths, dim=1)
+        gathered |= {
+            name: part.contiguous().view(-1, *rows.shape[1:])
+            for (name, rows), part in zip(same.items(), parts, strict=True)
+        }
     return {name: gathered[name] for name in sides}
 
 
-def _gather_listed(local: ListedEmbeddings) -> ListedEmbeddings:
+def _lengths(local: GatheredBatch, modalities: Sequence[str]) -> dict[str, int]:
+    """Tokens of the longest sample of all ranks, listed ones too; 0 of embeddings of samples."""
+    own = []
+    for name in modalities:
+        given = [local.embeddings[name]]
+        given += [local.listed[name].embeddings] if name in local.listed else []
+        own.append(max(rows.shape[1] if rows.ndim == 3 else 0 for rows in given))
+    if any(own) and world_size() > 1:
+        mine = torch.tensor([own], device=local.sample_keys.sample_ids.device)
+        own = all_gather(mine, [1] * world_size()).amax(dim=0).tolist()
+    return dict(zip(modalities, own, strict=True))
+
+
+def _gather_listed(local: ListedEmbeddings, length: int) -> ListedEmbeddings:
     sizes = gather_sizes(len(local.owners), local.owners.device)
     keys = local.keys
     return ListedEmbeddings(
-        all_gather(local.embeddings, sizes),
+        all_gather(padded(local.embeddings, length), sizes),
         all_gather(local.owners, sizes),
         SampleKeys(all_gather(keys.sample_ids, sizes), all_gather(keys.positive_keys, sizes)),
     )

@@ -17,6 +17,8 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from multimodal.core.similarity.similarities import COSINE, Similarity
+
 # What a strategy hands to the loss, and so what a loss must be able to take:
 #   drops     0 keeps a negative, -inf drops it
 #   weights   any finite log weight per negative
@@ -37,6 +39,7 @@ class Context:
         scale: scalar, multiplies cosines into logits; 1 / temperature. Carries its gradient.
         embed_dim: D of the embeddings.
         on_host: the scale and the pair's bias (0 without one), where the host has them already.
+        similarity: how embeddings are compared.
     """
 
     seed: int
@@ -46,6 +49,7 @@ class Context:
     scale: Tensor
     embed_dim: int
     on_host: tuple[float, float] | None = None
+    similarity: Similarity = COSINE
 
 
 @runtime_checkable
@@ -227,16 +231,34 @@ def masked_mean(values: Tensor, where: Tensor) -> Tensor:
 
 
 def compatible(
-    loss: Any, negatives: Any, candidates: Any = None, gives: str | None = None
+    loss: Any,
+    negatives: Any,
+    candidates: Any = None,
+    gives: str | None = None,
+    per_token: bool = False,
+    bounded: bool = True,
 ) -> str | None:
     """Why these choices do not go together; None if they do.
 
     Args:
         loss: a loss or its class.
         negatives: a strategy or its class.
-        candidates: any candidates; all of them go with everything.
+        candidates: any candidates; without tokens all of them go with everything.
         gives: what the strategy gives, where its class alone cannot say; None: as it says.
+        per_token: whether the similarity is of tokens; see `Similarity`.
+        bounded: whether its values are from -1 to 1.
     """
+    if per_token and _keeps_past(candidates):
+        return (
+            "a queue keeps one embedding a sample, but similarity=maxsim compares those of its "
+            "tokens; take candidates=all_ranks, or similarity=cosine"
+        )
+    for choice in (loss, negatives):
+        if not bounded and getattr(choice, "needs_cosines", False):
+            return (
+                f"{_name(choice)} reads similarities from -1 to 1, and a sum over tokens leaves "
+                "them; take similarity.reduction=mean"
+            )
     gives = getattr(negatives, "gives", None) if gives is None else gives
     accepts = getattr(loss, "accepts", None)
     if not isinstance(gives, str) or not isinstance(accepts, Set) or gives in accepts:
@@ -248,6 +270,11 @@ def compatible(
         "needs a softmax loss (info_nce, dcl, sup_con, soft_target)",
     }
     return f"negatives {_name(negatives)} with loss {_name(loss)}: {reasons[gives]}"
+
+
+def _keeps_past(candidates: Any) -> bool:
+    size = getattr(candidates, "size", 0)
+    return isinstance(size, int) and size > 0
 
 
 def _name(choice: Any) -> str:

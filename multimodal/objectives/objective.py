@@ -10,16 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.core.distributed import world_size
+from multimodal.core.similarity.similarities import COSINE, Similarity
 from multimodal.objectives.candidates import Candidates
 from multimodal.objectives.gathered_batch import (
     GatheredBatch,
     ListedEmbeddings,
+    check_shapes,
     gather_batch,
     gather_keys,
     local_batch,
 )
 from multimodal.objectives.host_values import HostValues
-from multimodal.objectives.interfaces import Context, Loss, Negatives
+from multimodal.objectives.interfaces import Context, Loss, Negatives, compatible
 from multimodal.objectives.losses.matryoshka import Matryoshka
 from multimodal.objectives.matches import SampleKeys, related_rows
 from multimodal.objectives.pair import Pair
@@ -80,15 +82,22 @@ class ContrastiveObjective(nn.Module):
         pairs: name -> pair.
         chunk_size: anchors whose similarities are held at a time; None decides by the number of
             candidates. It changes memory and time, never the loss.
+        similarity: of all pairs; it says whether embeddings are of whole samples or of tokens.
 
     Attributes:
         momentum: of the moving average of the towers that fills the pairs' queues; None without.
 
     Raises:
-        ValueError: if there are no pairs, or if their queues use different momenta.
+        ValueError: if there are no pairs, if their queues use different momenta, or if a pair's
+            choices do not go with the similarity.
     """
 
-    def __init__(self, pairs: Mapping[str, Pair], chunk_size: int | None = None) -> None:
+    def __init__(
+        self,
+        pairs: Mapping[str, Pair],
+        chunk_size: int | None = None,
+        similarity: Similarity | None = None,
+    ) -> None:
         super().__init__()
         if not pairs:
             raise ValueError("an objective needs at least one pair")
@@ -97,6 +106,16 @@ class ContrastiveObjective(nn.Module):
         momenta = {pair.candidates.momentum for pair in pairs.values()} - {None}
         if len(momenta) > 1:
             raise ValueError("the pairs' queues use different momenta; one average fills all")
+        self.similarity = similarity or COSINE
+        for name, pair in pairs.items():
+            if reason := compatible(
+                pair.loss,
+                pair.negatives,
+                pair.candidates,
+                per_token=self.similarity.per_token,
+                bounded=self.similarity.bounded,
+            ):
+                raise ValueError(f"pairs.{name}: {reason}")
         self.pairs = nn.ModuleDict(pairs)
         self.chunk_size = chunk_size
         self.momentum: float | None = momenta.pop() if momenta else None
@@ -140,7 +159,8 @@ class ContrastiveObjective(nn.Module):
         Where a pair has a queue, `update_queues` follows after the optimizer's step.
 
         Args:
-            embeddings: modality -> ``[B, D]``, unit-norm; the same modalities on every rank.
+            embeddings: modality -> ``[B, D]``, unit-norm; the same modalities on every rank. Of
+                tokens ``[B, T, D]``, each unit-norm, and zeros at padding; T may differ by rank.
             sample_ids: ``[B]`` int64.
             positive_keys: ``[B]`` int64.
             step: the batch's position in the schedule.
@@ -153,30 +173,29 @@ class ContrastiveObjective(nn.Module):
                 every rank, among those of ``embeddings``, with as many rows as there are (or none).
 
         Raises:
-            ValueError: if no pair is active, or there are fewer than two candidates.
+            ValueError: if no pair is active, or there are fewer than two candidates; and by
+                `check_shapes`.
         """
         active = self._active(embeddings, source)
-        if not active:
-            raise ValueError(self._no_pair(embeddings, source))
+        self._check(active, embeddings, source)
         with torch.autocast(sample_ids.device.type, enabled=False):
             local = local_batch(embeddings, sample_ids, positive_keys, listed)
             local, global_batch = _both_batches(local, active.values(), prepared)
             num_samples = len(global_batch.sample_keys)
-            total = torch.zeros((), device=sample_ids.device)
-            metrics: dict[str, Tensor] = {}
+            share = world_size() * len(local.sample_keys) / num_samples
+            total, metrics = torch.zeros((), device=sample_ids.device), dict[str, Tensor]()
             for name, pair in active.items():
                 _check_enough(name, pair, global_batch)
                 gathered = global_batch if pair.candidates.gathers else local
                 scale = pair.scale().to(gathered.side(pair.other).dtype)
-                width = gathered.side(pair.other).shape[1]
+                width = gathered.side(pair.other).shape[-1]
                 on_host = None if prepared is None else prepared.on_host(name)
-                context = Context(seed, step, name, "", scale, width, on_host)
+                context = Context(seed, step, name, "", scale, width, on_host, self.similarity)
                 value, without = pair(gathered, context, self.chunk_size)
                 # the mean over ranks of W x (sum over own anchors) / N is the mean over all N
                 value = value * world_size() / num_samples
                 total = total + pair.weight * value
-                share = world_size() * len(local.sample_keys) / num_samples
-                metrics |= _similarities(name, pair, gathered, share)
+                metrics |= _similarities(name, pair, gathered, share, self.similarity)
                 metrics[f"loss/{name}"] = value.detach()
                 metrics[f"logit_scale/{name}"] = scale.detach()
                 metrics[f"without_negatives/{name}"] = world_size() * without
@@ -184,11 +203,15 @@ class ContrastiveObjective(nn.Module):
                 self._stage_for_queues(active.values(), global_batch, momentum_embeddings)
         return ObjectiveOutput(total, metrics)
 
-    def _no_pair(self, modalities: Iterable[str], source: str) -> str:
-        return (
-            f"no pair relates two of the modalities {sorted(modalities)} of source '{source}'; "
-            f"there are the pairs {', '.join(self.pairs)}"
-        )
+    def _check(
+        self, active: Mapping[str, Pair], embeddings: Mapping[str, Tensor], source: str
+    ) -> None:
+        if not active:
+            raise ValueError(
+                f"no pair relates two of the modalities {sorted(embeddings)} of source '{source}'; "
+                f"there are the pairs {', '.join(self.pairs)}"
+            )
+        check_shapes(embeddings, self.similarity)
 
     def prepare(
         self, available: Iterable[str], source: str, sample_ids: Tensor, positive_keys: Tensor
@@ -242,6 +265,7 @@ def make_objective(
     embed_dim: int | None = None,
     chunk_size: int | None = None,
     matryoshka: Mapping[str, Any] | None = None,
+    similarity: Similarity | None = None,
 ) -> ContrastiveObjective:
     """The objective of a configuration's ``pairs``.
 
@@ -255,6 +279,7 @@ def make_objective(
         chunk_size: see `ContrastiveObjective`.
         matryoshka: ``dims`` and ``weights`` of `Matryoshka`, for every pair whose loss is not one;
             None, or ``dims`` of None: the whole width alone.
+        similarity: of all pairs; None for the cosine.
 
     Raises:
         ValueError: if a pair is invalid; the message names it and the error.
@@ -277,7 +302,7 @@ def make_objective(
             built[name] = Pair(**{**given, **choices, "embed_dim": embed_dim})
         except (TypeError, ValueError) as error:
             raise ValueError(f"pairs.{name}: {error}") from error
-    return ContrastiveObjective(built, chunk_size)
+    return ContrastiveObjective(built, chunk_size, similarity)
 
 
 def _both_batches(
@@ -297,7 +322,7 @@ def _modalities(pairs: Iterable[Pair]) -> list[str]:
 
 
 def _similarities(
-    name: str, pair: Pair, gathered: GatheredBatch, share: float
+    name: str, pair: Pair, gathered: GatheredBatch, share: float, similarity: Similarity
 ) -> dict[str, Tensor]:
     """What a pair's similarities are like, as this rank's share of the mean over all ranks."""
     means = similarity_metrics(
@@ -306,6 +331,7 @@ def _similarities(
         gathered.sample_keys,
         gathered.local_rows,
         pair.keys_are_positives,
+        similarity.between(pair.anchor, pair.other),
     )
     return {f"{metric}/{name}": share * mean for metric, mean in means.items()}
 

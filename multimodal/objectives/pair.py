@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from multimodal.core.similarity.tokens import joined
 from multimodal.objectives.candidates import Candidates, EmbeddingQueue
 from multimodal.objectives.columns import Columns, ListedColumns
 from multimodal.objectives.gathered_batch import GatheredBatch, ListedEmbeddings
@@ -188,7 +189,8 @@ class Pair(nn.Module):
                 self._side(gathered, name)[gathered.local_rows]
                 for name in (self.anchor, self.other)
             )
-            return self.loss.of_rows(anchors, targets), anchors.new_zeros(())
+            cosines = context.similarity.between(self.anchor, self.other).paired(anchors, targets)
+            return self.loss.per_cosine(cosines).sum(), anchors.new_zeros(())
         part = strength(self.negatives, context.step) if self.training else 1.0
         if part == 1:
             total, without = self._sum(self.negatives, gathered, context, chunk_size)
@@ -216,7 +218,8 @@ class Pair(nn.Module):
             has_fused_kernel(self.loss, negatives),
             hardest_k(self.loss, negatives),
         )
-        if not self.queues and (fused or mined) and listed == [None, None]:
+        plain = not self.queues and not context.similarity.per_token and listed == [None, None]
+        if plain and (fused or mined):
             positive_index = index_positives(
                 gathered.sample_keys,
                 gathered.local_rows,
@@ -256,6 +259,8 @@ class Pair(nn.Module):
         names = (self.anchor, self.other)
         queue = self._past(names[1 - side], context.embed_dim) if in_batch else None
         embeddings, past = queue or (None, None)
+        compare = context.similarity.between(names[side], names[1 - side])
+        kept = compare.kept(*(gathered.side(names[at]) for at in (side, 1 - side)))
         extra = None
         if listed is not None:
             only_owner = getattr(self.candidates, "listed", "batch") == "anchor"
@@ -268,6 +273,8 @@ class Pair(nn.Module):
             self.loss,
             negatives,
             replace(context, direction=f"{names[side]}->{names[1 - side]}"),
+            compare,
+            kept,
             chunk_size,
         )
 
@@ -280,7 +287,7 @@ class Pair(nn.Module):
             return side
         moved = (self.anchor, self.other)[place] in self.moved
         rows = extra.embeddings if moved else extra.embeddings.detach()
-        return torch.cat([side, rows])
+        return joined([side, rows])
 
     def _side(self, gathered: GatheredBatch, modality: str) -> Tensor:
         side = gathered.side(modality)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from multimodal.core.similarity.similarities import Comparison
 from multimodal.objectives.matches import SampleKeys, matches
 
 MEASURED_ROWS = 256  # anchors per rank and step; enough for a curve, and little beside the loss
@@ -18,15 +19,17 @@ def similarity_metrics(
     batch: SampleKeys,
     local_rows: slice,
     keys_are_positives: bool,
+    compare: Comparison,
 ) -> dict[str, Tensor]:
     """Means over this rank's first `MEASURED_ROWS` anchors, against all of the batch.
 
     Args:
-        anchors: ``[N, D]``, all rows of the anchor modality.
-        candidates: ``[N, D]``, of the other.
+        anchors: ``[N, D]`` or ``[N, T, D]``, all rows of the anchor modality.
+        candidates: the same of the other.
         batch: their sample ids and keys.
         local_rows: this rank's rows.
         keys_are_positives: see `matches`.
+        compare: the one with the other.
 
     Returns:
         accuracy: share of anchors whose most similar positive is above every negative, of which
@@ -40,7 +43,7 @@ def similarity_metrics(
     sums = [anchors.new_zeros(()) for _ in range(5)]
     for start in range(local_rows.start, end, step):
         rows = slice(start, min(start + step, end))
-        similarities_AC = anchors[rows] @ candidates.T
+        similarities_AC = compare.matrix(anchors[rows], candidates)
         positives, negatives = matches(batch[rows], batch, keys_are_positives)
         lowest = torch.finfo(similarities_AC.dtype).min
         positive_A = similarities_AC.masked_fill(~positives, lowest).amax(dim=1)

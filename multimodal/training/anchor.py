@@ -89,6 +89,9 @@ def cache_dir(cfg: DictConfig, anchor_cfg: DictConfig) -> Path:
     }
     if (settings.get("matryoshka") or {}).get("dims"):
         settings_of_weights["matryoshka"] = settings["matryoshka"]
+    similarity = settings.get("similarity")
+    if similarity and similarity != {"_target_": "multimodal.objectives.Cosine"}:  # the default
+        settings_of_weights["similarity"] = similarity
     settings_of_weights["data"] = {k: v for k, v in settings["data"].items() if k != "num_workers"}
     sources = anchor_cfg.data.sources
     hashes = sorted(manifest_hash(sources[name].manifest) for name in sources)

@@ -43,6 +43,8 @@ def build_objective(cfg: DictConfig) -> ContrastiveObjective:
     """The pairs of ``cfg.pairs``, each with its own or the experiment's loss and negatives."""
     pairs = build(cfg, "pairs", convert="all")
     parts = {name: build(cfg, name) for name in ("loss", "negatives", "candidates")}
+    if cfg.get("similarity") is not None:  # configurations of earlier versions have none
+        parts["similarity"] = build(cfg, "similarity")
     given = OmegaConf.select(cfg, "matryoshka")
     wrapped: Any = None if given is None else OmegaConf.to_container(given)
     with constructor_errors(cfg.pairs):

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from multimodal.core.distributed import is_split
 from multimodal.core.imports.former import former
-from multimodal.models.tower_optim import TowerOptim, depths
-from multimodal.models.towers import Tower, no_weight_decay
+from multimodal.models.tower_optim import TowerOptim, depths, no_weight_decay
+from multimodal.models.towers import Tower
 
 if not TYPE_CHECKING:
     __getattr__ = former(__name__)

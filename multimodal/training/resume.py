@@ -51,6 +51,7 @@ ADDED_KEYS = {
     "model.towers.*.encoder.trunk.qk_norm": False,
     "model.towers.*.encoder.trunk.checkpointing": False,
     "model.towers.*.encoder.patch_dropout": 0.0,
+    "similarity._target_": "multimodal.objectives.Cosine",
     "matryoshka.dims": None,
     "matryoshka.weights": None,
     "model.towers.*.head.standardize": False,

@@ -73,7 +73,7 @@ def test_an_experiment_says_what_differs_and_no_more(experiment):
     "words",
     [
         *([f"{group}={path.stem}"] for group in ("trainer", "logger", "optimizer", "scheduler",
-          "callbacks", "loss", "negatives", "candidates", "debug")
+          "callbacks", "loss", "negatives", "candidates", "similarity", "debug")
           for path in (config_dir() / group).glob("*.yaml")),
     ],
     ids=lambda words: " ".join(words),

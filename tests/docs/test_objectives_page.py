@@ -59,6 +59,7 @@ def test_every_choice_is_on_the_page():
     assert {row[0] for row in GRID[1:]} == names("loss")
     assert {*GRID[0][1:], "filtered"} == names("negatives")
     for heading, group in (
+        ("Similarity", "similarity"),
         ("Losses", "loss"),
         ("Negatives", "negatives"),
         ("Candidates", "candidates"),

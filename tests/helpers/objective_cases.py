@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from multimodal.core.similarity.similarities import Similarity
 from multimodal.objectives.candidates import AllRanks
 from multimodal.objectives.interfaces import Context, compatible
 from multimodal.objectives.losses.margin import Hinge, Triplet
@@ -129,7 +131,11 @@ def compatible_choices() -> list[tuple[object, object]]:
 
 
 def dense_objective(
-    objective: ContrastiveObjective, data: Batch, step: int = 2, seed: int = 1
+    objective: ContrastiveObjective,
+    data: Batch,
+    step: int = 2,
+    seed: int = 1,
+    similar: Callable[[str, Tensor, Tensor], Tensor] = lambda _, rows, columns: rows @ columns.T,
 ) -> Tensor:
     """The loss of the pair 'image_text' over the whole matrix at once, in plain autograd."""
     pair = objective.pairs["image_text"]
@@ -149,8 +155,8 @@ def dense_objective(
         related = same | (data.positive_keys[:, None] == keys)
         positives = (related if pair.keys_are_positives else same) & real
         negatives = ~related & real
-        similarities = sides[anchor] @ candidates.T
-        given = Context(seed, step, "image_text", f"{anchor}->{other}", scale, candidates.shape[1])
+        similarities = similar(anchor, sides[anchor], candidates)
+        given = Context(seed, step, "image_text", f"{anchor}->{other}", scale, candidates.shape[-1])
         log_weights = pair.negatives(
             similarities, positives, negatives, data.sample_ids, ids, given
         ).masked_fill(~negatives, -torch.inf)
@@ -166,12 +172,19 @@ def one_pair_objective(
     strategy: object,
     candidates: object | None = None,
     chunk_size: int | None = None,
+    similarity: Similarity | None = None,
     **pair: object,
 ) -> ContrastiveObjective:
     """One pair 'image_text' in float64, its queues (if any) filled with 5 of 8."""
     pairs = {"image_text": {"anchor": "image", "other": "text", **pair}}
     objective = make_objective(
-        pairs, loss, strategy, candidates or AllRanks(), embed_dim=6, chunk_size=chunk_size
+        pairs,
+        loss,
+        strategy,
+        candidates or AllRanks(),
+        embed_dim=6,
+        chunk_size=chunk_size,
+        similarity=similarity,
     )
     past = batch(99, 5)
     for queue in objective.pairs["image_text"].queues.values():

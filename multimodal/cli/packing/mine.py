@@ -41,6 +41,7 @@ def mine(cfg: DictConfig) -> None:
         named = named_by(cfg)
         model, run_cfg = load_model(checkpoint, cfg.allowed_packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device, cfg.batch_size)
+        embedder.need_pooled("mine")
         source = source_of(cfg, run_cfg)
         for name in (cfg.anchor, cfg.other):
             if name not in source.modalities or embedder.missing([name]):

@@ -28,6 +28,7 @@ PLACES = {
     "loss": "multimodal.objectives.Loss",
     "negatives": "multimodal.objectives.Negatives",
     "candidates": "multimodal.objectives.Candidates",
+    "similarity": "multimodal.objectives.Similarity",
     "pairs.*.loss": "multimodal.objectives.Loss",
     "pairs.*.negatives": "multimodal.objectives.Negatives",
     "pairs.*.candidates": "multimodal.objectives.Candidates",

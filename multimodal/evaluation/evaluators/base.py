@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from torch import Tensor
 from typing_extensions import Self
 
+from multimodal.core.similarity.similarities import COSINE, Similarity
+
 if TYPE_CHECKING:
     from multimodal.data.source import Source
     from multimodal.evaluation.report.sections import Section
@@ -92,7 +94,8 @@ class Embedded:
 
     Attributes:
         name: the set's.
-        embeddings: modality -> ``[N, D]``, of unit norm.
+        embeddings: modality -> ``[N, D]``, of unit norm; or of tokens ``[N, T, D]``, with zeros as
+            padding.
         items: modality -> ``[N]`` int64, equal for samples whose inputs are equal.
         keys: ``[N]`` int64, equal for samples that are right answers of each other.
         indices: ``[N]`` int64, the samples' places in their source, and its length times the number
@@ -136,6 +139,7 @@ class EvaluationContext:
         embedder: for what else has to be embedded.
         is_trained: whether two modalities were trained together on such samples.
         temperatures: of the pairs that were trained.
+        similarity: of the model.
     """
 
     samples: Embedded
@@ -145,6 +149,7 @@ class EvaluationContext:
     embedder: EmbedsMore
     is_trained: Callable[[str, str], bool]
     temperatures: Mapping[frozenset[str], float]
+    similarity: Similarity = COSINE
 
     def has(self, *modalities: str) -> bool:
         """Whether the set is embedded in all of these."""
@@ -156,7 +161,10 @@ class EvaluationContext:
 
 
 class Evaluator(Protocol):
-    """One question about a set."""
+    """One question about a set.
+
+    One that can also answer it of embeddings of tokens has ``reads_tokens = True``.
+    """
 
     def evaluate(self, context: EvaluationContext) -> Iterator[Outcome | Missing]:
         """The answers.

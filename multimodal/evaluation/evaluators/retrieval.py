@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from multimodal.core.bootstrap import Interval, mean_interval
+from multimodal.core.similarity.similarities import COSINE, Comparison, Similarity
 from multimodal.evaluation.evaluators.base import (
     CURVES,
     EMERGENT,
@@ -184,6 +185,8 @@ class RetrievalTask:
     duration_baseline: bool = False
     gallery: int = 6
 
+    reads_tokens: ClassVar[bool] = True
+
     def evaluate(self, context: EvaluationContext) -> Iterator[Outcome | Missing]:
         """A result for each direction whose modalities the model has."""
         embedded, drawn = context.captioned, set[frozenset[str]]()
@@ -196,7 +199,7 @@ class RetrievalTask:
             ends = frozenset((query, gallery))
             yield score_retrieval(
                 embedded, query, gallery, context.is_trained(query, gallery),
-                self.gallery, matrix=ends not in drawn, lengths=lengths,
+                self.gallery, ends not in drawn, lengths, context.similarity,
             )  # fmt: skip
             drawn.add(ends)
 
@@ -269,6 +272,7 @@ def score_retrieval(
     examples: int,
     matrix: bool,
     lengths: Tensor | None = None,
+    similarity: Similarity = COSINE,
 ) -> RetrievalResult:
     """One direction: every distinct query among every distinct item.
 
@@ -282,6 +286,7 @@ def score_retrieval(
         examples: queries to show with their neighbours, evenly spaced through the set.
         matrix: whether to keep similarities for the report.
         lengths: ``[N, 2]`` float64, seconds of the sound and letters of the text, for a baseline.
+        similarity: of the set's embeddings.
 
     Raises:
         ValueError: if given NaN, or if no query has a right answer.
@@ -291,6 +296,7 @@ def score_retrieval(
     sides = embedded.embeddings[query][rows], embedded.embeddings[gallery][columns]
     keys = groups[rows], groups[columns]
     places = embedded.indices[rows], embedded.indices[columns]
+    compare = similarity.between(query, gallery)
     baseline = None
     if lengths is not None and "audio" in (query, gallery):
         asked, offered = by_duration(lengths, query == "audio")
@@ -300,10 +306,10 @@ def score_retrieval(
         query=query,
         gallery=gallery,
         trained=trained,
-        scores=retrieval(*sides, *keys, shared=True),
+        scores=retrieval(*sides, *keys, shared=True, compare=compare),
         baseline=baseline,
-        examples=_examples(sides, keys, places, examples),
-        matrix=_matrix(embedded, query, gallery, groups) if matrix else None,
+        examples=_examples(sides, keys, places, examples, compare),
+        matrix=_matrix(embedded, query, gallery, groups, compare) if matrix else None,
     )
 
 
@@ -312,11 +318,12 @@ def _examples(
     keys: tuple[Tensor, Tensor],
     places: tuple[Tensor, Tensor],
     count: int,
+    compare: Comparison,
 ) -> list[Example]:
     (queries, gallery), (query_keys, gallery_keys), (rows, columns) = sides, keys, places
     answerable = torch.isin(query_keys, gallery_keys).nonzero().flatten()
     chosen = answerable[evenly_spaced(len(answerable), count)]
-    similarities, items = nearest(queries[chosen], gallery, NEIGHBOURS)
+    similarities, items = nearest(queries[chosen], gallery, NEIGHBOURS, compare=compare)
     examples = []
     for place, query in enumerate(chosen.tolist()):
         right = gallery_keys == query_keys[query]
@@ -328,12 +335,16 @@ def _examples(
                     (int(columns[item]), float(similarity), bool(right[item]))
                     for similarity, item in zip(similarities[place], items[place], strict=True)
                 ],
-                rank=retrieval(queries[one], gallery, query_keys[one], gallery_keys).median_rank,
+                rank=retrieval(
+                    queries[one], gallery, query_keys[one], gallery_keys, compare=compare
+                ).median_rank,
             )
         )
     return examples
 
 
-def _matrix(embedded: Embedded, query: str, gallery: str, groups: Tensor) -> Tensor:
+def _matrix(
+    embedded: Embedded, query: str, gallery: str, groups: Tensor, compare: Comparison
+) -> Tensor:
     shown = groups.argsort(stable=True)[evenly_spaced(len(groups), MATRIX_SIZE)]
-    return embedded.embeddings[query][shown] @ embedded.embeddings[gallery][shown].T
+    return compare.matrix(embedded.embeddings[query][shown], embedded.embeddings[gallery][shown])

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from multimodal.core.bootstrap import Interval, mean_interval
+from multimodal.core.similarity.similarities import COSINE, Comparison
 from multimodal.evaluation.metrics.ranking import (
     Answers,
     Ranked,
@@ -28,6 +29,8 @@ from multimodal.evaluation.metrics.ranking import (
     hit_probability,
     rank,
 )
+
+INNER_PRODUCT = COSINE.between("query", "gallery")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +81,26 @@ def retrieval(
     ks: Sequence[int] = (1, 5, 10),
     chunk_size: int | None = None,
     shared: bool = False,
+    compare: Comparison = INNER_PRODUCT,
 ) -> Retrieval:
-    """Scores how well ``queries`` find their right answers in ``gallery`` by inner product.
+    """Scores how well ``queries`` find their right answers in ``gallery``.
 
     Args:
-        queries: ``[Q, D]`` embeddings, of unit norm where cosines are meant.
-        gallery: ``[G, D]`` embeddings.
+        queries: ``[Q, D]`` embeddings, of unit norm where cosines are meant; or of tokens.
+        gallery: ``[G, D]`` embeddings; or of tokens.
         query_keys: ``[Q]`` integers.
         gallery_keys: ``[G]`` integers; an item is right for the queries of the same key.
         ks: depths at which recall is taken.
         chunk_size: queries compared at once; None bounds the memory. It changes no figure.
         shared: each rank of the process group scores its share of the queries, and all get the
             figures of all, equal to those of one process; every rank calls with equal arguments.
+        compare: queries with the gallery; by default the inner product.
 
     Raises:
         ValueError: if given shapes that do not fit, NaN or infinity, or no query with a right
             answer.
     """
-    rows = similarity_rows(queries, gallery)
+    rows = similarity_rows(queries, gallery, compare)
     return _score(
         rows, query_keys, gallery_keys, len(queries), len(gallery), ks, chunk_size, shared
     )
@@ -140,7 +145,11 @@ def retrieval_by_scalar(
 
 
 def nearest(
-    queries: Tensor, gallery: Tensor, k: int, chunk_size: int | None = None
+    queries: Tensor,
+    gallery: Tensor,
+    k: int,
+    chunk_size: int | None = None,
+    compare: Comparison = INNER_PRODUCT,
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` nearest gallery items of every query, ties by the lower index.
 
@@ -149,6 +158,7 @@ def nearest(
         gallery: ``[G, D]`` embeddings.
         k: neighbours wanted; all of the gallery where it holds fewer.
         chunk_size: queries compared at once; None bounds the memory.
+        compare: as in `retrieval`.
 
     Returns:
         Similarities ``[Q, min(k, G)]`` float32, falling, and gallery indices of that shape, int64.
@@ -156,7 +166,7 @@ def nearest(
     Raises:
         ValueError: if given shapes that do not fit, NaN or infinity.
     """
-    rows = similarity_rows(queries, gallery)
+    rows = similarity_rows(queries, gallery, compare)
     scores, indices = [], []
     for start, stop in chunks(range(len(queries)), len(gallery), chunk_size):
         ordered, order = torch.sort(rows(start, stop), dim=1, descending=True, stable=True)
@@ -167,7 +177,7 @@ def nearest(
     return torch.cat(scores), torch.cat(indices)
 
 
-def similarity_rows(queries: Tensor, gallery: Tensor) -> Rows:
+def similarity_rows(queries: Tensor, gallery: Tensor, compare: Comparison = INNER_PRODUCT) -> Rows:
     """A function that returns rows ``start`` to ``stop`` of the similarity matrix.
 
     The products are summed in float64 and rounded to float32. So equal vectors tie exactly,
@@ -177,17 +187,18 @@ def similarity_rows(queries: Tensor, gallery: Tensor) -> Rows:
     Raises:
         ValueError: if given shapes that do not fit, NaN or infinity.
     """
-    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+    shapes = queries.ndim, gallery.ndim
+    if shapes not in ((2, 2), (3, 3)) or queries.shape[-1] != gallery.shape[-1]:
         raise ValueError(
-            "expected queries [Q, D] and gallery [G, D] of one dimension D; "
+            "expected queries [Q, D] and gallery [G, D] of one dimension D, or both of tokens; "
             f"got {list(queries.shape)} and {list(gallery.shape)}"
         )
     _refuse_non_finite("queries", queries)
     _refuse_non_finite("gallery", gallery)
-    columns_DG = gallery.double().T
+    columns = gallery.double()
 
     def rows(start: int, stop: int) -> Tensor:
-        return (queries[start:stop].double() @ columns_DG).float()
+        return compare.matrix(queries[start:stop].double(), columns).float()
 
     return rows
 

@@ -36,9 +36,11 @@ MODEL_PARTS = ("fusion", "tasks")  # groups of the root that the model is called
 
 
 def build_model(cfg: DictConfig) -> EmbeddingModel:
-    """The towers of ``cfg.model``, and the fusion and tasks of the root where there are any."""
+    """The towers of ``cfg.model``, and the fusion, tasks and similarity of the root where given."""
     model = build(cfg, "model", groups=MODEL_PARTS)
     assert isinstance(model, EmbeddingModel)
+    if cfg.get("similarity") is not None:
+        model.compare_by(build(cfg, "similarity"))
     return model
 
 

@@ -105,6 +105,7 @@ def export(
         ExportError: if there is no such tower, a graph cannot be traced, or it differs from the
             model; nothing is written then.
     """
+    embedder.need_pooled("export")
     towers = _towers(embedder, choices)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"output={output} exists: name a new folder, or remove it")

@@ -81,6 +81,7 @@ def publish(
         ExportError: if the target cannot be written, or there is no token for the hub.
         WeightsError: if the model has not the layout that is asked for.
     """
+    embedder.need_pooled("publish")
     check_target(to)
     token = os.environ.get(TOKEN)
     if to.startswith(HUB) and not dry_run and not token:

@@ -42,6 +42,7 @@ def build_table(
     Raises:
         ValueError: as `PartWriter`, or if no item can be read.
     """
+    embedder.need_pooled("a table of embeddings")
     size = embedder.data.batch_size
     identity = repr((about, items.identity(), size, previews))
     writer = PartWriter(output, about, identity)

@@ -231,6 +231,7 @@ def fitting(embedder: Embedder, table: Table) -> Embedder:
     Raises:
         TableError: if the dimensions differ, or the table holds numbers that are not finite.
     """
+    embedder.need_pooled("search")
     width, whole = table.vectors.shape[1], embedder.model.embed_dim
     if embedder.dim is None and width < whole and table.about.get("dim") == width:
         embedder = embedder.at(width)

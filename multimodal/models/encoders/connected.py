@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -297,3 +297,21 @@ def _pooler(pooling: ConnectedPooling, width: int) -> nn.Module:
         heads = next(h for h in range(max(1, width // 64), 0, -1) if width % h == 0)
         return make_pooler("attention", Transformer(width, 1, heads))
     return {"last": LastPool, "mean": MeanPool}[pooling]()
+
+
+def attach_backbone(name: str, encoder: ConnectedEncoder, own: Mapping[str, nn.Module]) -> None:
+    """Gives a connected encoder the backbone that it names.
+
+    Raises:
+        ValueError: naming the tower.
+    """
+    others = sorted(own.keys() - {name})
+    if encoder.backbone_name not in others:
+        raise ValueError(
+            f"towers.{name}.encoder.backbone={encoder.backbone_name!r} is none of the other "
+            f"towers, {', '.join(others) or 'of which there are none'}"
+        )
+    try:
+        encoder.attach(own[encoder.backbone_name])
+    except ValueError as error:
+        raise ValueError(f"towers.{name}.encoder: {error}") from error

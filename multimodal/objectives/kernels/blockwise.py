@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multimodal.core.similarity.similarities import Comparison
 from multimodal.objectives.columns import Columns
 from multimodal.objectives.interfaces import Context, Loss, Negatives
 
 BLOCK_ENTRIES = 2**22  # numbers held at a time, per intermediate result
 
 # (rows, anchors [a, D], candidates, scale, bias) -> their summed loss, how many have no negative.
-# Candidates are [C, D], or [a, K, D] where each anchor has its own.
+# Candidates are [C, D], or [a, K, D] where each anchor has its own. Of tokens,
+# anchors are [a, T, D] and candidates [C, U, D].
 RowBlockLoss = Callable[[slice, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -55,7 +57,7 @@ def block_sum(
 
     Args:
         directions: one or two.
-        sides: embeddings ``[N, D]`` of both modalities.
+        sides: embeddings ``[N, D]`` of both modalities, or ``[N, T, D]`` of their tokens.
         scale: scalar logit scale.
         bias: scalar logit bias.
 
@@ -150,6 +152,8 @@ def chunked_direction(
     loss: Loss,
     negatives: Negatives,
     context: Context,
+    compare: Comparison,
+    kept: int,
     chunk_size: int | None = None,
 ) -> Direction:
     """One direction of a pair over all of its candidates.
@@ -162,6 +166,8 @@ def chunked_direction(
         loss: one of the losses.
         negatives: a strategy that goes with it.
         context: for the strategy; the scale in it is replaced by the one that has the gradient.
+        compare: anchors with candidates.
+        kept: numbers that the comparison keeps of each entry (`Comparison.kept`).
         chunk_size: rows per block; None takes as many as `BLOCK_ENTRIES` allows.
     """
     anchors, candidates = columns.batch[local_rows], columns.keys()
@@ -169,7 +175,7 @@ def chunked_direction(
     def block(
         rows: slice, anchors_AD: Tensor, side_CD: Tensor, scale: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
-        similarities_AC = anchors_AD @ side_CD[columns.used].T
+        similarities_AC = compare.matrix(anchors_AD, side_CD[columns.used])
         if past is not None:
             past_AQ = anchors_AD @ past.to(anchors_AD.dtype).T
             similarities_AC = torch.cat([similarities_AC, past_AQ], dim=1)
@@ -186,5 +192,5 @@ def chunked_direction(
         log_weights = log_weights.masked_fill(positives, 0)
         return loss(similarities_AC, scale, bias, positives, log_weights).sum(), without
 
-    size = chunk_size or max(1, BLOCK_ENTRIES // max(1, len(candidates)))
+    size = chunk_size or max(1, BLOCK_ENTRIES // max(1, kept * len(candidates)))
     return Direction(anchor_side, local_rows, block, size)

@@ -97,10 +97,10 @@ def wrong_dims(dims: Sequence[int], weights: Sequence[float] | None) -> str | No
 
 
 def prefix(embeddings: Tensor, dim: int) -> Tensor:
-    """The first ``dim`` numbers of rows ``[N, D]``, of unit norm again; all of them unchanged."""
-    if dim == embeddings.shape[1]:
+    """The first ``dim`` numbers of ``[..., D]``, of unit norm again; all of them unchanged."""
+    if dim == embeddings.shape[-1]:
         return embeddings
-    return functional.normalize(embeddings[:, :dim], dim=1)
+    return functional.normalize(embeddings[..., :dim], dim=-1)
 
 
 def cut(gathered: GatheredBatch, modalities: Sequence[str], dim: int) -> GatheredBatch:

@@ -25,6 +25,7 @@ class TargetLoss(BlockLoss):
     """
 
     directions: ClassVar[Directions] = "once"
+    needs_cosines: ClassVar[bool] = True
 
     @abstractmethod
     def per_cosine(self, cosines: Tensor) -> Tensor:
@@ -33,10 +34,6 @@ class TargetLoss(BlockLoss):
     def per_anchor(self, block: SimilarityBlock) -> Tensor:
         """The loss of each anchor ``[A]``: the mean over its positives."""
         return masked_mean(self.per_cosine(block.similarities), block.positives)
-
-    def of_rows(self, anchors: Tensor, targets: Tensor) -> Tensor:
-        """The summed loss, a scalar, of anchors ``[N, D]`` and the target of each ``[N, D]``."""
-        return self.per_cosine((anchors * targets).sum(dim=1)).sum()
 
 
 @dataclass(frozen=True)

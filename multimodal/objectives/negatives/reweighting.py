@@ -58,6 +58,7 @@ class Debiased(WarmsUp):
     beta: Annotated[float, AT_LEAST_0] = 0.0
 
     gives: ClassVar[Weighting] = "estimate"
+    needs_cosines: ClassVar[bool] = True
 
     def __call__(
         self,

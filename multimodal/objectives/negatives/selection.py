@@ -161,6 +161,7 @@ class DistanceWeighted(WarmsUp):
     cutoff: Annotated[float, Bounds(above=0, below=math.sqrt(2))] = 0.5
 
     gives: ClassVar[Weighting] = "drops"
+    needs_cosines: ClassVar[bool] = True
 
     def __call__(
         self,
@@ -201,6 +202,8 @@ class Filtered(WarmsUp):
 
     threshold: Annotated[float, Bounds(above=-1, most=1, noun="a cosine")]
     then: Negatives
+
+    needs_cosines: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from multimodal.core.batch import Batch
-from multimodal.core.distributed import all_gather
+from multimodal.core.distributed import all_gather, gather_sizes
+from multimodal.core.similarity.tokens import joined, padded
 from multimodal.evaluation.metrics.retrieval import retrieval
 from multimodal.models.encoders.connected import ConnectedEncoder
 from multimodal.models.gradient_caching import encode_microbatched
@@ -222,18 +223,26 @@ class ContrastiveModule(TrainingModule):
         """
         recalls = []
         for source, kept in self._validation.items():
-            whole = {name: all_gather(torch.cat(rows)) for name, rows in kept.items()}
-            keys = whole.pop(KEYS)
+            keys = all_gather(torch.cat(kept.pop(KEYS)))
+            whole = {name: _of_all_ranks(joined(rows)) for name, rows in kept.items()}
             pairs = [cast("Pair", pair) for pair in self.objective.pairs.values()]
             for pair in pairs:
                 if not pair.active(whole, source):
                     continue
                 for a, b in ((pair.anchor, pair.other), (pair.other, pair.anchor)):
-                    scores = retrieval(whole[a], whole[b], keys, keys)
+                    compare = self.objective.similarity.between(a, b)
+                    scores = retrieval(whole[a], whole[b], keys, keys, compare=compare)
                     self.log(f"val/{source}/{a}_to_{b}_r@1", scores.recall[1])
                     recalls.append(scores.recall[1])
         self._validation.clear()
         self.log_score(recalls)
+
+
+def _of_all_ranks(rows: Tensor) -> Tensor:
+    """All ranks' embeddings ``[N, D]``, or of tokens, padded to the longest."""
+    if rows.ndim == 3:
+        rows = padded(rows, max(gather_sizes(rows.shape[1], rows.device)))
+    return all_gather(rows)
 
 
 def _learns(module: nn.Module) -> bool:
@@ -242,4 +251,6 @@ def _learns(module: nn.Module) -> bool:
 
 def _all_used(tower: nn.Module) -> bool:
     """Whether every parameter of a tower takes part in every batch."""
+    if getattr(tower, "per_token", False):  # a pooling does not
+        return False
     return all(type(module).__module__.startswith(OURS) for module in tower.modules())

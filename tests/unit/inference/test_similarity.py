@@ -13,6 +13,7 @@ from data_helpers import json_bytes, npy_bytes, write_source
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from multimodal.core.similarity.similarities import COSINE
 from multimodal.data.shards.manifest import load_manifest
 from multimodal.data.source import Source
 from multimodal.inference.checkpoint import load
@@ -24,6 +25,8 @@ from multimodal.cli import make_shards
 
 class Angles(nn.Module):
     """Embeds an angle as a point on the circle, whatever the modality."""
+
+    similarity = COSINE
 
     def __init__(self) -> None:
         super().__init__()

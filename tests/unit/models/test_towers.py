@@ -14,7 +14,8 @@ from multimodal.models.encoders.text import TextTransformer
 from multimodal.models.heads import LinearHead, MLPHead
 from multimodal.models.layers.pooling import AttentionPool
 from multimodal.models.layers.transformer import Transformer
-from multimodal.models.towers import EmbeddingModel, Tower, no_weight_decay
+from multimodal.models.tower_optim import no_weight_decay
+from multimodal.models.towers import EmbeddingModel, Tower
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from multimodal.models.encoders.vision import VisionTransformer
 from multimodal.models.heads import LinearHead
 from multimodal.models.layers.stems import PatchStem
 from multimodal.models.layers.transformer import Transformer
-from multimodal.models.tower_optim import TowerOptim
-from multimodal.models.towers import EmbeddingModel, Tower, no_weight_decay
+from multimodal.models.tower_optim import TowerOptim, no_weight_decay
+from multimodal.models.towers import EmbeddingModel, Tower
 from multimodal.models.tuning import (
     LastLayers,
     LoRA,

@@ -7,6 +7,7 @@ import torch
 from data_helpers import image_bytes, json_bytes, npy_bytes, write_source
 from experiment_helpers import losses, train_here
 
+from multimodal.core.similarity.similarities import Cosine
 from multimodal.objectives.matches import SampleKeys
 from multimodal.objectives.pair_metrics import similarity_metrics
 from multimodal.training.modules.single_keys import SingleKeyWarning
@@ -59,5 +60,5 @@ def test_anchors_without_a_negative_are_not_right():
     rows, keys = torch.nn.functional.normalize(torch.randn(4, 3), dim=1), torch.tensor([1, 1, 1, 1])
     for positive, expected in ((keys, 0.0), (torch.arange(4), 1.0)):
         batch = SampleKeys(torch.arange(4), positive)
-        found = similarity_metrics(rows, rows, batch, slice(0, 4), True)
+        found = similarity_metrics(rows, rows, batch, slice(0, 4), True, Cosine().between("a", "b"))
         assert found["accuracy"].item() == expected
