@@ -42,7 +42,7 @@ def search(cfg: DictConfig) -> None:
             known = ", ".join(embedder.transforms)
             raise ValueError(f"modality={cfg.modality}: the model takes {known}")
         terms = query.parse(_plain(cfg.query), cfg.modality, cfg.rate_hz)
-        hits = index.search(query.embed(embedder, terms), cfg.k)
+        hits = index.search(query.embed(embedder, terms, joint=cfg.joint), cfg.k)
     shown = Table(box=box.SIMPLE)
     for name in ("modality", "cosine", "name", "key"):
         shown.add_column(name, justify="right" if name == "cosine" else "left")

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 # Blocks of named entries, each of which may be taken out.
 BLOCKS = (
     "data.sources", "data.val_sources", "data.transforms", "evaluation.sets", "model.towers",
-    "pairs", "tasks",
+    "model.joint", "pairs", "tasks",
 )  # fmt: skip
 
 

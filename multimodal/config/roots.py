@@ -72,6 +72,7 @@ ROOTS: Mapping[str, Mapping[str, Any]] = {
         **_MODEL,
         **_INDEX,
         "query": str | float | list[Any] | dict[str, Any],
+        "joint": bool,
         "k": Annotated[int, AT_LEAST_1],
         "modality": str | None,
         "rate_hz": _RATE,

@@ -28,8 +28,8 @@ _CORPUS = "multimodal.data.CorpusTokenizer"
 _BPE = "multimodal.data.BPETokenizer"
 # Blocks whose keys are names, of which folders and files are called.
 NAMED = (
-    "model.towers", "tasks", "pairs", "data.sources", "data.val_sources", "data.transforms",
-    "evaluation.sets", "callbacks", "logger",
+    "model.towers", "model.joint", "tasks", "pairs", "data.sources", "data.val_sources",
+    "data.transforms", "evaluation.sets", "callbacks", "logger",
 )  # fmt: skip
 _NAME = re.compile(r"[^\s/\\.\x00-\x1f][^/\\\x00-\x1f]*")
 _INTERPOLATION = (

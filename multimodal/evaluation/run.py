@@ -200,11 +200,11 @@ class _Evaluation:
             )
             if not entry.asks_more():
                 return
-        questions = entry.questions(source.modalities)
+        questions = entry.questions(model.joint.joined(source.modalities))
         absent = self.embedder.missing(source.modalities)
         for modality in absent:
             self._miss(name, modality, "the model has no tower for it")
-        modalities = [modality for modality in source.modalities if modality not in absent]
+        modalities = model.joint.joined(m for m in source.modalities if m not in absent)
         if not modalities:
             return
         rows = self.embedder.source(source, modalities, advance)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from multimodal.core.modalities import parts_of, side_name
 from multimodal.evaluation.benchmarks import Published
 from multimodal.evaluation.evaluators.base import Evaluator
 from multimodal.evaluation.evaluators.probe import ProbeTask
@@ -25,7 +26,8 @@ class EvaluationSet:
             then listed as missing.
         description: what is held out, in a few words, for the tables.
         retrieval: ``all`` ordered pairs of the source's modalities, or a list of
-            ``[query, gallery]``; null for none.
+            ``[query, gallery]``; null for none. A side may be a list of modalities: their joint
+            embedding.
         zero_shot: classification tasks.
         composed: retrieval by sums of embeddings.
         probes: classifiers trained on frozen embeddings.
@@ -42,7 +44,7 @@ class EvaluationSet:
 
     source: Any | None
     description: str = ""
-    retrieval: str | Sequence[Sequence[str]] | None = "all"
+    retrieval: str | Sequence[Sequence[str | Sequence[str]]] | None = "all"
     zero_shot: Sequence[ZeroShotTask] = ()
     composed: Sequence[ComposedQuery] = ()
     probes: Sequence[ProbeTask] = ()
@@ -87,7 +89,7 @@ class EvaluationSet:
         return any((*asked, self.evaluators))
 
     def questions(self, modalities: Sequence[str]) -> list[Evaluator]:
-        """The evaluators of the set, given the source's ``modalities``.
+        """The evaluators of the set, given its ``modalities``, joint embeddings among them.
 
         Raises:
             ValueError: if a listed pair names a modality that the source lacks.
@@ -104,17 +106,24 @@ class EvaluationSet:
         ]
 
     def pairs(self, modalities: Sequence[str]) -> list[tuple[str, str]]:
-        """The ordered (query, gallery) pairs to score, given the source's ``modalities``.
+        """The ordered (query, gallery) pairs to score, given the set's ``modalities``.
 
         Raises:
-            ValueError: if a listed pair names a modality that the source lacks.
+            ValueError: if a listed pair names a modality that is none of them.
         """
         if self.retrieval == "all":
-            pairs = [(a, b) for a in modalities for b in modalities if a != b]
+            pairs = [
+                (a, b)
+                for a in modalities
+                for b in modalities
+                if not set(parts_of(a)) & set(parts_of(b))
+            ]
         else:
-            pairs = [(a, b) for a, b in self.retrieval or ()]
+            pairs = [(side_name(a), side_name(b)) for a, b in self.retrieval or ()]
         composed = {name for each in self.composed for name in (*each.query, each.gallery)}
         unknown = sorted({*composed, *(name for pair in pairs for name in pair)} - set(modalities))
         if unknown:
-            raise ValueError(f"retrieval names {unknown}; the source has {list(modalities)}")
+            raise ValueError(
+                f"retrieval names {unknown}; the source and the model have {list(modalities)}"
+            )
         return pairs

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import require_named
+from multimodal.core.modalities import side_name
 from multimodal.data.shards.manifest import load_manifest
 
 TrainedPairs = Mapping[frozenset[str], frozenset[str] | None]
@@ -30,7 +31,10 @@ def trained_pairs(*configs: DictConfig | None) -> dict[frozenset[str], frozenset
         for ends in OmegaConf.select(cfg, "anchor.pairs") or ():
             pairs[frozenset(ends)] = None
         for pair in cfg.pairs.values():
-            ends, sources = frozenset((pair.anchor, pair.other)), pair.get("sources")
+            ends, sources = (
+                frozenset(map(side_name, (pair.anchor, pair.other))),
+                pair.get("sources"),
+            )
             before = pairs.get(ends, frozenset())
             if sources is None or before is None:
                 pairs[ends] = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,25 +13,20 @@ from torch.nn import functional
 
 from multimodal.core import distributed
 from multimodal.core.errors import UserError
+from multimodal.core.modalities import joint_name
 from multimodal.core.similarity.tokens import joined
-from multimodal.core.tensor_hashing import content_ids
-from multimodal.data.loading.evaluation_loader import EvaluationLoader
 from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
-from multimodal.inference.embedded_source import EmbeddedSource, places_of
+from multimodal.inference.embedded_source import (
+    EmbeddedBatch,
+    EmbeddedSource,
+    embed_batches,
+    places_of,
+)
 from multimodal.inference.given import Given, Reader, listed
+from multimodal.models.joint.base import JointInputs
 from multimodal.models.towers import EmbeddingKind, EmbeddingModel
-
-
-class _EmbeddedBatch(NamedTuple):
-    number: int  # of the batch
-    embeddings: dict[str, Tensor]
-    items: dict[str, Tensor]
-    positive_keys: Tensor
-    captions: Tensor
-    shard_keys: list[str]
-    metadata: list[dict[str, Any]]
 
 
 class Embedder:
@@ -93,8 +89,14 @@ class Embedder:
             )
 
     def missing(self, modalities: Collection[str]) -> list[str]:
-        """The ``modalities`` without a tower."""
-        return [modality for modality in modalities if modality not in self.model.towers]
+        """The ``modalities`` without a tower; a joint embedding is one more."""
+        known = {*self.model.towers, *self.model.joint}
+        return [modality for modality in modalities if modality not in known]
+
+    def joined(self) -> list[str]:
+        """The joint embeddings (``image&text``) of modalities that have a transform."""
+        known = [name for name in self.transforms if name in self.model.towers]
+        return [name for name in self.model.joint.joined(known) if name not in known]
 
     @torch.no_grad()
     def source(
@@ -110,12 +112,12 @@ class Embedder:
 
         Args:
             source: the samples; bad ones are left out, and logged.
-            modalities: those wanted.
+            modalities: those wanted; ``image&text`` is the joint embedding of two.
             advance: called with the number of finished samples of this rank.
         """
 
-        def work() -> Iterator[_EmbeddedBatch]:
-            for part in self._parts(source, modalities):
+        def work() -> Iterator[EmbeddedBatch]:
+            for part in embed_batches(self, source, modalities):
                 yield part
                 advance(int((part.captions == 0).sum()))
 
@@ -133,38 +135,6 @@ class Embedder:
             [metadata for part in parts for metadata in part.metadata],
         )
 
-    def _parts(self, source: Source, modalities: Collection[str]) -> Iterator[_EmbeddedBatch]:
-        loader = EvaluationLoader(
-            source,
-            self.data,
-            modalities,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            whole_batches=True,
-        )
-        for batch in loader:
-            embeddings, items = {}, {}
-            first = batch.repeats == 0
-            owners = first.cumsum(0) - 1  # of the rows: their samples
-            for modality in modalities:
-                inputs, mask = batch.inputs[modality], batch.masks.get(modality)
-                # Inputs that several captions share are embedded once.
-                shared = modality != source.decoder.multi_caption and not first.all()
-                if shared:
-                    inputs, mask = inputs[first], None if mask is None else mask[first]
-                ids, vectors = content_ids(inputs, mask), self.inputs(modality, inputs, mask)
-                items[modality] = ids[owners] if shared else ids
-                embeddings[modality] = vectors[owners] if shared else vectors
-            yield _EmbeddedBatch(
-                batch.step,
-                embeddings,
-                items,
-                batch.positive_keys,
-                batch.repeats,
-                batch.keys,
-                batch.metadata,
-            )
-
     @torch.no_grad()
     def values(self, modality: str, values: Sequence[Any]) -> Tensor:
         """Decoded values of one modality: ``[N, D]`` on the CPU.
@@ -174,17 +144,52 @@ class Embedder:
             ValueError: if given a modality that the model does not have.
         """
         transform = self._transform(modality)
-        return self._embed(modality, values, lambda _, value: transform(value, None))
+        prepared = {modality: partial(_transformed, transform)}
+        return self._embed(modality, {modality: values}, prepared)
+
+    @torch.no_grad()
+    def joint_values(self, values: Mapping[str, Sequence[Any]]) -> Tensor:
+        """Decoded values of several modalities, of which a row embeds one of each: ``[N, D]``.
+
+        Raises:
+            DecodeError: if given a value that its modality's transform does not take.
+            ValueError: if the model has no joint embedding of them, or their numbers differ.
+        """
+        prepared = {name: partial(_transformed, self._transform(name)) for name in values}
+        return self._embed(self._joint_of(values), values, prepared)
+
+    def _joint_of(self, given: Mapping[str, Sequence[Any]]) -> str:
+        """The name of the joint embedding of what is given.
+
+        Raises:
+            ValueError: if the model has none, or the numbers of inputs differ.
+        """
+        name = self.model.joint.of(joint_name(list(given))).name
+        if len({len(some) for some in given.values()}) > 1:
+            numbers = ", ".join(f"{len(some)} of {key}" for key, some in given.items())
+            raise ValueError(f"together: expected as many of each modality, got {numbers}")
+        return name
 
     def _embed(
-        self, modality: str, given: Sequence[Any], prepare: Callable[[int, Any], Tensor]
+        self,
+        name: str,
+        given: Mapping[str, Sequence[Any]],
+        prepare: Mapping[str, Callable[[int, Any], Tensor]],
     ) -> Tensor:
         """``given``, each made an input by ``prepare``, a batch at a time: ``[N, D]``."""
-        collate, rows = self._transform(modality).collate, []
-        for start in range(0, len(given), self.data.batch_size):
-            numbers = range(start, min(start + self.data.batch_size, len(given)))
-            some = [prepare(number, given[number]) for number in numbers]
-            rows.append(self.inputs(modality, *collate(some)))
+        rows, total = [], len(next(iter(given.values())))
+        for start in range(0, total, self.data.batch_size):
+            numbers = range(start, min(start + self.data.batch_size, total))
+            inputs: dict[str, Tensor] = {}
+            masks: dict[str, Tensor] = {}
+            for part, values in given.items():
+                some = [prepare[part](number, values[number]) for number in numbers]
+                inputs[part], mask = self._transform(part).collate(some)
+                masks |= {} if mask is None else {part: mask}
+            if name in self.model.joint:
+                rows.append(self.joint(name, inputs, masks))
+            else:
+                rows.append(self.inputs(name, inputs[name], masks.get(name)))
         if not rows:
             tokens = [0] if self.model.similarity.per_token else []
             return torch.zeros(0, *tokens, self.embed_dim)
@@ -199,7 +204,7 @@ class Embedder:
         return self.transforms[modality]
 
     @torch.no_grad()
-    def embed(self, dim: int | None = None, **inputs: Given) -> Tensor:
+    def embed(self, dim: int | None = None, joint: bool = False, **inputs: Given) -> Tensor:
         """Embeds paths, pictures, arrays, texts: ``embed(image=["dog.jpg"], text=["a dog"])``.
 
         Each modality that the model takes is a keyword; `given.Reader` says what may be given. A
@@ -207,15 +212,19 @@ class Embedder:
 
         Args:
             dim: keeps the first numbers of each alone, at the same norm; None: see `Embedder`.
+            joint: embeds one of each modality together: ``image=["a.jpg"], text=["at night"]`` is
+                one row, by the model's joint embedding of these modalities.
             **inputs: modality -> inputs.
 
         Returns:
             ``[N, D]`` on the CPU: a row for each input, in the order in which they are given, the
-            first modality's first. Of unit norm, unless the model was loaded with another ``kind``.
-            Of a model of late interaction ``[N, T, D]``: a row for each token, zeros as padding.
+            first modality's first; if ``joint``, a row for one of each. Of unit norm, unless the
+            model was loaded with another ``kind``. Of a model of late interaction ``[N, T, D]``: a
+            row for each token, zeros as padding.
 
         Raises:
-            ValueError: if given no modality, or one that the model does not have.
+            ValueError: if given no modality, or one that the model does not have; if ``joint``,
+                modalities that the model has no joint embedding of, or more of one than of another.
             DecodeError: if an input is not what its modality takes; the message names it.
             OSError: if a file cannot be read.
         """
@@ -223,10 +232,12 @@ class Embedder:
             known = ", ".join(f"{name}=[...]" for name in self.transforms)
             raise ValueError(f"embed: expected inputs of at least one modality: {known}")
         if dim is not None:
-            return self.at(dim).embed(dim=None, **inputs)
+            return self.at(dim).embed(dim=None, joint=joint, **inputs)
         readers = {name: Reader(name, self._transform(name)) for name in inputs}
-        rows = [self._embed(name, listed(some), readers[name]) for name, some in inputs.items()]
-        return joined(rows)
+        given = {name: listed(some) for name, some in inputs.items()}
+        if joint:
+            return self._embed(self._joint_of(given), given, readers)
+        return joined([self._embed(name, {name: given[name]}, readers) for name in given])
 
     def similarity(self, *embeddings: Tensor, dim: int | None = None, **inputs: Given) -> Tensor:
         """Cosines of all inputs of one modality with all of another, or the model's own similarity.
@@ -247,7 +258,7 @@ class Embedder:
         """
         whole = [
             *embeddings,
-            *(self.embed(dim=None, **{name: some}) for name, some in inputs.items()),
+            *(self.embed(None, False, **{name: some}) for name, some in inputs.items()),
         ]
         given = [rows[..., :dim] for rows in whole]
         if len(given) not in (1, 2):
@@ -299,19 +310,40 @@ class Embedder:
         (modality,) = inputs
         known = self.temperatures
         temperature = known.get(frozenset((modality, "text"))) or max(known.values(), default=0.07)
-        cosines = self.similarity(self.embed(dim=None, **inputs), of_classes)
+        cosines = self.similarity(self.embed(None, False, **inputs), of_classes)
         return (cosines / temperature).softmax(dim=-1)
 
     def inputs(self, modality: str, inputs: Tensor, mask: Tensor | None) -> Tensor:
         """Inputs of one modality as its tower takes them: ``[B, D]``, or of tokens, on the CPU."""
         device = next(self.model.parameters()).device
         on_device = None if mask is None else mask.to(device)
-        rows: Tensor = self.model.embed(modality, inputs.to(device), on_device, self.kind).cpu()
+        return self._kept(self.model.embed(modality, inputs.to(device), on_device, self.kind))
+
+    @torch.no_grad()
+    def joint(self, name: str, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+        """Inputs of several modalities as their towers take them: ``[B, D]`` on the CPU."""
+        device = next(self.model.parameters()).device
+        parts = self.model.joint.parts(name)
+        values, padding = (
+            {part: of[part].to(device) for part in parts if part in of} for of in (inputs, masks)
+        )
+        given = JointInputs(values, padding, {}, {})
+        return self._kept(
+            self.model.joint.embed(name, self.model.towers, given, self.kind == "raw")
+        )
+
+    def _kept(self, embeddings: Tensor) -> Tensor:
+        """The first ``dim`` numbers of each, on the CPU."""
+        rows = embeddings.cpu()
         kept = rows[..., : self.embed_dim]
         if self.dim is None or self.kind == "raw":
             return kept
         norms: Tensor = rows.norm(dim=-1, keepdim=True)
         return functional.normalize(kept, dim=-1) * norms
+
+
+def _transformed(transform: Transform, number: int, value: Any) -> Tensor:
+    return transform(value, None)
 
 
 def _checked(dim: int, width: int) -> int:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from multimodal.models.fusion.pooled import ConcatFusion, GatedFusion, LowRankFusion, MeanFusion
     from multimodal.models.fusion_model import FusionModel
     from multimodal.models.heads import IdentityHead, LinearHead, MLPHead
+    from multimodal.models.joint.base import Joint, JointInputs
+    from multimodal.models.joint.fused import FusedJoint
+    from multimodal.models.joint.template import TemplateJoint
     from multimodal.models.layers.activations import QuickGELU
     from multimodal.models.layers.connectors import (
         Connector,
@@ -67,6 +70,7 @@ __all__ = [
     "FirstPool",
     "FlexibleVisionTransformer",
     "FusedBatch",
+    "FusedJoint",
     "Fusion",
     "FusionModel",
     "FusionOutput",
@@ -75,6 +79,8 @@ __all__ = [
     "HuggingFaceEncoder",
     "IMUTransformer",
     "IdentityHead",
+    "Joint",
+    "JointInputs",
     "LastLayers",
     "LastPool",
     "LinearConnector",
@@ -99,6 +105,7 @@ __all__ = [
     "ResamplerFusion",
     "Task",
     "TaskContext",
+    "TemplateJoint",
     "TextTransformer",
     "Tower",
     "TowerOptim",

@@ -14,7 +14,8 @@ from multimodal.core.batch import EncoderOutput
 from multimodal.core.errors import ConfigError, ConfigProblem, InputMismatchError
 from multimodal.core.similarity.similarities import COSINE, Similarity
 from multimodal.core.similarity.tokens import without_padding
-from multimodal.models.encoders.connected import ConnectedEncoder, attach_backbone
+from multimodal.models.encoders.connected import ConnectedEncoder, attach_backbones
+from multimodal.models.joint.base import Joint, JointEmbeddings
 from multimodal.models.tower_optim import TowerOptim
 from multimodal.models.tuning import Tuning
 
@@ -223,19 +224,21 @@ class EmbeddingModel(nn.Module):
             `ConnectedEncoder` is given the encoder of the tower that it names as its backbone.
         compile: what torch.compile is applied to in training: ``blocks`` of the encoders, each
             ``tower``'s whole encoder, or null. Weights keep their names.
+        joint: any name -> called as ``joint(towers=towers)``: several modalities of a sample as one
+            embedding (`Joint`), which is a modality more, called ``image&text``.
 
     Raises:
-        ValueError: if there is no tower, a shared one or a backbone does not exist, the towers
-            differ in ``embed_dim``, or ``compile`` is something else.
-
-    Attributes:
-        similarity: how embeddings are compared; see `compare_by`.
+        ValueError: if there is no tower, a shared one or a backbone does not exist, they differ in
+            ``embed_dim``, ``compile`` is something else, or ``joint`` does not fit the towers.
     """
 
-    similarity: Similarity = COSINE
+    similarity: Similarity = COSINE  # how embeddings are compared; see `compare_by`
 
     def __init__(
-        self, towers: Mapping[str, Tower | str], compile: CompileScope | None = None
+        self,
+        towers: Mapping[str, Tower | str],
+        compile: CompileScope | None = None,
+        joint: Mapping[str, Callable[..., Joint]] | None = None,
     ) -> None:
         super().__init__()
         if compile not in (None, *get_args(CompileScope)):
@@ -256,9 +259,8 @@ class EmbeddingModel(nn.Module):
             listed = ", ".join(f"{name} {dim}" for name, dim in dims.items())
             raise ValueError(f"all towers must have the same embed_dim, got {listed}")
         self.embed_dim = next(iter(dims.values()), 0)
-        for name, tower in own.items():
-            if isinstance(tower.encoder, ConnectedEncoder):
-                attach_backbone(name, tower.encoder, {n: t.encoder for n, t in own.items()})
+        attach_backbones({name: tower.encoder for name, tower in own.items()})
+        self.joint = JointEmbeddings(joint or {}, self.towers)
 
     def tower(self, modality: str) -> Tower:
         """The tower of a modality.
@@ -344,5 +346,5 @@ class EmbeddingModel(nn.Module):
         self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Embed a batch of several modalities: name -> ``[B, embed_dim]``."""
-        masks = masks or {}
-        return {name: self.embed(name, value, masks.get(name)) for name, value in inputs.items()}
+        found = masks or {}
+        return {name: self.embed(name, value, found.get(name)) for name, value in inputs.items()}

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from multimodal.core.modalities import side_name
 from multimodal.core.similarity.tokens import joined
 from multimodal.objectives.candidates import Candidates, EmbeddingQueue
 from multimodal.objectives.columns import Columns, ListedColumns
@@ -50,8 +51,9 @@ class Pair(nn.Module):
     """Two modalities that are aligned.
 
     Args:
-        anchor: the first modality; rows of the similarity matrix.
-        other: the second modality; columns.
+        anchor: the first modality; rows of the similarity matrix. A list of modalities is their
+            joint embedding, which is one modality more.
+        other: the second modality, or a list; columns.
         loss: one of the losses, or one over prefixes of the embeddings (`Matryoshka`).
         negatives: a strategy that goes with the loss.
         candidates: where candidates come from.
@@ -74,8 +76,8 @@ class Pair(nn.Module):
 
     def __init__(
         self,
-        anchor: str,
-        other: str,
+        anchor: str | list[str],
+        other: str | list[str],
         loss: Loss,
         negatives: Negatives,
         candidates: Candidates,
@@ -85,9 +87,11 @@ class Pair(nn.Module):
         logit_bias: float | None = None,
         equal_keys: Literal["positives", "ignored"] = "positives",
         embed_dim: int | None = None,
-        stop_gradient: str | None = None,
+        stop_gradient: str | list[str] | None = None,
     ) -> None:
         super().__init__()
+        anchor, other = side_name(anchor), side_name(other)
+        stop_gradient = None if stop_gradient is None else side_name(stop_gradient)
         if stop_gradient not in (None, anchor, other):
             raise ValueError(
                 f"stop_gradient must be '{anchor}' or '{other}', or null, given '{stop_gradient}'"

@@ -39,7 +39,7 @@ TRAINED = "optimizer_names"  # a checkpoint's key: names of each group's paramet
 WARN_ONLY_KEYS = ("scheduler.max_steps", "scheduler.decay_steps")
 
 # Keys that earlier versions did not have, with what they did: such a checkpoint agrees with that.
-ADDED_KEYS = {
+ADDED_KEYS: dict[str, Any] = {
     f"{place}negatives{then}.warmup_steps": 0
     for place in ("", "pairs.*.")
     for then in ("", ".then")
@@ -53,6 +53,7 @@ ADDED_KEYS = {
     "model.towers.*.encoder.patch_dropout": 0.0,
     "similarity._target_": "multimodal.objectives.Cosine",
     "matryoshka.dims": None,
+    "model.joint": {},
     "matryoshka.weights": None,
     "model.towers.*.head.standardize": False,
     "model.towers.*.head.hidden_dropout": 0.0,

@@ -30,6 +30,9 @@ def fsdp_constraints(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
             if at(tree, "data.cache_frozen") is True
             else None
         ),
+        "model.joint": (
+            "they were not tried with sharded towers" if at(tree, "model.joint") else None
+        ),
         "model.compile": (
             "the layers' weights are gathered within what would be compiled"
             if at(tree, "model.compile") is not None

@@ -90,7 +90,8 @@ def optional_modalities(tree: Tree) -> Iterator[ConfigProblem]:
         side: name
         for name, pair in block(tree, "pairs").items()
         if isinstance(pair, dict)
-        for side in (pair.get("anchor"), pair.get("other"))
+        for named in (pair.get("anchor"), pair.get("other"))
+        for side in (named if isinstance(named, list) else [named])
         if isinstance(side, str)
     }
     for where, source in _sources(tree):

@@ -7,6 +7,7 @@ from typing import Any
 
 from multimodal.config.problems import ConfigProblem
 from multimodal.config.tree import block, join
+from multimodal.core.modalities import joint_name
 from multimodal.core.suggest import did_you_mean
 
 Tree = dict[str, Any]
@@ -47,6 +48,9 @@ def _of_pairs(tree: Tree) -> Iterator[str]:
     for source in block(tree, "data.sources"):
         for pair in block(tree, "pairs").values():
             if isinstance(pair, dict):
-                anchor, other = pair.get("anchor"), pair.get("other")
+                anchor, other = (
+                    joint_name(side) if isinstance(side, list) else side
+                    for side in (pair.get("anchor"), pair.get("other"))
+                )
                 yield f"val/{source}/{anchor}_to_{other}_r@1"
                 yield f"val/{source}/{other}_to_{anchor}_r@1"

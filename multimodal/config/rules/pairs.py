@@ -22,8 +22,14 @@ def _blocks(tree: Tree, path: str) -> list[tuple[str, Tree]]:
 
 
 def _sides(pair: Tree) -> list[tuple[str, str]]:
+    """Side and modality; a side that is a joint embedding has several."""
     sides = ((side, pair.get(side)) for side in ("anchor", "other"))
-    return [(side, modality) for side, modality in sides if isinstance(modality, str)]
+    return [
+        (side, modality)
+        for side, named in sides
+        for modality in (named if isinstance(named, list) else [named])
+        if isinstance(modality, str)
+    ]
 
 
 def _tower(tree: Tree, modality: str) -> Tree:

@@ -27,6 +27,8 @@ def frozen_towers_are_aligned(tree: Tree) -> Iterator[ConfigProblem]:
     anchored = anchored if isinstance(anchored, list) else []
     for pair in block(tree, "pairs").values():
         sides = [pair.get(side) for side in ("anchor", "other")] if isinstance(pair, dict) else []
+        if any(isinstance(side, list) for side in sides):
+            continue  # a joint embedding learns
         frozen = [str(side) for side in sides if at(towers, f"{side}.frozen") is True]
         loose = [side for side in frozen if side not in anchored]
         if at(pair, "logit_scale.learned") is False:

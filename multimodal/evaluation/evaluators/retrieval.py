@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multimodal.core.bootstrap import Interval, mean_interval
+from multimodal.core.modalities import TOGETHER
 from multimodal.core.similarity.similarities import COSINE, Comparison, Similarity
 from multimodal.evaluation.evaluators.base import (
     CURVES,
@@ -80,13 +81,13 @@ class RetrievalResult(Outcome):
 
     @property
     def key(self) -> str:
-        """``image_to_text``; ``image+text_to_depth`` of a composed query."""
+        """``image_to_text``; ``image+text_to_depth`` of a sum, ``image&text_to_depth`` of both."""
         return f"{self.query.replace(' ', '')}_to_{self.gallery}"
 
     @property
     def composed(self) -> bool:
-        """Whether the query is a sum of several modalities."""
-        return " " in self.query
+        """Whether a side is of several modalities: a sum of them, or a joint embedding."""
+        return " " in self.query or any(TOGETHER in side for side in (self.query, self.gallery))
 
     @property
     def group(self) -> str:

@@ -7,6 +7,7 @@ import datetime
 import functools
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -108,8 +109,8 @@ def galleries(results: Results, sets: Mapping[str, EvaluationSet]) -> list[Galle
 
             def show(modality: str, index: int, decode: Any = decode) -> Markup:
                 values = decode(index).values
-                # A composed query names its parts: "image + text".
-                parts = [word for word in modality.split() if word in values]
+                # Of several modalities the parts are named: "image + text", "image&text".
+                parts = [word for word in re.split(r"[\s&]", modality) if word in values]
                 return Markup("").join(_sample_html(name, values[name]) for name in parts)
 
             def caption(index: int, decode: Any = decode) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from multimodal.config import stored_tree
 from multimodal.config.tree import at
+from multimodal.core.modalities import side_name
 from multimodal.inference.checkpoint.file import CheckpointError
 
 STATE = "ema"  # its key in a checkpoint: name of a trained parameter -> average
@@ -74,6 +75,7 @@ def pair_temperatures(
         if any(str(OmegaConf.select(pair, path)).endswith("Target") for path in losses):
             continue
         if scale is not None and scale.numel() == 1:
-            ends = frozenset((pair.get("anchor"), pair.get("other")))
+            sides = (pair.get(side) or "" for side in ("anchor", "other"))
+            ends = frozenset(map(side_name, sides))
             temperatures[ends] = float((-scale).exp())
     return temperatures

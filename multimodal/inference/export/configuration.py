@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import for_use
 from multimodal.config.portable import portable_yaml
+from multimodal.core.modalities import parts_of
 from multimodal.inference.export.preprocessing import Preprocessing
 
 KEPT = ("name", "embed_dim", "model", "fusion", "tasks", "pairs", "loss")
@@ -38,7 +39,9 @@ def configuration(
     tree["pairs"] = {
         name: pair
         for name, pair in pairs.items()
-        if pair is not None and {pair["anchor"], pair["other"]} <= set(towers)
+        if pair is not None
+        and {*parts_of(pair["anchor"]), *parts_of(pair["other"])} <= set(towers)
+        and (tree["model"].get("joint") or not _joint(pair))
     }
     transforms = {name: used["data"]["transforms"][name] for name in towers}
     files: dict[str, str] = {}
@@ -48,6 +51,10 @@ def configuration(
     tree["data"] = {"transforms": transforms}
     tree["allowed_packages"] = list(cfg.get("allowed_packages") or [])
     return portable_yaml(OmegaConf.create(tree)), files
+
+
+def _joint(pair: dict[str, Any]) -> bool:
+    return not all(isinstance(pair[side], str) for side in ("anchor", "other"))
 
 
 def _tokenizer_beside(modality: str, block: dict[str, Any], made: str) -> dict[str, str]:

@@ -78,6 +78,16 @@ def _embed(embedder: Embedder, items: list[Item], previews: bool) -> tuple[Vecto
         for place, value in zip(places, values, strict=True):
             shown = _preview(modality, value) if previews else ("", b"")
             rows.append(Row(items[place].key, modality, items[place].name, *shown))
+    for name in embedder.joined():
+        parts = embedder.model.joint.parts(name)
+        some = [item for item in items if set(parts) <= item.values.keys()]
+        if not some:
+            continue
+        together = {part: [item.values[part] for item in some] for part in parts}
+        vectors.append(embedder.joint_values(together).float().numpy())
+        for item in some:
+            shown = _preview(parts[0], item.values[parts[0]]) if previews else ("", b"")
+            rows.append(Row(item.key, name, item.name, *shown))
     return np.concatenate(vectors), rows
 
 

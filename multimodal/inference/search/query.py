@@ -101,7 +101,10 @@ def _term(
 
 
 def embed(
-    embedder: Embedder, terms: Sequence[QueryTerm], rows: Sequence[tuple[Vectors, float]] = ()
+    embedder: Embedder,
+    terms: Sequence[QueryTerm],
+    rows: Sequence[tuple[Vectors, float]] = (),
+    joint: bool = False,
 ) -> Vectors:
     """The query's embedding ``[D]`` float32, of unit norm.
 
@@ -109,11 +112,20 @@ def embed(
         embedder: of the model that made the table.
         terms: to embed.
         rows: embeddings that are there already, with their weights.
+        joint: the terms are one input of the model's joint embedding, and not a sum.
 
     Raises:
-        ValueError: if given a modality that the model does not take, or terms that cancel out.
+        ValueError: if given a modality that the model does not take, or terms that cancel out; if
+            ``joint``, modalities that it has no joint embedding of, one of them twice, or a weight.
         DecodeError: if given a value that its transform does not take.
     """
+    if joint:
+        together = {term.modality: [term.value] for term in terms}
+        if rows or len(together) < len(terms) or any(term.weight != 1 for term in terms):
+            raise ValueError(
+                "joint: expected one input of each modality, without weights or rows of the table"
+            )
+        return embedder.joint_values(together)[0].float().numpy()
     parts = [(embedder.values(term.modality, [term.value])[0], term.weight) for term in terms]
     parts += [(torch.from_numpy(np.asarray(vector)), weight) for vector, weight in rows]
     return combine(parts).float().numpy()

@@ -28,7 +28,7 @@ from multimodal.inference.search.index import Index
 from multimodal.inference.search.table import Table
 from multimodal.inference.search.terms import MAX_RESULTS, RequestError
 from multimodal.inference.service import openapi, requests
-from multimodal.inference.service.batching import Batcher, Batching, BusyError
+from multimodal.inference.service.batching import Batcher, Batching, BusyError, Prepared
 from multimodal.inference.service.metrics import Metrics
 
 Answer = Callable[[Request], Awaitable[dict[str, Any]]]
@@ -65,6 +65,7 @@ class Service:
         self.transforms = {
             name: each for name, each in embedder.transforms.items() if not embedder.missing([name])
         }
+        self.joint = self.embedder.joined()
         self._heads: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
 
     def routes(self) -> list[Route]:
@@ -72,11 +73,12 @@ class Service:
         most = {
             "inputs": requests.MAX_INPUTS, "classes": requests.MAX_CLASSES, "k": MAX_RESULTS
         }  # fmt: skip
-        spec = openapi.specification(self.title, list(self.transforms), most)
+        takes = [*self.transforms, *self.joint]
+        spec = openapi.specification(self.title, takes, most)
         shown = openapi.page(spec)
 
         async def health(request: Request) -> Response:
-            about = {"status": "ok", "waiting": len(self.batcher), "takes": list(self.transforms)}
+            about = {"status": "ok", "waiting": len(self.batcher), "takes": takes}
             return JSONResponse(about)
 
         async def metrics(request: Request) -> Response:
@@ -172,10 +174,16 @@ class Service:
         return self._heads[classes, prompts]
 
     async def _rows(self, body: dict[str, Any]) -> Tensor:
-        modality = requests.modality_of(body, self.transforms)
+        modality = requests.modality_of(body, [*self.transforms, *self.joint])
         given = requests.listed(body, "inputs", requests.MAX_INPUTS)
-        read = partial(requests.decoded, modality=modality, transforms=self.transforms,
-                       rate_hz=self.rate_hz, limits=self.limits)  # fmt: skip
+        one = partial(requests.decoded, transforms=self.transforms,
+                      rate_hz=self.rate_hz, limits=self.limits)  # fmt: skip
+        if modality in self.joint:
+            parts = self.embedder.model.joint.parts(modality)
+            together = partial(requests.decoded_parts, modalities=parts, decode=one)
+            values = await run_in_threadpool(lambda: [together(each) for each in given])
+            return await self._embedded(modality, values)
+        read = partial(one, modality=modality)
         if isinstance(self.transforms[modality], TextTransform):  # nothing to decode
             return await self._embedded(modality, [read(each) for each in given])
         values = await run_in_threadpool(lambda: [read(each) for each in given])
@@ -201,9 +209,17 @@ class Service:
             raise RequestError(422, "an input has no embedding: it holds NaN or infinity")
         return rows
 
-    def _prepared(self, modality: str, values: Sequence[Any]) -> list[Tensor]:
+    def _prepared(self, modality: str, values: Sequence[Any]) -> list[Prepared]:
+        if modality in self.joint:
+            return [{n: self.transforms[n](v, None) for n, v in each.items()} for each in values]
         return [self.transforms[modality](value, None) for value in values]
 
     @torch.no_grad()
-    def _run(self, modality: str, inputs: list[Tensor]) -> Tensor:
-        return self.embedder.inputs(modality, *self.transforms[modality].collate(inputs))
+    def _run(self, modality: str, inputs: list[Any]) -> Tensor:
+        if modality not in self.joint:
+            return self.embedder.inputs(modality, *self.transforms[modality].collate(inputs))
+        parts = self.embedder.model.joint.parts(modality)
+        read = {n: self.transforms[n].collate([each[n] for each in inputs]) for n in parts}
+        masks = {name: mask for name, (_, mask) in read.items() if mask is not None}
+        rows = {name: given for name, (given, _) in read.items()}
+        return self.embedder.joint(modality, rows, masks)

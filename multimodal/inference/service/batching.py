@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-Run = Callable[[str, list[Tensor]], Tensor]
+Prepared = Tensor | dict[str, Tensor]  # of one modality, or by modality of several together
+Run = Callable[[str, list[Prepared]], Tensor]
 
 
 class BusyError(Exception):
@@ -43,7 +44,7 @@ class Batching:
 @dataclass
 class _Waiting:
     modality: str
-    inputs: Tensor
+    inputs: Prepared
     since: float
     done: Future[Tensor] = field(default_factory=Future)
 
@@ -70,7 +71,7 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def submit(self, modality: str, inputs: Sequence[Tensor]) -> list[Future[Tensor]]:
+    def submit(self, modality: str, inputs: Sequence[Prepared]) -> list[Future[Tensor]]:
         """Futures of the rows ``[D]`` of prepared inputs.
 
         Raises:

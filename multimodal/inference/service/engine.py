@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,20 @@ class OnnxEmbedder(Embedder):
                 raise ExportError(f"{folder} has no ONNX file of {name!r}: export it with the rest")
             self._sessions[name] = session(folder / file, threads)
 
+    def joined(self) -> list[str]:
+        """None: a graph is of one tower."""
+        return []
+
     def _known(self) -> Sequence[str]:
         return [name for name in self.transforms if not self.missing([name])]
+
+    def joint(self, name: str, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+        """Refuses: a graph is of one tower.
+
+        Raises:
+            ExportError: always.
+        """
+        raise ExportError(f"{name}: joint embeddings are not in the ONNX files; leave onnx= out")
 
     def inputs(self, modality: str, inputs: Tensor, mask: Tensor | None) -> Tensor:
         """Inputs of one modality as its tower takes them: ``[B, D]``, of unit norm."""

@@ -29,11 +29,15 @@ def specification(title: str, modalities: Sequence[str], limits: dict[str, int])
             "base64": {"type": "string", "contentEncoding": "base64"},
         },
     }  # fmt: skip
+    together = {
+        "type": "object", "additionalProperties": {"oneOf": [{"type": "string"}, file]},
+        "description": "of several modalities together (image&text): one input of each",
+    }  # fmt: skip
     inputs = {
         "modality": {"type": "string", "enum": list(modalities)},
         "inputs": {
             "type": "array", "minItems": 1, "maxItems": limits["inputs"],
-            "items": {"oneOf": [{"type": "string"}, file]},
+            "items": {"oneOf": [{"type": "string"}, file, together]},
         },
         "dim": {"type": "integer", "minimum": 1, "description": "first numbers alone"},
     }  # fmt: skip

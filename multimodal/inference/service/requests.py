@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -44,15 +44,15 @@ async def body_of(request: Request, known: set[str]) -> dict[str, Any]:
     return content
 
 
-def modality_of(body: Mapping[str, Any], transforms: Mapping[str, Transform]) -> str:
+def modality_of(body: Mapping[str, Any], takes: Sequence[str]) -> str:
     """The modality that is asked for.
 
     Raises:
         RequestError: if the model does not take it.
     """
     modality = body.get("modality")
-    if not isinstance(modality, str) or modality not in transforms:
-        known = ", ".join(transforms)
+    if not isinstance(modality, str) or modality not in takes:
+        known = ", ".join(takes)
         raise RequestError(400, f"modality: expected one of {known}; got {excerpt(modality)}")
     return modality
 
@@ -120,3 +120,17 @@ def decoded(
         raise RequestError(400, "inputs: base64 cannot be read") from error
     entry = {"file": "it", "modality": modality}
     return value_of(entry, {"it": Upload(name, content)}, transforms, rate_hz, limits).value
+
+
+def decoded_parts(
+    given: Any, modalities: Sequence[str], decode: Callable[..., Any]
+) -> dict[str, Any]:
+    """One input of several modalities together: an object of one input of each.
+
+    Raises:
+        RequestError: if it is none, or as `decoded`.
+    """
+    if not isinstance(given, dict) or set(given) != {*modalities}:
+        expected = ", ".join(f"{name}: ..." for name in modalities)
+        raise RequestError(400, f"inputs: expected objects {{{expected}}}")
+    return {name: decode(given[name], modality=name) for name in modalities}

@@ -292,26 +292,29 @@ def real_first(tokens: Tensor, mask: Tensor | None) -> Tokens:
     return tokens.gather(1, order[..., None].expand_as(tokens)), mask.gather(1, order)
 
 
+def attach_backbones(encoders: Mapping[str, nn.Module]) -> None:
+    """Gives every connected encoder of a model, by tower, the backbone that it names.
+
+    Raises:
+        ValueError: naming the tower.
+    """
+    for name, encoder in encoders.items():
+        if not isinstance(encoder, ConnectedEncoder):
+            continue
+        others = sorted(encoders.keys() - {name})
+        if encoder.backbone_name not in others:
+            raise ValueError(
+                f"towers.{name}.encoder.backbone={encoder.backbone_name!r} is none of the other "
+                f"towers, {', '.join(others) or 'of which there are none'}"
+            )
+        try:
+            encoder.attach(encoders[encoder.backbone_name])
+        except ValueError as error:
+            raise ValueError(f"towers.{name}.encoder: {error}") from error
+
+
 def _pooler(pooling: ConnectedPooling, width: int) -> nn.Module:
     if pooling == "attention":
         heads = next(h for h in range(max(1, width // 64), 0, -1) if width % h == 0)
         return make_pooler("attention", Transformer(width, 1, heads))
     return {"last": LastPool, "mean": MeanPool}[pooling]()
-
-
-def attach_backbone(name: str, encoder: ConnectedEncoder, own: Mapping[str, nn.Module]) -> None:
-    """Gives a connected encoder the backbone that it names.
-
-    Raises:
-        ValueError: naming the tower.
-    """
-    others = sorted(own.keys() - {name})
-    if encoder.backbone_name not in others:
-        raise ValueError(
-            f"towers.{name}.encoder.backbone={encoder.backbone_name!r} is none of the other "
-            f"towers, {', '.join(others) or 'of which there are none'}"
-        )
-    try:
-        encoder.attach(own[encoder.backbone_name])
-    except ValueError as error:
-        raise ValueError(f"towers.{name}.encoder: {error}") from error

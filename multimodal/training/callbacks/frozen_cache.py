@@ -103,6 +103,8 @@ class FrozenCache(pl.Callback):
             for modality in source.modalities:
                 if modality not in model.towers or model.tower(modality).cached_width is None:
                     continue
+                if model.joint.need_inputs(modality, model.tower(modality)):
+                    continue
                 any_frozen = True
                 random = getattr(data.transforms[modality], "is_random", True)
                 if self.views is None and (random or source.decoder.is_random(modality)):

@@ -9,21 +9,25 @@ from typing import Any, cast
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from multimodal.core.batch import Batch
 from multimodal.core.distributed import all_gather, gather_sizes
+from multimodal.core.hashing import stable_hash
 from multimodal.core.similarity.tokens import joined, padded
 from multimodal.evaluation.metrics.retrieval import retrieval
 from multimodal.models.encoders.connected import ConnectedEncoder
-from multimodal.models.gradient_caching import encode_microbatched
+from multimodal.models.gradient_caching import encode_microbatched, encode_pieces
+from multimodal.models.joint.base import JointInputs
 from multimodal.models.towers import EmbeddingModel
 from multimodal.objectives.gathered_batch import ListedEmbeddings
 from multimodal.objectives.matches import SampleKeys
 from multimodal.objectives.objective import ContrastiveObjective, ObjectiveOutput
 from multimodal.objectives.pair import Pair
 from multimodal.training.modules.base import TrainingModule
+from multimodal.training.modules.fusion import drop_modalities
 from multimodal.training.modules.momentum import MomentumCopy
 from multimodal.training.modules.single_keys import SingleKeyWarning
 from multimodal.training.optim import was_applied
@@ -91,13 +95,18 @@ class ContrastiveModule(TrainingModule):
         library may hold some that never do.
         """
         towers = {name: self.model.tower(name) for name in self.model.towers}
-        trained = {id(tower): tower for tower in towers.values() if _learns(tower)}
+        joint = self.model.joint
+        learning = [part for part in (*towers.values(), *joint.values()) if _learns(part)]
+        trained = {id(part): part for part in learning}
         pairs = {name for name, pair in self.objective.pairs.items() if _learns(pair)}
         if not sources or not all(_all_used(tower) for tower in trained.values()):
             return True
         for source, modalities in sources.items():
-            used = {id(towers[name]) for name in self.objective.moved(modalities, source)}
-            if trained.keys() - used or pairs - self.objective.active_pairs(modalities, source):
+            available = joint.joined(modalities)
+            moved = self.objective.moved(available, source)
+            used = {id(towers[part]) for name in moved for part in joint.parts(name)}
+            used |= {id(joint[name]) for name in moved if name in joint}
+            if trained.keys() - used or pairs - self.objective.active_pairs(available, source):
                 return True
         return False
 
@@ -107,14 +116,48 @@ class ContrastiveModule(TrainingModule):
         Raises:
             ValueError: if no pair relates two modalities of this batch.
         """
-        available = [*batch.inputs, *batch.embeddings]
+        available = self._available(batch)
         needed = self.objective.modalities(available, batch.source)
         if not needed:
             raise ValueError(
                 f"no pair relates two of the modalities {sorted(available)} of source "
                 f"'{batch.source}'; add a pair, or remove the source"
             )
-        return {name: self._embed_one(name, batch, self.model) for name in needed}
+        return self._embed_each(needed, batch, self.model)
+
+    def _available(self, batch: Batch) -> list[str]:
+        """The modalities of a batch, and the joint embeddings of them."""
+        return self.model.joint.joined([*batch.inputs, *batch.embeddings])
+
+    def _embed_each(
+        self, names: Collection[str], batch: Batch, model: EmbeddingModel
+    ) -> dict[str, Tensor]:
+        """Embeddings of modalities, and then of several together, from theirs where possible."""
+        joints = [name for name in names if name in model.joint]
+        read = [n for j in joints if model.joint.of(j).reads == "embeddings"
+                for n in model.joint.parts(j)]  # fmt: skip
+        alone = dict.fromkeys([*(name for name in names if name not in model.joint), *read])
+        made = {name: self._embed_one(name, batch, model) for name in alone}
+        made |= {name: self._embed_joint(name, batch, model, made) for name in joints}
+        return {name: made[name] for name in names}
+
+    def _embed_joint(
+        self, name: str, batch: Batch, model: EmbeddingModel, made: Mapping[str, Tensor]
+    ) -> Tensor:
+        joint, presence = model.joint.of(name), dict[str, Tensor]()
+        if self.training and joint.modality_dropout:
+            key = stable_hash(self._seed, batch.step, name)
+            presence = drop_modalities(
+                joint.modalities, {}, batch.sample_ids, joint.modality_dropout, key
+            )
+        if joint.reads == "embeddings":
+            return normalize(joint.from_embeddings(made, presence), dim=-1)
+        given = JointInputs.of(joint, batch, presence).flat()
+
+        def encode(piece: Mapping[str, Tensor]) -> Tensor:
+            return model.joint.embed(name, model.towers, JointInputs.from_flat(piece))
+
+        return encode_pieces(encode, given, self._micro_batch_size)
 
     def _embed_listed(
         self, batch: Batch, embeddings: dict[str, Tensor]
@@ -157,15 +200,15 @@ class ContrastiveModule(TrainingModule):
         if self.momentum_model is None:
             return None
         model = cast("EmbeddingModel", self.momentum_model.module)
-        available = [*batch.inputs, *batch.embeddings]
-        queued = self.objective.queued_modalities(available, batch.source)
-        return {name: self._embed_one(name, batch, model) for name in queued}
+        queued = self.objective.queued_modalities(self._available(batch), batch.source)
+        return self._embed_each(queued, batch, model)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective of one batch over all ranks; DDP's mean of gradients is its gradient."""
-        available = [*batch.inputs, *batch.embeddings]
         keys = batch.sample_ids, batch.positive_keys
-        prepared = self.objective.prepare(available, batch.source, *keys)  # before the towers
+        prepared = self.objective.prepare(
+            self._available(batch), batch.source, *keys
+        )  # before the towers
         embeddings = self.embed(batch)
         output: ObjectiveOutput = self.objective(
             embeddings,
