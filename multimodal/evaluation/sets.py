@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from multimodal.core.modalities import parts_of, side_name
+from multimodal.core.names.modalities import parts_of, side_name
 from multimodal.evaluation.benchmarks import Published
 from multimodal.evaluation.evaluators.base import Evaluator
 from multimodal.evaluation.evaluators.probe import ProbeTask

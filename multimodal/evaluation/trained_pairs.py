@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import require_named
-from multimodal.core.modalities import side_name
+from multimodal.core.names.modalities import side_name
 from multimodal.data.shards.manifest import load_manifest
 
 TrainedPairs = Mapping[frozenset[str], frozenset[str] | None]

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from multimodal.core import distributed
 from multimodal.core.errors import UserError
-from multimodal.core.modalities import joint_name
+from multimodal.core.names.modalities import joint_name
 from multimodal.core.similarity.tokens import joined
 from multimodal.data.settings import EvaluationData
 from multimodal.data.source import Source
@@ -325,7 +325,7 @@ class Embedder:
         device = next(self.model.parameters()).device
         parts = self.model.joint.parts(name)
         values, padding = (
-            {part: of[part].to(device) for part in parts if part in of} for of in (inputs, masks)
+            {n: of[n].to(device) for n in parts if n in of} for of in (inputs, masks)
         )
         given = JointInputs(values, padding, {}, {})
         return self._kept(

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from multimodal.core.modalities import side_name
+from multimodal.core.names.modalities import side_name
 from multimodal.core.similarity.tokens import joined
 from multimodal.objectives.candidates import Candidates, EmbeddingQueue
 from multimodal.objectives.columns import Columns, ListedColumns

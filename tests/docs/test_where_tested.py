@@ -76,7 +76,7 @@ ELSEWHERE = {
     "core/errors": "unit/core/test_files.py",
     "core/hashing": "unit/objectives/negatives/test_negatives.py",
     "core/imports/lazy": "unit/core/test_distributed.py",
-    "core/modalities": "unit/models/joint/test_joint.py",
+    "core/names/modalities": "unit/models/joint/test_joint.py",
     "core/pretrained_files": "unit/inference/pretrained/test_fetching.py",
     "core/process/exits": "unit/core/test_files.py",
     "core/process/lean_imports": "unit/core/test_lock.py",

@@ -8,7 +8,7 @@ from typing import Any
 from multimodal.config.problems import ConfigProblem, did_you_mean
 from multimodal.config.rules.connected import is_connected
 from multimodal.config.tree import at, block
-from multimodal.core.modalities import TOGETHER, joint_name
+from multimodal.core.names.modalities import TOGETHER, joint_name
 
 Tree = dict[str, Any]
 FUSED, TEMPLATE = "multimodal.models.FusedJoint", "multimodal.models.TemplateJoint"

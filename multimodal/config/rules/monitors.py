@@ -7,7 +7,7 @@ from typing import Any
 
 from multimodal.config.problems import ConfigProblem
 from multimodal.config.tree import block, join
-from multimodal.core.modalities import joint_name
+from multimodal.core.names.modalities import joint_name
 from multimodal.core.suggest import did_you_mean
 
 Tree = dict[str, Any]

@@ -25,6 +25,10 @@ def late_interaction(tree: Tree) -> Iterator[ConfigProblem]:
             "data.cache_frozen",
             "keeps pooled features, but similarity=maxsim compares tokens: false",
         )
+    if block(tree, "model.joint"):
+        yield ConfigProblem(
+            "model.joint", "is of pooled embeddings, but similarity=maxsim compares tokens"
+        )
     query, towers = at(tree, "similarity.query"), block(tree, "model.towers")
     if isinstance(query, str) and towers and query not in towers:
         yield ConfigProblem(

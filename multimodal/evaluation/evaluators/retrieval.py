@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from multimodal.core.bootstrap import Interval, mean_interval
-from multimodal.core.modalities import TOGETHER
+from multimodal.core.names.modalities import TOGETHER
 from multimodal.core.similarity.similarities import COSINE, Comparison, Similarity
 from multimodal.evaluation.evaluators.base import (
     CURVES,

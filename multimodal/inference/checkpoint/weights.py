@@ -11,7 +11,7 @@ from torch import Tensor
 
 from multimodal.config import stored_tree
 from multimodal.config.tree import at
-from multimodal.core.modalities import side_name
+from multimodal.core.names.modalities import side_name
 from multimodal.inference.checkpoint.file import CheckpointError
 
 STATE = "ema"  # its key in a checkpoint: name of a trained parameter -> average

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import for_use
 from multimodal.config.portable import portable_yaml
-from multimodal.core.modalities import parts_of
+from multimodal.core.names.modalities import parts_of
 from multimodal.inference.export.preprocessing import Preprocessing
 
 KEPT = ("name", "embed_dim", "model", "fusion", "tasks", "pairs", "loss")

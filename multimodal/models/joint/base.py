@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from multimodal.core.batch import Batch
-from multimodal.core.modalities import joint_name
+from multimodal.core.names.modalities import joint_name
 
 if TYPE_CHECKING:
     from multimodal.models.towers import Tower
