@@ -324,13 +324,9 @@ class Embedder:
         """Inputs of several modalities as their towers take them: ``[B, D]`` on the CPU."""
         device = next(self.model.parameters()).device
         parts = self.model.joint.parts(name)
-        values, padding = (
-            {n: of[n].to(device) for n in parts if n in of} for of in (inputs, masks)
-        )
-        given = JointInputs(values, padding, {}, {})
-        return self._kept(
-            self.model.joint.embed(name, self.model.towers, given, self.kind == "raw")
-        )
+        values, real = ({n: of[n].to(device) for n in parts if n in of} for of in (inputs, masks))
+        given, raw = JointInputs(values, real, {}, {}), self.kind == "raw"
+        return self._kept(self.model.joint.embed(name, self.model.towers, given, raw))
 
     def _kept(self, embeddings: Tensor) -> Tensor:
         """The first ``dim`` numbers of each, on the CPU."""
