@@ -35,8 +35,7 @@ from multimodal.evaluation.metrics.retrieval import (
 from multimodal.evaluation.uncertainty import CHANCE, DURATION, not_above, percents
 from multimodal.inference.combine import combine
 
-NEIGHBOURS = 5
-MATRIX_SIZE = 64
+NEIGHBOURS, MATRIX_SIZE = 5, 64
 
 
 @dataclass(frozen=True, slots=True)
