@@ -44,7 +44,8 @@ def embed(cfg: DictConfig) -> None:
                 lambda done: progress.advance(task, done),
             )  # fmt: skip
     note = f"; {left_out} items left out, see above" if left_out else ""
-    print(f"{rows} embeddings of {embedder.embed_dim} numbers: {cfg.output}{note}")
+    what = "inputs, tokens" if model.similarity.per_token else "embeddings"
+    print(f"{rows} {what} of {embedder.embed_dim} numbers: {cfg.output}{note}")
 
 
 def command() -> None:

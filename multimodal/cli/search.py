@@ -30,6 +30,7 @@ def search(cfg: DictConfig) -> None:
     from multimodal.inference.load import embedder_of
     from multimodal.inference.search import query
     from multimodal.inference.search.index import open_index
+    from multimodal.inference.search.tokens import open_token_index, token_terms
 
     with refused("search"):
         packages, named = cfg.allowed_packages, named_by(cfg)
@@ -37,15 +38,23 @@ def search(cfg: DictConfig) -> None:
         model, run_cfg = load_model(checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device).at(cfg.dim)
         with _table(str(cfg.index), run_cfg, embedder) as path:
-            table, index, embedder = open_index(path, embedder, cfg.approximate, cfg.quantize)
+            how = (path, embedder, cfg.approximate, cfg.quantize)
+            late = model.similarity.per_token
+            index: Any
+            table, index, embedder = open_token_index(*how) if late else open_index(*how)
         if cfg.modality is not None and cfg.modality not in embedder.transforms:
             known = ", ".join(embedder.transforms)
             raise ValueError(f"modality={cfg.modality}: the model takes {known}")
         terms = query.parse(_plain(cfg.query), cfg.modality, cfg.rate_hz)
-        hits = index.search(query.embed(embedder, terms, joint=cfg.joint), cfg.k)
+        if late and cfg.joint:
+            raise ValueError("joint=true: a model of late interaction compares each term by itself")
+        asked: Any = (
+            token_terms(embedder, terms) if late else query.embed(embedder, terms, joint=cfg.joint)
+        )
+        hits = index.search(asked, cfg.k)
     shown = Table(box=box.SIMPLE)
-    for name in ("modality", "cosine", "name", "key"):
-        shown.add_column(name, justify="right" if name == "cosine" else "left")
+    for name in ("modality", "similarity" if late else "cosine", "name", "key"):
+        shown.add_column(name, justify="right" if name in ("similarity", "cosine") else "left")
     for modality, nearest in hits.items():
         for row, score in nearest:
             shown.add_row(modality, f"{score:.3f}", table.rows[row].name, table.rows[row].key)

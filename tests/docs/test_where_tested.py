@@ -312,6 +312,7 @@ ELSEWHERE = {
     "core/similarity/max_similarity": "unit/objectives/test_late_interaction.py",
     "core/similarity/similarities": "unit/objectives/test_late_interaction.py",
     "core/similarity/tokens": "unit/objectives/test_late_interaction.py",
+    "inference/search/tokens": "unit/inference/search/test_token_index.py",
     "config/rules/listed": "unit/config/rules/test_rules_listed.py",
     "evaluation/benchmarks": "unit/evaluation/test_published.py",
     "data/benchmarks/catalogue": "unit/data/benchmarks/test_benchmarks.py",

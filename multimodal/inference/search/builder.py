@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from multimodal.core.similarity.tokens import real_tokens
 from multimodal.data.errors import BadSampleError
 from multimodal.data.preview import drawable, preview
 from multimodal.inference.embedder import Embedder
@@ -40,9 +42,10 @@ def build_table(
         Number of rows, and of items left out by this call.
 
     Raises:
-        ValueError: as `PartWriter`, or if no item can be read.
+        ValueError: as `PartWriter`, if no item can be read, or for ``.npy`` of tokens.
     """
-    embedder.need_pooled("a table of embeddings")
+    if embedder.model.similarity.per_token and output.suffix == ".npy":
+        raise ValueError(f"output={output}: embeddings of tokens need a name that ends in .parquet")
     size = embedder.data.batch_size
     identity = repr((about, items.identity(), size, previews))
     writer = PartWriter(output, about, identity)
@@ -69,12 +72,20 @@ def _load(items: Items, index: int) -> Item | None:
         return None
 
 
-def _embed(embedder: Embedder, items: list[Item], previews: bool) -> tuple[Vectors, list[Row]]:
+def _embed(
+    embedder: Embedder, items: list[Item], previews: bool
+) -> tuple[Vectors, list[Row], NDArray[np.int64] | None]:
     vectors: list[Vectors] = [np.zeros((0, embedder.embed_dim), np.float32)]
     rows: list[Row] = []
+    lengths: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     for modality, places in by_modality(items).items():
         values = [items[place].values[modality] for place in places]
-        vectors.append(embedder.values(modality, values).float().numpy())
+        embedded = embedder.values(modality, values).float()
+        if embedded.ndim == 3:
+            real = real_tokens(embedded)
+            lengths.append(real.sum(dim=1).numpy())
+            embedded = embedded[real]
+        vectors.append(embedded.numpy())
         for place, value in zip(places, values, strict=True):
             shown = _preview(modality, value) if previews else ("", b"")
             rows.append(Row(items[place].key, modality, items[place].name, *shown))
@@ -88,7 +99,8 @@ def _embed(embedder: Embedder, items: list[Item], previews: bool) -> tuple[Vecto
         for item in some:
             shown = _preview(parts[0], item.values[parts[0]]) if previews else ("", b"")
             rows.append(Row(item.key, name, item.name, *shown))
-    return np.concatenate(vectors), rows
+    per_token = embedder.model.similarity.per_token
+    return np.concatenate(vectors), rows, np.concatenate(lengths) if per_token else None
 
 
 def _preview(modality: str, value: Any) -> tuple[str, bytes]:

@@ -111,6 +111,7 @@ def open_index(
         ValueError: if it is of another model, or contains zero vectors.
         FileNotFoundError: if it is not there.
     """
+    embedder.need_pooled("this index")
     table = read_table(Path(path))
     embedder = fitting(embedder, table)
     kind: Kind = "approximate" if approximate else "exact"

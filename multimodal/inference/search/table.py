@@ -60,11 +60,19 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Embeddings ``[N, D]`` float32, their N rows, and what is known of the whole."""
+    """Embeddings, their N rows, and what is known of the whole.
+
+    Attributes:
+        vectors: ``[N, D]`` float32; of tokens ``[S, D]``, those of one row after the other.
+        rows: what each of the N is.
+        about: kind, checkpoint and the like.
+        offsets: ``[N + 1]`` int64, of tokens: row ``i`` has ``vectors[offsets[i]:offsets[i + 1]]``.
+    """
 
     vectors: Vectors
     rows: list[Row]
     about: dict[str, Any]
+    offsets: NDArray[np.int64] | None = None
 
 
 class PartWriter:
@@ -102,10 +110,16 @@ class PartWriter:
         """Whether a part is there."""
         return self._part(number).exists()
 
-    def write(self, number: int, vectors: Vectors, rows: Sequence[Row]) -> None:
-        """One part, whole or not at all."""
+    def write(
+        self,
+        number: int,
+        vectors: Vectors,
+        rows: Sequence[Row],
+        lengths: NDArray[np.int64] | None = None,
+    ) -> None:
+        """One part, whole or not at all; ``lengths`` of tokens: how many each row has."""
         with NewFile(self._part(number), _PARTS) as file:
-            _write_part(file, vectors, rows)
+            _write_part(file, vectors, rows, lengths)
 
     def finish(self, count: int) -> int:
         """Puts ``count`` parts together, removes them, and returns the number of rows."""
@@ -124,16 +138,25 @@ def _arrow() -> Any:
     return module_of("search", "pyarrow", "a table of embeddings")
 
 
-def _write_part(file: NewFile, vectors: Vectors, rows: Sequence[Row]) -> None:
+def _write_part(
+    file: NewFile,
+    vectors: Vectors,
+    rows: Sequence[Row],
+    lengths: NDArray[np.int64] | None = None,
+) -> None:
     pa = _arrow()
     dim = vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+    embeddings = pa.FixedSizeListArray.from_arrays(flat, dim)
+    if lengths is not None:
+        offsets = pa.array(np.concatenate([[0], lengths.cumsum()]), pa.int32())
+        embeddings = pa.ListArray.from_arrays(offsets, embeddings)
     columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
     table = pa.table(
         {
             **{name: pa.array(columns[name], pa.string()) for name in COLUMNS[:4]},
             "preview": pa.array(columns["preview"], pa.binary()),
-            "embedding": pa.FixedSizeListArray.from_arrays(flat, dim),
+            "embedding": embeddings,
         }
     )
     pa.parquet.write_table(table, pa.PythonFile(file, mode="w"))
@@ -169,11 +192,15 @@ def _join_npy(parts: Sequence[Path], output: Path, about: dict[str, Any]) -> int
     return len(rows)
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, tokens: bool = False) -> Table:
     """A whole table.
 
+    Args:
+        path: of it.
+        tokens: whether it holds embeddings of tokens.
+
     Raises:
-        TableError: if it is not there, or is not a table of embeddings.
+        TableError: if it is not there, or is not a table of such embeddings.
         MissingExtraError: if what reads it is not installed.
     """
     if not path.exists():
@@ -185,6 +212,11 @@ def read_table(path: Path) -> Table:
     except Exception as error:  # of damaged files, the readers raise all sorts of errors
         detail = f"{type(error).__name__}: {error}"
         raise TableError(f"{path} cannot be read as a table of embeddings: {detail}") from error
+    if (table.offsets is not None) != tokens:
+        kinds = ("one embedding of each input", "embeddings of tokens (similarity=maxsim)")
+        raise TableError.mistake(
+            f"{path} holds {kinds[not tokens]}, expected {kinds[tokens]}: it is of another model"
+        )
     for number, row in enumerate(table.rows):
         good = all(is_text(cell) for cell in row[:4]) and isinstance(row.preview, bytes)
         if not good or row.preview_type not in PREVIEWS:
@@ -212,17 +244,23 @@ def _read_parquet(path: Path) -> Table:
         raise TableError(f"{path} is not a table of embeddings: it lacks {', '.join(missing)}")
     column = table.column("embedding").combine_chunks()
     chunks = column.chunks if hasattr(column, "chunks") else [column]
-    dim = column.type.list_size
+    offsets = None
+    if column.type.num_fields and not hasattr(column.type, "list_size"):  # of tokens
+        lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in chunks]
+        offsets = np.concatenate([[0], np.concatenate(lengths).cumsum()]).astype(np.int64)
+        chunks = [chunk.flatten() for chunk in chunks]
+    dim = chunks[0].type.list_size if chunks else 0
     vectors = np.concatenate(
         [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim) for chunk in chunks]
         or [np.zeros((0, dim), np.float32)]
     )
     columns = [table.column(name).to_pylist() for name in COLUMNS]
     about = strict_json.parse((table.schema.metadata or {}).get(_NOTE, b"{}"), "its note")
-    if not isinstance(about, dict) or column.null_count or len(vectors) != table.num_rows:
+    count = table.num_rows if offsets is None else int(offsets[-1])
+    if not isinstance(about, dict) or column.null_count or len(vectors) != count:
         raise TableError(f"{path} is not a table of embeddings: it has gaps")
     rows = [Row(*cells) for cells in zip(*columns, strict=True)]
-    return Table(vectors.astype(np.float32), rows, about)
+    return Table(vectors.astype(np.float32), rows, about, offsets)
 
 
 def fitting(embedder: Embedder, table: Table) -> Embedder:
@@ -231,7 +269,6 @@ def fitting(embedder: Embedder, table: Table) -> Embedder:
     Raises:
         TableError: if the dimensions differ, or the table holds numbers that are not finite.
     """
-    embedder.need_pooled("search")
     width, whole = table.vectors.shape[1], embedder.model.embed_dim
     if embedder.dim is None and width < whole and table.about.get("dim") == width:
         embedder = embedder.at(width)

@@ -8,15 +8,25 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from data_helpers import image_bytes
 from experiment_helpers import composed, losses, train_here, write_sensor_shards
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import multimodal
-from multimodal.config import ConfigError, check
+from multimodal.cli.embed import embed
+from multimodal.cli.packing.mine import mine
+from multimodal.cli.search import search
+from multimodal.cli.serve import serve
+from multimodal.config import ConfigError, check, config_dir
+from multimodal.core.errors import UserError
 from multimodal.core.similarity.similarities import MaxSim
+from multimodal.inference.export.writing import Choices, export
+from multimodal.inference.publish.publishing import publish
 from multimodal.models.encoders.features import FeatureEncoder
+from multimodal.models.encoders.huggingface import HuggingFaceEncoder
 from multimodal.models.encoders.text import TextTransformer
 from multimodal.models.encoders.vision import VisionTransformer
 from multimodal.models.fusion_model import FusionModel
@@ -60,6 +70,20 @@ def test_the_head_is_applied_to_each_token_and_padding_is_zero(attend_padding):
     assert patches.shape == (3, 1 + 4, 6)
     torch.testing.assert_close(patches.norm(dim=2), torch.ones(3, 5, dtype=torch.float64))
     assert towers.embed("text", IDS, mask, "raw").any(dim=2).equal(mask)
+
+
+def test_a_model_of_transformers_gives_its_last_hidden_states():
+    settings = {"vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "intermediate_size": 16}  # fmt: skip
+    encoder = HuggingFaceEncoder(config={"model_type": "bert", **settings}, pooling="mean")
+    towers = EmbeddingModel({"text": Tower(encoder, HEAD)}).eval()
+    pooled = towers.embed("text", IDS, IDS > 0)
+    towers.compare_by(MaxSim())
+    tokens = towers.embed("text", IDS, IDS > 0)
+    hidden = encoder.model(input_ids=IDS, attention_mask=(IDS > 0).long())[0]
+    expected = F.normalize(towers.tower("text").head(hidden), dim=-1) * (IDS > 0)[..., None]
+    torch.testing.assert_close(tokens, expected)
+    assert pooled.shape == (3, 6)
 
 
 def test_several_clips_are_one_document():
@@ -140,9 +164,54 @@ def test_a_checkpoint_embeds_tokens_and_compares_them(trained):
         loaded.zero_shot(["a"], image=pictures)
 
 
+def test_the_commands_embed_and_search(trained, monkeypatch, capsys):
+    run, output = trained / "whole", trained / "tokens.parquet"
+    given = {"checkpoint": run, "input": trained / "shards" / "measured.json", "output": output}
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        embed(compose("embed", [f"{key}='{value}'" for key, value in given.items()]))
+    assert "64 inputs, tokens of 16 numbers" in capsys.readouterr().out
+    picture = trained / "picture.png"
+    picture.write_bytes(image_bytes(np.zeros((16, 16, 3), np.uint8)))
+    given = {"checkpoint": run, "index": output, "query": picture}
+    for approximate in ("false", "true"):
+        words = [*(f"{key}='{value}'" for key, value in given.items()), "k=2"]
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            search(compose("search", [*words, f"approximate={approximate}"]))
+        shown = capsys.readouterr().out
+        assert "similarity" in shown
+        assert (shown.count("sensor"), shown.count("image")) >= (2, 2)
+
+
+@pytest.mark.parametrize("command", ["serve", "mine"])
+def test_commands_of_one_vector_refuse(trained, command, tmp_path):
+    words = {
+        "serve": [f"checkpoint={trained / 'whole'}", f"index={tmp_path / 't.parquet'}"],
+        "mine": [f"checkpoint={trained / 'whole'}", f"output={tmp_path / 'n.npz'}",
+                 f"input={trained / 'shards' / 'measured.json'}", "anchor=image", "other=sensor"],
+    }  # fmt: skip
+    verb = {"serve": serve, "mine": mine}[command]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose(command, words[command])
+    with pytest.raises(UserError, match=f"{command} takes one embedding of each input"):
+        verb(cfg)
+
+
+def test_a_model_of_tokens_is_not_exported(trained, tmp_path):
+    loaded = multimodal.load(trained / "whole")
+    with pytest.raises(UserError, match="export takes one embedding of each input"):
+        export(loaded, OmegaConf.create(), tmp_path / "out", Choices(), {})
+    with pytest.raises(UserError, match="publish takes one embedding of each input"):
+        publish(loaded, OmegaConf.create(), str(tmp_path / "out"), "", {})
+
+
 RULES = {
     "a queue": ("candidates=queue", "pairs.image_text", "a queue keeps one embedding a sample"),
     "cached towers": ("data.cache_frozen=true", "data.cache_frozen", "compares tokens: false"),
+    "a joint embedding": (
+        "+joint@model.joint.both=weighted model.joint.both.modalities=[image,text]",
+        "model.joint",
+        "makes one embedding of several modalities",
+    ),
     "an unknown query": ("similarity.query=txt", "similarity.query", "did you mean 'text'?"),
     "one of a pair": (
         "+pairs.image_text.similarity.query=text", "pairs.image_text.similarity", "no parameter"
@@ -154,7 +223,7 @@ RULES = {
 def test_each_rule(rule):
     word, where, said = RULES[rule]
     with (
-        composed("+experiment=clip", "similarity=maxsim", word) as cfg,
+        composed("+experiment=clip", "similarity=maxsim", *word.split()) as cfg,
         pytest.raises(ConfigError) as caught,
     ):
         check(cfg)
