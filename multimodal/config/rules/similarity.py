@@ -20,12 +20,6 @@ def late_interaction(tree: Tree) -> Iterator[ConfigProblem]:
         yield ConfigProblem(
             "similarity", "a fusion's pairs compare pooled embeddings: take similarity=cosine"
         )
-    if block(tree, "model.joint"):
-        yield ConfigProblem(
-            "model.joint",
-            "makes one embedding of several modalities, but similarity=maxsim compares tokens; "
-            "leave it out, or take similarity=cosine",
-        )
     if at(tree, "data.cache_frozen") is True:
         yield ConfigProblem(
             "data.cache_frozen",

@@ -210,7 +210,7 @@ RULES = {
     "a joint embedding": (
         "+joint@model.joint.both=weighted model.joint.both.modalities=[image,text]",
         "model.joint",
-        "makes one embedding of several modalities",
+        "is of pooled embeddings",
     ),
     "an unknown query": ("similarity.query=txt", "similarity.query", "did you mean 'text'?"),
     "one of a pair": (
