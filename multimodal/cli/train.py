@@ -32,6 +32,7 @@ from multimodal.training.loggers.wandb import finish, log_report
 from multimodal.training.modules.contrastive import ContrastiveModule
 from multimodal.training.modules.fusion import FusionModule
 from multimodal.training.resume import resume
+from multimodal.training.teacher import load_teacher
 
 
 def train(cfg: DictConfig, checked: bool = False) -> Results | None:
@@ -59,13 +60,15 @@ def train(cfg: DictConfig, checked: bool = False) -> Results | None:
     check_vocab_size(module.model, tokenizers_in(data.transforms))
     check_inputs(module.model, data.transforms)
     origin = provenance(cfg, data)
+    teacher = None
     if anchor is not None:
+        teacher = load_teacher(cfg, anchor, data.transforms)
         anchor_cfg = load_anchor(module.model, cfg, anchor, origin["tokenizers"])
         pairs = [sorted(ends) for ends in trained_pairs(anchor_cfg)]
         OmegaConf.update(cfg, "anchor.pairs", pairs, force_add=True)
     run_config = portable_yaml(cfg)
     resumed = resume(cfg, folder, run_config, origin)
-    trainer = build_trainer(cfg, folder, run_config, origin, resumed)
+    trainer = build_trainer(cfg, folder, run_config, origin, resumed, teacher)
     refuse_other_parameters(trainer, module, resumed)
     with constructor_errors(cfg.data):
         data.check_batches(trainer.world_size)

@@ -65,6 +65,8 @@ RULES = (
     similarity.late_interaction,
     pairs.weight_or_repeat,
     pairs.towers_of_anchor,
+    data.teachers_of_pairs,
+    data.what_teachers_need,
     tuning.frozen_or_tuned,
     tuning.frozen_towers_are_aligned,
     connected.backbones_of_towers,

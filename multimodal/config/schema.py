@@ -10,13 +10,14 @@ from multimodal.config.annotations import Target
 
 @dataclass
 class Anchor:
-    """The run that frozen towers are loaded from."""
+    """The run that frozen towers are loaded from, or whose towers teach."""
 
     experiment: str | None
     checkpoint: str | None
     towers: list[str]
     folder: str
     pairs: list[list[str]] | None = None
+    teaches: list[str] | None = None
 
 
 @dataclass

@@ -82,7 +82,7 @@ class Batch:
         metadata: per-sample JSON metadata; filled for evaluation, empty in training.
         embeddings: modality -> ``[B, D]`` of a frozen tower, unit-norm, or the features ``[B, W]``
             of a frozen encoder, from the cache of ``data.cache_frozen``; such a modality is absent
-            in ``inputs``.
+            in ``inputs``. ``teacher_`` before a modality: its embeddings by a teacher.
         listed: modality -> negatives that the samples list; every rank has the same modalities.
     """
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from omegaconf import DictConfig, OmegaConf
 
 from multimodal.config import require_named
-from multimodal.core.names.modalities import side_name
+from multimodal.core.names.modalities import TEACHER, side_name
 from multimodal.data.shards.manifest import load_manifest
 
 TrainedPairs = Mapping[frozenset[str], frozenset[str] | None]
@@ -16,6 +16,8 @@ Temperatures = Mapping[frozenset[str], float]
 
 def trained_pairs(*configs: DictConfig | None) -> dict[frozenset[str], frozenset[str] | None]:
     """The pairs of modalities that any of the runs, or their anchors, trained together.
+
+    What is compared with a teacher's embeddings is no pair of modalities.
 
     Returns:
         Pair -> names of the manifests it was trained on, None for whatever had both: a pair that
@@ -35,6 +37,8 @@ def trained_pairs(*configs: DictConfig | None) -> dict[frozenset[str], frozenset
                 frozenset(map(side_name, (pair.anchor, pair.other))),
                 pair.get("sources"),
             )
+            if any(end.startswith(TEACHER) for end in ends):
+                continue
             before = pairs.get(ends, frozenset())
             if sources is None or before is None:
                 pairs[ends] = None

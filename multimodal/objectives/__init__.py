@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         TwoWayLoss,
         compatible,
     )
+    from multimodal.objectives.losses.affinity import KLAffinity, SquaredAffinity
     from multimodal.objectives.losses.margin import Hinge, Triplet
     from multimodal.objectives.losses.matryoshka import Matryoshka
     from multimodal.objectives.losses.sigmoid import SigLIP
@@ -53,6 +54,7 @@ __all__ = [
     "Hinge",
     "InBatch",
     "InfoNCE",
+    "KLAffinity",
     "Local",
     "LogitScale",
     "Loss",
@@ -69,6 +71,7 @@ __all__ = [
     "Similarity",
     "SimilarityBlock",
     "SoftTarget",
+    "SquaredAffinity",
     "SquaredTarget",
     "SupCon",
     "Triplet",

@@ -253,6 +253,8 @@ def compatible(
             "a queue keeps one embedding a sample, but similarity=maxsim compares those of its "
             "tokens; take candidates=all_ranks, or similarity=cosine"
         )
+    if per_token and getattr(loss, "pooled", False):
+        return f"{_name(loss)} compares pooled embeddings with a teacher's: take similarity=cosine"
     for choice in (loss, negatives):
         if not bounded and getattr(choice, "needs_cosines", False):
             return (

@@ -318,7 +318,7 @@ def _both_batches(
 
 def _modalities(pairs: Iterable[Pair]) -> list[str]:
     """The pairs' modalities, in an order that every rank has."""
-    return sorted({name for pair in pairs for name in (pair.anchor, pair.other)})
+    return sorted({name for pair in pairs for name in pair.modalities})
 
 
 def _similarities(

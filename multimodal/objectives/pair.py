@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from multimodal.core.names.modalities import side_name
+from multimodal.core.names.modalities import side_name, teacher_of
 from multimodal.core.similarity.tokens import joined
 from multimodal.objectives.candidates import Candidates, EmbeddingQueue
 from multimodal.objectives.columns import Columns, ListedColumns
@@ -19,6 +19,7 @@ from multimodal.objectives.interfaces import Context, Loss, Negatives, compatibl
 from multimodal.objectives.kernels.blockwise import Direction, block_sum, chunked_direction
 from multimodal.objectives.kernels.fused import fused_sum, has_fused_kernel
 from multimodal.objectives.kernels.hardest import hardest_k, mined_directions
+from multimodal.objectives.losses.affinity import AffinityLoss, affinity_directions
 from multimodal.objectives.losses.matryoshka import Matryoshka, cut, prefix
 from multimodal.objectives.losses.target import TargetLoss
 from multimodal.objectives.matches import SampleKeys, index_positives
@@ -131,9 +132,16 @@ class Pair(nn.Module):
             for name in (anchor, other):
                 self.queues[name] = EmbeddingQueue(candidates.size, embed_dim)
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the embeddings that the loss reads: both sides, and their teachers'."""
+        ends = (self.anchor, self.other)
+        teachers = map(teacher_of, ends) if isinstance(self.loss, AffinityLoss) else ()
+        return tuple(dict.fromkeys((*ends, *teachers)))
+
     def active(self, modalities: Iterable[str], source: str) -> bool:
         """Whether a batch of these modalities from this source trains the pair."""
-        return {self.anchor, self.other} <= set(modalities) and (
+        return set(self.modalities) <= set(modalities) and (
             self.sources is None or source in self.sources
         )
 
@@ -170,7 +178,7 @@ class Pair(nn.Module):
             ValueError: if the widest prefix is not the embeddings' width.
         """
         if self.matryoshka is None:
-            return self._of_width(gathered, context, chunk_size)
+            return self._of_width(gathered, context, chunk_size, gathered)
         ends, width = (self.anchor, self.other), context.embed_dim
         if self.matryoshka.dims[-1] != width:
             raise ValueError(
@@ -180,14 +188,25 @@ class Pair(nn.Module):
         total, without = context.scale.new_zeros(()), context.scale.new_zeros(())
         for dim, share in self.matryoshka.shares():
             of_dim = replace(context, embed_dim=dim)
-            part, without = self._of_width(cut(gathered, ends, dim), of_dim, chunk_size)
+            part, without = self._of_width(cut(gathered, ends, dim), of_dim, chunk_size, gathered)
             total = total + share * part
         return total, without
 
     def _of_width(
-        self, gathered: GatheredBatch, context: Context, chunk_size: int | None
+        self,
+        gathered: GatheredBatch,
+        context: Context,
+        chunk_size: int | None,
+        whole: GatheredBatch,
     ) -> tuple[Tensor, Tensor]:
-        """The same of embeddings of one width."""
+        """The same of embeddings of one width; a teacher's are those of the ``whole`` width."""
+        if isinstance(self.loss, AffinityLoss):
+            ends = (self.anchor, self.other)
+            sides = (self._side(gathered, self.anchor), self._side(gathered, self.other))
+            directions = affinity_directions(self.loss, ends, whole, chunk_size)
+            scale = context.scale
+            total, without = block_sum(directions, sides, scale, self.bias(scale))
+            return total / len(directions), without
         if isinstance(self.loss, TargetLoss):
             anchors, targets = (
                 self._side(gathered, name)[gathered.local_rows]

@@ -35,6 +35,7 @@ from multimodal.training.loggers.wandb import NOTE, WandbLogger
 from multimodal.training.modules.contrastive import ContrastiveModule
 from multimodal.training.modules.fusion import FusionModule
 from multimodal.training.resume import Resumed
+from multimodal.training.teacher import Teacher
 
 CALLBACKS_RUN_LAST = ("checkpoint", "stop")  # callbacks, in this order
 
@@ -101,6 +102,7 @@ def build_trainer(
     run_config: str,
     origin: dict[str, Any] | None = None,
     resumed: Resumed | None = None,
+    teacher: Teacher | None = None,
 ) -> pl.Trainer:
     """The trainer of ``cfg.trainer`` with this run's loggers, callbacks and checkpoint writer.
 
@@ -110,8 +112,9 @@ def build_trainer(
         run_config: the configuration as text, for its checkpoints and loggers (`portable_yaml`).
         origin: of the run (`provenance`), for its checkpoints.
         resumed: the checkpoint that the run resumes from.
+        teacher: whose embeddings the frozen towers' cache keeps as well.
     """
-    callbacks = _callbacks(cfg, folder, run_config, origin, resumed)
+    callbacks = _callbacks(cfg, folder, run_config, origin, resumed, teacher)
     logger = build(cfg, "logger") if cfg.logger else False
     if isinstance(logger, dict | DictConfig):
         logger = [item for item in logger.values() if item is not None]
@@ -143,6 +146,7 @@ def _callbacks(
     run_config: str,
     origin: dict[str, Any] | None,
     resumed: Resumed | None,
+    teacher: Teacher | None,
 ) -> list[pl.Callback]:
     """Those of ``cfg.callbacks``, and those that every run has, in the order that they run in."""
     callbacks: list[pl.Callback] = [RandomState(), StepAxis()]
@@ -174,7 +178,7 @@ def _callbacks(
         assert isinstance(transforms, dict)
         kept = {str(name): transform for name, transform in transforms.items()}
         with constructor_errors(cfg.cache_frozen):
-            callbacks.append(FrozenCache(**cfg.cache_frozen, transforms=kept))
+            callbacks.append(FrozenCache(**cfg.cache_frozen, transforms=kept, teacher=teacher))
     return callbacks
 
 

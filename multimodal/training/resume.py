@@ -54,6 +54,7 @@ ADDED_KEYS: dict[str, Any] = {
     "similarity._target_": "multimodal.objectives.Cosine",
     "matryoshka.dims": None,
     "model.joint": {},
+    "model.towers.*.encoder.first_blocks": None,
     "matryoshka.weights": None,
     "model.towers.*.head.standardize": False,
     "model.towers.*.head.hidden_dropout": 0.0,

@@ -44,6 +44,7 @@ from multimodal.objectives.objective import ContrastiveObjective, make_objective
 LOSSES = ("info_nce", "dcl", "siglip", "triplet", "hinge")
 SAME = ("sup_con", "soft_target")  # are InfoNCE where every sample has one positive, as here
 TARGETS = ("cosine", "mse")  # take no negatives, and would fold towers that both learn
+TAUGHT = ("affinity", "affinity_mse")  # compare with a teacher
 CHOOSE = ("random", "hard", "semi_hard", "distance_weighted", "filtered")
 WEIGH = ("reweighted", "debiased")
 GRID = [

@@ -296,6 +296,7 @@ ELSEWHERE = {
     "training/callbacks/stopping/stop": "docs/test_configs.py",
     "training/callbacks/summary": "docs/test_configs.py",
     "training/failures": "runs/test_failures.py",
+    "training/frozen_jobs": "unit/training/callbacks/test_frozen_cache.py",
     "training/loggers/csv": "unit/training/loggers/test_csv_logger.py",
     "training/loggers/logged": "unit/training/loggers/test_others.py",
     "training/loggers/wandb": "docs/test_configs.py",

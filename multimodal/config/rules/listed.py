@@ -9,7 +9,10 @@ from multimodal.config.problems import ConfigProblem
 from multimodal.config.tree import at, block
 
 Tree = dict[str, Any]
-_TARGETS = ("multimodal.objectives.CosineTarget", "multimodal.objectives.SquaredTarget")
+_TARGETS = tuple(
+    f"multimodal.objectives.{name}"
+    for name in ("CosineTarget", "SquaredTarget", "KLAffinity", "SquaredAffinity")
+)
 
 
 def listed_negatives_are_used(tree: Tree) -> Iterator[ConfigProblem]:
@@ -29,8 +32,8 @@ def listed_negatives_are_used(tree: Tree) -> Iterator[ConfigProblem]:
             elif pairs and not any(_compares(tree, pair, modality) for pair in pairs):
                 yield ConfigProblem(
                     where,
-                    f"no pair of {modality} compares with negatives: cosine and mse read none; add "
-                    "a pair with another loss, or remove these",
+                    f"no pair of {modality} compares with negatives: cosine, mse and affinity "
+                    "read none; add a pair with another loss, or remove these",
                 )
 
 

@@ -12,6 +12,7 @@ from multimodal.config.annotations import mismatches
 from multimodal.config.problems import ConfigProblem, did_you_mean
 from multimodal.config.schema import Modality
 from multimodal.config.tree import at, block
+from multimodal.core.names.modalities import TEACHER
 
 Tree = dict[str, Any]
 
@@ -49,7 +50,8 @@ def towers_of_pairs(tree: Tree) -> Iterator[ConfigProblem]:
     towers = block(tree, "model.towers")
     for name, pair in _blocks(tree, "pairs"):
         for side, modality in _sides(pair):
-            if towers and modality not in towers:
+            taught = modality.startswith(TEACHER) and modality not in towers
+            if towers and modality not in towers and not taught:
                 where = f"pairs.{name}.{side}"
                 yield ConfigProblem(
                     where, f"no tower '{modality}'; {did_you_mean(modality, towers)}"

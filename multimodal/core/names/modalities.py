@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 TOGETHER = "&"  # not the "+" of a composed query, which is a sum of embeddings
+TEACHER = "teacher_"  # before a modality: its embeddings by the teacher of a distillation
+
+
+def teacher_of(side: str) -> str:
+    """The name of a side's embeddings by a teacher; a teacher's is its own."""
+    return side if side.startswith(TEACHER) else TEACHER + side
 
 
 def joint_name(modalities: Sequence[str]) -> str:

@@ -67,7 +67,8 @@ def load(
         rng: its random choices; None for none.
         modalities: those wanted; None for all.
         frozen: those that are read as embeddings; what is aligned with such a modality gets the
-            geometry of the view that was embedded.
+            geometry of the view that was embedded. Where a teacher's are among them (of a name
+            that the source has not), all of the sample is as that view was.
         caption: which of several captions, without a draw.
 
     Raises:
@@ -76,12 +77,8 @@ def load(
     """
     wanted = source.modalities if modalities is None else modalities
     try:
-        embeddings = {}
-        for name, table in (frozen or {}).items():
-            view = 0 if rng is None else rng.choose_view(table.views)
-            embeddings[name] = table.read(index, view)
-            if rng is not None and hasattr(transforms[name], "geometry"):
-                rng = replace(rng, view=view)
+        repeat = caption if rng is None else rng.repeat
+        embeddings, rng = _frozen(source, transforms, index, rng, frozen or {})
         wanted = [name for name in wanted if name not in embeddings]
         min_size = {
             name: functools.partial(transforms[name].min_size, rng)  # type: ignore[attr-defined]
@@ -103,8 +100,28 @@ def load(
         place = source.place(index)
         whole_shard = isinstance(error, ShardError)
         return Rejection(source.name, place.shard, place.key, error.reason, str(error), whole_shard)
-    repeat = caption if rng is None else rng.repeat
     return Sample(decoded, inputs, repeat, embeddings, negatives)
+
+
+def _frozen(
+    source: Source,
+    transforms: Mapping[str, Transform],
+    index: int,
+    rng: SampleRNG | None,
+    frozen: Mapping[str, FrozenEmbeddings],
+) -> tuple[dict[str, Tensor], SampleRNG | None]:
+    """What is read of a sample as embeddings, and the random choices of the rest; see `load`."""
+    if rng is None:
+        return {name: table.read(index, 0) for name, table in frozen.items()}, None
+    embeddings, rest = {}, rng
+    for name, table in frozen.items():
+        view = rng.choose_view(table.views)
+        embeddings[name] = table.read(index, view)
+        if name not in source.modalities:
+            rest = SampleRNG.of_view(rng.seed, rng.source, index, view)
+        elif hasattr(transforms[name], "geometry"):
+            rest = replace(rest, view=view)
+    return embeddings, rest
 
 
 def load_from(

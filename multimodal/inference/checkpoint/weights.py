@@ -18,6 +18,7 @@ STATE = "ema"  # its key in a checkpoint: name of a trained parameter -> average
 
 
 CHOICES = ("average", "raw")
+_NO_SCALE = ("Target", "Affinity")  # losses that end so learn no temperature of the embeddings
 
 
 def uses_average(
@@ -63,7 +64,7 @@ def pair_temperatures(
     """1 / logit scale of every pair of ``cfg``, from a training module's state dict.
 
     Of several pairs of the same modalities the last counts; one without a scale is left out, and so
-    is one whose loss has no use for it: a target.
+    is one whose loss says nothing of it: a target, an affinity.
     """
     temperatures = {}
     pairs = OmegaConf.select(cfg, "pairs")
@@ -72,7 +73,7 @@ def pair_temperatures(
         if not isinstance(pair, DictConfig):
             continue
         losses = ("loss._target_", "loss.loss._target_")  # itself, or one over prefixes
-        if any(str(OmegaConf.select(pair, path)).endswith("Target") for path in losses):
+        if any(str(OmegaConf.select(pair, path)).endswith(_NO_SCALE) for path in losses):
             continue
         if scale is not None and scale.numel() == 1:
             sides = (pair.get(side) or "" for side in ("anchor", "other"))

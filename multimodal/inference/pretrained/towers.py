@@ -26,12 +26,17 @@ TRANSFORMERS = "transformers"  # the importer of models that run unchanged
 
 
 def pretrained_names(cfg: DictConfig) -> dict[str, str]:
-    """Modality -> entry, of the towers that are filled from the catalogue."""
-    towers = cfg.model.towers
+    """Modality -> entry, of the towers that are filled from the catalogue.
+
+    Those of the run's anchor come with its checkpoint.
+    """
+    towers, anchored = cfg.model.towers, OmegaConf.select(cfg, "anchor.towers") or ()
     return {
         str(name): str(towers[name].pretrained)
         for name in towers
-        if isinstance(towers[name], DictConfig) and towers[name].get("pretrained")
+        if isinstance(towers[name], DictConfig)
+        and towers[name].get("pretrained")
+        and name not in anchored
     }
 
 
@@ -133,6 +138,7 @@ def _fill(
     left = [
         key for key, (names, _) in chosen.key_map.items()
         if key.startswith("encoder.") and key not in own and all(n in state for n in names)
+        and not _left_out(tower.encoder, key.removeprefix("encoder."))
     ]  # fmt: skip
     diff.unexpected += left
     diff.missing = [
@@ -141,6 +147,11 @@ def _fill(
     if diff:
         raise WeightsError(str(diff))
     _require_head(tower, fitting)
+
+
+def _left_out(encoder: Any, key: str) -> bool:
+    """Whether an encoder that is part of a trained one says that a tensor is of the rest."""
+    return hasattr(encoder, "leaves_out") and bool(encoder.leaves_out(key))
 
 
 def _require_head(tower: Tower, filled: list[str]) -> None:

@@ -95,13 +95,16 @@ class EfficientNetLite(nn.Module):
         top_channels: channels of the last convolution.
         taps: numbers of blocks whose outputs stand beside the last map in the tokens, averaged over
             its grid: what a deep network has forgotten of a drawing's colours and textures.
+        first_blocks: how many blocks there are, from the first on, of those that the lists make; a
+            student that inherits them from the trained network (TinyCLIP, Wu et al. 2023,
+            arXiv:2309.12314). The last convolution is left out too. None: all of it.
 
     Attributes:
         width: channels of the tokens and the features.
 
     Raises:
-        ValueError: if the lists differ in length, or a stage has no block; for inputs of other
-            channels.
+        ValueError: if the lists differ in length, or a stage has no block, or there are not as many
+            as ``first_blocks``; for inputs of other channels.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class EfficientNetLite(nn.Module):
         expansions: Sequence[int] = (1, 6, 6, 6, 6, 6, 6),
         top_channels: int = 1280,
         taps: Sequence[int] = (),
+        first_blocks: int | None = None,
     ) -> None:
         super().__init__()
         lists = {"blocks": blocks, "kernels": kernels, "strides": strides, "expansions": expansions}
@@ -134,8 +138,15 @@ class EfficientNetLite(nn.Module):
                 block = MBConv(previous, channels[stage], kernels[stage], stride, expansions[stage])
                 self.blocks.append(block)
                 previous = channels[stage]
-        self.top = convolution(previous, top_channels, 1)
         widths = [ch for ch, count in zip(channels, blocks, strict=True) for _ in range(count)]
+        self.top: nn.Module | None = None
+        if first_blocks is None:
+            self.top = convolution(previous, top_channels, 1)
+        elif not 1 <= first_blocks <= len(widths):
+            raise ValueError(f"first_blocks={first_blocks}: expected 1 to {len(widths)}, or null")
+        else:
+            widths = widths[:first_blocks]
+            self.blocks, top_channels = self.blocks[:first_blocks], widths[-1]
         if not all(0 <= tap < len(widths) for tap in taps) or len(set(taps)) < len(taps):
             raise ValueError(f"taps={list(taps)}: expected numbers of the {len(widths)} blocks")
         self.taps = tuple(taps)
@@ -147,8 +158,15 @@ class EfficientNetLite(nn.Module):
         return self.blocks
 
     def after_layers(self) -> list[nn.Parameter]:
-        """The last convolution and its normalisation."""
-        return list(self.top.parameters())
+        """The last convolution and its normalisation, where there is one."""
+        return [] if self.top is None else list(self.top.parameters())
+
+    def leaves_out(self, key: str) -> bool:
+        """Whether a tensor of the whole network has no place here because of ``first_blocks``."""
+        if self.top is not None:
+            return False
+        kind, place = key.split(".")[:2]
+        return kind == "top" or (kind == "blocks" and int(place) >= len(self.blocks))
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
         """Encode a batch.
@@ -174,7 +192,7 @@ class EfficientNetLite(nn.Module):
             x = block(x)
             if number in self.taps:
                 tapped.append(x)
-        top = self.activation(self.top(x))
+        top = x if self.top is None else self.activation(self.top(x))
         grid = (top.shape[2], top.shape[3])
         maps = [top, *(F.adaptive_avg_pool2d(each, grid) for each in tapped)]
         tokens = torch.cat(maps, dim=1).flatten(2).transpose(1, 2)

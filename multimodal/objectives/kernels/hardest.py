@@ -14,6 +14,7 @@ from torch import Tensor
 from multimodal.objectives.gathered_batch import GatheredBatch
 from multimodal.objectives.interfaces import Loss, Negatives
 from multimodal.objectives.kernels.blockwise import BLOCK_ENTRIES, Direction, RowBlockLoss
+from multimodal.objectives.losses.affinity import AffinityLoss
 from multimodal.objectives.losses.margin import Hinge
 from multimodal.objectives.losses.target import TargetLoss
 from multimodal.objectives.matches import PositiveIndex, matches
@@ -27,7 +28,7 @@ def hardest_k(loss: Loss, negatives: Negatives) -> tuple[int, int] | None:
 
     None if it is not a matter of a few of the hardest.
     """
-    if isinstance(loss, TargetLoss):  # it reads none
+    if isinstance(loss, TargetLoss | AffinityLoss):  # it reads none
         return None
     if isinstance(negatives, Hard) and isinstance(negatives.k, int):
         return (negatives.k, negatives.skip) if negatives.k + negatives.skip <= MAX_MINED else None

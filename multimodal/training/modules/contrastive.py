@@ -104,7 +104,8 @@ class ContrastiveModule(TrainingModule):
         for source, modalities in sources.items():
             available = joint.joined(modalities)
             moved = self.objective.moved(available, source)
-            used = {id(towers[part]) for name in moved for part in joint.parts(name)}
+            parts = {part for name in moved for part in joint.parts(name)}
+            used = {id(towers[part]) for part in parts if part in towers}  # no teacher's
             used |= {id(joint[name]) for name in moved if name in joint}
             if trained.keys() - used or pairs - self.objective.active_pairs(available, source):
                 return True
@@ -187,6 +188,8 @@ class ContrastiveModule(TrainingModule):
         def finish(cached: Tensor, mask: Tensor | None) -> Tensor:
             return tower.from_frozen(cached)
 
+        if modality not in model.towers:  # a teacher's
+            return batch.embeddings[modality]
         tower, size = model.tower(modality), self._micro_batch_size
         if modality in batch.embeddings:  # from the cache; a head needs no pieces, a backbone does
             size = size if isinstance(tower.encoder, ConnectedEncoder) else None

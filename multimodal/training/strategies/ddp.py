@@ -40,7 +40,10 @@ class ReplicatedStrategy(DDPStrategy):
         find = self._find_unused
         if find is None:
             sources = getattr(module.trainer.datamodule, "sources", {})
-            modalities = {name: source.modalities for name, source in sources.items()}
+            modalities = {
+                name: (*source.modalities, *getattr(source, "frozen", ()))
+                for name, source in sources.items()
+            }
             find = module.may_leave_unused(modalities)
         self._find_unused = find
         for parameter in module.parameters():

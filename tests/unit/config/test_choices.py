@@ -35,6 +35,7 @@ def names(group: str) -> set[str]:
 SOFTMAX = ("info_nce", "dcl", "sup_con", "soft_target")
 MARGIN = ("triplet", "hinge")
 TARGETS = ("cosine", "mse")
+TAUGHT = {"affinity", "affinity_mse"}  # compare with a teacher: unit/training/test_teacher.py
 DROPS = ("in_batch", "random", "hard", "semi_hard", "distance_weighted", "filtered")
 BLOCKS = [
     (SOFTMAX, (*DROPS, "reweighted", "debiased")),
@@ -53,7 +54,8 @@ def test_the_grid_is_whole():
     runs = {pair for block in BLOCKS for pair in itertools.product(*block)}
     assert len(runs) == sum(len(losses) * len(negatives) for losses, negatives in BLOCKS)
     assert runs.isdisjoint(REFUSED)
-    assert runs | set(REFUSED) == set(itertools.product(names("loss"), names("negatives")))
+    untaught = names("loss") - TAUGHT
+    assert runs | set(REFUSED) == set(itertools.product(untaught, names("negatives")))
     assert names("candidates") == {"all_ranks", "local", "queue"}
 
 
@@ -110,6 +112,16 @@ def test_incompatible_choices_are_rejected(loss, negatives, candidates):
     assert problem.where == "pairs.image_text"
     reason = "a margin loss has no weights" if negatives == "reweighted" else "denominator"
     assert reason in problem.message
+
+
+@pytest.mark.parametrize("loss", sorted(TAUGHT))
+def test_an_affinity_needs_a_teacher(loss):
+    with composed(*SHORT, f"loss={loss}") as cfg, pytest.raises(ConfigError) as caught:
+        train(cfg)
+    assert {problem.where for problem in caught.value.problems} == {
+        "pairs.image_text.anchor", "pairs.image_text.other"
+    }  # fmt: skip
+    assert "needs teacher_image, which nothing gives" in caught.value.problems[0].message
 
 
 def test_a_refusal_ends_the_program_before_it_starts(tmp_path):

@@ -103,6 +103,20 @@ def test_an_encoder_of_another_size_is_refused_with_what_fits(lite):
         fill_towers(model_of(cfg), cfg)
 
 
+def test_a_student_inherits_the_first_blocks_and_an_anchor_brings_its_own(lite):
+    words = [*lite_words("image"), "model.towers.image.encoder.first_blocks=2"]
+    cfg = config("image", "efficientnet_lite0", *words)
+    whole = config("image", "efficientnet_lite0", *lite_words("image"))
+    student, teacher = model_of(cfg), model_of(whole)
+    fill_towers(student, cfg), fill_towers(teacher, whole)
+    own, theirs = (m.tower("image").encoder.state_dict() for m in (student, teacher))
+    assert own
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in own.items())
+    assert {name.split(".")[1] for name in own if name.startswith("blocks.")} == {"0", "1"}
+    cfg.anchor = {"towers": ["image"]}
+    assert pretrained_names(cfg) == {}
+
+
 BERT = {
     "model_type": "bert", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2,
     "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 12,

@@ -144,6 +144,28 @@ def test_inputs_and_sizes_that_do_not_fit_are_refused():
         import_weights(foreign_weights(SMALL), {**SMALL, "depth": 3})
 
 
+@torch.no_grad()
+def test_the_first_blocks_alone_are_those_of_the_whole_network():
+    torch.manual_seed(0)
+    whole = EfficientNetLite(**SMALL, taps=[0, 2]).eval()
+    first = EfficientNetLite(**SMALL, taps=[0], first_blocks=3).eval()
+    state = whole.state_dict()
+    left = {key for key in state if first.leaves_out(key)}
+    assert left == state.keys() - first.state_dict().keys()
+    first.load_state_dict({key: tensor for key, tensor in state.items() if key not in left})
+    inputs = torch.randn(2, 3, 64, 64)
+    seen: list[torch.Tensor] = []
+    whole.blocks[2].register_forward_hook(lambda _, __, out: seen.append(out))
+    whole(inputs)
+    features = first(inputs).features
+    assert features.shape == (2, first.width)
+    torch.testing.assert_close(features[:, : seen[0].shape[1]], seen[0].mean(dim=(2, 3)))
+    assert first.after_layers() == []
+    for count in (0, 7):
+        with pytest.raises(ValueError, match=f"first_blocks={count}: expected 1 to 6"):
+            EfficientNetLite(**SMALL, first_blocks=count)
+
+
 def test_tapped_blocks_stand_beside_the_last_map():
     torch.manual_seed(0)
     encoder = EfficientNetLite(**SMALL, taps=[1, 3]).eval()
