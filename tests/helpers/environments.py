@@ -4,10 +4,11 @@ Site-packages are linked, distribution by distribution, so they are made in a se
 """
 
 import functools
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
 
@@ -96,3 +97,51 @@ def run(folder: Path, *words: str, **options) -> subprocess.CompletedProcess[str
         [sys.executable, "-S", *words],
         env=env, capture_output=True, text=True, timeout=500, check=False, **options,
     )  # fmt: skip
+
+
+# Each program in a process of its own, forked from one that has imported what all environments
+# hold and takes longest.
+_FORKS = """
+import json, os, sys, traceback
+import torch, pytorch_lightning
+base = list(sys.path)
+for name, (site, cwd, program) in json.loads(sys.argv[1]).items():
+    child = os.fork()
+    if child == 0:
+        os.chdir(cwd)
+        printed = os.open("printed", os.O_CREAT | os.O_WRONLY)
+        os.dup2(printed, 1)
+        os.dup2(printed, 2)
+        sys.path[:] = [site, *base]
+        status = 1
+        try:
+            exec(compile(program, name, "exec"), {"__name__": "__main__"})
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(status)
+    print(json.dumps([name, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]), flush=True)
+"""
+
+
+def run_forked(
+    base: Path, programs: Mapping[str, tuple[Path, Path, str]]
+) -> dict[str, tuple[int, str]]:
+    """Runs programs in environments that hold all that ``base`` holds.
+
+    Args:
+        base: the folder of an environment without extras.
+        programs: name -> the folder of its environment, its working folder, its text.
+
+    Returns:
+        Name -> its exit status and what it printed.
+    """
+    given = {name: (str(site), str(cwd), text) for name, (site, cwd, text) in programs.items()}
+    ended = run(base, "-c", _FORKS, json.dumps(given))
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    statuses = dict(json.loads(line) for line in ended.stdout.splitlines())
+    return {
+        name: (status, (programs[name][1] / "printed").read_text())
+        for name, status in statuses.items()
+    }

@@ -226,18 +226,36 @@ def test_every_extra_has_a_promise():
 HEAVY = {"huggingface", "lora", "samples", "stream", "wandb"}
 
 
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory, request):
+    """Extra -> exit status and output of its promise, for those that were collected."""
+    chosen = {
+        item.callspec.params["extra"]
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    }
+    programs = {}
+    for extra in sorted(chosen):
+        if environments.missing(PYPROJECT, extra):
+            continue
+        folder = tmp_path_factory.mktemp(extra)
+        site = environments.make(folder / "site", PYPROJECT, [extra])
+        scripts = {"search": WITH_SEARCH, "serve": (*WITH_SEARCH, *WITH_SERVE)}.get(extra, ())
+        program = f"{imports_of(*scripts)}\n{textwrap.dedent(PROMISED[extra])}"
+        programs[extra] = (site, folder, program)
+    base = environments.make(tmp_path_factory.mktemp("base") / "site", PYPROJECT, [])
+    return environments.run_forked(base, programs)
+
+
 @pytest.mark.parametrize(
     "extra",
     [pytest.param(e, marks=[pytest.mark.slow] if e in HEAVY else []) for e in EXTRAS],
 )
-def test_an_extra_alone_does_what_it_promises(extra, tmp_path):
+def test_an_extra_alone_does_what_it_promises(extra, ended):
     if missing := environments.missing(PYPROJECT, extra):
         pytest.skip(f"not installed here: {', '.join(missing)}")
-    folder = environments.make(tmp_path / "site", PYPROJECT, [extra])
-    scripts = {"search": WITH_SEARCH, "serve": (*WITH_SEARCH, *WITH_SERVE)}.get(extra, ())
-    program = textwrap.dedent(PROMISED[extra])
-    ended = environments.run(folder, "-c", f"{imports_of(*scripts)}\n{program}", cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    status, printed = ended[extra]
+    assert status == 0, printed[-3000:]
 
 
 def test_without_any_extra_all_else_imports_and_each_feature_names_its_extra(tmp_path):
