@@ -12,6 +12,7 @@ from multimodal.models.layers.positions import resize_positions
 from multimodal.models.pretrained.keys import Diff, is_allowed, require_finite, translate
 from multimodal.models.pretrained.plan import Plan, TowerPlan
 from multimodal.models.towers import EmbeddingModel, Tower
+from multimodal.models.tuning import load_plain, plain_state
 
 STEM = "encoder.stem."
 
@@ -64,7 +65,7 @@ def fill_tower(
 
     Args:
         name: of the tower, for messages.
-        tower: is filled where nothing is missing or mismatched.
+        tower: is filled where nothing is missing or mismatched, under its adapters if it has any.
         plan: of the foreign tower.
         state: the foreign tensors.
         diff: what is left over is added.
@@ -78,7 +79,7 @@ def fill_tower(
     Raises:
         WeightsError: if a tensor that is used is not finite.
     """
-    whole = tower.state_dict()
+    whole = plain_state(tower)
     own = {key: tensor for key, tensor in whole.items() if key.startswith(part)}
     filled, used, absent = translate(own, plan.key_map, state, f"towers.{name}")
     for key, parts in absent:
@@ -93,7 +94,7 @@ def fill_tower(
         _record(diff, diff.mismatched, entry, [f"towers.{name}.{key}", *theirs], allow)
         del filled[key]
     require_finite(state, used, f"towers.{name}")
-    tower.load_state_dict({**whole, **filled})
+    load_plain(tower, {**whole, **filled})
     return used
 
 

@@ -21,6 +21,7 @@ from multimodal.models.pretrained import files
 from multimodal.models.pretrained.keys import Diff, WeightsError
 from multimodal.models.pretrained.plan import Plan, TowerPlan
 from multimodal.models.towers import EmbeddingModel, Tower
+from multimodal.models.tuning import plain_state
 
 TRANSFORMERS = "transformers"  # the importer of models that run unchanged
 
@@ -127,7 +128,7 @@ def _fill(
     chosen = _tower_plan(modality, tower, plan)
     if differing := _differing(chosen.config["encoder"], config["encoder"]):
         raise WeightsError("; ".join(differing))
-    own = tower.state_dict()
+    own = plain_state(tower)
     heads = [key for key in own if key.startswith("head.")]
     fitting = [key for key in heads if _fits(own[key], chosen, key, state)]
     if heads and len(fitting) < len(heads):

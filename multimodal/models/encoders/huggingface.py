@@ -26,6 +26,7 @@ from multimodal.models.encoders.huggingface_models import (
 from multimodal.models.encoders.transformer import check_mask
 from multimodal.models.layers.pooling import FirstPool, LastPool, MeanPool, Pooling, make_pooler
 from multimodal.models.layers.transformer import Transformer
+from multimodal.models.tuning import load_plain
 
 # What the models call their input; the first that a model's forward has is used.
 INPUT_NAMES = ("pixel_values", "input_ids", "input_values", "input_features", "inputs_embeds")
@@ -130,7 +131,7 @@ class HuggingFaceEncoder(nn.Module):
         attribute = "" if part == "whole" else f"{PARTS[part][0]}."
         if missing := sorted(k for k in report["missing_keys"] if k.startswith(attribute)):
             raise ValueError(f"{folder} lacks {', '.join(missing[:8])}")
-        self.model.load_state_dict(model.state_dict())
+        load_plain(self.model, model.state_dict())
 
     def layers(self) -> nn.ModuleList:
         """The list of equal layers, for freezing, adapters and layer-wise learning rates.

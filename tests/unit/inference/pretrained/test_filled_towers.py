@@ -11,6 +11,7 @@ import torch
 import transformers
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from pretrained_helpers import case, foreign_state
 from safetensors.torch import save_file
 from small_weights import SMALL_LITE, lite_state
 
@@ -153,9 +154,45 @@ def test_a_model_of_transformers_is_filled_and_its_checkpoint_needs_no_folder(
         fill_towers(model_of(other), other)
 
 
-def test_settings_that_show_in_no_shape_are_compared(tmp_path, monkeypatch):
-    from pretrained_helpers import case, foreign_state
+@pytest.mark.parametrize("tuning", ["lora", "dora"])
+@torch.no_grad()
+def test_a_tower_with_adapters_is_filled_under_them(tuning, tmp_path, monkeypatch):
+    """By weights of transformers, and by those of a key map; adapters begin as the identity."""
+    torch.manual_seed(0)
+    settings = {k: v for k, v in BERT.items() if k != "model_type"}
+    theirs = transformers.BertModel(transformers.BertConfig(**settings)).eval()
+    theirs.save_pretrained(tmp_path / "bert")
+    tuned = [f"+tuning@model.towers.text.tuning={tuning}", "model.towers.text.frozen=false"]
+    use(monkeypatch, "minilm", tmp_path / "bert", importer="transformers", encoder={"pooling": "mean"})
+    cfg = config("text", "pretrained", *bert_words(), *tuned)
+    model = model_of(cfg)
+    fill_towers(model, cfg)
+    ids = torch.randint(1, 50, (3, 7))
+    features = model.tower("text").eval().encode(ids).features
+    torch.testing.assert_close(features, theirs(ids).last_hidden_state.mean(1))
 
+    described, _ = case("openclip_a")
+    state = foreign_state(described["shapes"], described["seed"], described["std"])
+    (tmp_path / "clip").mkdir()
+    save_file(state, tmp_path / "clip" / "open_clip_model.safetensors")
+    (tmp_path / "clip" / "open_clip_config.json").write_text(json.dumps(described["cfg"]))
+    use(monkeypatch, "clip_b32", tmp_path / "clip", importer="open_clip")
+    plan, _, _, _ = towers.plan_of(state, described["cfg"], "open_clip")
+    block = {**plan.own_towers()["text"].config, "frozen": False, "pretrained": "clip_b32"}
+    made = []
+    for adapters in (None, OmegaConf.to_container(cfg.model.towers.text.tuning)):
+        tower = {**block, "tuning": adapters}
+        target = "multimodal.models.EmbeddingModel"
+        cfg = OmegaConf.create({"model": {"_target_": target, "towers": {"text": tower}}})
+        made.append(model_of(cfg))
+        fill_towers(made[-1], cfg)
+    ids = torch.randint(1, 50, (2, described["context"]))
+    plain, with_adapters = (each.tower("text").eval().encode(ids).features for each in made)
+    torch.testing.assert_close(with_adapters, plain)
+    assert any("lora_A" in name for name in made[1].state_dict())
+
+
+def test_settings_that_show_in_no_shape_are_compared(tmp_path, monkeypatch):
     described, _ = case("openclip_a")
     state = foreign_state(described["shapes"], described["seed"], described["std"])
     save_file(state, tmp_path / "open_clip_model.safetensors")
