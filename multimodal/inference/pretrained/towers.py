@@ -49,7 +49,8 @@ def fetch_all(cfg: DictConfig) -> dict[str, Path]:
 def fill_towers(model: EmbeddingModel, cfg: DictConfig) -> list[str]:
     """Fills every tower that names an entry; fetches what is not there.
 
-    Encoders are filled, and heads where the entry has one of the same shape.
+    Encoders are filled, and heads where the entry has one of the same shape. Towers that the
+    anchor's run gives (``anchor.towers``) are left to it.
 
     Args:
         model: of the run.
@@ -65,7 +66,10 @@ def fill_towers(model: EmbeddingModel, cfg: DictConfig) -> list[str]:
     folders, notes = fetch_all(cfg), list[str]()
     read: dict[str, tuple[Plan, Mapping[str, Tensor]]] = {}
     problems = []
+    anchored = (cfg.get("anchor") or {}).get("towers") or ()
     for modality, name in pretrained_names(cfg).items():
+        if modality in anchored:
+            continue
         one = entry(name)
         config = OmegaConf.to_container(cfg.model.towers[modality], resolve=True)
         assert isinstance(config, dict)

@@ -102,6 +102,8 @@ def test_an_encoder_of_another_size_is_refused_with_what_fits(lite):
     cfg.model.towers.image.frozen = True
     with pytest.raises(ConfigError, match="would keep a random one; set frozen=encoder"):
         fill_towers(model_of(cfg), cfg)
+    cfg.anchor = {"towers": ["image"]}  # whose run has the head too
+    assert fill_towers(model_of(cfg), cfg) == []
 
 
 def test_a_student_inherits_the_first_blocks_and_an_anchor_brings_its_own(lite):
