@@ -24,7 +24,8 @@ def adapters(cfg: DictConfig) -> None:
             if cfg.merge or cfg.adapters is not None or not str(cfg.output).endswith(".ckpt"):
                 raise WeightsError("base=PATH needs output=FILE.ckpt, and neither of the others")
             towers = None if cfg.towers is None else list(cfg.towers)
-            _, done = interpolate(checkpoint, cfg.base, cfg.output, cfg.share, towers, *given)
+            base = str(checkpoint_at(cfg.base))
+            _, done = interpolate(checkpoint, base, cfg.output, cfg.share, towers, *given)
         elif str(cfg.output).endswith(".ckpt"):
             folder = None if cfg.adapters is None else Path(cfg.adapters)
             if folder is not None and not folder.is_dir():

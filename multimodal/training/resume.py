@@ -14,6 +14,7 @@ from multimodal.config.problems import did_you_mean
 from multimodal.core.process.quiet import note
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.file import CheckpointError
+from multimodal.inference.checkpoint.locate import FOLDER
 from multimodal.inference.checkpoint.load import config_of
 from multimodal.inference.checkpoint.tokenizer_check import check_same_tokenizers
 
@@ -62,14 +63,26 @@ ADDED_KEYS: dict[str, Any] = {
 
 
 def find(resume: str | None, folder: Path) -> Path | None:
-    """The checkpoint to resume from: a path, or for ``auto`` the newest valid one in ``folder``.
+    """The checkpoint to resume from: a path, or the newest valid one of a run.
+
+    Args:
+        resume: a checkpoint, another run's folder, or ``auto`` for this run's.
+        folder: of this run.
 
     Raises:
         CheckpointError: if the named file is missing or damaged, or all of the folder's are.
     """
     if resume is None:
         return None
-    return store.newest(folder / "checkpoints") if resume == "auto" else Path(resume)
+    if resume == "auto":
+        return store.newest(folder / FOLDER)
+    path = Path(resume).expanduser()
+    if not (path / FOLDER).is_dir():
+        return path
+    newest = store.newest(path / FOLDER)
+    if newest is None:
+        raise CheckpointError.mistake(f"resume={resume}: this run has no checkpoint yet")
+    return newest
 
 
 def flat(tree: Any, where: str = "") -> dict[str, Any]:

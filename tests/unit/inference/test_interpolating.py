@@ -94,12 +94,16 @@ def test_what_cannot_be_blended_is_said_and_nothing_is_written(two, tmp_path):
     assert not Path(output).exists()
 
 
-def test_the_command_blends(two, capsys):
+def test_the_command_blends(two, tmp_path, capsys):
     tuned, base, output = two
     words = {"checkpoint": tuned, "base": base, "output": output, "share": 0.5, "towers": ["text"],
              "adapters": None, "merge": False, "allowed_packages": []}  # fmt: skip
     adapters(OmegaConf.create(words))
     assert "text: 0.5 of the base's weights and 0.5 of the tuned" in capsys.readouterr().out
     assert Path(output).is_file()
+    (run := tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    Path(base).rename(run / "step=00000007.ckpt")
+    adapters(OmegaConf.create({**words, "base": str(run.parent), "output": output + "2.ckpt"}))
+    assert Path(output).read_bytes() == Path(output + "2.ckpt").read_bytes()
     with pytest.raises(ConfigError, match=r"needs output=FILE\.ckpt"):
         adapters(OmegaConf.create({**words, "merge": True}))

@@ -9,8 +9,8 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.trainer.connectors.accelerator_connector import _AcceleratorConnector
 
 from multimodal.inference.checkpoint import store
-from multimodal.inference.checkpoint.file import CheckpointError
-from multimodal.training.resume import check_same_experiment, differences
+from multimodal.inference.checkpoint.file import CheckpointError, write_atomically
+from multimodal.training.resume import check_same_experiment, differences, find
 
 SHORT = ("trainer.max_steps=8", "callbacks.checkpoint.every_n_train_steps=2", "~evaluation")
 
@@ -73,6 +73,19 @@ def test_a_checkpoint_from_before_a_key_agrees_with_what_was_done_then():
     old = {"model": {"towers": {"image": {"head": {"hidden": 8}}}}}
     head = {"hidden": 8, "standardize": False, "hidden_dropout": 0.0}
     assert differences(old, {"model": {"towers": {"image": {"head": head}}}}) == {}
+
+
+def test_a_run_is_named_by_its_folder_and_resumed_from_its_newest_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    for step in (2, 10):
+        write_atomically({"state_dict": {}, "global_step": step}, run / "checkpoints" / f"step={step:08d}.ckpt")
+    newest = run / "checkpoints" / "step=00000010.ckpt"
+    assert find(str(run), tmp_path / "other") == find("auto", run) == newest
+    assert find(str(newest), tmp_path) == newest
+    assert find(None, run) is None
+    (tmp_path / "young" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="young: this run has no checkpoint yet"):
+        find(str(tmp_path / "young"), run)
 
 
 def test_another_experiment_is_rejected_with_its_differing_keys():
