@@ -14,8 +14,8 @@ from multimodal.config.problems import did_you_mean
 from multimodal.core.process.quiet import note
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.file import CheckpointError
-from multimodal.inference.checkpoint.locate import FOLDER
 from multimodal.inference.checkpoint.load import config_of
+from multimodal.inference.checkpoint.locate import FOLDER
 from multimodal.inference.checkpoint.tokenizer_check import check_same_tokenizers
 
 # Keys about where and how a run happens, its logging and its end; not about what is learned.

@@ -78,7 +78,8 @@ def test_a_checkpoint_from_before_a_key_agrees_with_what_was_done_then():
 def test_a_run_is_named_by_its_folder_and_resumed_from_its_newest_checkpoint(tmp_path):
     run = tmp_path / "run"
     for step in (2, 10):
-        write_atomically({"state_dict": {}, "global_step": step}, run / "checkpoints" / f"step={step:08d}.ckpt")
+        content = {"state_dict": {}, "global_step": step}
+        write_atomically(content, run / "checkpoints" / f"step={step:08d}.ckpt")
     newest = run / "checkpoints" / "step=00000010.ckpt"
     assert find(str(run), tmp_path / "other") == find("auto", run) == newest
     assert find(str(newest), tmp_path) == newest

@@ -165,7 +165,8 @@ def test_a_tower_with_adapters_is_filled_under_them(tuning, tmp_path, monkeypatc
     theirs = transformers.BertModel(transformers.BertConfig(**settings)).eval()
     theirs.save_pretrained(tmp_path / "bert")
     tuned = [f"+tuning@model.towers.text.tuning={tuning}", "model.towers.text.frozen=false"]
-    use(monkeypatch, "minilm", tmp_path / "bert", importer="transformers", encoder={"pooling": "mean"})
+    pooling = {"pooling": "mean"}
+    use(monkeypatch, "minilm", tmp_path / "bert", importer="transformers", encoder=pooling)
     cfg = config("text", "pretrained", *bert_words(), *tuned)
     model = model_of(cfg)
     fill_towers(model, cfg)
