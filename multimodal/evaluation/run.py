@@ -23,6 +23,7 @@ from multimodal.data.source import Source
 from multimodal.evaluation.benchmarks import compare, section, terminal_table
 from multimodal.evaluation.evaluators.base import Embedded, EvaluationContext, Missing
 from multimodal.evaluation.fusion import evaluate_tasks
+from multimodal.evaluation.report import token_maps
 from multimodal.evaluation.report.attention_examples import sections
 from multimodal.evaluation.report.write import facts, write
 from multimodal.evaluation.results import Results, SetInfo
@@ -81,6 +82,7 @@ def evaluate_run(
             more.append(section(compared, papers))
         if isinstance(model, FusionModel):
             more += sections(model, sets, data.transforms, folder / "attention")
+        more += token_maps.sections(model, sets, data.transforms)
         about = [*facts(model, results), *([("weights", weights)] if weights else [])]
         report = write(results, sets, folder, cfg, about, more)
         tasks = results.of(TaskResult)

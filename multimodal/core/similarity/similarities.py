@@ -94,8 +94,11 @@ class MaxSim(Similarity):
 
     def between(self, rows: str, columns: str) -> Comparison:
         """See `Similarity`."""
-        rows_ask = self.query != columns or self.query == rows
-        return _MaxSimComparison(rows_ask, self.reduction == "mean")
+        return _MaxSimComparison(self.asks(rows, columns), self.reduction == "mean")
+
+    def asks(self, rows: str, columns: str) -> bool:
+        """Whether modality ``rows`` is the query, and ``columns`` the document."""
+        return self.query != columns or self.query == rows
 
 
 class _CosineComparison(Comparison):

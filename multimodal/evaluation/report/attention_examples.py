@@ -167,12 +167,12 @@ def _attended(
             isinstance(transforms.get(attention.query), TextTransform)
             and attention.query in fused.inputs
         ):
-            words = _words(fused.inputs[attention.query][0], transforms[attention.query])
+            words = words_of(fused.inputs[attention.query][0], transforms[attention.query])
             pairs = zip(words, weights, real.tolist(), strict=False)
             each = [(f"“{word}”", row) for word, row, is_real in pairs if is_real]
             asks += each[1 : SHOWN_WORDS + 1]  # the start token comes first
         for query, heat in asks:
-            media, picture = _draw(
+            media, picture = draw(
                 model.tower(modality).encoder,
                 fused.inputs[modality][0],
                 heat.double().cpu().numpy(),
@@ -182,18 +182,19 @@ def _attended(
     return drawn
 
 
-def _words(ids: Tensor, transform: Any) -> list[str]:
+def words_of(ids: Tensor, transform: Any) -> list[str]:
+    """Each token of a text as a word."""
     decode = transform.tokenizer.decode
     return [decode([i]).strip() or "·" for i in ids.tolist()]
 
 
-def _draw(encoder: nn.Module, inputs: Tensor, heat: Any, transform: Any) -> tuple[Any, Any]:
+def draw(encoder: nn.Module, inputs: Tensor, heat: Any, transform: Any) -> tuple[Any, Any]:
     """The drawing of one input under a heat over its tokens, and the same as a picture."""
     values = inputs.double().cpu().numpy()
     if isinstance(transform, TextTransform):
-        words = _words(inputs, transform)
+        words = words_of(inputs, transform)
         shares = heat[: len(values)]
-        return drawing.on_words(words, shares), drawing.words_picture(words, shares)
+        return drawing.onwords_of(words, shares), drawing.words_picture(words, shares)
     grid = _grid(encoder, len(heat))
     if grid is None or values.ndim < 2:
         return Markup("<small>{} %</small>").format(f"{100 * heat.sum():.0f}"), None

@@ -147,6 +147,7 @@ def test_a_run_trains_and_is_evaluated(trained):
     missing = json.dumps(metrics["unseen"]["missing"])
     assert "SpaceTask" in missing
     assert "one embedding of each input" in missing
+    assert "Token similarities" in (trained / "whole" / "report.html").read_text()
 
 
 def test_a_checkpoint_embeds_tokens_and_compares_them(trained):
