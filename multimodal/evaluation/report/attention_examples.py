@@ -194,7 +194,7 @@ def draw(encoder: nn.Module, inputs: Tensor, heat: Any, transform: Any) -> tuple
     if isinstance(transform, TextTransform):
         words = words_of(inputs, transform)
         shares = heat[: len(values)]
-        return drawing.onwords_of(words, shares), drawing.words_picture(words, shares)
+        return drawing.on_words(words, shares), drawing.words_picture(words, shares)
     grid = _grid(encoder, len(heat))
     if grid is None or values.ndim < 2:
         return Markup("<small>{} %</small>").format(f"{100 * heat.sum():.0f}"), None

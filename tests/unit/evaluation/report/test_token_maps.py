@@ -97,3 +97,7 @@ def test_a_report_shows_them(case, monkeypatch):
     shown = examples(model, source, transforms, [("text", "image")], 2)
     assert [example.lines for example in shown] == [[("text → image", "1.000")]] * 2
     assert json.dumps([example.name for example in shown]) == '["s0", "s2"]'
+    model.compare_by(MaxSim(query="image"))
+    (section,) = sections(model, sets, transforms)
+    assert "image → text" in section.body
+    assert "background:rgba" in section.body  # words under their heat
