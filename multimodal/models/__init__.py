@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from multimodal.models.encoders.flexible import FlexibleVisionTransformer
     from multimodal.models.encoders.huggingface import HuggingFaceEncoder
     from multimodal.models.encoders.imu import IMUTransformer
+    from multimodal.models.encoders.libraries.timm import TimmEncoder
     from multimodal.models.encoders.text import TextTransformer
     from multimodal.models.encoders.transformer import GridTransformer, TransformerEncoder
     from multimodal.models.encoders.vision import VideoTransformer, VisionTransformer
@@ -107,6 +108,7 @@ __all__ = [
     "TaskContext",
     "TemplateJoint",
     "TextTransformer",
+    "TimmEncoder",
     "Tower",
     "TowerOptim",
     "Transformer",

@@ -38,7 +38,7 @@ FULL_SIZE = {
     "whisper_tiny": (80, 101),
 }
 ELSEWHERE = (
-    "features", "huggingface", "dinov2_b", "vit_b16_siglip", "text_siglip_b", "pretrained",
+    "features", "huggingface", "timm", "dinov2_b", "vit_b16_siglip", "text_siglip_b", "pretrained",
     "connected",
 )  # fmt: skip
 SAMPLE_SIZE = 5_000_000  # parameters of a tower that learns on two cores

@@ -237,6 +237,7 @@ ELSEWHERE = {
     "models/fusion/stacks": "unit/models/fusion/test_fusion.py",
     "models/fusion_model": "unit/models/fusion/test_fusion_constructed.py",
     "models/heads": "unit/models/test_towers.py",
+    "models/encoders/libraries/timm": "unit/models/encoders/test_timm.py",
     "models/joint/base": "unit/models/joint/test_joint.py",
     "models/joint/fused": "unit/models/joint/test_joint.py",
     "models/joint/template": "unit/models/joint/test_joint.py",

@@ -117,6 +117,10 @@ PROMISED = {
         tifffile.imwrite(file, numpy.zeros((5, 16, 16), "u2"), compression="lzw")
         assert decode("tif", file.getvalue(), Limits(), kind="array").shape == (5, 16, 16)
     """,
+    "timm": """
+        from multimodal.models.encoders.libraries.timm import TimmEncoder
+        assert TimmEncoder("test_vit").width
+    """,
     "video": """
         from multimodal.data.decoding.tracks import open_container
         import av
@@ -158,6 +162,9 @@ MISSED = {
         "from multimodal.core.hf_files import import_transformers; import_transformers('it')"
     ),
     "lora": "from multimodal.models.tuning import LoRA; LoRA(rank=1)(None)",
+    "timm": (
+        "from multimodal.models.encoders.libraries.timm import TimmEncoder; TimmEncoder('vit')"
+    ),
     "search": (
         "import numpy; from multimodal.inference.search.index import Index;"
         "Index(numpy.eye(2, dtype='float32'), ['a'] * 2, 'exact')"
