@@ -3,11 +3,12 @@
     python scripts/benchmark/joint.py
 
 Heads on the frozen features of the sample corpus's furniture: of each icon, its words and its depth
-map. One model a seed is trained with the pairs image-depth and text-depth and the joint embedding
-of both with depth. Asked on kinds of furniture (head nouns) that no training saw: the depth map of
-a picture, of its words, of their weighted sum with the weight that is best on the validation split,
-and of the joint embedding. The fusion and its dropout are those with the best joint score on the
-validation split.
+map. Of every seed one model is trained with the pairs image-depth and text-depth, and one with the
+pair of both together and depth beside them, of equal steps. Asked on kinds of furniture (head
+nouns) that no training saw: the depth map of a picture, of its words, of their mean and their
+weighted sum (the weight that is best on the validation split), all by the first model; and by the
+joint embedding, and the weighted sum, of the second. The fusion and its dropout are those with the
+best joint score on the validation split.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ from multimodal.objectives import AllRanks, InBatch, InfoNCE, make_objective
 
 MODALITIES = ("image", "text", "depth")
 EXPERIMENT = ("+experiment=imagebind", "~model.towers.audio", "~model.towers.imu")
-VIEWS, WIDTH, BATCH, RATE = 4, 256, 232, 2e-3
+VIEWS, WIDTH, BATCH, RATE = 2, 256, 232, 2e-3
 SPLITS = ("train", "val", "test", "test_loose")
 WEIGHTS = [w / 20 for w in range(21)]
 FUSIONS = {"sum": None, "gated": GatedFusion, "mlp": ConcatFusion}
-CHOICES = list(itertools.product(FUSIONS, (0.0, 0.3), (120,)))
+STEPS = 120
+CHOICES = list(itertools.product(FUSIONS, (0.0, 0.3), (STEPS,)))
 Features = dict[str, Tensor]
 
 
@@ -111,16 +113,16 @@ def make_model(content: Features, fusion: str, dropout: float) -> EmbeddingModel
 
 
 def trained(
-    content: Features, fusion: str, dropout: float, steps: int, seed: int
+    content: Features, fusion: str, dropout: float, steps: int, seed: int, joint: bool = True
 ) -> EmbeddingModel:
-    """A model of one seed."""
+    """A model of one seed; unless ``joint``, without the pair of both together."""
     torch.manual_seed(seed)
     model = make_model(content, fusion, dropout)
     scale = {"logit_scale": {"init": 14.2857}}
     pairs = {
         "image_depth": {"anchor": "image", "other": "depth", **scale},
         "text_depth": {"anchor": "text", "other": "depth", **scale},
-        "both_depth": {"anchor": ["image", "text"], "other": "depth", **scale},
+        "both_depth": {"anchor": ["image", "text"], "other": "depth", **scale} if joint else None,
     }
     objective = make_objective(pairs, InfoNCE(), InBatch(), AllRanks())
     params = [*model.parameters(), *objective.parameters()]
@@ -136,8 +138,9 @@ def trained(
         if dropout:
             leaves = torch.rand(len(rows), generator=generator)
             presence = {"image": leaves >= dropout / 2, "text": leaves < 1 - dropout / 2}
-        joint = model.joint.of("image&text")
-        made["image&text"] = functional.normalize(joint.from_embeddings(made, presence), dim=-1)
+        if joint:
+            both = model.joint.of("image&text").from_embeddings(made, presence)
+            made["image&text"] = functional.normalize(both, dim=-1)
         keys = content["keys"][rows]
         loss = objective(made, rows, keys, step, seed, "furniture").loss
         optimizer.zero_grad()
@@ -158,11 +161,30 @@ def asked(model: EmbeddingModel, content: Features) -> dict[str, Retrieval]:
     return {name: retrieval(rows, made["depth"], keys, keys) for name, rows in queries.items()}
 
 
+def best_weight(model: EmbeddingModel, content: Features) -> str:
+    """The weight of the texts whose sum retrieves best."""
+    found = asked(model, content)
+    names = [f"{w:.2f}" for w in WEIGHTS]
+    return max(names, key=lambda name: found[name].mean_average_precision)
+
+
+def chosen(content: dict[str, Features]) -> tuple[str, float, int]:
+    """The fusion and dropout with the best joint score on the validation split."""
+    scores = {}
+    for choice in CHOICES:
+        models = [trained(content["train"], *choice, seed=100 + s) for s in range(2)]
+        found = [asked(m, content["val"])["joint"].mean_average_precision for m in models]
+        scores[choice] = statistics.mean(found)
+        print(*choice, f"validation mAP {scores[choice]:.3f}", flush=True)
+    return max(scores, key=lambda choice: scores[choice])
+
+
 def main() -> None:
     """Chooses on the validation split, then asks the held-out ones; prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark"))
+    parser.add_argument("--choice", help="FUSION,DROPOUT of an earlier run: not chosen anew")
     parser.add_argument(
         "--kept", type=Path, help="features of an earlier run, or where to keep them"
     )
@@ -179,44 +201,37 @@ def main() -> None:
     content = standardized(content)
     print(f"features: {time.process_time() - start:.0f} s of processor time", flush=True)
 
-    scores = {}
-    for choice in CHOICES:
-        models = [trained(content["train"], *choice, seed=100 + s) for s in range(3)]
-        found = [asked(m, content["val"])["joint"].mean_average_precision for m in models]
-        scores[choice] = statistics.mean(found)
-        print(*choice, f"validation mAP {scores[choice]:.3f}", flush=True)
-    best = max(scores, key=lambda choice: scores[choice])
+    if args.choice:
+        fusion, dropout = args.choice.split(",")
+        best = (fusion, float(dropout), STEPS)
+    else:
+        best = chosen(content)
     print("chosen:", *best, f"({time.process_time() - start:.0f} s)", flush=True)
 
     rows: dict[str, list[dict[str, float]]] = {split: [] for split in ("test", "test_loose")}
     for seed in range(args.seeds):
-        model = trained(content["train"], *best, seed=seed)
-        val = asked(model, content["val"])
-        sums = {f"{w:.2f}" for w in WEIGHTS}
-        weight = max(sums, key=lambda name: val[name].mean_average_precision)
+        plain, both = (trained(content["train"], *best, seed=seed, joint=j) for j in (False, True))
+        weight, own = best_weight(plain, content["val"]), best_weight(both, content["val"])
         for split, kept in rows.items():
-            found = asked(model, content[split])
+            alone, together = asked(plain, content[split]), asked(both, content[split])
             named = {
-                "image": "0.00",
-                "text": "1.00",
-                "mean": "0.50",
-                "sum": weight,
-                "joint": "joint",
-            }
+                "image": alone["0.00"], "text": alone["1.00"], "mean": alone["0.50"],
+                "sum": alone[weight], "own sum": together[own], "joint": together["joint"],
+            }  # fmt: skip
             row = {"weight": float(weight)}
-            for name, key in named.items():
-                row[f"{name} r@1"] = found[key].recall[1]
-                row[f"{name} map"] = found[key].mean_average_precision
+            for name, scores in named.items():
+                row[f"{name} r@1"] = scores.recall[1]
+                row[f"{name} map"] = scores.mean_average_precision
             kept.append(row)
     for split, kept in rows.items():
         print(split)
         for metric in ("r@1", "map"):
-            for name in ("image", "text", "mean", "sum", "joint"):
+            for name in ("image", "text", "mean", "sum", "own sum", "joint"):
                 values = [row[f"{name} {metric}"] for row in kept]
                 gains = [row[f"joint {metric}"] - row[f"{name} {metric}"] for row in kept]
                 error = statistics.stdev(gains) / len(gains) ** 0.5
                 print(
-                    f"  {name:6} {metric} {statistics.mean(values):.3f} "
+                    f"  {name:7} {metric} {statistics.mean(values):.3f} "
                     f"± {statistics.stdev(values):.3f}; joint is above by "
                     f"{statistics.mean(gains):+.3f} ± {statistics.stdev(gains):.3f} "
                     f"(of the mean {error:.3f})"

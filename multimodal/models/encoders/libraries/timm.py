@@ -84,7 +84,7 @@ class TimmEncoder(nn.Module):
         self.pool = FirstPool() if pooling == "class" else MeanPool()
         told = dict(getattr(self.model, "pretrained_cfg", None) or {})
         size = told.get("input_size")
-        self.settings = {key: list(told[key]) for key in ("mean", "std") if key in told}
+        self.settings: dict[str, Any] = {k: list(told[k]) for k in ("mean", "std") if k in told}
         self.settings |= {} if size is None else {"size": image_size or size[-1]}
         if weights is not None:
             self._load(Path(weights).expanduser(), told.get("classifier"))
