@@ -30,7 +30,8 @@ class FusedJoint(Joint):
 
     Args:
         modalities: two or more.
-        towers: modality -> tower.
+        towers: modality -> `Tower` (not named by the annotation, which is resolved to judge a
+            stored configuration).
         fusion: called as ``fusion(widths={modality: width})``; None: the weighted sum alone.
         reads: what the fusion reads: ``embeddings``, or ``features`` or ``tokens`` of the encoders
             (their towers then encode once more for this embedding).
@@ -43,7 +44,7 @@ class FusedJoint(Joint):
     def __init__(
         self,
         modalities: Sequence[str],
-        towers: Mapping[str, Tower],
+        towers: Mapping[str, Any],
         fusion: Callable[..., Fusion] | None = None,
         reads: JointReads = "embeddings",
         modality_dropout: float = 0.0,

@@ -28,7 +28,8 @@ class TemplateJoint(Joint):
 
     Args:
         modalities: two or more: connected to the backbone, or the backbone itself.
-        towers: modality -> tower.
+        towers: modality -> `Tower` (not named by the annotation, which is resolved to judge a
+            stored configuration).
         tokenizer: the backbone's.
         template: text with ``{NAME}`` at the place of each modality's tokens.
         head: called as ``head(width=backbone.width)``.
@@ -45,7 +46,7 @@ class TemplateJoint(Joint):
     def __init__(
         self,
         modalities: Sequence[str],
-        towers: Mapping[str, Tower],
+        towers: Mapping[str, Any],
         tokenizer: TemplateTokenizer,
         template: str,
         head: Callable[..., nn.Module],
