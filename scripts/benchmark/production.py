@@ -5,7 +5,8 @@ Of one tower of a checkpoint: megabytes of its weights, milliseconds a sample at
 second at batch 32, and held-out R@1 from it to another modality with its 95 % interval (bootstrap
 over the samples); each form beside fp32 eager, in rounds that take turns, medians. The other
 modality is always embedded by fp32 eager. A form that the model or this machine has not is left
-out and named.
+out and named. A student (`+experiment=distill`) is asked the same by its own two towers. Token
+merging is also timed in a ViT of random weights, whatever the tower is.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,12 @@ from multimodal.inference.export.onnx_file import run, session, write_onnx
 from multimodal.inference.export.quantizing import quantize
 from multimodal.inference.load import embedder_of
 from multimodal.inference.search.index import Index
+from multimodal.models.encoders.vision import VisionTransformer
+from multimodal.models.heads import LinearHead
+from multimodal.models.layers.stems import PatchStem
+from multimodal.models.layers.transformer import Transformer
 from multimodal.models.token_merging import merge_tokens
+from multimodal.models.towers import EmbeddingModel, Tower
 
 Form = Callable[[Tensor], Tensor]  # inputs [B, ...] to embeddings [B, D]
 
@@ -65,17 +72,24 @@ def main() -> None:
     parser.add_argument("--other", default="text")
     parser.add_argument("--set", help="of the run's evaluation; the first that has both")
     parser.add_argument("--most", type=int, default=1000, help="samples of the set")
+    parser.add_argument("--student", help="run that was distilled from it: one form more")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    loaded = load_checkpoint(checkpoint_at(given.checkpoint))
-    embedder = embedder_of(loaded.model, loaded.cfg, "cpu", temperatures=loaded.temperatures)
-    name, question = asked(embedder, loaded.cfg, given)
+    embedder, cfg = opened(given.checkpoint)
+    name, question = asked(embedder, cfg, given)
     with tempfile.TemporaryDirectory() as folder:
         forms, sizes, left_out = made(embedder, given.tower, Path(folder), given.threads)
-        times = timed(forms, question.inputs, given.rounds)
-        rows = {label: embedded(form, question.inputs) for label, form in forms.items()}
+        questions = dict.fromkeys(forms, question)
+        if given.student:
+            student, student_cfg = opened(given.student)
+            forms["distilled"] = student.model.tower(given.tower).eval()
+            sizes["distilled"] = megabytes(student.model.tower(given.tower))
+            questions["distilled"] = asked(student, student_cfg, given)[1]
+        times = timed(forms, {label: each.inputs for label, each in questions.items()},
+                      given.rounds)  # fmt: skip
+        rows = {label: embedded(form, questions[label].inputs) for label, form in forms.items()}
     print(f"{given.tower} to {given.other}, {len(question.keys)} samples of {name}; "
           f"{given.threads} thread(s), {given.rounds} rounds\n")  # fmt: skip
     print("| form | MB | ms a sample, batch 1 | samples/s, batch 32 | R@1, % (95 %) |")
@@ -83,7 +97,7 @@ def main() -> None:
     for label, found in rows.items():
         one, many = times[label]
         cells = (f"{sizes[label]:.1f}", f"{1000 * one:.2f}", f"{32 / many:.0f}")
-        print(f"| {label} | {' | '.join(cells)} | {recall(found, question)} |")
+        print(f"| {label} | {' | '.join(cells)} | {recall(found, questions[label])} |")
     whole = rows["fp32 eager"]
     for part in (2, 4, 8):
         dim = whole.shape[1] // part
@@ -93,6 +107,39 @@ def main() -> None:
         print(f"| {code} index, rescored | | | | {by_index(whole, question, code)} |")
     for label, reason in left_out.items():
         print(f"\nNot there: {label}: {reason}")
+    vits = vit_forms()
+    pictures = torch.rand(32, 3, 224, 224)
+    print("\nA ViT of random weights, six layers of width 384, 197 tokens:\n")
+    print("| form | ms a sample, batch 1 | samples/s, batch 32 |")
+    print("|---|---:|---:|")
+    for label, (one, many) in timed(vits, dict.fromkeys(vits, pictures), given.rounds).items():
+        print(f"| {label} | {1000 * one:.2f} | {32 / many:.0f} |")
+
+
+def opened(checkpoint: str) -> tuple[Embedder, Any]:
+    """The model of a run, and its configuration."""
+    loaded = load_checkpoint(checkpoint_at(checkpoint))
+    embedder = embedder_of(loaded.model, loaded.cfg, "cpu", temperatures=loaded.temperatures)
+    return embedder, loaded.cfg
+
+
+def vit_forms() -> dict[str, Form]:
+    """A ViT of random weights, as it is and with token merging."""
+    torch.manual_seed(0)
+    trunk = Transformer(width=384, num_layers=6, num_heads=6)
+    encoder = VisionTransformer(224, 3, partial(PatchStem, patch_size=16), trunk)
+    plain = EmbeddingModel({"image": Tower(encoder, partial(LinearHead, embed_dim=256))}).eval()
+    forms: dict[str, Form] = {"fp32 eager": plain.tower("image")}
+    for count in (8, 16):
+        model = copy.deepcopy(plain)
+        merge_tokens(model, count)
+        forms[f"token merging, {count} a block"] = model.tower("image")
+    return forms
+
+
+def megabytes(module: nn.Module) -> float:
+    """Of its tensors."""
+    return sum(t.numel() * t.element_size() for t in module.state_dict().values()) / 1e6
 
 
 @torch.no_grad()
@@ -125,10 +172,10 @@ def made(
 ) -> tuple[dict[str, Form], dict[str, float], dict[str, str]]:
     """Forms by label, their megabytes, and what is not there."""
     tower = embedder.model.tower(name).eval()
-    megabytes = sum(t.numel() * t.element_size() for t in tower.state_dict().values()) / 1e6
+    size = megabytes(tower)
     half = copy.deepcopy(tower).bfloat16()
     forms: dict[str, Form] = {"fp32 eager": tower}
-    sizes = {"fp32 eager": megabytes}
+    sizes = {"fp32 eager": size}
     left_out: dict[str, str] = {}
     compiled = torch.compile(copy.deepcopy(tower), dynamic=True)
     candidates: dict[str, Callable[[], Form]] = {
@@ -157,7 +204,7 @@ def made(
             left_out[label] = f"{type(error).__name__}: {reason[0][:120] if reason else ''}"
             continue
         forms[label] = form
-        sizes.setdefault(label, megabytes / 2 if label == "bf16" else megabytes)
+        sizes.setdefault(label, size / 2 if label == "bf16" else size)
     return forms, sizes, left_out
 
 
@@ -182,13 +229,15 @@ def embedded(form: Form, inputs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def timed(forms: dict[str, Form], inputs: Tensor, rounds: int) -> dict[str, tuple[float, float]]:
+def timed(
+    forms: dict[str, Form], inputs: dict[str, Tensor], rounds: int
+) -> dict[str, tuple[float, float]]:
     """Median seconds of a batch of 1 and of 32, by form; all take turns."""
     found: dict[tuple[str, int], list[float]] = {}
     for number in range(-2, rounds):
         for label in list(forms)[:: -1 if number % 2 else 1]:
             for size in (1, 32):
-                batch = inputs[torch.arange(size) % len(inputs)]
+                batch = inputs[label][torch.arange(size) % len(inputs[label])]
                 start = time.perf_counter()
                 forms[label](batch)
                 if number >= 0:

@@ -13,7 +13,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("multimodal publish", description=__doc__)
     parser.add_argument("run", help="a run's folder, or a checkpoint")
     parser.add_argument("to", help="a new folder, or hub://OWNER/NAME (token: HF_TOKEN)")
-    parser.add_argument("--layout", default="auto", help="auto, transformers or ours")
+    parser.add_argument(
+        "--layout",
+        default="auto",
+        help="auto, transformers, sentence-transformers (the text tower) or ours",
+    )
     parser.add_argument("--dry-run", action="store_true", help="lists all that would leave")
     parser.add_argument("--public", action="store_true", help="of a repository that is made")
     parser.add_argument("--allowed-packages", nargs="*", default=[], metavar="NAME",

@@ -17,10 +17,12 @@ from multimodal.inference.embedder import Embedder
 from multimodal.inference.export import manifest, writing
 from multimodal.inference.export.preprocessing import settings_of
 from multimodal.inference.importing import import_weights
+from multimodal.inference.publish import sentences
 from multimodal.models.pretrained.keys import WeightsError, same_bits
 from multimodal.models.pretrained.to_huggingface import as_transformers
 
-LAYOUTS = ("auto", "transformers", "ours")
+SENTENCES = "sentence-transformers"
+LAYOUTS = ("auto", "transformers", SENTENCES, "ours")
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
 # What makes sentence-transformers open the folder: CLIP as its only module, then unit norm.
 MODULES = [
@@ -43,17 +45,25 @@ def write(
         embedder: the model on the CPU, and its transforms.
         cfg: the configuration that it comes from.
         folder: that is filled.
-        layout: ``transformers``, ``ours``, or ``auto``: the first where the model has it.
+        layout: ``transformers``, ``ours``, or ``auto``: the first where the model has it; or
+            ``sentence-transformers``, of the text tower alone.
         source: what ours says of where it comes from.
 
     Returns:
         the layout, and why ``transformers`` has none for this model; None where it has.
 
     Raises:
-        WeightsError: if ``layout=transformers`` and the model is neither CLIP nor SigLIP.
+        WeightsError: if ``layout=transformers`` and the model is neither CLIP nor SigLIP, or its
+            text tower has no place in ``sentence-transformers``.
     """
     if layout not in LAYOUTS:
         raise WeightsError(f"layout={layout}: expected one of {', '.join(LAYOUTS)}")
+    if layout == SENTENCES:
+        try:
+            sentences.write(embedder, folder)
+        except WeightsError as error:
+            raise WeightsError(f"layout={SENTENCES}: {error}") from error
+        return SENTENCES, None
     reason = None
     if layout != "ours":
         try:

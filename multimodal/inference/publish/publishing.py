@@ -30,7 +30,7 @@ class Published:
     """What was written, or would be.
 
     Attributes:
-        layout: ``transformers`` or ``ours``.
+        layout: ``transformers``, ``sentence-transformers`` or ``ours``.
         reason: why it is not that of ``transformers``; None: it is.
         files: name -> bytes, of all that leaves the machine.
     """
@@ -105,7 +105,7 @@ def publish(
 
 def _headed(card: str, layout: str) -> str:
     """The card with what a hub reads of it."""
-    library = "transformers" if layout == "transformers" else "multimodal"
+    library = "multimodal" if layout == "ours" else layout
     head = ["---", f"library_name: {library}", "tags: [multimodal, embeddings]", "---", ""]
     return "\n".join(head) + card
 

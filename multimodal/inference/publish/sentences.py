@@ -1,0 +1,116 @@
+"""A text tower in the layout of sentence-transformers: a model, its pooling, a head, unit norm.
+
+The folder holds the text tower alone, as a list of modules (``modules.json``), each with its
+configuration and weights in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from multimodal.inference.embedder import Embedder
+from multimodal.inference.export.preprocessing import settings_of
+from multimodal.models.encoders.huggingface import HuggingFaceEncoder
+from multimodal.models.heads import IdentityHead, LinearHead, MLPHead
+from multimodal.models.layers.pooling import FirstPool, LastPool, MeanPool
+from multimodal.models.pretrained.keys import WeightsError
+
+WEIGHTS = "model.safetensors"
+TYPES = "sentence_transformers.models."
+# Our pooling -> theirs; `attention` has none there.
+POOLINGS: dict[type[nn.Module], str] = {
+    FirstPool: "pooling_mode_cls_token",
+    MeanPool: "pooling_mode_mean_tokens",
+    LastPool: "pooling_mode_lasttoken",
+}
+Step = tuple[str, dict[str, Any], dict[str, Tensor]]  # kind, configuration, weights
+
+
+def write(embedder: Embedder, folder: Path) -> None:
+    """Fills an empty folder with the text tower.
+
+    Raises:
+        WeightsError: if there is no text tower of ``transformers``, or a part of it has no place in
+            that layout.
+    """
+    if "text" not in embedder.model.towers:
+        raise WeightsError("it has no text tower")
+    tower = embedder.model.tower("text")
+    encoder, text = tower.encoder, embedder.transforms["text"]
+    if not isinstance(encoder, HuggingFaceEncoder):
+        raise WeightsError(f"its text encoder is a {type(encoder).__name__}, none of transformers")
+    made = settings_of(text).tokenizer
+    if made is None or getattr(text, "instruction", None):
+        raise WeightsError("its tokenizer is no tokenizer.json, or its texts have an instruction")
+    pooling = POOLINGS.get(type(encoder.pool))
+    if pooling is None:
+        raise WeightsError(f"its pooling is {type(encoder.pool).__name__}")
+    modes = {name: name == pooling for name in POOLINGS.values()}
+    steps: list[Step] = [("Pooling", {"word_embedding_dimension": encoder.width, **modes}, {})]
+    steps += [*_head(tower.head), ("Normalize", {}, {})]
+    encoder.model.save_pretrained(folder, safe_serialization=True)
+    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{TYPES}Transformer"}]
+    for number, (kind, config, weights) in enumerate(steps, start=1):
+        path = folder / f"{number}_{kind}"
+        path.mkdir()
+        _json(path / "config.json", config)
+        if weights:
+            save_file({k: t.detach().contiguous() for k, t in weights.items()}, path / WEIGHTS)
+        entry = {"idx": number, "name": str(number), "path": path.name, "type": TYPES + kind}
+        modules.append(entry)
+    _json(folder / "modules.json", modules)
+    _json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
+    length = int(text.context_length)  # type: ignore[attr-defined]
+    _json(folder / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
+    (folder / "tokenizer.json").write_text(made, "utf-8")
+    padding = Tokenizer.from_str(made).id_to_token(int(encoder.model.config.pad_token_id or 0))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length}
+    _json(folder / "tokenizer_config.json", {**about, "pad_token": padding})
+
+
+def _head(head: nn.Module | None) -> list[Step]:
+    """The steps of a head.
+
+    Raises:
+        WeightsError: if it has none there.
+    """
+    if isinstance(head, IdentityHead):
+        return []
+    if isinstance(head, LinearHead):
+        return [*_norm(head.norm), _dense(head.projection, nn.Identity())]
+    if isinstance(head, MLPHead) and isinstance(head.standardize, nn.Identity):
+        first = _dense(head.mlp.fc1, head.mlp.activation)
+        return [*_norm(head.norm), first, _dense(head.mlp.fc2, nn.Identity())]
+    raise WeightsError(f"its head is a {type(head).__name__} that standardises, or not ours")
+
+
+def _norm(norm: nn.Module) -> list[Step]:
+    if not isinstance(norm, nn.LayerNorm):
+        return []
+    weights: dict[str, Tensor] = {"norm.weight": norm.weight, "norm.bias": norm.bias}
+    return [("LayerNorm", {"dimension": norm.normalized_shape[0]}, weights)]
+
+
+def _dense(linear: nn.Linear, activation: nn.Module) -> Step:
+    kind = type(activation)
+    exact = getattr(activation, "approximate", "none") == "none"
+    if not kind.__module__.startswith("torch.") or not exact:
+        raise WeightsError(f"the activation of its head is {activation}")
+    weights: dict[str, Tensor] = {f"linear.{n}": t for n, t in linear.named_parameters()}
+    config: dict[str, Any] = {
+        "in_features": linear.in_features,
+        "out_features": linear.out_features,
+        "bias": linear.bias is not None,
+        "activation_function": f"{kind.__module__}.{kind.__name__}",
+    }
+    return "Dense", config, weights
+
+
+def _json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
