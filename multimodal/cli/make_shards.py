@@ -5,6 +5,7 @@ multimodal shards merge OUTPUT               complete a packing in shares
 multimodal shards index FOLDER [options]     write a manifest for tars that are there
 multimodal shards verify FOLDER [options]    check hashes, counts, and that all can be trained on
 multimodal shards curate MANIFEST OUTPUT     leave samples out of a manifest
+multimodal shards lengths MANIFEST           record sizes and lengths, for data.max_tokens
 multimodal shards benchmark NAME INPUT OUTPUT   pack a benchmark from its original layout
 """
 
@@ -40,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else list(words)
     commands = {
         "index": _index, "verify": _verify, "merge": _merge, "curate": _curate,
-        "benchmark": _benchmark,
+        "benchmark": _benchmark, "lengths": _lengths,
     }  # fmt: skip
     command = commands.get(words[0]) if words else None
     try:
@@ -173,6 +174,18 @@ def _index(words: Sequence[str]) -> int:
     for line in partial_keys(load_manifest(path)):
         say(f"{line}: bad samples for a modality that reads it, unless it is optional")
     print(path)
+    return 0
+
+
+def _lengths(words: Sequence[str]) -> int:
+    parser = _parser("multimodal shards lengths MANIFEST [options]")
+    workers_option(parser)
+    parser.add_argument("manifest", type=Path)
+    args = parser.parse_args(words)
+    from multimodal.data.packing.measure_lengths import record_lengths
+
+    with progress_bar("reading lengths") as progress:
+        print(record_lengths(args.manifest, args.workers, progress))
     return 0
 
 

@@ -158,6 +158,10 @@ class SampleDecoder:
         """Names of the modalities of every sample."""
         return tuple(self._modalities)
 
+    def modality(self, name: str) -> Modality:
+        """What the source says of a modality."""
+        return self._modalities[name]
+
     def entry(self, modality: str) -> str:
         """Where a modality is read from, as a text that is equal for equal entries."""
         members, key, templates, _, target = self._modalities[modality][:5]

@@ -109,6 +109,8 @@ class Source:
             for it, when the source is first used.
 
     Attributes:
+        manifest: the first one.
+        splits: of it.
         decoder: of its samples.
         remote: cache of the shards, where the manifest is behind a URL; None where it is local.
         frozen: modality -> embeddings of its frozen tower, which training reads instead.
@@ -137,6 +139,7 @@ class Source:
             )
         loaded = load_manifest(manifests[0])
         splits = [split] if isinstance(split, str) else list(split)
+        self.manifest, self.splits = loaded, splits
         self._own = loaded.split(*splits)
         self._other: ShardTable | None = None  # the other manifest's shards, where two are joined
         self._other_folder = ""

@@ -25,7 +25,7 @@ IGNORED_KEYS = (
     "data.cache_mb", "data.val_sources", "data.eval_batch_size", "data.max_bad_fraction",
     "data.worker_timeout_s", "data.uint8_to_device", "data.max_bad_run", "data.verify_shards",
     # The loader compares global batches and the shards themselves, and says what to set.
-    "data.batch_size", "data.sources.*.batch_size", "data.sources.*.manifest",
+    "data.batch_size", "data.max_tokens", "data.sources.*.batch_size", "data.sources.*.manifest",
     # Of memory and time.
     "model.towers.*.encoder.trunk.checkpointing", "model.towers.*.encoder.packed",
     "model.towers.*.encoder.encoder.packed", "model.compile",

@@ -13,8 +13,8 @@ Tree = dict[str, Any]
 COUNTS = frozenset({
     "accumulate_grad_batches", "batch_size", "block_shards", "context_length",
     "embed_dim", "epoch_steps", "eval_batch_size", "image_size", "in_channels", "in_features",
-    "micro_batch_size", "num_frames", "num_heads", "num_mel_bins", "num_nodes", "patch_size",
-    "prefetch", "sample_rate", "size", "stride", "vocab_size", "width",
+    "max_tokens", "micro_batch_size", "num_frames", "num_heads", "num_mel_bins", "num_nodes",
+    "patch_size", "prefetch", "sample_rate", "size", "stride", "vocab_size", "width",
 })  # fmt: skip
 AT_LEAST_0 = frozenset({
     "cache_mb", "gradient_clip_val", "log_every_n_steps", "num_layers", "num_workers",

@@ -19,6 +19,7 @@ from multimodal.data.errors import DecodeError
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 _ORIENTATION = 0x0112  # the EXIF tag
+_SIDEWAYS = (5, 6, 7, 8)  # its values that turn a picture by a quarter
 # Tags of TIFF.
 _BITS, _SAMPLES, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 277, 322, 323, 339
 
@@ -44,6 +45,29 @@ def decode_picture(data: bytes, request: Request) -> NDArray[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what damages a picture becomes a reason
         return _by_pillow(data, request)
+
+
+def picture_size(data: bytes, limits: Limits) -> tuple[int, int]:
+    """Height and width of what ``decode_picture`` returns, where possible from the header.
+
+    Raises:
+        DecodeError: if it is too large, damaged, or no picture.
+    """
+    if (plain := plain_size(data)) is not None:
+        return plain
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if is_tiff(data):
+                height, width = decode_picture(data, Request("image", limits)).shape[:2]
+                return height, width
+            image = _open(data, limits)
+            turned = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
+    except DecodeError:
+        raise
+    except Exception as error:  # libraries raise all sorts of errors on damaged input
+        raise DecodeError("corrupt", f"{type(error).__name__}: {error}") from error
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _by_pillow(data: bytes, request: Request) -> NDArray[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -14,6 +13,7 @@ from multimodal.data.loading.collate import Sample, check_transforms, collate, l
 from multimodal.data.loading.resume_signature import differences, signature
 from multimodal.data.loading.schedule import BatchSchedule, SourceSize
 from multimodal.data.loading.tally import Rejection, SampleCounter, named
+from multimodal.data.loading.token_lengths import NOTHING_COUNTED, budget_of
 from multimodal.data.loading.workers import (
     Steps,
     crosses_as_bytes,
@@ -37,6 +37,9 @@ class ScheduledLoader:
     A bad sample is counted by reason and logged; the next sample of the source that can be read
     takes its place.
 
+    With ``order.max_tokens`` a batch has as many samples as that allows, of sources whose
+    modalities count them; a rank's share is within one sample of the mean, in number and in tokens.
+
     Args:
         sources: by name; the names enter the seeds of the order and of every draw.
         transforms: by modality.
@@ -52,7 +55,7 @@ class ScheduledLoader:
         counter: delivered and bad samples of this rank since the loader was made.
 
     Raises:
-        ValueError: by ``BatchSchedule`` and ``check_transforms``.
+        ValueError: by ``BatchSchedule``, ``check_transforms`` and ``budget_of``.
     """
 
     def __init__(
@@ -80,11 +83,16 @@ class ScheduledLoader:
                     repeat=source.repeat,
                     weight=source.weight,
                     starts=source.table.starts,
+                    budget=budget_of(source, transforms, order.max_tokens, world_size),
                 )
                 for name, source in sources.items()
             },
-            **asdict(order),
+            order.block_shards,
+            order.drop_last,
+            order.epoch_steps,
         )
+        if order.max_tokens and all(s.budget is None for s in self.schedule.sources.values()):
+            raise ValueError(NOTHING_COUNTED)
         self.counter = SampleCounter(loading.max_bad_fraction, loading.max_bad_run)
         self._epoch = 0
         self._position = 0  # batches of this epoch handed out
@@ -177,11 +185,10 @@ class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
         spec = self.schedule(step)
         if self.is_remote:
             self._fetch_ahead(step)
-        size = len(spec.indices) // self.world_size
-        mine = slice(self.rank * size, (self.rank + 1) * size)
+        mine = spec.share(self.rank, self.world_size)
         places = [
             self._fill(spec.source, spec.epoch, int(index), int(repeat))
-            for index, repeat in zip(spec.indices[mine], spec.repeats[mine], strict=True)
+            for index, repeat in zip(mine.indices, mine.repeats, strict=True)
         ]
         samples = [sample for sample, _ in places]
         batch = collate(
@@ -224,7 +231,7 @@ def steps_ahead(schedule: BatchSchedule) -> int:
     for name, size in schedule.sources.items():
         block = size.num_samples / len(size.shard_samples) * schedule.block_shards
         block = min(block, size.num_samples)
-        own_steps = block / size.batch_size
+        own_steps = block / size.mean_batch
         longest = max(longest, own_steps * schedule.steps_per_epoch / schedule.batches[name])
     return max(1, int(longest / 2))
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from multimodal.core.files import sha256
-from multimodal.data.loading.schedule import BatchSchedule
+from multimodal.data.loading.schedule import BatchSchedule, SourceSize
 from multimodal.data.shards.paths import resolve
 from multimodal.data.source import Source
 
@@ -26,10 +26,18 @@ def signature(schedule: BatchSchedule, sources: Mapping[str, Source]) -> dict[st
                     modality: table.views for modality, table in sources[name].frozen.items()
                 },
                 "mined": _mined(sources[name]),
+                **_tokens(size),
             }
             for name, size in schedule.sources.items()
         },
     }
+
+
+def _tokens(size: SourceSize) -> dict[str, Any]:
+    """What token batches depend on; nothing of others, as in checkpoints from before them."""
+    if size.budget is None:
+        return {}
+    return {"batch_size": None, "max_tokens": size.budget.most, "tokens": size.budget.digest}
 
 
 def _mined(source: Source) -> dict[str, str]:
@@ -66,6 +74,13 @@ def differences(
                 f"source {name!r} had other shards ({then['samples']} samples, now "
                 f"{now['samples']}): restore them, or start a new run"
             )
+        elif then.get("max_tokens") != now.get("max_tokens"):
+            changes.append(_other_budget(name, then, now, world_size))
+        elif then.get("tokens") != now.get("tokens"):
+            changes.append(
+                f"the samples of source {name!r} had other numbers of tokens: restore the "
+                "transforms' patch_size and max_tokens, or context_length"
+            )
         elif then["batch_size"] != now["batch_size"]:
             own = f"sources.{name}." if name in own_batch_sizes else ""
             key = f"data.{own}batch_size"
@@ -97,3 +112,17 @@ def differences(
                 "restore repeat, weight, drop_last and epoch_steps"
             )
     return changes
+
+
+def _other_budget(
+    name: str, then: Mapping[str, Any], now: Mapping[str, Any], world_size: int
+) -> str:
+    each, rest = divmod(then.get("max_tokens") or 0, world_size)
+    remedy = f"set data.max_tokens={each or 'null'}"
+    if rest:
+        remedy = f"use a number of devices that divides {then['max_tokens']}"
+    said = [values.get("max_tokens") or "not limited" for values in (then, now)]
+    return (
+        f"the tokens of a global batch of source {name!r} were {said[0]}, are {said[1]} on "
+        f"{world_size} devices: {remedy}"
+    )

@@ -7,7 +7,7 @@ step. Ranks and workers play no role: the schedule is one of global batches.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimodal.core.hashing import generator
+from multimodal.data.loading.token_batches import TokenBudget, share
 from multimodal.data.lru import LRU
 
 _WINDOW = 4096  # steps whose order is computed together
@@ -33,6 +34,8 @@ class SourceSize:
         weight: the source's share of an epoch's batches, relative to the other weights; the
             alternative to ``repeat``.
         starts: index of each shard's first sample; None to sum them up.
+        budget: of the tokens of a global batch, which then has as many samples as they allow;
+            None for ``batch_size``.
     """
 
     shard_samples: Indices
@@ -40,6 +43,12 @@ class SourceSize:
     repeat: float = 1.0
     weight: float | None = None
     starts: Indices | None = None
+    budget: TokenBudget | None = None
+
+    @cached_property
+    def mean_batch(self) -> float:
+        """Samples of a global batch, on average."""
+        return self.batch_size if self.budget is None else self.num_samples / self.budget.batches
 
     @cached_property
     def num_samples(self) -> int:
@@ -69,6 +78,7 @@ class BatchSpec:
         indices: ``[B]`` int64, samples of the source.
         repeats: ``[B]`` int64, for each the number of its earlier uses in this epoch; an index and
             its repeat occur together once in an epoch.
+        tokens: ``[B]`` int64, of each, where they are counted.
     """
 
     step: int
@@ -76,6 +86,17 @@ class BatchSpec:
     source: str
     indices: Indices
     repeats: Indices
+    tokens: Indices | None = None
+
+    def share(self, rank: int, world_size: int) -> BatchSpec:
+        """The part of one rank: an equal slice, or where tokens are counted about as many."""
+        if self.tokens is None:
+            size = len(self.indices) // world_size
+            places = np.arange(rank * size, (rank + 1) * size)
+        else:
+            places = share(self.tokens, rank, world_size)
+        own = None if self.tokens is None else self.tokens[places]
+        return replace(self, indices=self.indices[places], repeats=self.repeats[places], tokens=own)
 
 
 class BatchSchedule:
@@ -89,6 +110,9 @@ class BatchSchedule:
 
     Shards are permuted, then the samples within each block of ``block_shards`` of them, so that
     only so many shards are in use at a time.
+
+    A source with a budget of tokens has batches of about equal tokens instead, and as many in
+    every pass: see ``TokenBudget``. ``drop_last`` does not concern it.
 
     Args:
         seed: with equal seeds and sources, schedules are equal.
@@ -138,6 +162,10 @@ class BatchSchedule:
         window, at = divmod(place, _WINDOW)
         order, ordinals = self._orders.get((epoch, window), self._interleave)
         source = list(self.sources)[order[at]]
+        if (budget := self.sources[source].budget) is not None:
+            indices, repeat = self._by_tokens(source, budget, epoch, int(ordinals[at]))
+            repeats = np.full(len(indices), repeat, np.int64)
+            return BatchSpec(step, epoch, source, indices, repeats, budget.tokens[indices])
         size = self.sources[source].batch_size
         first = int(ordinals[at]) * size
         indices, repeats = self._draws(source, epoch, first, first + size)
@@ -162,6 +190,18 @@ class BatchSchedule:
         places = (ordinals + shifts[owners]) / counts[owners]
         order = np.lexsort((offsets[owners], places))[first - begins.sum() : last - begins.sum()]
         return owners[order], ordinals[order]
+
+    def _by_tokens(
+        self, source: str, budget: TokenBudget, epoch: int, ordinal: int
+    ) -> tuple[Indices, int]:
+        """One batch of an epoch, and the number of its pass in the epoch.
+
+        Passes follow one another without regard to epochs, which may end within one.
+        """
+        before = epoch * self.batches[source]
+        number, batch = divmod(before + ordinal, budget.batches)
+        order = self._passes.get((source, "tokens", number, 0), self._pass)
+        return budget.batch(order, batch), number - before // budget.batches
 
     def _draws(self, source: str, epoch: int, start: int, stop: int) -> tuple[Indices, Indices]:
         """Draws [start, stop) of an epoch of one source: sample indices and repeats.
@@ -198,9 +238,11 @@ class _Pass:
     def __init__(self, key: tuple[str | int, ...], source: SourceSize, block_shards: int) -> None:
         self._key = key
         self._source = source
-        self._block_shards = block_shards
-        self._shards = generator(*key, "shards").permutation(len(source.shard_samples))
-        ends = np.cumsum(source.shard_samples[self._shards])
+        shards = generator(*key, "shards").permutation(len(source.shard_samples))
+        self.shards = [
+            shards[first : first + block_shards] for first in range(0, len(shards), block_shards)
+        ]
+        ends = np.cumsum(source.shard_samples[shards])
         self._ends = np.append(ends[block_shards - 1 :: block_shards], ends[-1])
         self._blocks: LRU[int, Indices] = LRU(4)
 
@@ -211,14 +253,18 @@ class _Pass:
             block = int(np.searchsorted(self._ends, start, side="right"))
             begin = int(self._ends[block - 1]) if block else 0
             end = min(stop, int(self._ends[block]))
-            order = self._blocks.get(block, self._block)
+            order = self.block(block)
             pieces.append(order[start - begin : end - begin])
             start = end
         return np.concatenate(pieces)
 
+    def block(self, number: int) -> Indices:
+        """The samples of a block of shards, shuffled."""
+        return self._blocks.get(number, self._block)
+
     def _block(self, block: int) -> Indices:
-        shards = self._shards[block * self._block_shards : (block + 1) * self._block_shards]
-        indices = np.concatenate([np.arange(*span) for span in self._source.spans(shards)])
+        spans = self._source.spans(self.shards[block])
+        indices = np.concatenate([np.arange(*span) for span in spans])
         return generator(*self._key, "block", block).permutation(indices)
 
 
@@ -246,7 +292,7 @@ def _check(sources: Mapping[str, SourceSize], block_shards: int) -> None:
             )
         if source.batch_size < 1:
             raise ValueError(f"sources.{name}.batch_size must be at least 1")
-        if source.num_samples < source.batch_size:
+        if source.budget is None and source.num_samples < source.batch_size:
             raise ValueError(
                 f"source {name!r} has {source.num_samples} samples, fewer than its global batch of "
                 f"{source.batch_size}: lower data.batch_size, or "
@@ -259,6 +305,9 @@ def _count_batches(
 ) -> dict[str, int]:
     by_size = {}
     for name, source in sources.items():
+        if source.budget is not None:
+            by_size[name] = max(1, round(source.repeat * source.budget.batches))
+            continue
         draws = source.repeat * source.num_samples
         # A small tolerance, so that 0.1 x 30 / 3 is one batch despite rounding.
         batches = draws / source.batch_size + (1e-9 if drop_last else -1e-9)

@@ -136,7 +136,7 @@ def verify(
         cache = ShardCache(folder, largest * workers)
         jobs = [
             _VerifyJob(
-                _shard_of(manifest.folder, table, number),
+                shard_of(manifest.folder, table, number),
                 cache,
                 (
                     int(table.stored[number]),
@@ -257,7 +257,8 @@ class _VerifyJob(NamedTuple):
     limits: Limits
 
 
-def _shard_of(folder: str, table: ShardTable, number: int) -> Path | RemoteShard:
+def shard_of(folder: str, table: ShardTable, number: int) -> Path | RemoteShard:
+    """Where a shard of a table is: a file, or what a cache fetches."""
     name = table.name(number)
     if not is_remote(folder):
         return Path(folder) / name

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from multimodal.core.settings import flattened
@@ -84,6 +86,15 @@ class PatchTransform:
     def is_random(self) -> bool:
         """Whether draws change the result."""
         return self.flip > 0 or self.colours.is_random
+
+    def token_counts(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Patches of pictures of ``[N, 2]`` height and width: ``[N]``; 0 where there is none."""
+        kinds, places = np.unique(sizes, axis=0, return_inverse=True)
+        counts = [
+            math.prod(patch_grid(h, w, self.patch_size, self.max_tokens, self.enlarge)) if h else 0
+            for h, w in kinds.tolist()
+        ]
+        return np.array(counts, np.int64)[places.reshape(-1)]
 
     def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One picture.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.tokenizers.bpe import BPETokenizer, TextTokenizer
 
+_BYTES = 4  # of a text to a token, about, where only its length is known
 _WORDS = 8  # times the context length: more characters are not tokenized
 
 
@@ -74,6 +77,12 @@ class TextTransform:
     def is_random(self) -> bool:
         """Whether draws change the result."""
         return self.drop > 0
+
+    def token_counts(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of texts of ``[N]`` bytes, by a token for every 4 of them: ``[N]``."""
+        own = len(self._start) + len(self._told) + len(self._end)
+        counts = np.minimum(own + -(-lengths // _BYTES), self.context_length)
+        return np.where(lengths > 0, self.context_length if self.fill else counts, 0)
 
     def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One text.
