@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -89,6 +89,37 @@ def all_gather(tensor: Tensor, sizes: list[int] | None = None) -> Tensor:
         )
     gathered: Tensor = _AllGather.apply(tensor, sizes)  # type: ignore[no-untyped-call]
     return gathered
+
+
+class Coming(NamedTuple):
+    """A tensor that is on its way from the rank before."""
+
+    tensor: Tensor
+    sent: Tensor  # has to stay until it has left
+    works: list[dist.Work]
+
+    def wait(self) -> Tensor:
+        """The tensor, once it is here and the own one has left."""
+        for work in self.works:
+            work.wait()
+        return self.tensor
+
+
+def pass_on(tensor: Tensor) -> Coming:
+    """Sends ``tensor`` to the next rank, and takes one of its shape from the rank before.
+
+    Every rank has to call it, in the same order. Neither may be written to until ``wait``. Without
+    a gradient.
+    """
+    sent, received = tensor.contiguous(), torch.empty_like(tensor)
+    own, ranks = rank(), world_size()
+    works = dist.batch_isend_irecv(
+        [
+            dist.P2POp(dist.isend, sent, (own + 1) % ranks),
+            dist.P2POp(dist.irecv, received, (own - 1) % ranks),
+        ]
+    )
+    return Coming(received, sent, works)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

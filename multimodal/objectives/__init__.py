@@ -6,7 +6,7 @@ from multimodal.core.imports.lazy import lazy
 
 if TYPE_CHECKING:
     from multimodal.core.similarity.similarities import Cosine, MaxSim, Similarity
-    from multimodal.objectives.candidates import AllRanks, Candidates, Local, Queue
+    from multimodal.objectives.candidates import AllRanks, Candidates, Local, Queue, Ring
     from multimodal.objectives.interfaces import (
         Context,
         Loss,
@@ -66,6 +66,7 @@ __all__ = [
     "Queue",
     "Random",
     "Reweighted",
+    "Ring",
     "SemiHard",
     "SigLIP",
     "Similarity",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from multimodal.core.bounds import AT_LEAST_1, SHARE, check_bounds
+from multimodal.core.distributed import world_size
 from multimodal.objectives.matches import SampleKeys
 
 Scope = Literal["batch", "anchor"]
@@ -32,6 +33,11 @@ class Candidates(Protocol):
     def momentum(self) -> float | None:
         """Of the copy of the towers that fills the queue; None without one."""
         ...
+
+
+def passes(candidates: Candidates) -> bool:
+    """Whether embeddings go round the ranks, and are not gathered."""
+    return bool(getattr(candidates, "passes", False)) and world_size() > 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,17 @@ class AllRanks(_Listed):
     gathers: ClassVar[bool] = True
     size: ClassVar[int] = 0
     momentum: ClassVar[float | None] = None
+
+
+@dataclass(frozen=True)
+class Ring(AllRanks):
+    """The batches of all ranks, which go round instead of being gathered; for SigLIP, in batch.
+
+    The loss is that of ``AllRanks``. Samples with very many positives, or with listed negatives,
+    are gathered. The statistics of similarities are those of each rank's own batch.
+    """
+
+    passes: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

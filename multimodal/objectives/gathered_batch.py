@@ -43,6 +43,8 @@ class GatheredBatch:
         max_rows: the largest number of rows of any rank.
         related: `matches.related_rows`, where it is on the host already.
         listed: modality -> what the samples list, of the same ranks; of some modalities or none.
+        sizes: rows of every rank; empty where the other rows are not theirs.
+        whole: beside this rank's rows alone, the keys of all ranks', whose embeddings go round.
     """
 
     embeddings: Mapping[str, Tensor]
@@ -52,6 +54,8 @@ class GatheredBatch:
     max_rows: int
     related: int | None = None
     listed: Mapping[str, ListedEmbeddings] = field(default_factory=dict)
+    sizes: tuple[int, ...] = ()
+    whole: GatheredBatch | None = None
 
     def side(self, modality: str) -> Tensor:
         """Embeddings ``[N, D]`` or ``[N, T, D]`` of one modality."""
@@ -133,8 +137,9 @@ def gather_batch(
     }
     local_rows = slice(start, start + len(local.sample_keys))
     return GatheredBatch(
-        gathered, sample_keys, local_rows, shared=True, max_rows=max(sizes), listed=listed
-    )
+        gathered, sample_keys, local_rows, shared=True, max_rows=max(sizes), listed=listed,
+        sizes=tuple(sizes),
+    )  # fmt: skip
 
 
 def _all_gather_together(sides: dict[str, Tensor], sizes: list[int]) -> dict[str, Tensor]:

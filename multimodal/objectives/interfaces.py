@@ -243,7 +243,8 @@ def compatible(
     Args:
         loss: a loss or its class.
         negatives: a strategy or its class.
-        candidates: any candidates; without tokens all of them go with everything.
+        candidates: any candidates; those that go round the ranks need SigLIP, in batch, and no
+            tokens.
         gives: what the strategy gives, where its class alone cannot say; None: as it says.
         per_token: whether the similarity is of tokens; see `Similarity`.
         bounded: whether its values are from -1 to 1.
@@ -261,6 +262,14 @@ def compatible(
                 f"{_name(choice)} reads similarities from -1 to 1, and a sum over tokens leaves "
                 "them; take similarity.reduction=mean"
             )
+    in_batch = negatives is None or _name(negatives) == "InBatch"
+    sigmoid = loss is None or _name(getattr(loss, "loss", loss)) == "SigLIP"
+    if getattr(candidates, "passes", False) and (per_token or not (in_batch and sigmoid)):
+        return (
+            f"candidates {_name(candidates)} with loss {_name(loss)} and negatives "
+            f"{_name(negatives)}: only loss=siglip with negatives=in_batch, of cosines, goes "
+            "round the ranks; take candidates=all_ranks"
+        )
     gives = getattr(negatives, "gives", None) if gives is None else gives
     accepts = getattr(loss, "accepts", None)
     if not isinstance(gives, str) or not isinstance(accepts, Set) or gives in accepts:

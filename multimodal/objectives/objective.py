@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from multimodal.core.distributed import world_size
 from multimodal.core.similarity.similarities import COSINE, Similarity
-from multimodal.objectives.candidates import Candidates
+from multimodal.objectives.candidates import Candidates, passes
 from multimodal.objectives.gathered_batch import (
     GatheredBatch,
     ListedEmbeddings,
@@ -187,6 +187,8 @@ class ContrastiveObjective(nn.Module):
             for name, pair in active.items():
                 _check_enough(name, pair, global_batch)
                 gathered = global_batch if pair.candidates.gathers else local
+                if passes(pair.candidates):
+                    gathered = replace(local, whole=global_batch)
                 scale = pair.scale().to(gathered.side(pair.other).dtype)
                 width = gathered.side(pair.other).shape[-1]
                 on_host = None if prepared is None else prepared.on_host(name)
@@ -309,7 +311,7 @@ def _both_batches(
     local: GatheredBatch, active: Iterable[Pair], prepared: Prepared | None
 ) -> tuple[GatheredBatch, GatheredBatch]:
     """This rank's batch and all ranks' one, with what is known of them already."""
-    sent = _modalities(pair for pair in active if pair.candidates.gathers)
+    sent = _modalities(p for p in active if p.candidates.gathers and not passes(p.candidates))
     if prepared is None:
         return local, gather_batch(local, sent)
     whole = replace(gather_batch(local, sent, prepared.keys), related=prepared.related(True))

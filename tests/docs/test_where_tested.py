@@ -99,6 +99,7 @@ ELSEWHERE = {
     "data/decoding/tiff": "unit/data/decoding/test_extra_formats.py",
     "data/decoding/values": "unit/data/decoding/test_decode.py",
     "data/errors": "unit/data/test_templates.py",
+    "objectives/kernels/ring": "unit/objectives/test_objective_distributed.py",
     "data/loading/token_lengths": "unit/data/loading/test_token_batches.py",
     "data/shards/lengths": "unit/data/packing/test_measure_lengths.py",
     "data/loading/collate": "unit/training/callbacks/test_frozen_cache.py",

@@ -149,31 +149,8 @@ class _SigmoidSum(torch.autograd.Function):
         grad: bool,
         on_host: tuple[float, float] | None,
     ) -> Tensor:
-        # positives enter the tiles as negatives and are put right after: log(1 + exp(-l)) is
-        # log(1 + exp(l)) - l
-        positives = scale * _positive_similarities(positive_index, anchors, candidates) + bias
-        total = -positives.sum()
-        to_anchors, to_candidates = torch.zeros_like(anchors), torch.zeros_like(candidates)
-        to_bias = -torch.ones_like(positives).sum()
-        highest = max(0.0, _largest_logit(anchors, candidates, scale, bias, on_host))
-        for rows, columns, scaled, tile in _tiles(anchors, candidates, scale):
-            torch.mm(scaled, candidates[columns].T, out=tile).add_(bias)
-            positive_index.fill_ignored(tile, rows, columns, -torch.inf)
-            if highest <= SAFE_LOGIT:  # one exponential serves the value and the gradient
-                total += _log1p_sum(tile.exp_(), highest)
-                if grad:
-                    tile.div_(tile + 1)
-            else:
-                total += F.softplus(tile, threshold=40).sum()  # beyond, the 1 is below precision
-                if grad:
-                    tile.sigmoid_()
-            if grad:
-                to_bias += tile.sum()
-                to_anchors[rows].addmm_(tile, candidates[columns])
-                to_candidates[columns].addmm_(tile.T, scaled)
-        minus_one = -torch.ones_like(positives)
-        _add_positives(
-            positive_index, minus_one, anchors, candidates, scale, to_anchors, to_candidates
+        total, to_anchors, to_candidates, to_bias = sigmoid_tiles(
+            anchors, candidates, scale, bias, positive_index, grad, on_host
         )
         to_scale = torch.dot(to_anchors.view(-1), anchors.reshape(-1)).view_as(scale)
         ctx.gradients = SingleUseGradients(
@@ -184,6 +161,47 @@ class _SigmoidSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return *ctx.gradients.times(grads[0]), None, None, None
+
+
+def sigmoid_tiles(
+    anchors: Tensor,
+    candidates: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    positive_index: PositiveIndex,
+    grad: bool,
+    on_host: tuple[float, float] | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`sigmoid_loss_sum`, and where ``grad`` its gradients.
+
+    Returns:
+        the sum; its gradients by ``scale * anchors``, by the candidates, and by the bias.
+    """
+    # positives enter the tiles as negatives and are put right after: log(1 + exp(-l)) is
+    # log(1 + exp(l)) - l
+    positives = scale * _positive_similarities(positive_index, anchors, candidates) + bias
+    total = -positives.sum()
+    to_anchors, to_candidates = torch.zeros_like(anchors), torch.zeros_like(candidates)
+    to_bias = -torch.ones_like(positives).sum()
+    highest = max(0.0, _largest_logit(anchors, candidates, scale, bias, on_host))
+    for rows, columns, scaled, tile in _tiles(anchors, candidates, scale):
+        torch.mm(scaled, candidates[columns].T, out=tile).add_(bias)
+        positive_index.fill_ignored(tile, rows, columns, -torch.inf)
+        if highest <= SAFE_LOGIT:  # one exponential serves the value and the gradient
+            total += _log1p_sum(tile.exp_(), highest)
+            if grad:
+                tile.div_(tile + 1)
+        else:
+            total += F.softplus(tile, threshold=40).sum()  # beyond, the 1 is below precision
+            if grad:
+                tile.sigmoid_()
+        if grad:
+            to_bias += tile.sum()
+            to_anchors[rows].addmm_(tile, candidates[columns])
+            to_candidates[columns].addmm_(tile.T, scaled)
+    minus_one = -torch.ones_like(positives)
+    _add_positives(positive_index, minus_one, anchors, candidates, scale, to_anchors, to_candidates)
+    return total, to_anchors, to_candidates, to_bias
 
 
 def _log1p_sum(x: Tensor, highest: float) -> Tensor:

@@ -56,7 +56,7 @@ def test_the_grid_is_whole():
     assert runs.isdisjoint(REFUSED)
     untaught = names("loss") - TAUGHT
     assert runs | set(REFUSED) == set(itertools.product(untaught, names("negatives")))
-    assert names("candidates") == {"all_ranks", "local", "queue"}
+    assert names("candidates") == {"all_ranks", "local", "queue", "ring"}
 
 
 def sweep(

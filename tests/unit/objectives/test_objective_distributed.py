@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from gloo import run_ranks
@@ -10,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from multimodal.core.distributed import all_reduce_sum, world_size
-from multimodal.objectives.candidates import AllRanks, Local, Queue
+from multimodal.core.distributed import all_gather, all_reduce_sum, world_size
+from multimodal.objectives import gathered_batch
+from multimodal.objectives.candidates import AllRanks, Local, Queue, Ring
 from multimodal.objectives.interfaces import compatible
 from multimodal.objectives.losses.margin import Triplet
+from multimodal.objectives.losses.matryoshka import Matryoshka
+from multimodal.objectives.losses.sigmoid import SigLIP
 from multimodal.objectives.losses.softmax import InfoNCE
 from multimodal.objectives.matches import SampleKeys
 from multimodal.objectives.negatives.reweighting import Debiased, Reweighted
@@ -105,6 +110,51 @@ def _one(
     torch.testing.assert_close(found, list(wanted), **TIGHT, msg=note)
     shown = all_reduce_sum(metrics["loss/image_text"]) / world_size()
     torch.testing.assert_close(shown, expected.detach(), **TIGHT, msg=note)
+
+
+def round_the_ranks_equals_one_process(rank: int, cases: list[tuple[tuple[int, ...], str]]) -> None:
+    shapes = []
+
+    def noting(tensor: Tensor, *others: Any) -> Tensor:
+        shapes.append(tuple(tensor.shape))
+        return all_gather(tensor, *others)
+
+    gathered_batch.all_gather = noting
+    for sizes, repeated in cases:
+        data = batch(sum(sizes), sum(sizes), repeated=repeated)
+        for options in ({}, {"equal_keys": "ignored"}):
+            objective = one_pair_objective(SigLIP(), InBatch(), Ring(), **options)
+            shapes.clear()
+            _one(rank, sizes, data, objective)
+            assert all(len(shape) == 2 and shape[1] == 2 for shape in shapes), shapes  # keys alone
+
+
+ROUND = {
+    2: [((4, 4), "nothing"), ((5, 2), "nothing"), ((5, 2), "keys"), ((6, 0), "keys")],
+    3: [((3, 3, 3), "nothing"), ((4, 0, 2), "nothing"), ((2, 5, 3), "keys")],
+}
+
+
+@pytest.mark.parametrize("ranks", ROUND)
+def test_candidates_that_go_round_the_ranks(tmp_path, ranks):
+    run_ranks(round_the_ranks_equals_one_process, ranks, tmp_path, ROUND[ranks])
+
+
+def too_many_positives_are_gathered(rank: int) -> None:
+    data = batch(12, 12, repeated="nothing")
+    data = Batch(data.image, data.text, data.sample_ids, torch.zeros_like(data.positive_keys))
+    _one(rank, (7, 5), data, one_pair_objective(SigLIP(), InBatch(), Ring()))
+
+
+def test_with_too_many_positives_to_list_they_are_gathered(tmp_path):
+    run_ranks(too_many_positives_are_gathered, 2, tmp_path)
+
+
+def test_what_does_not_go_round_is_refused():
+    for loss, strategy in ((InfoNCE(), InBatch()), (SigLIP(), Random(k=3))):
+        assert "take candidates=all_ranks" in str(compatible(loss, strategy, Ring()))
+    assert compatible(SigLIP, InBatch, Ring) is None
+    assert compatible(Matryoshka(SigLIP(), [2, 6]), InBatch(), Ring()) is None
 
 
 @pytest.mark.parametrize("queue", [False, True], ids=["all_ranks", "queue"])
