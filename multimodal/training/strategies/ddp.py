@@ -55,7 +55,13 @@ class ReplicatedStrategy(DDPStrategy):
         devices = self.determine_ddp_device_ids()
         # As Lightning does: https://pytorch.org/docs/stable/notes/cuda.html#id5
         with nullcontext() if devices is None else torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
-            replica = _Replica(model, devices, find_unused_parameters=bool(self._find_unused))
+            # Where every step uses all parameters, gradients live in the buckets: one copy less.
+            replica = _Replica(
+                model,
+                devices,
+                find_unused_parameters=bool(self._find_unused),
+                gradient_as_bucket_view=not self._find_unused,
+            )
         replica.keep_buckets()
         return replica
 

@@ -118,12 +118,16 @@ def _same_bits_in_every_step(rank_: int) -> None:
     model = _Permuted()
     inputs = torch.randn(5, 13, generator=torch.Generator().manual_seed(rank_))
 
-    def gradients(steps: int) -> list[torch.Tensor]:
-        replica = _Replica(model, None)
+    def gradients(steps: int, views: bool) -> list[torch.Tensor]:
+        replica = _Replica(model, None, gradient_as_bucket_view=views)
         replica.keep_buckets()
         for _ in range(steps):
             replica.zero_grad()
             replica(inputs).backward()
+        storages = {p.grad.untyped_storage().data_ptr() for p in replica.parameters()}
+        assert len(storages) == (1 if views else len(list(replica.parameters())))
         return [p.grad.clone() for p in replica.parameters()]
 
-    assert all(torch.equal(a, b) for a, b in zip(gradients(1), gradients(3), strict=True))
+    expected = gradients(1, views=False)
+    for found in (gradients(3, views=False), gradients(1, views=True), gradients(3, views=True)):
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
