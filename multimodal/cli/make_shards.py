@@ -182,7 +182,7 @@ def _lengths(words: Sequence[str]) -> int:
     workers_option(parser)
     parser.add_argument("manifest", type=Path)
     args = parser.parse_args(words)
-    from multimodal.data.packing.measure_lengths import record_lengths
+    from multimodal.cli.packing.lengths import record_lengths
 
     with progress_bar("reading lengths") as progress:
         print(record_lengths(args.manifest, args.workers, progress))

@@ -11,6 +11,7 @@ from torch import Tensor
 from multimodal.core.distributed import all_gather, gather_sizes, rank, world_size
 from multimodal.core.similarity.similarities import Similarity
 from multimodal.core.similarity.tokens import padded
+from multimodal.objectives.candidates import Candidates, passes
 from multimodal.objectives.matches import SampleKeys
 
 
@@ -140,6 +141,13 @@ def gather_batch(
         gathered, sample_keys, local_rows, shared=True, max_rows=max(sizes), listed=listed,
         sizes=tuple(sizes),
     )  # fmt: skip
+
+
+def view_of(candidates: Candidates, local: GatheredBatch, whole: GatheredBatch) -> GatheredBatch:
+    """The batch that a pair of these candidates compares: one, the other, or what goes round."""
+    if passes(candidates):
+        return replace(local, whole=whole)
+    return whole if candidates.gathers else local
 
 
 def _all_gather_together(sides: dict[str, Tensor], sizes: list[int]) -> dict[str, Tensor]:

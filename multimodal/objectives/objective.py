@@ -19,6 +19,7 @@ from multimodal.objectives.gathered_batch import (
     gather_batch,
     gather_keys,
     local_batch,
+    view_of,
 )
 from multimodal.objectives.host_values import HostValues
 from multimodal.objectives.interfaces import Context, Loss, Negatives, compatible
@@ -186,9 +187,7 @@ class ContrastiveObjective(nn.Module):
             total, metrics = torch.zeros((), device=sample_ids.device), dict[str, Tensor]()
             for name, pair in active.items():
                 _check_enough(name, pair, global_batch)
-                gathered = global_batch if pair.candidates.gathers else local
-                if passes(pair.candidates):
-                    gathered = replace(local, whole=global_batch)
+                gathered = view_of(pair.candidates, local, global_batch)
                 scale = pair.scale().to(gathered.side(pair.other).dtype)
                 width = gathered.side(pair.other).shape[-1]
                 on_host = None if prepared is None else prepared.on_host(name)

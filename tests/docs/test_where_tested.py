@@ -32,6 +32,7 @@ ELSEWHERE = {
     "cli/jobs/sweep": "unit/cli/test_errors.py",
     "cli/join_checkpoint": "unit/cli/program/test_commands.py",
     "cli/make_shards": "unit/cli/program/test_commands.py",
+    "cli/packing/lengths": "unit/data/packing/test_measure_lengths.py",
     "cli/packing/options": "unit/data/packing/test_pack.py",
     "cli/packing/show": "unit/data/packing/test_pack.py",
     "cli/program/drafting": "unit/cli/test_new.py",

@@ -74,22 +74,15 @@ def differences(
                 f"source {name!r} had other shards ({then['samples']} samples, now "
                 f"{now['samples']}): restore them, or start a new run"
             )
-        elif then.get("max_tokens") != now.get("max_tokens"):
-            changes.append(_other_budget(name, then, now, world_size))
-        elif then.get("tokens") != now.get("tokens"):
-            changes.append(
-                f"the samples of source {name!r} had other numbers of tokens: restore the "
-                "transforms' patch_size and max_tokens, or context_length"
-            )
+        elif (change := _other_tokens(name, then, now, world_size)) is not None:
+            changes.append(change)
         elif then["batch_size"] != now["batch_size"]:
             own = f"sources.{name}." if name in own_batch_sizes else ""
             key = f"data.{own}batch_size"
             each, rest = divmod(then["batch_size"], world_size)
-            remedy = (
-                f"set {key}={each}"
-                if rest == 0
-                else f"use a number of devices that divides {then['batch_size']}"
-            )
+            remedy = f"set {key}={each}"
+            if rest:
+                remedy = f"use a number of devices that divides {then['batch_size']}"
             changes.append(
                 f"the global batch of source {name!r} was {then['batch_size']}, is "
                 f"{now['batch_size']} ({now['batch_size'] // world_size} on each of {world_size} "
@@ -114,9 +107,17 @@ def differences(
     return changes
 
 
-def _other_budget(
+def _other_tokens(
     name: str, then: Mapping[str, Any], now: Mapping[str, Any], world_size: int
-) -> str:
+) -> str | None:
+    """What to set where batches are cut by other tokens; None where they are not."""
+    if then.get("max_tokens") == now.get("max_tokens"):
+        if then.get("tokens") == now.get("tokens"):
+            return None
+        return (
+            f"the samples of source {name!r} had other numbers of tokens: restore the "
+            "transforms' patch_size and max_tokens, or context_length"
+        )
     each, rest = divmod(then.get("max_tokens") or 0, world_size)
     remedy = f"set data.max_tokens={each or 'null'}"
     if rest:

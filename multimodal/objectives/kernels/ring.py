@@ -99,7 +99,7 @@ def _block_of(index: PositiveIndex, whole: GatheredBatch, owner: int) -> Positiv
     first = sum(whole.sizes[:owner])
     columns = slice(first, first + whole.sizes[owner])
     if index.diagonal is not None:  # all positives are of the own samples
-        inside = slice(None) if owner == rank() else slice(0)
+        inside: slice | Tensor = slice(None) if owner == rank() else slice(0)
     else:
         inside = (index.positive_columns >= first) & (index.positive_columns < columns.stop)
     return replace(

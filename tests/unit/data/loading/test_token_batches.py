@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loader_helpers import scheduled_loader
 
+from multimodal.cli.packing.lengths import record_lengths
 from multimodal.data.errors import DataMismatchError
 from multimodal.data.loading.schedule import BatchSchedule, SourceSize
 from multimodal.data.loading.token_batches import TokenBudget, share
 from multimodal.data.loading.token_lengths import sample_tokens
-from multimodal.data.packing.measure_lengths import record_lengths
 from multimodal.data.source import Source
 from multimodal.data.transforms.array import ArrayTransform
 from multimodal.data.transforms.patches import PatchTransform, patch_grid

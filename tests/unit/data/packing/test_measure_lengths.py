@@ -11,9 +11,9 @@ from data_helpers import image_bytes, json_bytes, write_source
 from PIL import Image
 
 from multimodal.cli.make_shards import main
+from multimodal.cli.packing.lengths import record_lengths
 from multimodal.data.decoding.decode import Limits, decode
 from multimodal.data.decoding.pictures import picture_size
-from multimodal.data.packing.measure_lengths import record_lengths
 from multimodal.data.shards.curation import curate
 from multimodal.data.shards.lengths import read_lengths
 from multimodal.data.shards.manifest import load_manifest
