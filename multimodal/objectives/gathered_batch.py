@@ -150,6 +150,14 @@ def view_of(candidates: Candidates, local: GatheredBatch, whole: GatheredBatch) 
     return whole if candidates.gathers else local
 
 
+def gather_whole(local: GatheredBatch, modalities: Iterable[str]) -> GatheredBatch:
+    """All ranks' batches, where they were to go round."""
+    assert local.whole is not None
+    whole = local.whole
+    gathered = gather_batch(local, modalities, (whole.sample_keys, list(whole.sizes)))
+    return replace(gathered, related=whole.related)
+
+
 def _all_gather_together(sides: dict[str, Tensor], sizes: list[int]) -> dict[str, Tensor]:
     """All ranks' rows of every modality, in one collective for all of a type."""
     if world_size() == 1:

@@ -14,12 +14,12 @@ from multimodal.core.names.modalities import side_name, teacher_of
 from multimodal.core.similarity.tokens import joined
 from multimodal.objectives.candidates import Candidates, EmbeddingQueue
 from multimodal.objectives.columns import Columns, ListedColumns
-from multimodal.objectives.gathered_batch import GatheredBatch, ListedEmbeddings, gather_batch
+from multimodal.objectives.gathered_batch import GatheredBatch, ListedEmbeddings, gather_whole
 from multimodal.objectives.interfaces import Context, Loss, Negatives, compatible
 from multimodal.objectives.kernels.blockwise import Direction, block_sum, chunked_direction
 from multimodal.objectives.kernels.fused import fused_sum, has_fused_kernel
 from multimodal.objectives.kernels.hardest import hardest_k, mined_directions
-from multimodal.objectives.kernels.ring import ring_sigmoid_sum
+from multimodal.objectives.kernels.ring import round_the_ranks
 from multimodal.objectives.losses.affinity import AffinityLoss, affinity_directions
 from multimodal.objectives.losses.matryoshka import Matryoshka, cut, prefix
 from multimodal.objectives.losses.target import TargetLoss
@@ -235,12 +235,13 @@ class Pair(nn.Module):
         """The sum of both directions, on the fastest path for the combination."""
         names = (self.anchor, self.other)
         scale, bias = context.scale, self.bias(context.scale)
-        if (whole := gathered.whole) is not None:
-            if (found := self._round_the_ranks(gathered, whole, context)) is not None:
-                return found
-            keys = whole.sample_keys, list(whole.sizes)
-            gathered = replace(gather_batch(gathered, names, keys), related=whole.related)
         sides = (self._side(gathered, self.anchor), self._side(gathered, self.other))
+        if gathered.whole is not None:
+            found = round_the_ranks(sides, gathered, self.keys_are_positives, context, bias)
+            if found is not None:
+                return found
+            gathered = gather_whole(gathered, names)
+            sides = (self._side(gathered, self.anchor), self._side(gathered, self.other))
         listed = [gathered.listed.get(name) for name in names]
         fused, mined = (
             has_fused_kernel(self.loss, negatives),
@@ -272,20 +273,6 @@ class Pair(nn.Module):
             )
         extended = (self._extended(sides[0], 0, listed), self._extended(sides[1], 1, listed))
         return block_sum(directions, extended, scale, bias)
-
-    def _round_the_ranks(
-        self, local: GatheredBatch, whole: GatheredBatch, context: Context
-    ) -> tuple[Tensor, Tensor] | None:
-        """The sum of candidates that are passed on; None where they have to be gathered."""
-        index = index_positives(
-            whole.sample_keys, whole.local_rows, self.keys_are_positives, whole.related
-        )
-        if index is None or local.listed:
-            return None
-        sides = self._side(local, self.anchor), self._side(local, self.other)
-        scale = context.scale
-        total = ring_sigmoid_sum(*sides, scale, self.bias(scale), index, whole, context.on_host)
-        return total, index.without_negatives
 
     def _direction(
         self,

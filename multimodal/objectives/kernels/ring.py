@@ -15,9 +15,38 @@ from torch import Tensor
 
 from multimodal.core.distributed import pass_on, rank, world_size
 from multimodal.objectives.gathered_batch import GatheredBatch
+from multimodal.objectives.interfaces import Context
 from multimodal.objectives.kernels.blockwise import SingleUseGradients
 from multimodal.objectives.kernels.tiled import sigmoid_tiles
-from multimodal.objectives.matches import PositiveIndex
+from multimodal.objectives.matches import PositiveIndex, index_positives
+
+
+def round_the_ranks(
+    sides: tuple[Tensor, Tensor],
+    local: GatheredBatch,
+    keys_are_positives: bool,
+    context: Context,
+    bias: Tensor,
+) -> tuple[Tensor, Tensor] | None:
+    """The loss of this rank's anchors, and how many had no negative.
+
+    Args:
+        sides: embeddings of both modalities, this rank's.
+        local: this rank's batch, with the keys of all ranks.
+        keys_are_positives: see `matches`.
+        context: of the step.
+        bias: scalar logit bias.
+
+    Returns:
+        None where they have to be gathered: with listed negatives, or too many positives.
+    """
+    whole = local.whole
+    assert whole is not None
+    index = index_positives(whole.sample_keys, whole.local_rows, keys_are_positives, whole.related)
+    if index is None or local.listed:
+        return None
+    total = ring_sigmoid_sum(*sides, context.scale, bias, index, whole, context.on_host)
+    return total, index.without_negatives
 
 
 def ring_sigmoid_sum(
