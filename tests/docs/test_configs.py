@@ -81,7 +81,8 @@ def test_an_experiment_says_what_differs_and_no_more(experiment):
 def test_every_choice_goes_with_clip(words):
     partners = {"optimizer=schedule_free": "scheduler=constant", "candidates=ring": "loss=siglip"}
     partner = [partners[word] for word in words if word in partners]
-    words = normalize_args(["+experiment=clip_scratch", *words, *partner])
+    experiment = "distill" if "affinity" in words[0] else "clip_scratch"  # needs a teacher
+    words = normalize_args([f"+experiment={experiment}", *words, *partner])
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         check(compose("train", words))
 
