@@ -227,10 +227,12 @@ def test_threads_that_wait_leave_their_core_unless_the_environment_says_otherwis
     tmp_path, given, spins
 ):
     program = """
-import sys
+import ctypes, importlib.util, pathlib, sys
 from multimodal.cli import main as cli
 sys.argv = ["train", "+experiment=clip_scratch", "hydra.run.dir=here"]
-cli.run("train", lambda cfg: __import__("torch"))
+torch = pathlib.Path(importlib.util.find_spec("torch").origin).parent
+(threads,) = (torch / "lib").glob("libgomp*")  # what torch loads, and reads the environment
+cli.run("train", lambda cfg: ctypes.CDLL(str(threads)))
 """
     kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     environment = {**kept, "PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "VERBOSE", **given}
@@ -249,10 +251,10 @@ sys.argv = ["train", "+experiment=clip_scratch", "hydra.run.dir=here"]
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def use(cfg):
-    import torch
+    import numpy
     def fill():
         before = faults()
-        torch.ones(100 << 20, dtype=torch.uint8)
+        numpy.ones(100 << 20, dtype=numpy.uint8)  # from malloc, as torch's are
         return faults() - before
     fill()
     print("faults", min(fill() for _ in range(8)))  # a small block may stand in the way of one
