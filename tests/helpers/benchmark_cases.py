@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from multimodal.core.hashing import generator
+from multimodal.core.similarity.similarities import COSINE
+from multimodal.models.joint.base import JointEmbeddings
 
 WIDTH = 16
 
@@ -295,10 +297,12 @@ class Identity(nn.Module):
     """Towers whose embedding is their normalised input."""
 
     embed_dim = WIDTH
+    similarity = COSINE
 
     def __init__(self) -> None:
         super().__init__()
         self.towers = dict.fromkeys(("image", "text", "audio", "depth", "thermal", "imu", "video"))
+        self.joint = JointEmbeddings({}, nn.ModuleDict())
         self.scale = nn.Parameter(torch.ones(()))
 
     def embed(

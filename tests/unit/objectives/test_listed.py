@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from multimodal.core.batch import Batch as DataBatch
 from multimodal.core.batch import ListedInputs
 from multimodal.core.distributed import all_reduce_sum, world_size
+from multimodal.models.joint.base import JointEmbeddings
 from multimodal.objectives.candidates import AllRanks, Local, Queue
 from multimodal.objectives.gathered_batch import ListedEmbeddings
 from multimodal.objectives.interfaces import Context
@@ -188,6 +189,7 @@ class Towers(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.towers = nn.ModuleDict({name: nn.Linear(6, 6) for name in ("image", "text")}).double()
+        self.joint = JointEmbeddings({}, nn.ModuleDict())
 
     def embed(self, modality: str, inputs: Tensor, mask: Tensor | None) -> Tensor:
         return F.normalize(self.towers[modality](inputs), dim=1)

@@ -44,7 +44,7 @@ def test_a_misspelt_key_is_named():
 def test_targets_read_none():
     loss = {"_target_": "multimodal.objectives.CosineTarget"}
     found = problems("clip_scratch", {TEXT: LISTED, "loss": loss})
-    assert "cosine and mse read none" in found[TEXT]
+    assert "cosine, mse and affinity read none" in found[TEXT]
 
 
 def test_a_fusion_reads_none():
