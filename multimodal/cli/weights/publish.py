@@ -16,7 +16,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--layout",
         default="auto",
-        help="auto, transformers, sentence-transformers (the text tower) or ours",
+        help="auto, transformers, open_clip, sentence-transformers (the text tower) or ours",
     )
     parser.add_argument("--dry-run", action="store_true", help="lists all that would leave")
     parser.add_argument("--public", action="store_true", help="of a repository that is made")

@@ -1,17 +1,19 @@
-"""A model in the layout of ``transformers`` (CLIP, SigLIP), or in ours."""
+"""A model in the layout of ``transformers`` (CLIP, SigLIP), of OpenCLIP, or in ours."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
+from torch import Tensor
 
 from multimodal.core.hf_files import PREPROCESSOR
+from multimodal.data.tokenizers.clip import CLIPTokenizer
 from multimodal.data.transforms.image import ImageTransform
 from multimodal.inference.embedder import Embedder
 from multimodal.inference.export import manifest, writing
@@ -20,9 +22,16 @@ from multimodal.inference.importing import import_weights
 from multimodal.inference.publish import sentences
 from multimodal.models.pretrained.keys import WeightsError, same_bits
 from multimodal.models.pretrained.to_huggingface import as_transformers
+from multimodal.models.pretrained.to_open_clip import as_open_clip
+from multimodal.models.towers import EmbeddingModel
+
+Converter = Callable[
+    [EmbeddingModel, float, float | None], tuple[dict[str, Any], dict[str, Tensor]]
+]
 
 SENTENCES = "sentence-transformers"
-LAYOUTS = ("auto", "transformers", SENTENCES, "ours")
+OPEN_CLIP = "open_clip"
+LAYOUTS = ("auto", "transformers", OPEN_CLIP, SENTENCES, "ours")
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
 # What makes sentence-transformers open the folder: CLIP as its only module, then unit norm.
 MODULES = [
@@ -45,33 +54,33 @@ def write(
         embedder: the model on the CPU, and its transforms.
         cfg: the configuration that it comes from.
         folder: that is filled.
-        layout: ``transformers``, ``ours``, or ``auto``: the first where the model has it; or
-            ``sentence-transformers``, of the text tower alone.
+        layout: ``transformers``, ``ours``, or ``auto``: the first where the model has it;
+            ``open_clip``; or ``sentence-transformers``, of the text tower alone.
         source: what ours says of where it comes from.
 
     Returns:
         the layout, and why ``transformers`` has none for this model; None where it has.
 
     Raises:
-        WeightsError: if ``layout=transformers`` and the model is neither CLIP nor SigLIP, or its
-            text tower has no place in ``sentence-transformers``.
+        WeightsError: if the model has not the layout that is asked for: it is neither CLIP nor
+            SigLIP, or its text tower has no place in ``sentence-transformers``.
     """
     if layout not in LAYOUTS:
         raise WeightsError(f"layout={layout}: expected one of {', '.join(LAYOUTS)}")
-    if layout == SENTENCES:
-        try:
-            sentences.write(embedder, folder)
-        except WeightsError as error:
-            raise WeightsError(f"layout={SENTENCES}: {error}") from error
-        return SENTENCES, None
+    writers = {
+        "transformers": lambda: _transformers(embedder, cfg, folder),
+        OPEN_CLIP: lambda: _open_clip(embedder, cfg, folder),
+        SENTENCES: lambda: sentences.write(embedder, folder),
+    }
     reason = None
     if layout != "ours":
+        used = "transformers" if layout == "auto" else layout
         try:
-            _transformers(embedder, cfg, folder)
-            return "transformers", None
+            writers[used]()
+            return used, None
         except WeightsError as error:
-            if layout == "transformers":
-                raise WeightsError(f"layout=transformers: {error}") from error
+            if layout != "auto":
+                raise WeightsError(f"layout={layout}: {error}") from error
             reason = str(error)
     folder.rmdir()
     writing.export(embedder, cfg, folder, writing.Choices(formats=["onnx"]), source)
@@ -79,10 +88,42 @@ def write(
 
 
 def _transformers(embedder: Embedder, cfg: DictConfig, folder: Path) -> None:
-    """``config.json``, ``model.safetensors`` and what prepares the inputs; read back, compared."""
+    """``config.json``, ``model.safetensors`` and what prepares the inputs."""
+    config, state = _converted(embedder, cfg, as_transformers)
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+    save_file(state, folder / manifest.WEIGHTS, {"format": "pt"})
+    _write_inputs(embedder, folder, siglip=config["model_type"] == "siglip")
+
+
+def _open_clip(embedder: Embedder, cfg: DictConfig, folder: Path) -> None:
+    """``open_clip_config.json``, ``open_clip_model.safetensors``, and CLIP's merges for us."""
+    text: Any = embedder.transforms.get("text")
+    if text is not None and not isinstance(text.tokenizer, CLIPTokenizer):
+        kind = type(text.tokenizer).__name__
+        raise WeightsError(f"its texts are tokenized by a {kind}: it takes CLIP's tokenizer alone")
+    config, state = _converted(embedder, cfg, as_open_clip)
+    content: dict[str, Any] = {"model_cfg": config, "preprocess_cfg": {}}
+    image = embedder.transforms.get("image")
+    if isinstance(image, ImageTransform):
+        how = settings_of(image).settings
+        content["preprocess_cfg"] = {
+            "mean": list(how["mean"]), "std": list(how["std"]),
+            "interpolation": how["interpolation"], "resize_mode": "shortest",
+        }  # fmt: skip
+    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    save_file(state, folder / "open_clip_model.safetensors", {"format": "pt"})
+    made = None if text is None else settings_of(text).tokenizer
+    if made is not None:
+        (folder / "merges.txt").write_text(_merges(made), "utf-8")
+
+
+def _converted(
+    embedder: Embedder, cfg: DictConfig, convert: Converter
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors in another project's names; read back, compared bit by bit."""
     temperature = embedder.temperatures.get(frozenset(("image", "text")), 0.07)
     bias = OmegaConf.select(cfg, "pairs.image_text.logit_bias")
-    config, state = as_transformers(embedder.model, 1 / temperature, bias)
+    config, state = convert(embedder.model, 1 / temperature, bias)
     with torch.no_grad():
         again = import_weights(state, config)
     own = embedder.model.state_dict()
@@ -90,9 +131,7 @@ def _transformers(embedder: Embedder, cfg: DictConfig, folder: Path) -> None:
     if own.keys() != theirs.keys() or not all(same_bits(theirs[k], t) for k, t in own.items()):
         raise WeightsError("its weights, read back, are not the same")
     _compare(embedder, again.model)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
-    save_file(state, folder / manifest.WEIGHTS, {"format": "pt"})
-    _write_inputs(embedder, folder, siglip=config["model_type"] == "siglip")
+    return config, state
 
 
 @torch.no_grad()
@@ -108,6 +147,13 @@ def _compare(embedder: Embedder, again: Any) -> None:
         apart = embedder.model.embed(name, inputs) - again.eval().embed(name, inputs)
         if not float(apart.abs().max()) < 1e-5:
             raise WeightsError(f"its {name} tower computes something else than theirs")
+
+
+def _merges(tokenizer: str) -> str:
+    """``merges.txt`` of a ``tokenizer.json``."""
+    merges = json.loads(tokenizer)["model"]["merges"]
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+    return "\n".join(["#version: 0.2", *pairs]) + "\n"
 
 
 def _write_inputs(embedder: Embedder, folder: Path, siglip: bool) -> None:
@@ -133,10 +179,7 @@ def _write_inputs(embedder: Embedder, folder: Path, siglip: bool) -> None:
     words: Any = embedder.model.tower("text").encoder
     about = {"model_max_length": words.context_length}
     if not siglip:
-        merges = json.loads(made)["model"]["merges"]
-        pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
-        lines = "\n".join(["#version: 0.2", *pairs]) + "\n"
-        (folder / "merges.txt").write_text(lines, "utf-8")
+        (folder / "merges.txt").write_text(_merges(made), "utf-8")
         vocabulary = json.dumps(json.loads(made)["model"]["vocab"])
         (folder / "vocab.json").write_text(vocabulary, "utf-8")
         about |= {"tokenizer_class": "CLIPTokenizer"}

@@ -30,7 +30,7 @@ class Published:
     """What was written, or would be.
 
     Attributes:
-        layout: ``transformers``, ``sentence-transformers`` or ``ours``.
+        layout: ``transformers``, ``open_clip``, ``sentence-transformers`` or ``ours``.
         reason: why it is not that of ``transformers``; None: it is.
         files: name -> bytes, of all that leaves the machine.
     """

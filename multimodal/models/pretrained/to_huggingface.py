@@ -11,7 +11,7 @@ from torch import Tensor
 from multimodal.models.encoders.text import TextTransformer
 from multimodal.models.encoders.vision import VisionTransformer
 from multimodal.models.pretrained import huggingface
-from multimodal.models.pretrained.keys import KeyMap, WeightsError
+from multimodal.models.pretrained.keys import KeyMap, WeightsError, transposed
 from multimodal.models.pretrained.plan import TowerPlan
 from multimodal.models.towers import EmbeddingModel, Tower
 
@@ -34,13 +34,8 @@ def as_transformers(
     Raises:
         WeightsError: if the towers are not those of CLIP or SigLIP; the message says why.
     """
-    if set(model.towers) != {"image", "text"}:
-        raise WeightsError(f"it has the towers {', '.join(model.towers)}, not image and text")
+    vision, words = clip_encoders(model)
     image, text = model.tower("image"), model.tower("text")
-    vision, words = image.encoder, text.encoder
-    if not isinstance(vision, VisionTransformer) or not isinstance(words, TextTransformer):
-        names = f"{type(vision).__name__} and {type(words).__name__}"
-        raise WeightsError(f"its encoders are {names}, not a ViT and a text transformer")
     siglip = "encoder.pool.latent" in image.state_dict()
     cfg: dict[str, Any] = {
         "model_type": "siglip" if siglip else "clip",
@@ -59,11 +54,33 @@ def as_transformers(
         state |= {"logit_bias": torch.tensor([0.0 if bias is None else bias])}
     for name, tower in plan.towers.items():
         assert isinstance(tower, TowerPlan)
-        state |= _theirs(name, model.tower(name).state_dict(), tower.key_map)
+        state |= foreign_state(name, model.tower(name).state_dict(), tower.key_map)
     return cfg, {name: tensor.contiguous() for name, tensor in state.items()}
 
 
-def _trunk(encoder: VisionTransformer | TextTransformer) -> dict[str, Any]:
+def clip_encoders(model: EmbeddingModel) -> tuple[VisionTransformer, TextTransformer]:
+    """The two encoders of a model of CLIP's kind, on square patches of square pictures.
+
+    Raises:
+        WeightsError: if it has other towers or encoders.
+    """
+    if set(model.towers) != {"image", "text"}:
+        raise WeightsError(f"it has the towers {', '.join(model.towers)}, not image and text")
+    vision, words = model.tower("image").encoder, model.tower("text").encoder
+    if not isinstance(vision, VisionTransformer) or not isinstance(words, TextTransformer):
+        names = f"{type(vision).__name__} and {type(words).__name__}"
+        raise WeightsError(f"its encoders are {names}, not a ViT and a text transformer")
+    if getattr(vision.stem, "projection", None) is None or len(set(vision.size)) > 1:
+        raise WeightsError("its image tower does not take square patches of square pictures")
+    return vision, words
+
+
+def trunk_settings(encoder: VisionTransformer | TextTransformer) -> dict[str, Any]:
+    """Sizes, activation and epsilon of a transformer, as ``transformers`` names them.
+
+    Raises:
+        WeightsError: if its blocks are not CLIP's.
+    """
     trunk: Any = encoder.trunk
     block: Any = trunk.blocks[0]
     fc1 = getattr(block.mlp, "fc1", None)
@@ -84,11 +101,9 @@ def _trunk(encoder: VisionTransformer | TextTransformer) -> dict[str, Any]:
 
 
 def _vision(encoder: VisionTransformer) -> dict[str, Any]:
-    projection: Any = getattr(encoder.stem, "projection", None)
-    if projection is None or len(set(encoder.size)) > 1:
-        raise WeightsError("its image tower does not take square patches of square pictures")
+    projection: Any = encoder.stem.projection
     return {
-        **_trunk(encoder),
+        **trunk_settings(encoder),
         "image_size": encoder.size[0],
         "patch_size": projection.kernel_size[0],
         "num_channels": projection.in_channels,
@@ -96,7 +111,7 @@ def _vision(encoder: VisionTransformer) -> dict[str, Any]:
 
 
 def _text(encoder: TextTransformer, tower: Tower) -> dict[str, Any]:
-    sizes = _trunk(encoder)
+    sizes = trunk_settings(encoder)
     # The class of CLIP before 4.30 took the largest id for the end of a text: so do ours.
     ends: dict[str, Any] = {
         "bos_token_id": encoder.vocab_size - 2,
@@ -109,15 +124,25 @@ def _text(encoder: TextTransformer, tower: Tower) -> dict[str, Any]:
     return {**sizes, **context, **ends}
 
 
-def _theirs(name: str, ours: dict[str, Tensor], key_map: KeyMap) -> dict[str, Tensor]:
-    """The foreign tensors of one tower: those that ours are joined from are cut apart again."""
+def foreign_state(name: str, ours: dict[str, Tensor], key_map: KeyMap) -> dict[str, Tensor]:
+    """The foreign tensors of one tower: those that ours are joined from are cut apart again.
+
+    Args:
+        name: of the tower, for messages.
+        ours: its state dict.
+        key_map: where its tensors came from.
+
+    Raises:
+        WeightsError: if it has tensors that the foreign model has not.
+    """
     if own := sorted(ours.keys() - key_map.keys()):
         raise WeightsError(f"its {name} tower has what theirs has not: {', '.join(own[:4])}")
     found: dict[str, list[Tensor]] = {}
     for key, source in key_map.items():
         if key not in ours:
             continue  # a bias that a map of this model lacks
-        parts = ours[key].chunk(len(source.names))
+        whole = ours[key].T if source.change is transposed else ours[key]
+        parts = whole.chunk(len(source.names))
         for foreign, part in zip(source.names, parts, strict=True):
             found.setdefault(foreign, []).append(part)
     joined = {

@@ -9,13 +9,17 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+from hydra.utils import instantiate
 from pretrained_helpers import case, clip_inputs, foreign_state
+from safetensors.torch import load_file
 
 import multimodal
 from multimodal.cli.weights.publish import main
 from multimodal.core.errors import UserError
 from multimodal.inference.imported import save, take_tokenizer
 from multimodal.inference.importing import import_weights
+from multimodal.models.pretrained import open_clip
+from multimodal.models.pretrained.to_open_clip import as_open_clip
 
 CLASSES = {"openai_quickgelu_a": "CLIPModel", "openclip_a": "CLIPModel", "siglip_a": "SiglipModel"}
 
@@ -89,6 +93,48 @@ def test_transformers_opens_the_folder_and_embeds_the_same(checkpoints, tmp_path
     assert (
         (tmp_path / "out" / "README.md").read_text().startswith("---\nlibrary_name: transformers")
     )
+
+
+@pytest.mark.parametrize("name", ["openai_quickgelu_a", "openclip_a"])
+def test_open_clips_folder_holds_the_tensors_that_the_model_came_from(checkpoints, tmp_path, name):
+    folder, made = checkpoints
+    main([str(folder / f"{name}.ckpt"), str(tmp_path / "out"), "--layout", "open_clip"])
+    imported, described = made[name]
+    original = foreign_state(described["shapes"], described["seed"], described["std"])
+    stored = load_file(tmp_path / "out" / "open_clip_model.safetensors")
+    masks = {key for key in original if key.endswith("attn_mask")}
+    assert stored.keys() == original.keys() - masks
+    for key, tensor in stored.items():
+        torch.testing.assert_close(tensor, original[key], rtol=0, atol=1e-6 * (key == "logit_scale"))
+    config = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())
+    assert {"quick_gelu": False, **config["model_cfg"]} == described["cfg"]
+    again = multimodal.load(tmp_path / "out", device="cpu")
+    assert config["preprocess_cfg"]["mean"] == pytest.approx(again.transforms["image"].mean)
+    for key, tensor in imported.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[key], tensor)
+
+
+@torch.no_grad()
+def test_open_clips_folder_says_what_differs_from_clip(tmp_path):
+    """Sizes, activation, masks, pooling and factors that OpenCLIP has by configuration."""
+    cfg = {
+        "embed_dim": 12,
+        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 8,
+                       "mlp_ratio": 2.0, "no_ln_pre": True, "ls_init_value": 1e-5,
+                       "act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-6}},
+        "text_cfg": {"context_length": 9, "vocab_size": 30, "width": 16, "layers": 1, "heads": 2,
+                     "no_causal_mask": True, "pool_type": "last", "proj_bias": True},
+        "init_logit_bias": -10.0,
+    }  # fmt: skip
+    plan = open_clip.describe(cfg, {}, "open_clip")
+    towers = {name: tower.config for name, tower in plan.own_towers().items()}
+    model = instantiate({"_target_": "multimodal.models.EmbeddingModel", "towers": towers})
+    written, state = as_open_clip(model, 10.0, bias=-10.0)
+    assert written == cfg
+    again = import_weights(state, written)
+    assert (again.logit_scale, again.logit_bias) == (pytest.approx(10), -10)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[key], tensor)
 
 
 def test_a_dry_run_lists_every_file_and_leaves_none(checkpoints, tmp_path, monkeypatch, capsys):
