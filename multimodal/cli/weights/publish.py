@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from multimodal.core.process.exits import errors_end_the_program
+
+if TYPE_CHECKING:  # torch comes after the arguments
+    from multimodal.inference.publish.publishing import Published
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Writes the model, and prints every file of it."""
     parser = argparse.ArgumentParser("multimodal publish", description=__doc__)
-    parser.add_argument("run", help="a run's folder, or a checkpoint")
+    parser.add_argument(
+        "run", help="a run's folder, a checkpoint, or a folder of multimodal export"
+    )
     parser.add_argument("to", help="a new folder, or hub://OWNER/NAME (token: HF_TOKEN)")
     parser.add_argument(
         "--layout",
@@ -29,12 +36,22 @@ def main(words: Sequence[str] | None = None) -> None:
     from multimodal.inference.checkpoint.file import CheckpointError
     from multimodal.inference.checkpoint.load import load_checkpoint
     from multimodal.inference.checkpoint.locate import checkpoint_at
+    from multimodal.inference.export import manifest
     from multimodal.inference.export.card import card, run_of
     from multimodal.inference.export.graphs import ExportError
     from multimodal.inference.load import embedder_of
-    from multimodal.inference.publish.publishing import check_target, publish
+    from multimodal.inference.publish.publishing import check_target, publish, publish_exported
 
     check_target(given.to)
+    exported = Path(given.run).expanduser()
+    if manifest.is_exported(exported):
+        if given.layout not in ("auto", "ours"):
+            raise ExportError(
+                f"--layout {given.layout}: {given.run} is exported, which has one layout; publish "
+                "its run or checkpoint"
+            )
+        _say(publish_exported(exported, given.to, given.dry_run, not given.public), given)
+        return
     try:
         checkpoint = checkpoint_at(given.run)
         loaded = load_checkpoint(checkpoint, given.allowed_packages)
@@ -47,6 +64,10 @@ def main(words: Sequence[str] | None = None) -> None:
     done = publish(
         embedder, loaded.cfg, given.to, text, source, given.layout, given.dry_run, not given.public
     )
+    _say(done, given)
+
+
+def _say(done: Published, given: argparse.Namespace) -> None:
     because = f" (not transformers: {done.reason})" if done.reason else ""
     print(f"layout: {done.layout}{because}")
     for name, size in done.files.items():

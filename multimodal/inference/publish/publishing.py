@@ -82,25 +82,60 @@ def publish(
         WeightsError: if the model has not the layout that is asked for.
     """
     embedder.need_pooled("publish")
-    check_target(to)
-    token = os.environ.get(TOKEN)
-    if to.startswith(HUB) and not dry_run and not token:
-        raise ExportError(f"{to} needs a token in the environment's {TOKEN}; --dry-run needs none")
+    _check(to, dry_run)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()
         used, reason = layouts.write(embedder, cfg, folder, layout, source)
         (folder / manifest.CARD).write_text(_headed(card, used), "utf-8")
-        files = {
-            str(path.relative_to(folder)): path.stat().st_size
-            for path in sorted(folder.rglob("*")) if path.is_file()
-        }  # fmt: skip
-        if not dry_run and to.startswith(HUB):
-            assert token is not None
-            _upload(folder, to.removeprefix(HUB), token, private)
-        elif not dry_run:
-            _place(folder, Path(to).expanduser())
-    return Published(used, reason, files)
+        return Published(used, reason, _send(folder, to, dry_run, private))
+
+
+def publish_exported(
+    exported: Path, to: str, dry_run: bool = False, private: bool = True
+) -> Published:
+    """Sends a folder that `multimodal export` wrote, as it is: graphs, quantized ones too, weights.
+
+    What its ``model.json`` lists leaves, with that and the card, and nothing else that lies there.
+
+    Args:
+        exported: the folder.
+        to, dry_run, private: see `publish`.
+
+    Raises:
+        ExportError: as `publish`; or if a file is missing, damaged or of another version.
+    """
+    _check(to, dry_run)
+    names = [*manifest.read(exported)["files"], manifest.NAME]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        for name in names:
+            shutil.copy(exported / name, folder / name)
+        card = exported / manifest.CARD
+        text = card.read_text("utf-8") if card.is_file() else ""
+        headed = text if text.startswith("---") else _headed(text, "ours")
+        (folder / manifest.CARD).write_text(headed, "utf-8")
+        return Published("ours", None, _send(folder, to, dry_run, private))
+
+
+def _check(to: str, dry_run: bool) -> None:
+    check_target(to)
+    if to.startswith(HUB) and not dry_run and not os.environ.get(TOKEN):
+        raise ExportError(f"{to} needs a token in the environment's {TOKEN}; --dry-run needs none")
+
+
+def _send(folder: Path, to: str, dry_run: bool, private: bool) -> dict[str, int]:
+    """Sends or places a folder, or neither; name -> bytes of its files."""
+    files = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*")) if path.is_file()
+    }  # fmt: skip
+    if not dry_run and to.startswith(HUB):
+        _upload(folder, to.removeprefix(HUB), os.environ[TOKEN], private)
+    elif not dry_run:
+        _place(folder, Path(to).expanduser())
+    return files
 
 
 def _headed(card: str, layout: str) -> str:

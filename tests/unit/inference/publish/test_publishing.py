@@ -150,6 +150,23 @@ def test_a_dry_run_lists_every_file_and_leaves_none(checkpoints, tmp_path, monke
     assert not (tmp_path / "out").exists()
 
 
+def test_an_exported_folder_is_published_as_it_is(checkpoints, tmp_path, capsys):
+    made = tmp_path / "made"
+    main([str(checkpoints[0] / "openclip_a.ckpt"), str(made), "--layout", "ours"])
+    (made / "notes.txt").write_text("not listed in model.json")
+    main([str(made), str(tmp_path / "out")])
+    assert "layout: ours" in capsys.readouterr().out
+    sent = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert sent == {p.name: p.read_bytes() for p in made.iterdir() if p.name != "notes.txt"}
+    with pytest.raises(UserError, match=r"--layout open_clip: .* is exported"):
+        main([str(made), str(tmp_path / "other"), "--layout", "open_clip"])
+    with (made / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        main([str(made), str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_hub_gets_those_files_with_the_environments_token(checkpoints, monkeypatch, capsys):
     sent = {}
 
