@@ -25,8 +25,10 @@ NO_BLOCKS = ("ex", "debug", "train.", "sweep", "launcher")  # they build on othe
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith(NO_BLOCKS)])
 def test_a_yaml_holds_every_parameter_of_its_classes_and_no_other(name):
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        composed = compose(name.removesuffix(".yaml"))
+    composed = OmegaConf.load(config_dir() / name)
+    if "defaults" in composed:  # Hydra takes ten times as long, for the same where there are none
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            composed = compose(name.removesuffix(".yaml"))
     problems = []
     for where, node in nodes(OmegaConf.to_container(composed, resolve=False)):
         target = str(node.get("_target_", ""))
