@@ -101,12 +101,12 @@ def trunk_settings(encoder: VisionTransformer | TextTransformer) -> dict[str, An
 
 
 def _vision(encoder: VisionTransformer) -> dict[str, Any]:
-    projection: Any = encoder.stem.projection
+    stem: Any = encoder.stem
     return {
         **trunk_settings(encoder),
         "image_size": encoder.size[0],
-        "patch_size": projection.kernel_size[0],
-        "num_channels": projection.in_channels,
+        "patch_size": stem.projection.kernel_size[0],
+        "num_channels": stem.projection.in_channels,
     }
 
 
