@@ -263,6 +263,7 @@ ELSEWHERE = {
     "models/pretrained/plan": "unit/inference/test_adapters.py",
     "models/pretrained/siglip": "unit/models/pretrained/test_pretrained.py",
     "models/pretrained/to_huggingface": "unit/inference/publish/test_publishing.py",
+    "models/pretrained/to_open_clip": "unit/inference/publish/test_publishing.py",
     "models/pretrained/whisper": "unit/models/encoders/test_whisper.py",
     "models/tasks/base": "unit/models/tasks/test_captioning.py",
     "models/tasks/labels": "unit/models/tasks/test_tasks.py",
