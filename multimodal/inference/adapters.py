@@ -25,6 +25,7 @@ from multimodal.inference.checkpoint import file as checkpoint_file
 from multimodal.inference.checkpoint import store
 from multimodal.inference.checkpoint.load import load_model
 from multimodal.models.encoders.huggingface import HuggingFaceEncoder
+from multimodal.models.encoders.libraries.vision_language import VisionLanguageEncoder
 from multimodal.models.pretrained.files import read_safetensors
 from multimodal.models.pretrained.keys import WeightsError, require_finite, same_bits
 from multimodal.models.towers import EmbeddingModel, Tower
@@ -44,7 +45,8 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 def backbone(tower: nn.Module) -> nn.Module:
     """The module of a tower that adapters are named after."""
     encoder: Any = tower.encoder
-    module: nn.Module = encoder.model if isinstance(encoder, HuggingFaceEncoder) else encoder
+    theirs = isinstance(encoder, HuggingFaceEncoder | VisionLanguageEncoder)
+    module: nn.Module = encoder.model if theirs else encoder
     return module
 
 

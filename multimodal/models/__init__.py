@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from multimodal.models.encoders.huggingface import HuggingFaceEncoder
     from multimodal.models.encoders.imu import IMUTransformer
     from multimodal.models.encoders.libraries.timm import TimmEncoder
+    from multimodal.models.encoders.libraries.vision_language import VisionLanguageEncoder
     from multimodal.models.encoders.text import TextTransformer
     from multimodal.models.encoders.transformer import GridTransformer, TransformerEncoder
     from multimodal.models.encoders.vision import VideoTransformer, VisionTransformer
@@ -115,6 +116,7 @@ __all__ = [
     "TransformerEncoder",
     "Tuning",
     "VideoTransformer",
+    "VisionLanguageEncoder",
     "VisionTransformer",
     "WhisperEncoder",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import vlm_cases
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -39,7 +40,7 @@ FULL_SIZE = {
 }
 ELSEWHERE = (
     "features", "huggingface", "timm", "dinov2_b", "vit_b16_siglip", "text_siglip_b", "pretrained",
-    "connected",
+    "connected", "vlm",
 )  # fmt: skip
 SAMPLE_SIZE = 5_000_000  # parameters of a tower that learns on two cores
 TOWERS = sorted(path.stem for path in (config_dir() / "tower").glob("*.yaml"))
@@ -78,6 +79,23 @@ def test_the_text_tower_has_a_row_for_every_token_of_the_tokenizer():
 def test_features_need_to_know_how_many():
     tower = build("+tower=features", "tower.encoder.in_features=10", "tower.encoder.width=16")
     assert tower(torch.zeros(2, 10, device="meta")).shape == (2, 32)
+
+
+def test_pictures_and_texts_share_a_vision_language_model():
+    words = (
+        "+model=clip_sample",
+        "tower@model.towers.text=vlm",
+        "model.towers.image=text",
+    )
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose(overrides=[*words, "+embed_dim=32"])
+    encoder = cfg.model.towers.text.encoder
+    encoder.update(
+        config=vlm_cases.config(), template="{}", tokenizer={"_target_": "vlm_cases.Letters"}
+    )
+    model = instantiate(cfg.model)
+    assert model.embed("text", torch.ones(2, 3, dtype=torch.int64)).shape == (2, 32)
+    assert model.embed("image", *vlm_cases.pictures((2, 3), (1, 1))).shape == (2, 32)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,10 @@ def fsdp_constraints(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
             reasons[f"model.towers.{name}.encoder"] = (
                 "a backbone is sharded with its own tower, and other towers cannot gather it"
             )
+        if str(at(tower, "encoder._target_")).endswith(".VisionLanguageEncoder"):
+            reasons[f"model.towers.{name}.encoder"] = (
+                "encoder=vlm was not tried with sharded weights"
+            )
     for where, node in nodes(tree):
         if where.endswith("candidates") and node.get("momentum") is not None:
             reasons[f"{where}.momentum"] = "a momentum copy of sharded weights is not supported"

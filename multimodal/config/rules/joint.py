@@ -103,9 +103,10 @@ def joint_templates(tree: Tree) -> Iterator[ConfigProblem]:
             continue
         backbone = str(entry.get("backbone", "text"))
         for modality in listed(entry.get("modalities")) or ():
-            tower = towers.get(modality)
-            tower = towers.get(tower) if isinstance(tower, str) else tower
-            own = str(at(tower, "encoder.backbone") or "text") if is_connected(tower) else modality
+            named = towers.get(modality)
+            named = named if isinstance(named, str) else modality  # or the one it shares
+            tower = towers.get(named)
+            own = str(at(tower, "encoder.backbone") or "text") if is_connected(tower) else named
             if modality in towers and own != backbone:
                 yield ConfigProblem(
                     f"model.joint.{key}.modalities",

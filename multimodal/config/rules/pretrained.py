@@ -23,6 +23,7 @@ from multimodal.core.hf_files import (
 )
 
 Tree = dict[str, Any]
+_ENCODERS = (".HuggingFaceEncoder", ".VisionLanguageEncoder")
 _TAKES_OVER = "HuggingFaceSound"  # the transform that asks the model's own files
 
 
@@ -33,7 +34,7 @@ def _models(tree: Tree) -> Iterator[tuple[str, str, Tree]]:
         inner = "encoder.encoder" if is_connected(tower) else "encoder"
         target, name = at(tower, f"{inner}._target_"), at(tower, f"{inner}.name")
         transform = at(tree, f"data.transforms.{modality}")
-        if str(target).endswith(".HuggingFaceEncoder") and isinstance(name, str):
+        if str(target).endswith(_ENCODERS) and isinstance(name, str):
             yield modality, name, transform if isinstance(transform, dict) else {}
 
 

@@ -13,6 +13,7 @@ from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.tokenizers.bpe import BPETokenizer, TextTokenizer
 
+PLACE = "{}"  # of the text in an instruction
 _BYTES = 4  # of a text to a token, about, where only its length is known
 _WORDS = 8  # times the context length: more characters are not tokenized
 
@@ -27,15 +28,16 @@ class TextTransform:
         fill: pads every text to ``context_length``, for a text tower that reads its padding
             (``attend_padding``), and not to the longest of the batch.
         instruction: text before every text, for language models that are told what a text is for
-            ("Instruct: find the picture\\nQuery: "). It is never dropped. Texts of several tasks or
-            sides are modalities of their own, with one tower. None for none.
+            ("Instruct: find the picture\\nQuery: "); or around its ``{}``, as a chat template
+            stands. It is never dropped. Texts of several tasks or sides are modalities of their
+            own, with one tower. None for none.
         drop: probability that a token is left out in training (word dropout, Iyyer et al. 2015,
             section 4); one always stays.
 
     Raises:
         FileNotFoundError: if there is no such tokenizer.
-        ValueError: if ``context_length`` leaves no room for a text, or ``drop`` is not a
-            probability.
+        ValueError: if ``context_length`` leaves no room for a text, the instruction has several
+            ``{}``, or ``drop`` is not a probability.
     """
 
     def __init__(
@@ -54,19 +56,23 @@ class TextTransform:
         if not 0 <= drop < 1:
             raise ValueError(f"drop must be a probability below 1, got {drop}")
         self.instruction = instruction
-        self._told = [] if instruction is None else self.tokenizer.encode(instruction)
-        if len(self._told) > context_length - 3:
+        before, _, after = (instruction or "").partition(PLACE)
+        if PLACE in after:
+            raise ValueError(f"instruction={instruction!r}: expected one {PLACE} at most")
+        told = [self.tokenizer.encode(part) for part in (before, after)]
+        if (tokens := sum(map(len, told))) > context_length - 3:
             raise ValueError(
-                f"instruction: its {len(self._told)} tokens leave no room for a text in "
+                f"instruction: its {tokens} tokens leave no room for a text in "
                 f"context_length={context_length}"
             )
         self.context_length = context_length
         self.dtype = torch.int64
         self.drop = drop
         self.fill = fill
-        self._start, self._end = (
+        start, end = (
             [] if token is None else [token] for token in (self.tokenizer.start, self.tokenizer.end)
         )
+        self._before, self._after = [*start, *told[0]], [*told[1], *end]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,7 +86,7 @@ class TextTransform:
 
     def token_counts(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of texts of ``[N]`` bytes, by a token for every 4 of them: ``[N]``."""
-        own = len(self._start) + len(self._told) + len(self._end)
+        own = len(self._before) + len(self._after)
         counts = np.minimum(own + -(-lengths // _BYTES), self.context_length)
         return np.where(lengths > 0, self.context_length if self.fill else counts, 0)
 
@@ -106,8 +112,8 @@ class TextTransform:
             places = rng.stream("text.drop").random(len(ids))
             last = places.max()  # at least one token stays
             ids = [token for token, u in zip(ids, places, strict=True) if u >= min(self.drop, last)]
-        room = self.context_length - len(self._start) - len(self._told) - len(self._end)
-        return torch.tensor([*self._start, *self._told, *ids[:room], *self._end])
+        room = self.context_length - len(self._before) - len(self._after)
+        return torch.tensor([*self._before, *ids[:room], *self._after])
 
     def _encode(self, text: str) -> list[int]:
         """Its ids, or the first of them: only the beginning of a long text is tokenized."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from multimodal.core.batch import EncoderOutput
 from multimodal.models.encoders.connected import ConnectedEncoder, TemplateTokenizer, real_first
 from multimodal.models.joint.base import Joint, JointInputs, towers_of
 from multimodal.models.layers.connectors import Tokens
@@ -16,6 +17,7 @@ from multimodal.models.layers.connectors import Tokens
 if TYPE_CHECKING:
     from multimodal.models.towers import Tower
 
+Part = tuple[Tensor, "Tensor | None"]  # tokens or inputs, and their mask
 _PLACE = re.compile(r"\{(\w+)\}")
 
 
@@ -24,7 +26,8 @@ class TemplateJoint(Joint):
 
     ``{image} {text} Summarise.``: a connected modality's tokens come from its connector, those of
     the backbone's own texts from its table of tokens, and what the backbone pools is the embedding.
-    A modality that is left out leaves no token.
+    A modality that is left out leaves no token. A `VisionLanguageEncoder` takes texts and one
+    picture, both its own.
 
     Args:
         modalities: two or more: connected to the backbone, or the backbone itself.
@@ -37,8 +40,8 @@ class TemplateJoint(Joint):
         modality_dropout: probability that a sample's modality is left out in training.
 
     Raises:
-        ValueError: if the template does not name each modality once, or a tower is not connected
-            to the backbone.
+        ValueError: if the template does not name each modality once, a tower is not connected to
+            the backbone, or it is, to one that takes its own modalities only.
     """
 
     reads = "inputs"
@@ -70,6 +73,11 @@ class TemplateJoint(Joint):
                     f"the tower {name} is not connected to the backbone {backbone}: choose "
                     "tower=connected, or a joint embedding of the towers' outputs (joint=gated)"
                 )
+            if not is_backbone and hasattr(towers[backbone].encoder, "encode_parts"):
+                raise ValueError(
+                    f"the backbone {backbone} takes the modalities that share its tower in one "
+                    f"template, and {name} is connected to it: choose joint=gated"
+                )
         self.backbone_name = backbone
         self.places = named
         texts = _PLACE.split(template)[::2]
@@ -94,28 +102,22 @@ class TemplateJoint(Joint):
     def forward(self, towers: Mapping[str, Tower], given: JointInputs) -> Tensor:
         """``[B, D]`` from inputs, or from the features that a cache has kept."""
         backbone: Any = towers[self.backbone_name].encoder
-        table = backbone.token_table()
-        parts = {name: self._tokens(name, towers[name], table, given) for name in self.modalities}
+        parts = {name: self._part(name, towers[name], given) for name in self.modalities}
         rows = len(next(iter(parts.values()))[0])
-        dtype = next(iter(parts.values()))[0].dtype
-        pieces, masks = [], []
+        pieces: list[Part] = []
         for number in range(len(self.places) + 1):
-            ids = self.get_buffer(f"text_{number}")
-            pieces.append(table(ids).to(dtype).expand(rows, -1, -1))
-            masks.append(ids.new_ones(rows, len(ids), dtype=torch.bool))
+            pieces.append((self.get_buffer(f"text_{number}").expand(rows, -1), None))
             if number < len(self.places):
                 tokens, mask = parts[self.places[number]]
                 real = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
                 present = given.presence.get(self.places[number])
-                pieces.append(tokens)
-                masks.append(real if present is None else real & present[:, None])
-        tokens, mask = real_first(torch.cat(pieces, dim=1), torch.cat(masks, dim=1))
-        features: Tensor = backbone.encode_embedded(tokens, mask).features
+                pieces.append((tokens, real if present is None else real & present[:, None]))
+        features: Tensor = self._encode(backbone, pieces).features
         projected: Tensor = self.head(features)
         return projected.to(torch.promote_types(projected.dtype, torch.float32))
 
-    def _tokens(self, name: str, tower: Tower, table: nn.Embedding, given: JointInputs) -> Tokens:
-        """A modality's tokens ``[B, K, W]`` and their mask."""
+    def _part(self, name: str, tower: Tower, given: JointInputs) -> Part:
+        """A modality's tokens ``[B, K, W]``, or the backbone's own inputs; and their mask."""
         encoder = tower.encoder
         if isinstance(encoder, ConnectedEncoder):
             if name in given.cached:
@@ -123,8 +125,26 @@ class TemplateJoint(Joint):
                 return tokens
             output = encoder.encode_input(given.inputs[name], given.masks.get(name))
             return encoder.connect(output)
-        ids, mask = given.inputs[name], given.masks.get(name)
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        for edge in self.outside:  # the template has its own
-            real = real & (ids != edge)
-        return table(ids), real
+        inputs, mask = given.inputs[name], given.masks.get(name)
+        real = inputs.new_ones(inputs.shape[:2], dtype=torch.bool) if mask is None else mask
+        for edge in () if inputs.is_floating_point() else self.outside:  # the template has its own
+            real = real & (inputs != edge)
+        return inputs, real
+
+    def _encode(self, backbone: Any, pieces: Sequence[Part]) -> EncoderOutput:
+        """The backbone's output for token ids ``[B, T]`` and what is embedded, in order."""
+        output: EncoderOutput
+        if hasattr(backbone, "encode_parts"):
+            output = backbone.encode_parts(pieces)
+            return output
+        table = backbone.token_table()
+        dtype = next((part.dtype for part, _ in pieces if part.is_floating_point()), None)
+        embedded = [
+            part if part.is_floating_point() else table(part).to(dtype) for part, _ in pieces
+        ]
+        masks = [
+            part.new_ones(part.shape[:2], dtype=torch.bool) if mask is None else mask
+            for part, mask in pieces
+        ]
+        output = backbone.encode_embedded(*real_first(torch.cat(embedded, 1), torch.cat(masks, 1)))
+        return output

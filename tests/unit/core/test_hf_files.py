@@ -101,6 +101,18 @@ def test_words_are_cut_by_the_models_own_tokenizer(tmp_path):
     assert "has its own tokenizer" in problems(*words, *right[:1], right[1] + "2")
 
 
+def test_a_vision_language_model_has_its_tokenizer_and_normalisation_checked(tmp_path):
+    folder = pictures(tmp_path / "vlm", "qwen2_vl")
+    (tmp_path / "vlm" / "vocab.json").write_text("{}")
+    words = ("tower@model.towers.text=vlm", "model.towers.image=text",
+             f"model.towers.text.encoder.name={folder}",
+             "data/transform@data.transforms.image=image_patches")  # fmt: skip
+    reported = problems(*words)
+    assert f"was trained with {MEAN}" in reported
+    assert "data.transforms.text.tokenizer" in reported
+    assert "has its own tokenizer" in reported
+
+
 def sounds(path, kind: str) -> str:
     made = {
         "whisper": transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import vlm_cases
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
@@ -51,6 +52,10 @@ def theirs(**choices) -> Tower:
     return Tower(HuggingFaceEncoder(config=config), HEAD, **choices)
 
 
+def vision_language(**choices) -> Tower:
+    return Tower(vlm_cases.encoder(), HEAD, **choices)
+
+
 @torch.no_grad()
 def disturb(tower: Tower) -> None:
     """As training would: adapters and head are no longer what they began as."""
@@ -86,7 +91,7 @@ def test_adapters_saved_apart_and_put_onto_the_base_embed_bit_exactly(make, tuni
     base.load_state_dict(tuned.state_dict())  # the same names, so the tuning made the same maps
 
 
-@pytest.mark.parametrize("make", [ours, theirs])
+@pytest.mark.parametrize("make", [ours, theirs, vision_language])
 @pytest.mark.parametrize("dora", [False, True])
 def test_peft_itself_reads_the_files(make, dora, tmp_path):
     peft = pytest.importorskip("peft")

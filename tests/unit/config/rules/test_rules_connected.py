@@ -5,6 +5,7 @@ from experiment_helpers import composed
 from omegaconf import OmegaConf
 
 from multimodal.config import ConfigError, check
+from multimodal.config.rules.distributed import fsdp_constraints
 
 BPE = {"_target_": "multimodal.data.BPETokenizer", "path": "samples://tokenizer.json"}
 TOWERS = "model.towers"
@@ -60,3 +61,11 @@ def test_a_broken_rule_is_reported_at_its_place(rule):
             check(cfg)
     found = {problem.where: problem.message for problem in caught.value.problems}
     assert message in found[where]
+
+
+def test_a_vision_language_model_is_not_sharded():
+    strategy = {"_target_": "multimodal.training.ShardedStrategy"}
+    encoder = {"_target_": "multimodal.models.VisionLanguageEncoder"}
+    tree = {"trainer": {"strategy": strategy}, "model": {"towers": {"text": {"encoder": encoder}}}}
+    found = {problem.where: problem.message for problem in fsdp_constraints(tree)}
+    assert "encoder=vlm was not tried with sharded weights" in found[f"{TOWERS}.text.encoder"]

@@ -5,6 +5,7 @@ from experiment_helpers import composed
 from omegaconf import OmegaConf
 
 from multimodal.config import ConfigError, check
+from multimodal.config.rules.joint import joint_templates
 
 WORDS = (
     "+experiment=omni", "+joint@model.joint.both=template",
@@ -114,3 +115,15 @@ def test_every_kind_is_right_in_the_command_line(kind):
     words = [word.replace("both=template", f"both={kind}") for word in WORDS]
     with composed(*words) as cfg:
         check(cfg)
+
+
+def test_a_template_may_be_of_modalities_that_share_the_tower_of_its_backbone():
+    template = {
+        "_target_": "multimodal.models.TemplateJoint", "modalities": ["image", "text"],
+        "backbone": "text",
+    }  # fmt: skip
+    towers = {"text": {"encoder": {}}, "image": "text", "depth": {"encoder": {}}}
+    tree = {"model": {"towers": towers, "joint": {"both": template}}}
+    assert not list(joint_templates(tree))
+    towers["image"] = "depth"
+    assert [problem.where for problem in joint_templates(tree)] == [WHERE]

@@ -615,6 +615,22 @@ def test_an_instruction_stands_before_every_text(tokenizer_path):
         TextTransform(tokenizer_path, len(before) + 2, instruction="the picture shows")
 
 
+def test_an_instruction_stands_around_its_place(tokenizer_path):
+    plain = TextTransform(tokenizer_path, 77)
+    start, *text, end = plain("a wooden chair", None).tolist()
+    before, after = map(plain.tokenizer.encode, ("the picture", "in a word"))
+    told = TextTransform(tokenizer_path, 77, instruction="the picture{}in a word")
+    framed = [start, *before, *text, *after, end]
+    assert told("a wooden chair", None).tolist() == framed
+    assert told.token_counts(np.array([4])).tolist() == [len(framed) - len(text) + 1]
+    size = len(framed) - len(text) + 1
+    short = TextTransform(tokenizer_path, size, instruction="the picture{}in a word")
+    cut = short("a wooden chair", None).tolist()
+    assert cut == [start, *before, text[0], *after, end]
+    with pytest.raises(ValueError, match=r"expected one \{\} at most"):
+        TextTransform(tokenizer_path, 77, instruction="{} and {}")
+
+
 def test_words_are_dropped_in_training_only_and_never_all(tokenizer_path):
     transform = TextTransform(tokenizer_path, 16, drop=0.5)
     whole = transform("a wooden chair", None).tolist()

@@ -6,14 +6,16 @@ from functools import partial
 
 import pytest
 import torch
+import vlm_cases
 from connected_cases import FEATURES, WIDTH, Letters, connected, head, ids, text_encoder
 from torch import Tensor
 from torch.nn import functional as F
 
+from multimodal.core.errors import InputMismatchError
 from multimodal.models.encoders.features import FeatureEncoder
 from multimodal.models.fusion.latent import MergedFusion
 from multimodal.models.fusion.pooled import ConcatFusion, GatedFusion
-from multimodal.models.heads import LinearHead
+from multimodal.models.heads import IdentityHead, LinearHead
 from multimodal.models.joint.base import JointInputs
 from multimodal.models.joint.fused import FusedJoint
 from multimodal.models.joint.template import TemplateJoint
@@ -230,3 +232,57 @@ def test_names_are_one_for_any_order_and_unknown_ones_are_told():
     towers = {n: made.tower(n) for n in ("image", "text")}
     with pytest.raises(ValueError, match="there is one of image&text already"):
         EmbeddingModel(towers, joint={"a": joint, "b": joint})
+
+
+def vision_language_model(**choices: object) -> EmbeddingModel:
+    joint = partial(
+        TemplateJoint, modalities=["image", "text"], tokenizer=Letters(),
+        template="see {image} and {text}", **choices, head=partial(IdentityHead, embed_dim=16),
+    )  # fmt: skip
+    tower = Tower(vlm_cases.encoder(), partial(IdentityHead, embed_dim=16))
+    return EmbeddingModel({"text": tower, "image": "text"}, joint={"both": joint}).eval()
+
+
+@torch.no_grad()
+def test_a_picture_and_a_text_of_a_sample_are_one_sequence_of_a_vision_language_model():
+    made = vision_language_model()
+    grids = [(2, 3), (1, 1), (3, 2)]
+    images, real = vlm_cases.pictures(*grids)
+    texts, mask = ids(7, 4, 5)
+    presence = {"image": torch.tensor([True, True, False])}
+    batch = JointInputs(
+        {"image": images, "text": texts}, {"text": mask, "image": real}, {}, presence
+    )
+    joint = together(made, batch)
+    encoder, letters = made.tower("text").encoder, Letters()
+    for row, (rows, columns) in enumerate(grids):
+        count = rows * columns if presence["image"][row] else 0
+        content = texts[row][mask[row]][1:-1].tolist()  # without its own start and end
+        before, between = letters.encode("see "), letters.encode(" and ")
+        tokens = [1, *before, *[vlm_cases.IMAGE_TOKEN] * count, *between, *content, 2]
+        sequence = torch.tensor([tokens])
+        picture = {
+            "pixel_values": encoder._pixels(images[row, :count, 2:]),
+            "image_grid_thw": torch.tensor([[1, 2 * rows, 2 * columns]]),
+            "mm_token_type_ids": (sequence == vlm_cases.IMAGE_TOKEN).int(),
+        }
+        hidden = encoder.model(input_ids=sequence, **(picture if count else {})).last_hidden_state
+        torch.testing.assert_close(joint[row], F.normalize(hidden[0, -1], dim=0))
+    presence["image"][:] = False
+    torch.testing.assert_close(together(made, batch)[2], joint[2])
+
+
+def test_what_a_vision_language_model_cannot_put_in_one_sequence_is_rejected():
+    joint = partial(
+        TemplateJoint, modalities=["sound", "text"], tokenizer=Letters(),
+        template="{sound} {text}", head=partial(IdentityHead, embed_dim=16),
+    )  # fmt: skip
+    head = partial(IdentityHead, embed_dim=16)
+    towers = {"text": Tower(vlm_cases.encoder(), head), "sound": Tower(connected(width=16), head)}
+    with pytest.raises(ValueError, match="and sound is connected to it: choose joint=gated"):
+        EmbeddingModel(towers, joint={"both": joint})
+    made = vision_language_model()
+    images, real = vlm_cases.pictures((1, 2))
+    both = JointInputs({"image": images, "text": images}, {"text": real, "image": real}, {}, {})
+    with pytest.raises(InputMismatchError, match="a sequence takes one picture"):
+        together(made, both)
