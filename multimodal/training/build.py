@@ -34,6 +34,7 @@ from multimodal.training.compiling import CompileReport, compile_towers
 from multimodal.training.loggers.wandb import NOTE, WandbLogger
 from multimodal.training.modules.contrastive import ContrastiveModule
 from multimodal.training.modules.fusion import FusionModule
+from multimodal.training.profiler import NoProfiler
 from multimodal.training.resume import Resumed
 from multimodal.training.teacher import Teacher
 
@@ -122,11 +123,13 @@ def build_trainer(
         if isinstance(item, WandbLogger):
             _prepare_wandb(item, cfg, run_config, folder, resumed)
     validates = any((cfg.data.get("val_sources") or {}).values())
-    limits: dict[str, Any] = {} if validates else {"limit_val_batches": 0}  # else Lightning warns
+    given: dict[str, Any] = {} if validates else {"limit_val_batches": 0}  # else Lightning warns
+    if cfg.trainer.get("profiler") is None:
+        given["profiler"] = NoProfiler()
     trainer = build(
         cfg,
         "trainer",
-        **limits,
+        **given,
         callbacks=callbacks,
         logger=logger,
         plugins=[checkpoint_plugin.AtomicCheckpointIO()],

@@ -122,6 +122,12 @@ def scale_learning_rates(optimizer: Optimizer) -> None:
         group["lr"] *= group.get("lr_scale", 1.0)
 
 
+def own_norms(module: nn.Module) -> list[Tower]:
+    """The towers whose gradients are clipped by their own ``max_norm``."""
+    towers = [part for part in module.modules() if isinstance(part, Tower)]
+    return [tower for tower in towers if tower.rates and tower.rates.max_norm is not None]
+
+
 def clip_towers(module: nn.Module) -> list[Tensor]:
     """Clips the gradients of the towers that have their own ``max_norm``.
 
@@ -129,22 +135,19 @@ def clip_towers(module: nn.Module) -> list[Tensor]:
         the parameters of all the others, which the run's own norm is for.
     """
     clipped: set[int] = set()
-    for tower in module.modules():
-        if (
-            isinstance(tower, Tower)
-            and tower.rates is not None
-            and tower.rates.max_norm is not None
-        ):
-            parameters = [p for p in tower.parameters() if p.grad is not None]
-            nn.utils.clip_grad_norm_(parameters, tower.rates.max_norm)
-            clipped |= {id(p) for p in tower.parameters()}
+    for tower in own_norms(module):
+        assert tower.rates is not None
+        assert tower.rates.max_norm is not None
+        parameters = [p for p in tower.parameters() if p.grad is not None]
+        nn.utils.clip_grad_norm_(parameters, tower.rates.max_norm)
+        clipped |= {id(p) for p in tower.parameters()}
     return [p for p in module.parameters() if id(p) not in clipped and p.grad is not None]
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The 2-norm of all ``gradients``; sharded ones count as a whole."""
     split = [gradient for gradient in gradients if is_split(gradient)]
-    whole = [gradient for gradient in gradients if not is_split(gradient)]
+    whole = [g for g in gradients if not is_split(g)] if split else gradients
     norms = [nn.utils.get_total_norm(kind) for kind in (whole, split) if kind]
     norms = [norm.full_tensor() if is_split(norm) else norm for norm in norms]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))

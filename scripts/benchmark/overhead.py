@@ -162,9 +162,9 @@ def run(overrides: tuple[str, ...], steps: int, size: int, width: int) -> Step:
             trainer = build_trainer(cfg, Path(folder), portable_yaml(cfg))
             save = Checkpoint.save
 
-            def timed_save(self: Checkpoint, *given: Any) -> bool:
+            def timed_save(self: Checkpoint, *given: Any, **named: Any) -> bool:
                 began = time.perf_counter()
-                result = save(self, *given)
+                result = save(self, *given, **named)
                 timed.saves.append(time.perf_counter() - began)
                 return result
 

@@ -27,6 +27,7 @@ from multimodal.training.optim import (
     clip_towers,
     fused,
     names_of_groups,
+    own_norms,
     parameter_groups,
     scale_learning_rates,
 )
@@ -56,12 +57,20 @@ class TrainingModule(pl.LightningModule):
         self._make_scheduler = scheduler
         self._weight_decay = weight_decay
         self._sharded = False
+        self._own_norms = False  # whether a tower has one; asked once, not in every step
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._logged_step = 0
         self._rate = 0.0
         self.gradient_norm: Tensor | None = None  # of the step, where a callback has measured it
         self.host_metrics: dict[str, float] = {}  # by callbacks, logged with the step's own
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As torch's, which is slow, but for the current hook, which Lightning notes at each."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def configure_model(self) -> None:
         """Applies the run's precision; with ``trainer=fsdp`` shards the weights over ranks."""
@@ -128,6 +137,7 @@ class TrainingModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, and its schedule by optimizer step."""
         optimizer, schedule = self.make_optimizer()
+        self._own_norms = bool(own_norms(self))
         self.on_optimizer_created(optimizer)
         if schedule is None:
             return optimizer
@@ -168,11 +178,14 @@ class TrainingModule(pl.LightningModule):
     ) -> None:
         """The run's clipping, except for towers with their own norm."""
         norm, self.gradient_norm = self.gradient_norm, None
-        rest = clip_towers(self)
+        having = [
+            p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        rest = clip_towers(self) if self._own_norms else having
         gradients = [p.grad for p in rest if p.grad is not None]
         if gradient_clip_val and any(is_split(gradient) for gradient in gradients):
             clip_sharded_grads(gradients, gradient_clip_val, gradient_clip_algorithm)
-        elif len(rest) == sum(p.grad is not None for p in self.parameters()):
+        elif len(rest) == len(having):
             if norm is not None and gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
                 torch.nn.utils.clip_grads_with_norm_(rest, gradient_clip_val, norm)
                 return

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -23,22 +26,37 @@ SENT, DECIDED = "host_values:read", "nonfinite:on_before_optimizer_step"
 
 
 class Counting(pl.Callback):
-    """Keeps what every step read."""
+    """Keeps what every step read, and what torch searched on the host."""
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[dict[str, int]] = []
+        self.searches: Counter[str] = Counter()
+        self.searched: list[dict[str, int]] = []
+        for name in ("named_modules", "__setattr__"):
+            original = getattr(torch.nn.Module, name)
+            monkeypatch.setattr(torch.nn.Module, name, self._counted(name, original))
+
+    def _counted(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(module: torch.nn.Module, *given: Any, **named: Any) -> Any:
+            attribute = f" {given[0]}" if name == "__setattr__" else ""
+            self.searches[f"{name}{attribute}"] += 1
+            return original(module, *given, **named)
+
+        return counted
 
     def on_train_batch_start(self, *_: object) -> None:
+        self.searches.clear()
         self.counts = Synchronisations()
         self.counts.__enter__()
 
     def on_train_batch_end(self, *_: object) -> None:
         self.counts.__exit__(None, None, None)
         self.steps.append(dict(self.counts.where))
+        self.searched.append(dict(self.searches))
 
 
 def test_a_step_reads_what_has_arrived_and_one_decision(tmp_path, monkeypatch):
-    counting, build_trainer = Counting(), training.build_trainer
+    counting, build_trainer = Counting(monkeypatch), training.build_trainer
 
     def with_counting(*args: object, **kwargs: object) -> pl.Trainer:
         trainer = build_trainer(*args, **kwargs)
@@ -54,6 +72,10 @@ def test_a_step_reads_what_has_arrived_and_one_decision(tmp_path, monkeypatch):
         {SENT: 1, DECIDED: 1},  # of the loss
         *[{SENT: 2, DECIDED: 1}] * 3,  # and of the step before, for spikes
     ]
+    # The host, which a fast GPU would wait for, searches no modules for towers and parameters, and
+    # none for the attribute in which Lightning notes each hook.
+    for searched in counting.searched:
+        assert not {"named_modules", "__setattr__ _current_fx_name"} & searched.keys()
 
 
 def test_the_loss_asks_before_the_towers_compute():
