@@ -430,7 +430,7 @@ def test_no_writer_writes_in_place():
         "multimodal/data/shards/remote.py": 2,
         "multimodal/inference/checkpoint/sharded.py": 2,  # renames folders
         "multimodal/inference/export/writing.py": 5,  # into a folder that appears when it is whole
-        "multimodal/inference/publish/layouts.py": 7,  # the same
+        "multimodal/inference/publish/layouts.py": 9,  # the same
         "multimodal/inference/publish/sentences.py": 2,  # the same
         "multimodal/inference/publish/publishing.py": 1,
         "multimodal/inference/pretrained/fetching.py": 3,  # a folder, whole or not at all
