@@ -19,6 +19,7 @@ narrow. It holds for this model; another training seed is another model.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from statistics import NormalDist
 from typing import NamedTuple
@@ -65,7 +66,15 @@ def mean_interval(values: ArrayLike, bounds: tuple[float, float] = (0.0, 1.0)) -
             + (f" from {every.min()} to {every.max()}" if len(every) else "")
         )
     distinct, counts = np.unique(every, return_counts=True)
-    return interval(lambda drawn: drawn @ distinct / drawn.sum(axis=1), counts, bounds)
+    return _mean_interval(tuple(distinct.tolist()), tuple(counts.tolist()), bounds)
+
+
+@functools.lru_cache(maxsize=512)  # tables, files and reports ask for the same one
+def _mean_interval(
+    distinct: tuple[float, ...], counts: tuple[int, ...], bounds: tuple[float, float]
+) -> Interval:
+    values = np.array(distinct)
+    return interval(lambda drawn: drawn @ values / drawn.sum(axis=1), counts, bounds)
 
 
 def interval(
@@ -141,9 +150,20 @@ def _draws(counts: NDArray[np.int64]) -> Iterator[Values]:
         if _SLOWER * len(counts) < total:
             yield stream.multinomial(total, counts / total, size=rows).astype(np.float64)
         else:  # the same in law
-            picks = (each[stream.integers(0, total, total)] for _ in range(rows))
-            drawn = [np.bincount(pick, minlength=len(counts)) for pick in picks]
-            yield np.stack(drawn).astype(np.float64)
+            yield np.concatenate(list(_picked(stream, each, len(counts), rows)))
+
+
+def _picked(
+    stream: np.random.Generator, each: NDArray[np.int64], kinds: int, rows: int
+) -> Iterator[Values]:
+    """``[r, kinds]`` counts of ``rows`` draws, sample by sample, in pieces that bound the memory."""
+    size = max(1, _CELLS // _SLOWER // len(each))
+    for start in range(0, rows, size):
+        n = min(size, rows - start)
+        picks = each[stream.integers(0, len(each), (n, len(each)))]
+        picks += kinds * np.arange(n)[:, None]
+        counted = np.bincount(picks.ravel(), minlength=n * kinds)
+        yield counted.reshape(n, kinds).astype(np.float64)
 
 
 def _acceleration(figure: Figure, counts: NDArray[np.int64]) -> float:
