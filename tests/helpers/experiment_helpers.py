@@ -6,12 +6,14 @@ import csv
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from data_helpers import image_bytes, json_bytes, npy_bytes, write_source
+from forked_programs import run_program
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
@@ -66,17 +68,28 @@ def composed(*overrides: str) -> Iterator[DictConfig]:
 
 
 def run_training(
-    words: Sequence[str], shards: Path | None = None, timeout: float = 300.0, **environment: str
+    words: Sequence[str],
+    shards: Path | None = None,
+    timeout: float = 300.0,
+    fresh: bool = False,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """`scripts/train.py` as a user runs it, on one thread."""
+    """`scripts/train.py` on one thread, in a forked process (`forked_programs`).
+
+    Where ``fresh``, in a new one as a user runs it.
+    """
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     if shards is not None:
         env["SENSOR_SHARDS"] = str(shards)
         words = ["--config-dir", str(OWN_CONFIGS), *words]
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *words]
+    command = [str(ROOT / "scripts" / "train.py"), *words]
+    if not fresh:
+        with tempfile.TemporaryDirectory() as folder:
+            return run_program(command, env, ROOT, Path(folder), timeout)
     return subprocess.run(
-        command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
-    )
+        [sys.executable, *command],
+        env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
 
 
 def losses(folder: Path) -> dict[int, str]:

@@ -9,13 +9,13 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiment_helpers import OWN_CONFIGS, ROOT
+from forked_programs import Forked
 
 FAST = ("~evaluation", "trainer.log_every_n_steps=1", "callbacks.progress=null")
 
@@ -29,7 +29,7 @@ class Ranks:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         port = free_port()
-        command = [sys.executable, str(ROOT / "scripts" / "train.py")]
+        command = [str(ROOT / "scripts" / "train.py")]
         command += ["--config-dir", str(OWN_CONFIGS), "+experiment=sensor", *FAST]
         command += ["allowed_packages=[fault_callbacks]", f"hydra.run.dir={folder}"]
         if world_size > 1:
@@ -52,12 +52,7 @@ class Ranks:
                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
                     "TORCHELASTIC_RUN_ID": "test",
                 }  # fmt: skip
-            with output.open("w") as file:
-                self.processes.append(
-                    subprocess.Popen(
-                        command, env=environment, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
-                    )
-                )
+            self.processes.append(Forked(command, environment, ROOT, output))
 
     def __enter__(self) -> Ranks:
         return self

@@ -85,7 +85,6 @@ def test_no_program_says_what_nobody_asked_for(shards, tmp_path):
     assert noise("", "", tmp_path) == []
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("experiment", ["clip_scratch", "fusion"])
 def test_experiments_of_the_samples_are_silent(experiment, tmp_path):
     words = [f"+experiment={experiment}", "debug=fast", f"hydra.run.dir={tmp_path}"]

@@ -48,7 +48,10 @@ def figures(folder):
     }
 
 
-@pytest.mark.parametrize("more", [(), ("callbacks=ema", "callbacks.ema.decay=0.9")])
+EMA = ("callbacks=ema", "callbacks.ema.decay=0.9")
+
+
+@pytest.mark.parametrize("more", [(), pytest.param(EMA, marks=pytest.mark.slow)])
 def test_the_best_is_evaluated(tmp_path, capsys, more):
     train_here(tmp_path, *more, *WORDS)
     first, last = sorted(store.steps(tmp_path / "checkpoints"))

@@ -37,6 +37,7 @@ def run(folder, *words):
         train(cfg)
 
 
+@pytest.mark.slow
 def test_the_trunks_stay_bit_equal_and_the_heads_learn(home, tmp_path, monkeypatch, capsys):
     wheel = own_catalogue(home, tmp_path / "made")
     use_index(monkeypatch, index_of(wheel, tmp_path))
