@@ -26,6 +26,7 @@ from multimodal.inference.checkpoint.tokenizer_check import (
 )
 from multimodal.inference.checkpoint.weights import (
     STATE,
+    keep_trained_biases,
     pair_temperatures,
     uses_average,
     weights_of,
@@ -119,6 +120,7 @@ def load_checkpoint(
     tokenizers = tokenizers_of(own)
     check_vocab_size(model, tokenizers)
     check_same_tokenizers(checkpoint, fingerprints(tokenizers), path)
+    keep_trained_biases(cfg, used_weights)
     return Loaded(model.eval(), cfg, pair_temperatures(cfg, used_weights))
 
 

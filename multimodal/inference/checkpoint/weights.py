@@ -80,3 +80,29 @@ def pair_temperatures(
             ends = frozenset(map(side_name, sides))
             temperatures[ends] = float((-scale).exp())
     return temperatures
+
+
+def keep_trained_biases(cfg: DictConfig, weights: Mapping[str, Tensor]) -> None:
+    """Writes every pair's trained ``logit_bias`` (SigLIP) where ``cfg`` says how it begins.
+
+    Args:
+        cfg: a checkpoint's configuration, which is changed.
+        weights: a training module's state dict.
+    """
+    pairs = OmegaConf.select(cfg, "pairs")
+    for name, pair in pairs.items() if isinstance(pairs, DictConfig) else ():
+        bias = weights.get(f"objective.pairs.{name!s}.logit_bias")
+        if isinstance(pair, DictConfig) and bias is not None and bias.numel() == 1:
+            OmegaConf.update(pair, "logit_bias", float(bias), force_add=True)
+
+
+def bias_of(cfg: DictConfig, a: str, b: str) -> float | None:
+    """The ``logit_bias`` of the last pair of these two modalities; None where it has none."""
+    found = None
+    pairs = OmegaConf.select(cfg, "pairs")
+    for pair in pairs.values() if isinstance(pairs, DictConfig) else ():
+        if isinstance(pair, DictConfig):
+            sides = {side_name(pair.get(side) or "") for side in ("anchor", "other")}
+            if sides == {a, b}:
+                found = pair.get("logit_bias")
+    return found

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
 from multimodal.core.hf_files import PREPROCESSOR
 from multimodal.data.tokenizers.clip import CLIPTokenizer
 from multimodal.data.transforms.image import ImageTransform
+from multimodal.inference.checkpoint.weights import bias_of
 from multimodal.inference.embedder import Embedder
 from multimodal.inference.export import manifest, writing
 from multimodal.inference.export.preprocessing import settings_of
@@ -122,8 +123,7 @@ def _converted(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors in another project's names; read back, compared bit by bit."""
     temperature = embedder.temperatures.get(frozenset(("image", "text")), 0.07)
-    bias = OmegaConf.select(cfg, "pairs.image_text.logit_bias")
-    config, state = convert(embedder.model, 1 / temperature, bias)
+    config, state = convert(embedder.model, 1 / temperature, bias_of(cfg, "image", "text"))
     with torch.no_grad():
         again = import_weights(state, config)
     own = embedder.model.state_dict()

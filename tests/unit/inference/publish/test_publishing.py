@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+import yaml
 from hydra.utils import instantiate
 from pretrained_helpers import case, clip_inputs, foreign_state
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 import multimodal
 from multimodal.cli.weights.publish import main
 from multimodal.core.errors import UserError
+from multimodal.inference.checkpoint.file import write_atomically
 from multimodal.inference.imported import save, take_tokenizer
 from multimodal.inference.importing import import_weights
 from multimodal.models.pretrained import open_clip
@@ -93,6 +95,24 @@ def test_transformers_opens_the_folder_and_embeds_the_same(checkpoints, tmp_path
     assert (
         (tmp_path / "out" / "README.md").read_text().startswith("---\nlibrary_name: transformers")
     )
+
+
+def test_the_scale_and_bias_that_were_trained_are_published(checkpoints, tmp_path):
+    """Of the pair of pictures and texts, whatever its name."""
+    import transformers
+
+    content = torch.load(checkpoints[0] / "siglip_a.ckpt", weights_only=True)
+    config = yaml.safe_load(content["config"])
+    config["pairs"]["captions"] = config["pairs"].pop("image_text")
+    content["config"] = yaml.safe_dump(config)
+    for name, value in (("scale", 2.5), ("bias", -7.25)):
+        del content["state_dict"][f"objective.pairs.image_text.logit_{name}"]
+        content["state_dict"][f"objective.pairs.captions.logit_{name}"] = torch.tensor(value)
+    write_atomically(content, tmp_path / "trained.ckpt")
+    main([str(tmp_path / "trained.ckpt"), str(tmp_path / "out")])
+    model = transformers.SiglipModel.from_pretrained(tmp_path / "out")
+    assert float(model.logit_bias) == -7.25
+    assert float(model.logit_scale) == 2.5
 
 
 @pytest.mark.parametrize("name", ["openai_quickgelu_a", "openclip_a"])
