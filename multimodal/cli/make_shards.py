@@ -45,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     command = commands.get(words[0]) if words else None
     try:
-        with refused("make_shards", exit_status=1):
+        with refused("shards", exit_status=1):
             return command(words[1:]) if command else _pack(words)
     except Exception as error:
         return report(error)

@@ -19,20 +19,13 @@ def defaults_bound(cfg: DictConfig) -> DictConfig:
     plain values (functions, objects) are left out.
     """
     tree: Any = with_new_names(OmegaConf.to_container(cfg, resolve=False))
-    bound: DictConfig = OmegaConf.create(tree)
     packages = allowed_packages(tree.get("allowed_packages"))
-    for where, node, target, _, given in blocks(tree):
+    for _, node, target, _, given in list(blocks(tree)):
         for name, parameter in parameters_of(resolve(target, packages)).items():
             if name not in (*node, *given) and _is_plain(parameter.default):
-                _select(bound, where)[name] = _listed(parameter.default)
+                node[name] = _listed(parameter.default)
+    bound: DictConfig = OmegaConf.create(tree)
     return bound
-
-
-def _select(cfg: DictConfig, where: str) -> Any:
-    node: Any = cfg
-    for key in where.replace("[", ".[").split(".") if where else []:
-        node = node[int(key[1:-1])] if key.startswith("[") else node[key]
-    return node
 
 
 def _is_plain(value: Any) -> bool:

@@ -16,12 +16,15 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError
 
+from multimodal.config.composing.libyaml import parse_with_libyaml
 from multimodal.config.problems import ConfigProblem, StoredConfigError
 from multimodal.config.targets import addresses
 from multimodal.config.targets.judging import foreign_targets, misplaced
 from multimodal.config.targets.renamed import with_new_names
 from multimodal.config.targets.resolving import allowed_packages
 from multimodal.config.tree import block, join, leaves, nodes
+
+parse_with_libyaml()
 
 _TRAINER = "pytorch_lightning.Trainer"
 _CORPUS = "multimodal.data.CorpusTokenizer"

@@ -156,7 +156,7 @@ def _draws(counts: NDArray[np.int64]) -> Iterator[Values]:
 def _picked(
     stream: np.random.Generator, each: NDArray[np.int64], kinds: int, rows: int
 ) -> Iterator[Values]:
-    """``[r, kinds]`` counts of ``rows`` draws, sample by sample, in pieces that bound the memory."""
+    """``[r, kinds]`` counts of ``rows`` draws, in pieces that bound the memory."""
     size = max(1, _CELLS // _SLOWER // len(each))
     for start in range(0, rows, size):
         n = min(size, rows - start)

@@ -376,11 +376,12 @@ def started_by(path: Path) -> set[str]:
     found = {
         f"cli/{verb}"
         for verb in verbs
-        if re.search(rf"\b{verb}\.py\b|import {verb}\b|multimodal\.cli\", \"{verb}\b", text)
+        if re.search(rf"\b{verb}\.py\b|import {verb}\b|run_command\(\"{verb}\b", text)
     }
     if found & {"cli/train"}:
         found |= {"cli/main"}
-    if "multimodal.cli.__main__" in text or '"-m", "multimodal.cli"' in text:
+    whole = ("multimodal.cli.__main__", '"-m", "multimodal.cli"', "run_command(")
+    if any(words in text for words in whole):
         found |= {"cli/__main__"}
     if "config_dir().rglob" in text:
         for file in (ROOT / "configs").rglob("*.yaml"):

@@ -92,6 +92,13 @@ def run_training(
     )  # fmt: skip
 
 
+def run_command(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """`multimodal COMMAND ...` on one thread, in a forked process (`forked_programs`)."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        return run_program(["-m", "multimodal.cli", *words], env, cwd, Path(folder), 300.0)
+
+
 def losses(folder: Path) -> dict[int, str]:
     """Step -> training loss as it stands in `metrics.csv`, to the last digit.
 

@@ -19,8 +19,8 @@ import_lightning()
 import PIL.Image  # noqa: E402
 import webdataset  # noqa: E402, F401
 
-import multimodal.cli.train  # noqa: E402, F401
-import multimodal.evaluation  # noqa: E402, F401
+import multimodal.cli.train  # noqa: E402
+import multimodal.evaluation  # noqa: E402
 import multimodal.training  # noqa: E402, F401
 
 
@@ -59,8 +59,13 @@ def run(words: list[str], env: dict[str, str], cwd: str, stdout: str, stderr: st
     os.chdir(cwd)
     sys.argv[:] = words
     added = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.path[:] = [os.path.dirname(words[0]), *added, *sys.path[1:]]
-    runpy.run_path(words[0], run_name="__main__")
+    beside = cwd if words[0] == "-m" else os.path.dirname(words[0])
+    sys.path[:] = [beside, *added, *sys.path[1:]]
+    if words[0] == "-m":
+        sys.argv[:] = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(words[0], run_name="__main__")
 
 
 PIL.Image.init()  # imports its formats

@@ -34,7 +34,7 @@ class Forked:
         stdout: Path,
         stderr: Path | None = None,
     ) -> None:
-        """``words[0]`` is a script; without ``stderr`` it goes where the output goes."""
+        """``words``: a script, or ``-m`` and a module; ``stderr``: by default ``stdout``."""
         self.args = list(words)
         self.returncode: int | None = None
         self.pid: int = _ask(

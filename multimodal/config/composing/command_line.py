@@ -23,8 +23,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from yaml import YAMLError
 
 from multimodal.config.composing.confinement import NAMES, leaves, wandering_names, wandering_option
+from multimodal.config.composing.libyaml import parse_with_libyaml
 from multimodal.config.problems import ConfigError, ConfigProblem, did_you_mean, nearest
 from multimodal.config.tree import keys
+
+parse_with_libyaml()
 
 VERSION_BASE = "1.3"
 _PLUGINS = ("hydra/sweeper", "hydra/launcher")

@@ -1,14 +1,15 @@
 """`multimodal export`, on release 0.1: a fusion with its task, and what is refused."""
 
 import json
+import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked_programs import run_program
 
 from multimodal.data.source import Source
 from multimodal.inference.export.runner import Model
@@ -19,15 +20,16 @@ STORED = ROOT / "tests" / "vectors" / "release_0_1"
 FUSION = STORED / "fusion"
 
 
-def exported(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "scripts/export.py", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def exported(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`scripts/export.py` with these words."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return run_program([str(ROOT / "scripts/export.py"), *words], env, ROOT, folder, 300.0)
 
 
 @pytest.mark.slow
 def test_a_fusion_and_its_task_through_the_runner(tmp_path):
     output = tmp_path / "fused"
-    done = exported(f"checkpoint={FUSION}", f"output={output}", "formats=[onnx]")
+    done = exported(tmp_path, f"checkpoint={FUSION}", f"output={output}", "formats=[onnx]")
     assert done.returncode == 0, done.stderr
     assert f"written: {output}" in done.stdout
     about = json.loads((output / "model.json").read_text())
@@ -85,7 +87,7 @@ def foreign(folder: Path) -> Path:
     ids=["damaged", "foreign", "missing", "tower"],
 )
 def test_what_cannot_be_exported_is_one_line_and_exit_status_2(make, words, said, tmp_path):
-    done = exported(f"checkpoint={make(tmp_path)}", f"output={tmp_path / 'out'}", *words)
+    done = exported(tmp_path, f"checkpoint={make(tmp_path)}", f"output={tmp_path / 'out'}", *words)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr

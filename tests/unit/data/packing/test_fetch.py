@@ -119,6 +119,8 @@ def test_what_is_a_url(text, expected):
 def test_coco_without_pictures_is_fetched(web, tmp_path):
     images = [{"id": 1, "file_name": "a.jpg", "coco_url": f"{web}/a.jpg"}]
     notes = [{"image_id": 1, "caption": "a dog"}]
-    (tmp_path / "c.json").write_text(json.dumps({"images": images, "annotations": notes}))
-    assert run(tmp_path / "c.json", tmp_path / "out") == 0
+    own = tmp_path / "own"  # pictures are looked for beside it: in no folder of another test
+    own.mkdir()
+    (own / "c.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    assert run(own / "c.json", tmp_path / "out") == 0
     assert samples(tmp_path / "out")["train:a"]["jpg"] == jpeg(5)

@@ -3,11 +3,10 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from experiment_helpers import run_command
 
 from multimodal.cli.weights.card import main
 from multimodal.inference.checkpoint.load import load_checkpoint
@@ -114,15 +113,10 @@ def test_the_command_writes_it_to_a_file(run, tmp_path, capsys):
 
 
 def test_the_command_prints_it_and_refuses_what_is_no_run(run, tmp_path):
-    command = [sys.executable, "-m", "multimodal.cli", "card"]
-    done = subprocess.run(
-        [*command, str(run)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_command("card", str(run))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("---\nlibrary_name: multimodal\n")
-    done = subprocess.run(
-        [*command, str(tmp_path / "gone")], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_command("card", str(tmp_path / "gone"))
     assert done.returncode == 2
     assert "no checkpoint at" in done.stderr
     assert len(done.stderr.splitlines()) == 1
