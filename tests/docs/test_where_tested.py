@@ -361,14 +361,16 @@ def offers(room: str) -> dict[str, str]:
     return {name: module for module, name in imports_of(path)} if path.is_file() else {}
 
 
-def imported_by(path: Path) -> set[str]:
+@functools.cache
+def imported_by(path: Path) -> frozenset[str]:
     """The modules of ours that a file imports."""
     found = set()
     for module, name in imports_of(path):
         found |= {module, f"{module}/{name}".lstrip("/"), offers(module).get(name, "")}
-    return found & set(MODULES)
+    return frozenset(found & set(MODULES))
 
 
+@functools.cache
 def started_by(path: Path) -> set[str]:
     """The commands whose script a test runs or imports, and what its configurations build."""
     text = path.read_text()
@@ -390,6 +392,7 @@ def started_by(path: Path) -> set[str]:
     return found
 
 
+@functools.cache
 def reached_by(path: Path) -> set[str]:
     """The modules that a test imports or starts, and those that they import."""
     helpers = {file.stem: file for file in (TESTS / "helpers").glob("*.py")}
