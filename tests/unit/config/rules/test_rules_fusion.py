@@ -57,3 +57,15 @@ def test_each_rule(rule):
     found = {problem.where: problem.message for problem in caught.value.problems}
     assert where in found, found
     assert words in found[where]
+
+
+def test_captions_go_beside_a_sigmoid_loss():
+    words = (
+        "loss=siglip",
+        "pairs.image_text.logit_scale.init=10",
+        "+pairs.image_text.logit_bias=-10",
+    )
+    with composed("+experiment=coca", *words) as cfg:
+        check(cfg)
+        assert set(cfg.tasks) == {"caption"}
+        assert cfg.pairs.image_text.logit_bias == -10
