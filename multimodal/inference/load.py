@@ -59,7 +59,7 @@ def load_embedder(
         path: of a run's folder (its best checkpoint, else its newest), of a checkpoint, or of a
             model's folder: what `multimodal export` wrote, or one from a hub (`model.safetensors`
             and `config.json` of `transformers`, or OpenCLIP's files; as `multimodal import` reads
-            them).
+            them; or the modules of sentence-transformers, see `load_sentences`).
         device: to embed on; None: a GPU where there is one.
         allowed_packages: of the caller's own, that the checkpoint's towers may come from.
         batch_size: inputs embedded at once.
@@ -78,7 +78,7 @@ def load_embedder(
     folder = Path(path).expanduser()
     if manifest.is_exported(folder):
         loaded = load_exported(folder, allowed_packages, allowed_addresses)
-    elif files.is_model_folder(folder):
+    elif files.is_model_folder(folder) or (folder / files.MODULES).is_file():
         loaded = _import_folder(folder)
     else:
         found = checkpoint_at(folder)
@@ -93,6 +93,10 @@ def _import_folder(folder: Path) -> Loaded:
     """The model of a hub's folder, without a checkpoint in between."""
     from multimodal.inference.imported import run_config, take_tokenizer
     from multimodal.inference.importing import import_weights
+    from multimodal.inference.publish.sentences_reading import is_sentences, load_sentences
+
+    if is_sentences(folder):
+        return load_sentences(folder)
 
     imported = import_weights(files.read_state(folder), files.read_config(None, folder))
     take_tokenizer(imported, folder)

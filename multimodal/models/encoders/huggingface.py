@@ -187,7 +187,7 @@ class HuggingFaceEncoder(nn.Module):
         Raises:
             InputMismatchError: if there are more than the model has positions for.
         """
-        if (most := self._longest()) is not None and embedded.shape[1] > most:
+        if (most := self.longest()) is not None and embedded.shape[1] > most:
             name, given = type(self.model).__name__, embedded.shape[1]
             raise InputMismatchError(f"{name} expects at most {most} tokens, got {given}")
         extra = {} if mask is None else {"attention_mask": mask.long()}
@@ -202,7 +202,7 @@ class HuggingFaceEncoder(nn.Module):
         """
         self._check_mask(inputs, mask)
         name = type(self.model).__name__
-        if (most := self._longest()) is not None and inputs.shape[-1] > most:
+        if (most := self.longest()) is not None and inputs.shape[-1] > most:
             raise InputMismatchError(f"{name} expects at most {most} tokens, got {inputs.shape[1]}")
         state = {
             key: torch.empty_like(value, device="meta")
@@ -225,8 +225,8 @@ class HuggingFaceEncoder(nn.Module):
         finally:
             self.train(training)
 
-    def _longest(self) -> int | None:
-        """The longest text in tokens, where positions are looked up."""
+    def longest(self) -> int | None:
+        """The most tokens of a text where positions are looked up; None without a limit."""
         for path, module in self.model.named_modules():
             named = path.rsplit(".", 1)[-1] in ("position_embedding", "position_embeddings")
             if named and isinstance(module, nn.Embedding) and self.input_name == "input_ids":

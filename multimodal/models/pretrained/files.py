@@ -22,6 +22,7 @@ WEIGHTS = (  # in a folder, the first of these
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
+MODULES = "modules.json"  # of sentence-transformers
 INDEX = "model.safetensors.index.json"
 CONFIGS = ("open_clip_config.json", "config.json")
 # Where trainers put the weights, the most usual first.

@@ -14,11 +14,13 @@ from small_weights import SMALL_BERT, tokenizer_json
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import multimodal
 from multimodal.data.settings import EvaluationData
 from multimodal.data.tokenizers.huggingface import HuggingFaceTokenizer
 from multimodal.data.transforms.text import TextTransform
 from multimodal.inference.embedder import Embedder
 from multimodal.inference.publish.sentences import write
+from multimodal.inference.publish.sentences_reading import is_sentences
 from multimodal.models.encoders.huggingface import HuggingFaceEncoder
 from multimodal.models.heads import IdentityHead, LinearHead, MLPHead
 from multimodal.models.pretrained.keys import WeightsError
@@ -96,6 +98,11 @@ def test_the_modules_embed_the_same(tmp_path, pooling, head):
     write(embedder, tmp_path / "out")
     ours = torch.as_tensor(embedder.embed(text=TEXTS))
     assert (as_they_read_it(tmp_path / "out") - ours).abs().max() < 1e-5
+    again = multimodal.load(tmp_path / "out", device="cpu")
+    theirs, own = (each.model.state_dict() for each in (again, embedder))
+    assert theirs.keys() == own.keys()
+    assert all(torch.equal(theirs[key], own[key]) for key in own)
+    assert (torch.as_tensor(again.embed(text=TEXTS)) - ours).abs().max() < 1e-6
 
 
 def test_what_has_no_place_there_is_said(tmp_path):
@@ -106,3 +113,87 @@ def test_what_has_no_place_there_is_said(tmp_path):
     ]:
         with pytest.raises(WeightsError, match=message):
             write(made(tmp_path, pooling, head), tmp_path)
+
+
+def change(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def drop_pooling(out: Path) -> None:
+    modules = json.loads((out / "modules.json").read_text())
+    (out / "modules.json").write_text(json.dumps([modules[0], *modules[2:]]))
+
+
+def move(out: Path) -> None:
+    modules = json.loads((out / "modules.json").read_text())
+    modules[1]["path"] = "../../elsewhere"
+    (out / "modules.json").write_text(json.dumps(modules))
+
+
+DENSE = "4_Dense/config.json"  # the second of an MLP behind its norm
+TANH = {"activation_function": "torch.nn.modules.activation.Tanh"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (drop_pooling, "expected a Transformer and a Pooling first"),
+        (move, "outside of the folder"),
+        (lambda out: (out / "modules.json").write_text("[{"), "cannot be read as JSON"),
+        (lambda out: change(out / "1_Pooling/config.json", pooling_mode_cls_token=True),
+         "expected one of"),
+        (lambda out: change(out / DENSE, **TANH), "expected Identity"),
+        (lambda out: (out / "3_Dense/model.safetensors").write_bytes(b"x"), "cannot be read"),
+        (lambda out: change(out / DENSE, out_features=9), "its head"),
+        (lambda out: change(out / "config_sentence_transformers.json",
+                            prompts={"query": "query: "}, default_prompt_name="query"),
+         "puts 'query: ' before every text"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_not_like_one_of_ours_is_refused(tmp_path, spoil, message):
+    out = tmp_path / "out"
+    out.mkdir()
+    write(made(tmp_path, "mean", "mlp"), out)
+    assert is_sentences(out)
+    assert multimodal.load(out, device="cpu").model.embed_dim == 8
+    spoil(out)
+    with pytest.raises(WeightsError, match=message):
+        multimodal.load(out, device="cpu")
+
+
+TYPES = "sentence_transformers.base.modules.pooling.Pooling"
+
+
+@pytest.mark.parametrize(("mode", "pooling"), [("mean", "mean"), ("cls", "class")])
+def test_the_files_of_release_6(tmp_path, mode, pooling):
+    """Other paths of the classes, another configuration of the pooling; the tokenizer's limit."""
+    out = tmp_path / "out"
+    out.mkdir()
+    embedder = made(tmp_path, pooling, "linear")
+    write(embedder, out)
+    modules = json.loads((out / "modules.json").read_text())
+    modules[1]["type"] = TYPES
+    (out / "modules.json").write_text(json.dumps(modules))
+    config = {"embedding_dimension": 16, "pooling_mode": mode, "include_prompt": True}
+    (out / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    (out / "sentence_bert_config.json").unlink()
+    again = multimodal.load(out, device="cpu")
+    assert again.transforms["text"].context_length == 12
+    ours, theirs = (torch.as_tensor(each.embed(text=TEXTS)) for each in (embedder, again))
+    assert (ours - theirs).abs().max() < 1e-6
+
+
+def test_a_model_of_the_hub_without_a_head(tmp_path):
+    """As many are: pooled and not normalised, without a limit of their own."""
+    embedder = made(tmp_path, "mean", "identity")
+    out = tmp_path / "out"
+    out.mkdir()
+    write(embedder, out)
+    modules = json.loads((out / "modules.json").read_text())
+    (out / "modules.json").write_text(json.dumps(modules[:2]))
+    change(out / "sentence_bert_config.json", max_seq_length=None, do_lower_case=True)
+    change(out / "tokenizer_config.json", model_max_length=1e30)
+    again = multimodal.load(out, device="cpu")
+    assert again.transforms["text"].context_length == SMALL_BERT["max_position_embeddings"]
+    expected = torch.as_tensor(embedder.embed(text=["a red chair"]))
+    assert (torch.as_tensor(again.embed(text=["A red chair"])) - expected).abs().max() < 1e-6
