@@ -13,6 +13,7 @@ from multimodal.core.suggest import suggest
 from multimodal.data.packing.fetch import is_url
 from multimodal.data.packing.items import Say
 from multimodal.data.packing.tables.columnar import Embedded
+from multimodal.data.packing.tables.named_files import is_file_name, note_no_file
 from multimodal.data.packing.tables.reading import Reading, Row, Table
 from multimodal.data.packing.tables.splits import split_named
 from multimodal.data.packing.tables.values import is_caption_name, is_nothing
@@ -94,6 +95,8 @@ def find_roles(table: Table, reading: Reading, say: Say) -> Roles:
         texts = _captions(table, rows, metadata)
     for column in metadata:
         _refuse_files(table, column, _values(rows, column))
+        if not files and is_file_name(column) and column not in reading.named_columns:
+            note_no_file(table.path, column, _values(rows, column)[:_TRIED], root, say)
     if not files and not texts and not arrays and not reading.named_columns:
         raise ValueError(
             f"{table.path}: none of the columns {', '.join(table.columns)} holds files or texts; "
@@ -190,7 +193,12 @@ def _files(table: Table, rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     )
     if embedded:
         return embedded
-    named = [c for c in table.columns if _share(_values(rows, c), _is_media) >= _MOSTLY]
+    # Of a column that is called so, values that name no file are refused one by one.
+    named = [
+        c
+        for c in table.columns
+        if (share := _share(_values(rows, c), _is_media)) >= _MOSTLY or (share and is_file_name(c))
+    ]
     if named:
         return tuple(named)
     return tuple(

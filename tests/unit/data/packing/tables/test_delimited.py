@@ -273,3 +273,30 @@ def test_a_path_differs_from_its_file_in_form_only(tmp_path, capsys):
     assert run(tmp_path / "t.csv", tmp_path / "out") == 0
     assert {each["caption"] for each in metadata(tmp_path / "out").values()} == {"one", "two"}
     assert "there is Dog.jpg" in capsys.readouterr().err
+
+
+def test_a_name_without_its_extension_is_not_packed_without_its_picture(tmp_path, capsys):
+    folder = photos(tmp_path / "photos", 2, "a{}.jpg")
+    table = folder / "t.csv"
+    table.write_text("image,caption\na0,a dog\na1,a cat\n")
+    assert run(table, tmp_path / "out") == 1
+    assert "the column 'image' says 'a0', and the file is 'a0.jpg'" in capsys.readouterr().err
+    assert run(table, tmp_path / "out", "--optional", "image", "--texts", "caption") == 0
+    assert metadata(tmp_path / "out")["000000000"]["image"] == "a0"
+
+
+def test_of_a_column_of_files_those_that_are_none_are_refused_one_by_one(tmp_path):
+    folder = photos(tmp_path / "photos", 1)
+    table = folder / "t.csv"
+    table.write_text("image,caption\n0.jpg,a dog\nlater,a cat\n-,a cow\n")
+    assert run(table, tmp_path / "out") == 0
+    assert len(samples(tmp_path / "out")) == 1
+    assert len(refused(tmp_path / "out")) == 2
+
+
+def test_a_column_that_is_called_after_files_and_names_none_is_said(tmp_path, capsys):
+    table = tmp_path / "t.csv"
+    table.write_text("path,caption\nroot/leaf,a dog barks\nroot/twig,a cat sleeps\n")
+    assert run(table, tmp_path / "out") == 0
+    told = capsys.readouterr().err
+    assert "the column 'path' is metadata: 'root/leaf' does not name a file of a known kind" in told
