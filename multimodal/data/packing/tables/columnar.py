@@ -13,7 +13,8 @@ from multimodal.data.packing.tables.reading import BrokenRow, Row, Table, check_
 from multimodal.data.parquet import longest_cell, open_parquet
 
 ARROW = (".arrow", ".feather")
-_STRUCT = {"bytes", "path"}  # a file in a table of `datasets`
+# A file in a table of `datasets`; what other writers say beside it, the file says as well.
+_STRUCT = {"bytes", "path", "sampling_rate", "height", "width", "format", "mode", "mime_type"}
 _BATCH = 1024  # rows read at a time
 
 

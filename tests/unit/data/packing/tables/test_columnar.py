@@ -88,6 +88,19 @@ def test_bytes_alone_and_lists_of_files(tmp_path):
     assert found["views_1.jpg"] == jpeg(10)
 
 
+def test_files_with_more_beside_their_bytes(tmp_path):
+    """As other writers of Parquet describe sounds and pictures."""
+    file = tmp_path / "t.parquet"
+    sounds = [{"bytes": wav(n), "path": None, "sampling_rate": 16000} for n in range(3)]
+    images = [{"bytes": jpeg(n), "height": 48, "width": 48, "mode": "RGB"} for n in range(3)]
+    content = {"audio": sounds, "image": images, "text": ["a b", "c d", "e f"]}
+    parquet.write_table(pyarrow.table(content), file)
+    assert run(file, tmp_path / "out") == 0
+    packed = samples(tmp_path / "out")
+    assert {members["audio.wav"] for members in packed.values()} == {wav(n) for n in range(3)}
+    assert {members["image.jpg"] for members in packed.values()} == {jpeg(n) for n in range(3)}
+
+
 def test_lists_nested_values_dates_and_numbers(tmp_path):
     rows = [
         {
