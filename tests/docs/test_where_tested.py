@@ -129,6 +129,7 @@ ELSEWHERE = {
     "data/packing/quality": "unit/data/packing/test_pack.py",
     "data/packing/reads": "unit/data/packing/tables/test_columnar.py",
     "data/packing/tables/encoding": "unit/data/packing/tables/test_delimited.py",
+    "data/packing/tables/fields": "unit/data/packing/tables/test_columnar.py",
     "data/packing/tables/named_files": "unit/data/packing/tables/test_delimited.py",
     "data/packing/tables/json_rows": "unit/data/packing/tables/test_columnar.py",
     "data/packing/tables/open_table": "unit/data/packing/tables/test_delimited.py",

@@ -19,6 +19,7 @@ from multimodal.data.packing.contents import AtURL, Content, InFile, Inline
 from multimodal.data.packing.fetch import is_url
 from multimodal.data.packing.items import ANY, Item, Refusal, Samples, Say
 from multimodal.data.packing.tables.columnar import Embedded
+from multimodal.data.packing.tables.fields import with_fields
 from multimodal.data.packing.tables.reading import BrokenRow, Reading, Row, Table
 from multimodal.data.packing.tables.roles import Roles, find_roles
 from multimodal.data.packing.tables.splits import split_named
@@ -56,6 +57,7 @@ def samples_of(
     Raises:
         ValueError: if a column is not there, or holds something else than it should.
     """
+    tables = [with_fields(table, reading) for table in tables]
     first = tables[0]
     for note in first.notes:
         say(note)

@@ -298,3 +298,51 @@ def test_paths_outside_of_the_folder_are_refused_by_row(tmp_path, capsys):
         json.dumps({"file": f"{tmp_path}/secret/0.jpg", "text": "y"}))  # fmt: skip
     assert run(tmp_path / "in/t.jsonl", tmp_path / "two", *words) == 0
     assert len(samples(tmp_path / "two")) == 2
+
+
+def nested(n):
+    return {
+        "id": n,
+        "meta": {"info": {"file": f"{n}.jpg"}, "caption": f"a dog {n}", "other": "x y"},
+    }
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "json"])
+def test_fields_of_objects_are_files_and_texts_too(tmp_path, capsys, kind):
+    photos(tmp_path, 3)
+    rows = [nested(n) for n in range(3)]
+    file = tmp_path / f"t.{kind}"
+    if kind == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    elif kind == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        file.write_text(json.dumps(rows))
+    assert run(file, tmp_path / "out") == 0
+    assert "files: meta.info.file; texts: meta.caption" in capsys.readouterr().err
+    packed = samples(tmp_path / "out")
+    assert {members["meta.info.file.jpg"] for members in packed.values()} == {
+        jpeg(n) for n in range(3)
+    }
+    content = metadata(tmp_path / "out")["000000001"]
+    assert content["meta.caption"] == "a dog 1"
+    assert content["meta"]["other"] == "x y"
+    assert run(file, tmp_path / "named", "--texts", "meta.other") == 0
+    assert metadata(tmp_path / "named")["000000001"] == {"meta.other": "x y"}
+    assert run(file, tmp_path / "wrong", "--texts", "meta.othr") == 1
+    assert "has no column 'meta.othr'" in capsys.readouterr().err
+
+
+def test_objects_of_rows_that_lack_a_field_leave_those_rows_out(tmp_path):
+    photos(tmp_path, 3)
+    rows = [
+        nested(0),
+        {"id": 1, "meta": {"info": None, "caption": "a dog"}},
+        {"id": 2, "meta": None},
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(tmp_path / "t.jsonl", tmp_path / "out") == 0
+    assert [sorted(members) for members in samples(tmp_path / "out").values()] == [
+        ["json", "meta.info.file.jpg"], ["json"],
+    ]  # fmt: skip
+    assert list(refused(tmp_path / "out")) == ["000000002"]
