@@ -8,6 +8,7 @@ import os
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
+from multiprocessing.util import get_temp_dir
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -65,4 +66,7 @@ class _Context(ForkContext):
 def fork_context() -> ForkContext:
     """What a ``DataLoader`` takes as ``multiprocessing_context``."""
     assert "fork" in multiprocessing.get_all_start_methods()
+    # Workers are killed at the end, and would leave their folders of sockets: with one that this
+    # process has made they make none, and it is removed at this process's end.
+    get_temp_dir()
     return _Context()

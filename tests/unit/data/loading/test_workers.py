@@ -47,11 +47,15 @@ def test_workers_are_the_cores_less_those_that_train(monkeypatch, cores, devices
 def ends_of_processes(folder, repeats, *kinds):
     """What is left of processes that end while loaders of these kinds are in mid-iteration."""
     program = Path(__file__).parents[3] / "helpers" / "abandoned_loaders.py"
+    temporary = folder / "temporary"
+    temporary.mkdir()
     done = subprocess.run(
         [sys.executable, program, folder, str(repeats), *kinds],
         capture_output=True, text=True, timeout=120 + 90 * repeats, check=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
     )  # fmt: skip
     assert done.stderr == ""
+    assert not any(path.name.startswith("pymp-") for path in temporary.iterdir())
     ends = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(ends) == repeats
     return ends
