@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def require_object(decoded: Any) -> None:
-    """Refuses JSON that is no object.
+    """Refuses JSON that is not an object.
 
     Raises:
         DecodeError: with the reason ``metadata``.
@@ -27,7 +27,7 @@ def get_key(metadata: Any, key: str) -> Any:
     """The value under a key of a JSON object.
 
     Raises:
-        DecodeError: if it is no object, or has no such value.
+        DecodeError: if it is not an object, or has no such value.
     """
     require_object(metadata)
     if metadata.get(key) is None:

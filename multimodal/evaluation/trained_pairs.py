@@ -17,7 +17,7 @@ Temperatures = Mapping[frozenset[str], float]
 def trained_pairs(*configs: DictConfig | None) -> dict[frozenset[str], frozenset[str] | None]:
     """The pairs of modalities that any of the runs, or their anchors, trained together.
 
-    What is compared with a teacher's embeddings is no pair of modalities.
+    What is compared with a teacher's embeddings is not a pair of modalities.
 
     Returns:
         Pair -> names of the manifests it was trained on, None for whatever had both: a pair that

@@ -193,7 +193,7 @@ class Tower(nn.Module):
         if self.per_token:
             real = output.mask
             if real is None and mask is not None and mask.shape == output.tokens.shape[:2]:
-                real = mask  # padding that is attended to is no token
+                real = mask  # padding that is attended to is not a token
             return without_padding(self.project(output.tokens, kind), real)
         return self.project(output.features, kind)
 

@@ -213,7 +213,7 @@ def _check_files(one: Entry) -> None:
     hashes += [file.sha256 for file in one.files.values() if file.sha256 is not None]
     for each in hashes:
         if not _HASH.fullmatch(str(each)):
-            raise ValueError(f"{each!r} is no sha256: 64 hexadecimal digits")
+            raise ValueError(f"{each!r} is not a sha256: 64 hexadecimal digits")
     for own, file in one.files.items():
         if not _NAME.fullmatch(own):
             raise ValueError(f"files.{own}: expected a plain name of a file")

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 
 def real_tokens(embeddings: Tensor) -> Tensor:
-    """Which tokens are no padding: ``[B, T]`` bool."""
+    """Which tokens are not padding: ``[B, T]`` bool."""
     return embeddings.any(dim=-1)
 
 

@@ -53,7 +53,7 @@ def decode_dicom(data: bytes, request: Request) -> NDArray[Any]:
 
 
 def check_keywords(names: Sequence[str]) -> None:
-    """Refuses what is no DICOM keyword.
+    """Refuses names that are not DICOM keywords.
 
     Raises:
         ValueError: naming it.
@@ -62,15 +62,15 @@ def check_keywords(names: Sequence[str]) -> None:
     pydicom = module_of("dicom", "pydicom", "reading DICOM headers")
     for name in names:
         if pydicom.datadict.tag_for_keyword(name) is None:
-            raise ValueError(f"{name!r} is no DICOM keyword (such as Modality or BodyPartExamined)")
+            raise ValueError(f"{name!r} is not a DICOM keyword (try Modality, BodyPartExamined)")
 
 
 def header_values(data: bytes, names: list[str]) -> dict[str, str | float | list[Any]]:
     """The values of a header that are named, by DICOM keyword; those that it lacks are left out.
 
     Raises:
-        ValueError: if a name is no DICOM keyword.
-        DecodeError: if the file is no DICOM, or too large when it is inflated.
+        ValueError: if a name is not a DICOM keyword.
+        DecodeError: if the file is not a DICOM, or too large when it is inflated.
         MissingExtraError: if pydicom is not installed.
         Exception: pydicom's own, if the file is damaged.
     """

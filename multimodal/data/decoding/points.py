@@ -33,7 +33,7 @@ def decode_points(data: bytes, request: Request) -> NDArray[Any]:
         ``[points, properties]`` of float32; of float64 where a property is that. Faces are left.
 
     Raises:
-        DecodeError: if it is no PLY, too large, cut, or has no vertices.
+        DecodeError: if it is not a PLY, too large, cut, or has no vertices.
     """
     header = _header(data)
     wide = any(kind == "f8" for _, kind in header.fields)

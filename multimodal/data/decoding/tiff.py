@@ -61,8 +61,8 @@ def picture_of(bands: NDArray[Any]) -> NDArray[Any]:
         return np.ascontiguousarray(eight_bits(_plain(bands)).transpose(1, 2, 0))
     raise DecodeError(
         "unsupported",
-        f"a TIFF {list(bands.shape)} of {bands.dtype} is no picture: say that the member holds an "
-        "array (when packing: --kind tif=array)",
+        f"a TIFF {list(bands.shape)} of {bands.dtype} is not a picture: say that the member holds "
+        "an array (when packing: --kind tif=array)",
     )
 
 

@@ -152,7 +152,7 @@ def depth_values(value: Any) -> NDArray[Any]:
     """One channel ``[H, W]`` of a depth map, also of one that was saved in three equal channels.
 
     Raises:
-        DecodeError: if it has several channels that differ, or is no map.
+        DecodeError: if it has several channels that differ, or is not a map.
     """
     if isinstance(value, np.ndarray) and value.ndim == 3 and 0 not in value.shape:
         if value.shape[2] == 3 and (value == value[..., :1]).all():

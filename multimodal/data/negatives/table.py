@@ -54,7 +54,7 @@ class NegativeTable:
         """The table in a file.
 
         Raises:
-            ValueError: if the file is missing, or is no such table.
+            ValueError: if the file is missing, or is not such a table.
         """
         try:
             with np.load(resolve(path), allow_pickle=False) as arrays:

@@ -34,7 +34,7 @@ def fetch(url: str, most: int) -> bytes:
     scheme = url.partition("://")[0]
     chained = "::" in url and scheme not in _WEB
     if chained or scheme in ("file", "local") or unknown_scheme(url):
-        raise BadSampleError("bad_url", f"{url} is no address that is fetched")
+        raise BadSampleError("bad_url", f"{url} is not an address that is fetched")
     for attempt in range(_ATTEMPTS):
         if attempt:
             time.sleep(_PAUSE * 2 ** (attempt - 1))

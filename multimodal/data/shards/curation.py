@@ -48,7 +48,7 @@ class Curated(NamedTuple):
 
 
 def near_duplicates(vectors: Vectors, threshold: float) -> NDArray[np.bool_]:
-    """Which rows are near an earlier one that is no near-duplicate itself.
+    """Which rows are near an earlier one that is not a near-duplicate itself.
 
     Args:
         vectors: ``[N, D]``, of length 1.

@@ -25,7 +25,7 @@ from multimodal.models.towers import EmbeddingModel
 MAPS = (
     "Held-out samples, evenly spaced through the set and not chosen by hand, as the model saw "
     "them. Hot is what of the document is similar to a token of the query: the maximum is what "
-    "the token adds to the similarity. A query that is no text is the mean of its tokens."
+    "the token adds to the similarity. A query that is not a text is the mean of its tokens."
 )
 
 

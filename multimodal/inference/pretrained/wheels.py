@@ -165,7 +165,7 @@ def _judged(archive: zipfile.ZipFile, what: str) -> dict[str, zipfile.ZipInfo]:
         kind = stat.S_IFMT(info.external_attr >> 16)
         name = info.orig_filename
         if not is_inside(name.removesuffix("/")) or kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise FetchError(f"{what}: its member {name!r} is no plain file inside the archive")
+            raise FetchError(f"{what}: its member {name!r} is not a plain file inside the archive")
         if name in infos:
             raise FetchError(f"{what}: it has two members {name!r}")
         if info.flag_bits & 1:

@@ -47,7 +47,7 @@ def write(embedder: Embedder, folder: Path) -> None:
         raise WeightsError(f"its text encoder is a {type(encoder).__name__}, none of transformers")
     made = settings_of(text).tokenizer
     if made is None or getattr(text, "instruction", None):
-        raise WeightsError("its tokenizer is no tokenizer.json, or its texts have an instruction")
+        raise WeightsError("it has no tokenizer.json, or its texts have an instruction")
     pooling = POOLINGS.get(type(encoder.pool))
     if pooling is None:
         raise WeightsError(f"its pooling is {type(encoder.pool).__name__}")

@@ -145,7 +145,7 @@ class ConnectedEncoder(nn.Module):
         """Gives it its backbone; called by the model.
 
         Raises:
-            ValueError: if an encoder is no backbone, or of another width, or has fewer token ids
+            ValueError: if an encoder is not a backbone, or of another width, or has fewer token ids
                 than the template uses.
         """
         if not callable(getattr(backbone, "token_table", None)):

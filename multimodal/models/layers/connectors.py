@@ -65,7 +65,7 @@ class Connector(nn.Module, ABC):
                 f"{type(self).__name__} expects tokens [B, T, {self.in_features}], got "
                 f"{list(tokens.shape)}"
             )
-        if mask is not None:  # what is no token, even NaN, must not reach the result
+        if mask is not None:  # what is not a token, even NaN, must not reach the result
             tokens = tokens.masked_fill(~mask[..., None], 0.0)
         return self.connect(self.norm(tokens), mask)
 
@@ -241,7 +241,7 @@ class PixelShuffleConnector(Connector):
         height, width = self.grid or (math.isqrt(count), math.isqrt(count))
         if height * width != count or height % r or width % r:
             raise ValueError(
-                f"{count} tokens after {self.extra_tokens} extra ones are no grid of "
+                f"{count} tokens after {self.extra_tokens} extra ones are not a grid of "
                 f"{height} x {width} that {r} x {r} divides: set connector.extra_tokens, "
                 "connector.grid or connector.factor"
             )

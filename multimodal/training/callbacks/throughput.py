@@ -77,7 +77,7 @@ class Throughput(pl.Callback):
         self._samples, self._seconds, self._done = 0, 0.0, 0.0
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validation is no training."""
+        """Validation does not count as training."""
         self._since = None
 
 

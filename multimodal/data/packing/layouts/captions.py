@@ -177,7 +177,7 @@ def _sample(picture: _Picture, root: Path, web: bool) -> Item:
     if not texts and not picture.labels:
         raise RefusedRow("no_text", "it has no captions")
     if wrong := [text for text in texts if not isinstance(text, str)]:
-        raise RefusedRow("no_text", f"a caption is no text: {excerpt(wrong[0])}")
+        raise RefusedRow("no_text", f"a caption is not a text: {excerpt(wrong[0])}")
     member, content = member_at("", picture.url if web else picture.path, root)
     metadata: dict[str, Any] = {}
     if texts:

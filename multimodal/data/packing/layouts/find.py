@@ -217,4 +217,4 @@ def _is_ours(file: Found) -> bool:
 
 def _refuse_columns(path: Path, reading: Reading) -> None:
     if reading.named_columns:
-        raise ValueError(f"{path} is no table: columns are for tables ({', '.join(TABLES)})")
+        raise ValueError(f"{path} is not a table: columns are for tables ({', '.join(TABLES)})")

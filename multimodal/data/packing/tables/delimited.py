@@ -100,7 +100,7 @@ def _row(where: str, values: dict[str, Any], number: int, lists: Sequence[str]) 
         if values[column].strip():
             texts = texts_in(values[column])
             if texts is None:
-                detail = f"{column!r} is no list of texts as in other rows"
+                detail = f"{column!r} is not a list of texts as in other rows"
                 return BrokenRow(where, f"{detail}: {excerpt(values[column])}")
             values[column] = texts
     return Row(where, values, number)
@@ -260,7 +260,7 @@ def _refuse_swallowed(record: Record, dialect: Dialect, width: int) -> None:
 
 
 def _refuse_data(path: Path, names: Sequence[str]) -> None:
-    """A first line of files is no header."""
+    """A first line of files is not a header."""
     if files := [name for name in names if is_media_name(name)]:
         raise ValueError(
             f"{path} has no header: its first line names the file {excerpt(files[0])}; name the "

@@ -63,7 +63,7 @@ def find_encoding(path: Path, given: str | None = None) -> Encoding:
         given: by the user; None infers it.
 
     Raises:
-        ValueError: if the file is no text in the encoding, or it cannot be inferred; names the
+        ValueError: if the file is not a text in the encoding, or it cannot be inferred; names the
             file, the line and what to do.
     """
     with open_bytes(path) as file:
@@ -152,7 +152,7 @@ def _wide(head: bytes) -> str | None:
     """UTF-16 without a mark: of its two orders, the one in which line breaks are line breaks."""
     head = head[: len(head) // 2 * 2]
     for name in ("utf-16-le", "utf-16-be"):
-        # An end in the middle of a pair is no fault of the file.
+        # An end in the middle of a pair is not a fault of the file.
         text = head.decode(name, "replace").rstrip("\ufffd")
         odd = sum(unicodedata.category(c) in ("Cn", "Cc") and c not in "\t\r\n" for c in text)
         if "\n" in text and not odd and "\ufffd" not in text:

@@ -19,7 +19,7 @@ def read_json_lines(path: Path, reading: Reading) -> Table:
     """A table of one JSON object in each line.
 
     Raises:
-        ValueError: if it is empty, or a line is no object; names the file and the line.
+        ValueError: if it is empty, or a line is not an object; names the file and the line.
     """
     encoding = find_encoding(path, reading.text.encoding)
 

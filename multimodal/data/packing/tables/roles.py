@@ -24,7 +24,7 @@ _SAMPLE = 1000  # rows that the roles are inferred from
 _SAMPLE_SIZE = 64 << 20  # characters in those rows; fewer rows of longer texts are enough
 _MOSTLY = 0.9
 _LARGEST = 1 << 30  # bytes of a value that is looked at
-_LONG_LIST = 32  # numbers in a list that is no metadata any more
+_LONG_LIST = 32  # numbers in a list that is not metadata any more
 _URL_NAMES = ("url", "image_url", "audio_url", "video_url", "imageurl", "img_url", "link")
 _SPLIT = "split"
 
@@ -157,7 +157,7 @@ def _folders(folder: Path) -> list[Path]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a text that is no path at all
+    except (OSError, ValueError):  # a text that is not a path at all
         return False
 
 
@@ -308,7 +308,7 @@ def _words(values: Sequence[Any]) -> float:
 def _refuse_files(table: Table, column: str, values: Sequence[Any]) -> None:
     if any(map(_is_binary, values)):
         raise ValueError(
-            f"{table.path}: the column {column!r} holds files themselves, which are no text; "
+            f"{table.path}: the column {column!r} holds files themselves, which are not text; "
             f"name it under --files"
         )
 

@@ -36,7 +36,7 @@ _GROUPED = 1.5  # rows for a file from which on they are its captions
 
 
 class RefusedRow(Exception):
-    """A row that is no sample."""
+    """A row that is not a sample."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -165,7 +165,7 @@ def metadata_of(
         try:
             metadata[column] = plain(value)
         except ValueError:
-            raise RefusedRow("metadata", f"{column!r} holds bytes, which are no JSON") from None
+            raise RefusedRow("metadata", f"{column!r} holds bytes, which are not JSON") from None
     return metadata
 
 
@@ -185,7 +185,7 @@ def _members(column: str, value: Any, root: Path) -> Iterator[tuple[str, Content
             return
         value = value.path or ""
     if not isinstance(value, str):
-        raise RefusedRow("metadata", f"{column!r} is no path: {excerpt(value)}")
+        raise RefusedRow("metadata", f"{column!r} is not a path: {excerpt(value)}")
     yield member_at(column, value.strip(), root)
 
 
@@ -215,7 +215,7 @@ def file_below(root: Path, text: str) -> Path:
         RefusedRow: if it does not, or there is none.
     """
     if "\0" in text or len(text) > 4096 or not text:
-        raise RefusedRow("no_file", f"{excerpt(text)} is no path")
+        raise RefusedRow("no_file", f"{excerpt(text)} is not a path")
     path = root / text.replace("\\", "/") if "\\" in text else root / text
     # By the path as it is written: links that the user has made inside of the folder are his.
     written = Path(_normal(path.absolute()))
@@ -270,7 +270,7 @@ def _array(column: str, value: Any) -> Inline:
     except ValueError:
         array = np.array(None)
     if array.dtype.kind not in "biuf":
-        raise RefusedRow("metadata", f"{column!r} is no array of numbers: {excerpt(value)}")
+        raise RefusedRow("metadata", f"{column!r} is not an array of numbers: {excerpt(value)}")
     if array.dtype == np.float64:
         array = array.astype(np.float32)
     buffer = io.BytesIO()

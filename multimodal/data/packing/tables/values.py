@@ -1,4 +1,4 @@
-"""Cells of tables as metadata: what JSON can hold, and what is no value."""
+"""Cells of tables as metadata: what JSON can hold, and what is not a value."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def texts_in(cell: str) -> list[str] | None:
 
 
 def text_fault(value: Any) -> str | None:
-    """Why a value is no caption; None if it is a text, or a list of texts."""
+    """Why a value is not a caption; None if it is a text, or a list of texts."""
     if isinstance(value, float) and math.isnan(value):
         return "is NaN"
     if value is None:
@@ -102,5 +102,5 @@ def text_fault(value: Any) -> str | None:
         return "is blank" if isinstance(value, str) else "holds no text"
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
-        return f"is no text: {excerpt(value)}"
+        return f"is not a text: {excerpt(value)}"
     return None

@@ -226,7 +226,7 @@ def sound_of(
         changes: whose speeds need more than that.
 
     Raises:
-        DecodeError: if the value is no sound, or the video has none.
+        DecodeError: if the value is not a sound, or the video has none.
     """
     if isinstance(value, Video):
         fastest = 1.0 if changes is None or rng is None else max(changes.speeds)

@@ -109,7 +109,7 @@ class TimmEncoder(nn.Module):
             raise ValueError(f"weights={path}: not those of the model: {reason}") from error
 
     def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
-        """Refuses what is no picture of the model's channels.
+        """Refuses inputs that are not pictures of the model's channels.
 
         Raises:
             InputMismatchError: naming what is expected, and what was given.

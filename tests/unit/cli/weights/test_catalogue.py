@@ -56,7 +56,7 @@ def test_fetch_says_where_and_a_wrong_name_stops_before_the_first_download(
         ("hub: {repository: a/b}", "needs files"),
         ("hub: {repository: a/b}\nfiles: {x: {member: ../x}}", "leads out of its source"),
         ("hub: {repository: a/b}\nfiles: {../x: {member: x}}", "expected a plain name"),
-        ("hub: {repository: a/b}\nfiles: {x: {member: x, sha256: 12}}", "is no sha256"),
+        ("hub: {repository: a/b}\nfiles: {x: {member: x, sha256: 12}}", "is not a sha256"),
         ("hub: {repository: a/b}\nfiles: {x: {member: x}}\nweights: y", "is none of files"),
         ("path: x\nwhence: here", "whence"),
         ("path: x: y", "toy.yaml"),

@@ -145,7 +145,7 @@ def test_the_patient_stays_in_the_header_unless_named():
     assert header_values(data, ["Modality", "BodyPartExamined", "Rows", "StudyDate"]) == {
         "Modality": "CT", "BodyPartExamined": "HEAD", "Rows": 4,
     }  # fmt: skip
-    with pytest.raises(ValueError, match="'BodyPart' is no DICOM keyword"):
+    with pytest.raises(ValueError, match="'BodyPart' is not a DICOM keyword"):
         header_values(data, ["BodyPart"])
 
 
