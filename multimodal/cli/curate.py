@@ -58,12 +58,12 @@ def main(words: Sequence[str]) -> int:
         table, rows = _rows(args.embeddings, args.modality)
         vectors, keys = table.vectors[rows], [table.rows[row].key for row in rows]
         if args.near_duplicates is not None:
-            found = near_duplicates(vectors, args.near_duplicates)
-            unwanted["near-duplicate"] = {k for k, bad in zip(keys, found, strict=True) if bad}
+            near = near_duplicates(vectors, args.near_duplicates)
+            unwanted["near-duplicate"] = {k for k, bad in zip(keys, near, strict=True) if bad}
         if args.overlap is not None:
             other, theirs = _rows(args.overlap, args.modality)
-            found = overlapping(vectors, other.vectors[theirs], args.overlap_similarity)
-            unwanted["overlap"] = {k for k, bad in zip(keys, found, strict=True) if bad}
+            near = overlapping(vectors, other.vectors[theirs], args.overlap_similarity)
+            unwanted["overlap"] = {k for k, bad in zip(keys, near, strict=True) if bad}
     if "://" in args.output:
         raise ValueError(f"{args.output}: the new manifest is a local file; its shards may be far")
     result = curate(args.manifest, Path(args.output), unwanted, _numbers(args.min))
@@ -87,11 +87,11 @@ def _rows(path: Path, modality: str | None) -> tuple[Table, list[int]]:
 
 
 def _numbers(words: Sequence[str]) -> dict[str, float]:
-    found = {}
+    numbers = {}
     for word in words:
         key, _, number = word.partition("=")
         try:
-            found[key] = float(number)
+            numbers[key] = float(number)
         except ValueError as error:
             raise ValueError(f"--min takes KEY=NUMBER, given {word}") from error
-    return found
+    return numbers

@@ -47,12 +47,12 @@ def main(words: Sequence[str] | None = None) -> None:
     from multimodal.cli.program.drafting import look_at
     from multimodal.cli.program.experiment import command_of, draft
 
-    found = [look_at(given) for given in args.data]
-    scratch = args.scratch or not _can_run_pretrained_texts(found)
-    text = draft(args.name, found, args.anchor, args.configs, scratch)
+    drafts = [look_at(given) for given in args.data]
+    scratch = args.scratch or not _can_run_pretrained_texts(drafts)
+    text = draft(args.name, drafts, args.anchor, args.configs, scratch)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
-    for each in found:
+    for each in drafts:
         for member in each.left_out:
             kind = each.manifest.fields[member].kind
             print(
@@ -67,9 +67,9 @@ def main(words: Sequence[str] | None = None) -> None:
     print(f"written: {file}\n\ntrain it:\n\n  {command_of(args.name, args.configs)}")
 
 
-def _can_run_pretrained_texts(found: Sequence[Found]) -> bool:
+def _can_run_pretrained_texts(drafts: Sequence[Found]) -> bool:
     """Whether the library that runs them is installed; says so where it is not."""
-    texts = any("text" in each.kinds.values() for each in found)
+    texts = any("text" in each.kinds.values() for each in drafts)
     if texts and importlib.util.find_spec("transformers") is None:
         print(
             "pretrained towers of texts need pip install 'multimodal[huggingface]'; the towers "

@@ -89,7 +89,7 @@ def _join(where: str, name: str) -> str:
 def _named(error: BaseException, message: str, where: str, leaves: Mapping[str, Any]) -> str | None:
     """The leaf that is meant: by its key, as ``name=``, as the first word, or as a value."""
     plain = {path: value for path, value in leaves.items() if not isinstance(value, Mapping)}
-    for found in (
+    for leaf in (
         _written_out(message, where, leaves),
         sorted(
             (path for path in plain if f"{_name(path)}={plain[path]}" in message),
@@ -103,28 +103,28 @@ def _named(error: BaseException, message: str, where: str, leaves: Mapping[str, 
         _numbers(message, plain) if not isinstance(error, RuntimeError) else [],
         _paths(plain) if isinstance(error, OSError) else [],
     ):
-        if found:
-            return _preferred(found, leaves)
+        if leaf:
+            return _preferred(leaf, leaves)
     words = [path for path in plain if path.rpartition(".")[2].replace("_", " ") in message]
     return words[0] if words else None
 
 
 def _written_out(message: str, where: str, leaves: Mapping[str, Any]) -> list[str]:
     """Leaves whose dotted path is in the message, as it is or below ``where``; long ones first."""
-    found = {
+    paths = {
         path
         for path in leaves
         for key in (path, _join(where, path))
         if "." in key and re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.]*\w)", message)
     }
-    return sorted(found, key=len, reverse=True)
+    return sorted(paths, key=len, reverse=True)
 
 
 def _mentioned(message: str, leaves: Mapping[str, Any], pattern: str) -> list[str]:
     """Leaves whose name is in the message in this form, the first that it mentions first."""
     matches = {path: re.search(pattern.format(re.escape(_name(path))), message) for path in leaves}
-    found = [(match.start(), path.count("."), path) for path, match in matches.items() if match]
-    return [path for *_, path in sorted(found)]
+    mentions = [(match.start(), path.count("."), path) for path, match in matches.items() if match]
+    return [path for *_, path in sorted(mentions)]
 
 
 def _name(path: str) -> str:
@@ -133,7 +133,7 @@ def _name(path: str) -> str:
 
 def _texts(message: str, leaves: Mapping[str, Any], quoted: bool) -> list[str]:
     """Leaves whose text is in the message: in quotes or a path, which no word is by chance."""
-    found = []
+    texts = []
     for path, value in leaves.items():
         if not isinstance(value, str) or len(value) < 2:
             continue
@@ -142,8 +142,8 @@ def _texts(message: str, leaves: Mapping[str, Any], quoted: bool) -> list[str]:
         pattern = rf"['\"`]{text}['\"`]" if chance else rf"(?<![\w.]){text}(?!\w)"
         if match := re.search(pattern, message):
             refused = re.search(r"\bno [\w ]*$", message[: match.start()])  # "has no key 'x'"
-            found.append((not refused, match.start(), path))
-    return [path for *_, path in sorted(found)]
+            texts.append((not refused, match.start(), path))
+    return [path for *_, path in sorted(texts)]
 
 
 def _numbers(message: str, leaves: Mapping[str, Any]) -> list[str]:
@@ -160,18 +160,18 @@ def _numbers(message: str, leaves: Mapping[str, Any]) -> list[str]:
 
 def _paths(leaves: Mapping[str, Any]) -> list[str]:
     """The only leaf that is a path or an address."""
-    found = [path for path, value in leaves.items() if isinstance(value, str) and "/" in value]
-    return found if len(found) == 1 else []
+    paths = [path for path, value in leaves.items() if isinstance(value, str) and "/" in value]
+    return paths if len(paths) == 1 else []
 
 
-def _preferred(found: Sequence[str], leaves: Mapping[str, Any]) -> str:
+def _preferred(paths: Sequence[str], leaves: Mapping[str, Any]) -> str:
     """The one that the command line gives, if it gives any of them; else the first with a value."""
     if HydraConfig.initialized():
         words = [word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task]
-        for path in found:
+        for path in paths:
             if any(word.endswith(f".{path}") or word == path for word in words):
                 return path
-    return next((path for path in found if leaves[path] is not None), found[0])
+    return next((path for path in paths if leaves[path] is not None), paths[0])
 
 
 def _shows(problem: str, value: Any) -> bool:

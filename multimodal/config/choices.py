@@ -55,10 +55,10 @@ def _class_of(node: Any, packages: tuple[str, ...]) -> type | None:
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         return None
     try:
-        found = resolve(node["_target_"], packages)
+        resolved = resolve(node["_target_"], packages)
     except TargetError:
         return None
-    return found if inspect.isclass(found) else None
+    return resolved if inspect.isclass(resolved) else None
 
 
 def _gives(node: Any, packages: tuple[str, ...]) -> str | None:

@@ -97,8 +97,8 @@ def _of_hydra(
     problem = fault_of(cause, key, _plain(_select(block, inner)) if inner else block)
     for name, part in beside.items():  # it is elsewhere
         if f"{problem.where}.".startswith(f"{join(start, name)}."):
-            found = problem.where.removeprefix(join(start, name))
-            return ConfigProblem(f"{_key_of(part, None) or name}{found}", problem.message)
+            place = problem.where.removeprefix(join(start, name))
+            return ConfigProblem(f"{_key_of(part, None) or name}{place}", problem.message)
     return problem
 
 

@@ -266,8 +266,8 @@ def refusal_of(error: BaseException) -> OSError | None:
     """The system's refusal to write that an error tells of; None where it tells of another."""
     if isinstance(error, OSError) and error.errno in _ADVICE:
         return error
-    if (found := _IN_WORDS.search(str(error))) and int(found[1]) in _ADVICE:
-        return OSError(int(found[1]), os.strerror(int(found[1])))
+    if (match := _IN_WORDS.search(str(error))) and int(match[1]) in _ADVICE:
+        return OSError(int(match[1]), os.strerror(int(match[1])))
     return None
 
 

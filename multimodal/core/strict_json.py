@@ -82,12 +82,12 @@ def is_text(value: Any) -> bool:
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of these pairs, for ``object_pairs_hook``; refuses a key that is there twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {excerpt(twice)} occurs twice in one object")
-    return found
+    return content
 
 
 def _whole_number(digits: str) -> int | HugeNumber:

@@ -172,7 +172,7 @@ def _first(files: ShardFiles, named: Named) -> str:
 
 def _hashes(files: ShardFiles, named: Named) -> Indices:
     """A hash for each sample of the table, in its order."""
-    found = np.empty(files.table.num_samples, np.int64)
+    hashes = np.empty(files.table.num_samples, np.int64)
     index = 0
     for number in range(len(files.table)):
         files.fetch_ahead(range(number + 1, min(number + _AHEAD, len(files.table))))
@@ -182,6 +182,6 @@ def _hashes(files: ShardFiles, named: Named) -> Indices:
             raise ValueError(f"join: {error}") from error
         for place in files.table.places_of(number):
             value = named(shard, int(place))
-            found[index] = _NO_VALUE if value is None else stable_hash("join", repr(value))
+            hashes[index] = _NO_VALUE if value is None else stable_hash("join", repr(value))
             index += 1
-    return found
+    return hashes

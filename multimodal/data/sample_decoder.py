@@ -244,7 +244,7 @@ class SampleDecoder:
         elif listing.members:
             fields = shard.fields(place)
             options = [member for member in listing.members if member in fields]
-        found = []
+        negatives = []
         for number, option in draw(options, listing.count, rng, name):
             value = option
             if listing.members:
@@ -252,8 +252,8 @@ class SampleDecoder:
                 value = self._value(name, one, shard, place, decoded.metadata, rng, None)
             key = stable_hash("listed", decoded.sample_id, name, number)
             own = replace(rng, source=f"{rng.source}/listed {number}", view=None)
-            found.append(ListedValue(value, key, key, own))
-        return found
+            negatives.append(ListedValue(value, key, key, own))
+        return negatives
 
     def _texts(
         self, name: str, shard: ShardReader, place: int, metadata: dict[str, Any]

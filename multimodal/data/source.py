@@ -300,7 +300,7 @@ class Source:
         self, name: str, index: int, decoded: Decoded, rng: SampleRNG
     ) -> list[ListedValue]:
         """Other samples; one that cannot be read is left out, and counted when its turn comes."""
-        listing, found = self.decoder.listings[name], list[ListedValue]()
+        listing, values = self.decoder.listings[name], list[ListedValue]()
         others = self._others.of(listing, index, decoded.metadata)
         for _, other in draw(others, listing.count, rng, name):
             own = replace(rng, index=other, view=None)
@@ -308,8 +308,8 @@ class Source:
                 sample = self.decode(other, own, [name])
                 if name in sample.values:
                     keys = sample.sample_id, sample.positive_key
-                    found.append(ListedValue(sample.values[name], *keys, own))
-        return found
+                    values.append(ListedValue(sample.values[name], *keys, own))
+        return values
 
     def keys(self) -> list[str]:
         """The samples' keys, in order; see `ShardFiles.keys`."""

@@ -68,7 +68,7 @@ def compare(
         published: set -> what is published of it.
         metrics: of the evaluation, as ``metrics.json`` holds them.
     """
-    found = []
+    figures = []
     for name, known in published.items():
         for figure, place in (known.figures if known else {}).items():
             assert known is not None
@@ -78,8 +78,8 @@ def compare(
             interval = None if bounds is None else (100 * bounds[0], 100 * bounds[1])
             others = {m: float(v[figure]) for m, v in known.models.items() if figure in v}
             ours = None if value is None else 100 * value
-            found.append(Comparison(name, figure, ours, interval, others))
-    return found
+            figures.append(Comparison(name, figure, ours, interval, others))
+    return figures
 
 
 def terminal_table(rows: Sequence[Comparison]) -> Table:

@@ -179,8 +179,8 @@ def _number(state: Mapping[str, Tensor], name: str | None) -> float | None:
 def _hint(diff: Diff) -> str:
     wanted = [name for entry in diff.missing for name in entry.partition(" <- ")[2].split(" + ")]
     theirs = [entry.partition(" [")[0] for entry in diff.unexpected]
-    if found := names.prefix_hint([name for name in wanted if name], theirs):
-        return f"Some of ours are there behind '{found}': give prefix={found}"
+    if prefix := names.prefix_hint([name for name in wanted if name], theirs):
+        return f"Some of ours are there behind '{prefix}': give prefix={prefix}"
     return "What may be left over, on either side, is named by allow=[NAME, PATTERN.*]"
 
 

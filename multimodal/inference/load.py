@@ -81,8 +81,8 @@ def load_embedder(
     elif files.is_model_folder(folder) or (folder / files.MODULES).is_file():
         loaded = _import_folder(folder)
     else:
-        found = checkpoint_at(folder)
-        loaded = load_checkpoint(found, allowed_packages, weights, addresses=allowed_addresses)
+        checkpoint = checkpoint_at(folder)
+        loaded = load_checkpoint(checkpoint, allowed_packages, weights, addresses=allowed_addresses)
     made = embedder_of(loaded.model, loaded.cfg, device, batch_size, kind, loaded.temperatures)
     if token_merging is not None:
         merge_tokens(made.model, token_merging)

@@ -60,8 +60,8 @@ def pair_similarities(
                 model.embed(name, value, batch.masks.get(name))
                 for name, value in batch.to(device).inputs.items()
             )
-            found = compare.paired(one, two).tolist()
-            for key, similarity in zip(batch.keys, found, strict=True):
+            similarities = compare.paired(one, two).tolist()
+            for key, similarity in zip(batch.keys, similarities, strict=True):
                 by_key.setdefault(key, []).append(similarity)
             done += int((batch.repeats == 0).sum())
             progress(done, total)

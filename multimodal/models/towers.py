@@ -346,5 +346,7 @@ class EmbeddingModel(nn.Module):
         self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Embed a batch of several modalities: name -> ``[B, embed_dim]``."""
-        found = masks or {}
-        return {name: self.embed(name, value, found.get(name)) for name, value in inputs.items()}
+        given_masks = masks or {}
+        return {
+            name: self.embed(name, value, given_masks.get(name)) for name, value in inputs.items()
+        }

@@ -52,8 +52,8 @@ class Columns:
         """Of all candidates."""
         keys = [self.batch] if self.in_batch else []
         keys += [] if self.listed is None else [self.listed.keys]
-        found = keys[0] if len(keys) == 1 else keys[0].joined(keys[1])
-        return found if self.past is None else found.followed_by(self.past)
+        joined = keys[0] if len(keys) == 1 else keys[0].joined(keys[1])
+        return joined if self.past is None else joined.followed_by(self.past)
 
     def matches(self, anchors: SampleKeys, candidates: SampleKeys) -> tuple[Tensor, Tensor]:
         """Positives and negatives ``[A, C]``; what is listed is never a positive."""

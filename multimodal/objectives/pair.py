@@ -237,9 +237,9 @@ class Pair(nn.Module):
         scale, bias = context.scale, self.bias(context.scale)
         sides = (self._side(gathered, self.anchor), self._side(gathered, self.other))
         if gathered.whole is not None:
-            found = round_the_ranks(sides, gathered, self.keys_are_positives, context, bias)
-            if found is not None:
-                return found
+            total = round_the_ranks(sides, gathered, self.keys_are_positives, context, bias)
+            if total is not None:
+                return total
             gathered = gather_whole(gathered, names)
             sides = (self._side(gathered, self.anchor), self._side(gathered, self.other))
         listed = [gathered.listed.get(name) for name in names]

@@ -34,8 +34,8 @@ def use_best(trainer: pl.Trainer, module: TrainingModule, evaluated: bool = True
         (c for c in trainer.callbacks if isinstance(c, Checkpoint)),  # type: ignore[attr-defined]
         None,
     )
-    found = None if callback is None else callback.best_there()
-    best = all_gather_object(found)[0]  # the first rank's, which alone removes checkpoints
+    best_step = None if callback is None else callback.best_there()
+    best = all_gather_object(best_step)[0]  # the first rank's, which alone removes checkpoints
     if callback is None or best is None:
         return last
     step, score, path = best

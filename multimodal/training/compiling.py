@@ -46,7 +46,7 @@ def compile_towers(model: EmbeddingModel, device: torch.device, backend: str | N
     for name, tower in towers.values():
         assert isinstance(tower, Tower)
         parts[name] = list(_parts(tower, model.compile_scope))
-    without = [name for name, found in parts.items() if not found]
+    without = [name for name, module in parts.items() if not module]
     whole = f"{KEY}=tower compiles whole towers"
     if len(without) == len(parts):
         raise ConfigError([ConfigProblem(KEY, f"blocks: no tower has blocks; {whole}")])
@@ -58,8 +58,8 @@ def compile_towers(model: EmbeddingModel, device: torch.device, backend: str | N
 
     config.recompile_limit = config.accumulated_recompile_limit = VARIANTS
     shapes.use_duck_shape = False  # or a batch as large as its texts are long would be a kind
-    for found in parts.values():
-        for part in found:
+    for module in parts.values():
+        for part in module:
             part.compile(dynamic=True, backend=backend)
 
 

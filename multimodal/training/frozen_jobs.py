@@ -123,17 +123,17 @@ def jobs(
     Raises:
         ValueError: if there is none.
     """
-    found = False
+    has_any = False
     for source in data.sources.values():
         for name in source.modalities:
             if _is_cached(name, model):
-                found = True
+                has_any = True
                 yield Job(source, name, model, data.transforms[name], settings.get(name))
             if teacher is not None and name in teacher.modalities:
-                found = True
+                has_any = True
                 how = teacher.transforms[name], teacher.settings[name]
                 yield Job(source, name, teacher.model, *how, taught=True)
-    if not found:
+    if not has_any:
         raise ValueError("data.cache_frozen=true, but no source has a frozen tower's modality")
 
 

@@ -114,8 +114,8 @@ def differences(saved: Any, present: Any) -> dict[str, tuple[Any, Any]]:
 
     def value(tree: Mapping[str, Any], key: str) -> Any:
         added = (default for name, default in ADDED_KEYS.items() if _under(key, name))
-        found = tree[key] if key in tree else next(added, None)
-        return None if found == {} else found  # null, or an empty block, is as good as absent
+        setting = tree[key] if key in tree else next(added, None)
+        return None if setting == {} else setting  # null, or an empty block, is as good as absent
 
     return {
         key: (then.get(key, "absent"), now.get(key, "absent"))

@@ -49,8 +49,8 @@ def refuse_secret_names(cfg: DictConfig, folder: Path) -> None:
     tree = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(tree, dict)
     tree.pop("hydra", None)
-    found = [(key, secret) for key, secret in secrets_in(tree) if len(secret) > 3]
-    keys = [key for key, secret in found if redacted(str(folder), [secret]) != str(folder)]
+    secrets = [(key, secret) for key, secret in secrets_in(tree) if len(secret) > 3]
+    keys = [key for key, secret in secrets if redacted(str(folder), [secret]) != str(folder)]
     if keys:
         problem = (
             f"names the run's folder by a secret (of {', '.join(keys)}), and names of folders are "

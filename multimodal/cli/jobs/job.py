@@ -131,13 +131,13 @@ def protect(cfg: DictConfig, folder: Path) -> list[str]:
     Returns:
         The secrets.
     """
-    found = list(secrets_of(cfg))
-    secrets = [secret for _, secret in found]
+    located = list(secrets_of(cfg))
+    secrets = [secret for _, secret in located]
     if not secrets:
         return []
     raw = secrets_in(OmegaConf.to_container(cfg, resolve=False))
     literal = [where for where, secret in raw if secret not in os.environ.values()]
-    for where in dict.fromkeys(where for where, _ in found if where in literal):
+    for where in dict.fromkeys(where for where, _ in located if where in literal):
         print(
             f"WARNING: {where} looks like a key or a password. It is not recorded, but others may "
             "read it in the process list: put it into an environment variable and write "

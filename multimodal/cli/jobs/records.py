@@ -85,15 +85,15 @@ def results_of(folder: Path) -> dict[str, float]:
 
     An interval is two: ``SET.TASK.interval.METRIC.low`` and ``.high``.
     """
-    found: dict[str, float] = {}
+    results: dict[str, float] = {}
     table, report = folder / "metrics.csv", folder / "metrics.json"
     if table.exists():
         with table.open(newline="") as file:
             for row in csv.DictReader(file):
-                found |= {name: float(text) for name, text in row.items() if text and name}
+                results |= {name: float(text) for name, text in row.items() if text and name}
     if report.exists():
-        found |= dict(_numbers(json.loads(report.read_text())))
-    return found
+        results |= dict(_numbers(json.loads(report.read_text())))
+    return results
 
 
 def _numbers(tree: Any, where: str = "") -> list[tuple[str, float]]:
@@ -117,8 +117,8 @@ def value_of(folder: Path, metric: str | None) -> float | None:
     """
     if metric is None:
         return None
-    found = results_of(folder)
-    if metric not in found:
-        names = ", ".join(name for name in found if ".interval." not in name)
+    results = results_of(folder)
+    if metric not in results:
+        names = ", ".join(name for name in results if ".interval." not in name)
         raise SweepError(f"sweep_metric={metric}: the run left no such number; there are {names}")
-    return found[metric]
+    return results[metric]

@@ -49,13 +49,13 @@ def mine(cfg: DictConfig) -> None:
                     f"{name}: expected a modality of the samples ({', '.join(source.modalities)}) "
                     f"that the model embeds ({', '.join(model.towers)})"
                 )
-        found = _mined(cfg, embedder, source, options, store.digest(checkpoint))
-        found.save(output)
-    counts = (found.negatives >= 0).sum(axis=1)
-    mean = found.similarities[found.negatives >= 0].mean() if counts.any() else np.nan
+        mined = _mined(cfg, embedder, source, options, store.digest(checkpoint))
+        mined.save(output)
+    counts = (mined.negatives >= 0).sum(axis=1)
+    mean = mined.similarities[mined.negatives >= 0].mean() if counts.any() else np.nan
     print(
         f"{counts.sum()} negatives of {len(counts)} samples ({(counts == 0).sum()} have none), of "
-        f"mean similarity {mean:.3f}; their positives {found.positives.mean():.3f}: {output}"
+        f"mean similarity {mean:.3f}; their positives {mined.positives.mean():.3f}: {output}"
     )
 
 
@@ -72,7 +72,7 @@ def _mined(
         rows.embeddings[name].float().numpy() for name in (cfg.anchor, cfg.other)
     )
     items = rows.items[cfg.other].numpy()
-    found = find(anchors, candidates, rows.keys.numpy(), items, options)
+    negatives = find(anchors, candidates, rows.keys.numpy(), items, options)
     keys = source.keys()
     about = {
         "checkpoint": digest,
@@ -83,7 +83,9 @@ def _mined(
         "options": asdict(options),
     }
     own_keys = encoded([keys[place] for place in rows.indices.tolist()])
-    return NegativeTable(own_keys, found.negatives, found.similarities, found.positives, about)
+    return NegativeTable(
+        own_keys, negatives.negatives, negatives.similarities, negatives.positives, about
+    )
 
 
 def command() -> None:

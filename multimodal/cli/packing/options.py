@@ -178,10 +178,10 @@ def pairs(words: Sequence[str], option: str) -> dict[str, str]:
     Raises:
         ValueError: if one is none.
     """
-    found = dict(word.partition("=")[::2] for word in words)
-    if not all(found.values()):
+    mapping = dict(word.partition("=")[::2] for word in words)
+    if not all(mapping.values()):
         raise ValueError(f"{option} takes NAME=VALUE, given {' '.join(words)}")
-    return found
+    return mapping
 
 
 def _lower(words: Sequence[str]) -> list[str]:

@@ -58,14 +58,14 @@ def candidates(line: str) -> list[str]:
     if not words:
         return sorted(f"{name} " for name in COMMANDS if name.startswith(begun))
     command = find(words[0])
-    found: Iterable[str]
+    completions: Iterable[str]
     if command is None:
-        found = []
+        completions = []
     elif command.config is None:
-        found = _options(command, words[1:], begun)
+        completions = _options(command, words[1:], begun)
     else:
-        found = _overrides(command.config, words[1:], begun)
-    return sorted(set(found))
+        completions = _overrides(command.config, words[1:], begun)
+    return sorted(set(completions))
 
 
 def _split(line: str) -> list[str]:
@@ -118,13 +118,13 @@ def _overrides(config: str, words: list[str], begun: str) -> Iterable[str]:
     if options:
         return [f"{key}={name}" for name in options if name.startswith(value)]
     try:
-        found = Words(loader)._query(config, " ".join([*normalize_args(words), begun]))
+        matches = Words(loader)._query(config, " ".join([*normalize_args(words), begun]))
     except (HydraException, OmegaConfBaseException, SystemExit):
-        found = []
+        matches = []
     if equals:
-        return [*found, *(f"{key}={file}" for file in _files(value))]
+        return [*matches, *(f"{key}={file}" for file in _files(value))]
     added = [*(f"{group}=" for group in _ADDED), "+experiment="] if config == "train" else []
-    return [*found, *(word for word in added if word.startswith(begun))]
+    return [*matches, *(word for word in added if word.startswith(begun))]
 
 
 def _files(begun: str) -> list[str]:

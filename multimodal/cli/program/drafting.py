@@ -128,37 +128,37 @@ def look_at(given: str) -> Found:
         manifest = load_manifest(path)
     except (FileNotFoundError, ValueError) as error:
         raise UserError.mistake(f"new: {error}") from error
-    found = Found(path, manifest, {}, {})
-    split = found.train
+    draft = Found(path, manifest, {}, {})
+    split = draft.train
     for member, entry in manifest.fields.items():
         if entry.splits is not None and split not in entry.splits:
             continue
         if entry.kind == "json":
             key = next((key for key in CAPTIONS if key in entry.keys), None)
             if key is not None:
-                found.modalities.setdefault("text", {"member": member, "key": key})
-                found.kinds["text"] = "text"
+                draft.modalities.setdefault("text", {"member": member, "key": key})
+                draft.kinds["text"] = "text"
         elif entry.kind in TOWERS:
             name = member.rpartition(".")[0] if entry.kind == "array" else entry.kind
             name = name.replace(".", "_") or "array"
-            known = found.modalities.setdefault(name, {"member": []})
+            known = draft.modalities.setdefault(name, {"member": []})
             if isinstance(known["member"], list):  # alternatives, of which one is drawn
                 known["member"].append(member)
             else:  # a text beside a JSON: the member is the text
-                found.modalities[name] = {"member": [member]}
-            found.kinds[name] = entry.kind
+                draft.modalities[name] = {"member": [member]}
+            draft.kinds[name] = entry.kind
         else:
-            found.left_out.append(member)
-    for entry_ in found.modalities.values():
+            draft.left_out.append(member)
+    for entry_ in draft.modalities.values():
         if isinstance(entry_["member"], list) and len(entry_["member"]) == 1:
             (entry_["member"],) = entry_["member"]
-    if len(found.modalities) < 2:
+    if len(draft.modalities) < 2:
         held = ", ".join(f"{name} ({e.kind})" for name, e in manifest.fields.items())
         raise UserError.mistake(
             f"new: {path} has fewer than two modalities to relate; it holds {held}. A JSON is a "
             f"text where it has one of the keys {', '.join(CAPTIONS)} in every sample"
         )
-    return found
+    return draft
 
 
 def _manifest_of(given: str) -> str:
@@ -179,15 +179,15 @@ def _head(path: Path) -> bytes:
         return file.read(4096)
 
 
-def pairs_of(found: Sequence[Found], anchor: str | None) -> dict[str, tuple[str, str]]:
+def pairs_of(drafts: Sequence[Found], anchor: str | None) -> dict[str, tuple[str, str]]:
     """Name -> (anchor, other): each modality with the anchor where they meet, else with another.
 
     Raises:
         UserError: if the anchor that was asked for is in no manifest.
     """
-    names = list(dict.fromkeys(name for each in found for name in each.modalities))
+    names = list(dict.fromkeys(name for each in drafts for name in each.modalities))
     meet = {
-        name: {other for each in found if name in each.modalities for other in each.modalities}
+        name: {other for each in drafts if name in each.modalities for other in each.modalities}
         - {name}
         for name in names
     }
@@ -209,7 +209,7 @@ def pairs_of(found: Sequence[Found], anchor: str | None) -> dict[str, tuple[str,
         other = sorted(meet[name])[0]
         if f"{other}_{name}" not in pairs:
             pairs[f"{name}_{other}"] = (name, other)
-    for each in found:  # whose modalities are all related to others, and not to each other
+    for each in drafts:  # whose modalities are all related to others, and not to each other
         own = [name for name in order if name in each.modalities]
         if not any(set(ends) <= set(own) for ends in pairs.values()):
             pairs |= {f"{own[0]}_{other}": (own[0], other) for other in own[1:] if other != own[0]}
@@ -268,16 +268,16 @@ def tower_for(kind: str, scratch: bool, cached: bool, more: bool) -> Tower:
     return replace(tower, settings={**tower.settings, "head": head})
 
 
-def may_cache(found: Sequence[Found]) -> bool:
+def may_cache(drafts: Sequence[Found]) -> bool:
     """Whether frozen features of all samples are few enough to be kept on disk."""
-    return VIEWS * sum(each.samples for each in found) <= CACHED
+    return VIEWS * sum(each.samples for each in drafts) <= CACHED
 
 
-def settings_of(found: Found, name: str, tower: Tower) -> tuple[dict[str, Any], dict[str, Any]]:
+def settings_of(drafts: Found, name: str, tower: Tower) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the encoder and the transform of an array or a signal have to be told."""
-    if found.kinds[name] not in ("array", "imu") and tower.transform != "audio_whisper":
+    if drafts.kinds[name] not in ("array", "imu") and tower.transform != "audio_whisper":
         return {}, {}
-    source = Source(found.path, {name: found.modalities[name]}, found.train)
+    source = Source(drafts.path, {name: drafts.modalities[name]}, drafts.train)
     values: list[Any] = [
         source.decode(index, None).values[name] for index in range(min(READINGS, len(source)))
     ]
@@ -306,9 +306,9 @@ def settings_of(found: Found, name: str, tower: Tower) -> tuple[dict[str, Any], 
     }  # fmt: skip
 
 
-def sizes_of(found: Sequence[Found], most: int = 128) -> Mapping[str, int]:
+def sizes_of(drafts: Sequence[Found], most: int = 128) -> Mapping[str, int]:
     """Batch size (at most ``most``), steps, steps between validations, by the samples' number."""
-    smallest, total = min(each.samples for each in found), sum(each.samples for each in found)
+    smallest, total = min(each.samples for each in drafts), sum(each.samples for each in drafts)
     if smallest < 4:
         raise UserError.mistake(
             f"new: {smallest} samples to train on are too few; expected at least 4"

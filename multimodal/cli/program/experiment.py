@@ -24,7 +24,7 @@ def command_of(name: str, configs: Path) -> str:
 
 
 def draft(
-    name: str, found: Sequence[Found], anchor: str | None, configs: Path, scratch: bool = True
+    name: str, drafts: Sequence[Found], anchor: str | None, configs: Path, scratch: bool = True
 ) -> str:
     """The experiment as YAML, under 40 lines.
 
@@ -36,35 +36,35 @@ def draft(
         scratch: random towers; else those of the catalogue, where it has one.
     """
     for count in range(len(PACKED) + 1):
-        text = _text(name, found, anchor, configs, scratch, PACKED[:count])
+        text = _text(name, drafts, anchor, configs, scratch, PACKED[:count])
         if text.count("\n") <= LINES:
             break
     return text
 
 
 def _text(
-    name: str, found: Sequence[Found], anchor: str | None, configs: Path, scratch: bool,
+    name: str, drafts: Sequence[Found], anchor: str | None, configs: Path, scratch: bool,
     packed: Sequence[str],
 ) -> str:  # fmt: skip
-    kinds = {modality: kind for each in found for modality, kind in each.kinds.items()}
-    pairs = drafting.pairs_of(found, anchor)
+    kinds = {modality: kind for each in drafts for modality, kind in each.kinds.items()}
+    pairs = drafting.pairs_of(drafts, anchor)
     used = list(dict.fromkeys(modality for ends in pairs.values() for modality in ends))
-    small = drafting.may_cache(found)
+    small = drafting.may_cache(drafts)
     more = any(kinds[m] not in drafting.MAIN for m in used)
     chosen = {m: drafting.tower_for(kinds[m], scratch, small, more) for m in used}
-    towers, transforms = _told(found, chosen)
+    towers, transforms = _told(drafts, chosen)
     fetched = sorted({each.pretrained for each in chosen.values() if each.pretrained})
     cached = bool(fetched) and small
-    sizes = drafting.sizes_of(found, 256 if cached else 128)
+    sizes = drafting.sizes_of(drafts, 256 if cached else 128)
     decay = 1.0 if small and not more else 0.1
-    validated = any(each.split(drafting.VALIDATION) for each in found)
+    validated = any(each.split(drafting.VALIDATION) for each in drafts)
     return "\n".join(
         [
             "# @package _global_",
             f"# {command_of(name, configs)}",
             "#",
-            f"# {', '.join(used)} of {', '.join(each.name for each in found)}: "
-            f"{sum(each.samples for each in found):,} samples to train on.",
+            f"# {', '.join(used)} of {', '.join(each.name for each in drafts)}: "
+            f"{sum(each.samples for each in drafts):,} samples to train on.",
             *([f"# Frozen towers of the catalogue: {', '.join(fetched)}."] if fetched else []),
             "defaults: [",
             *(
@@ -88,21 +88,21 @@ def _text(
             "  compile: null",
             *_block("towers", towers, packed, 2),
             *_block("pairs", drafting.pair_blocks(pairs, kinds, scratch), packed),
-            *_data(found, used, transforms, sizes["batch_size"], packed),
+            *_data(drafts, used, transforms, sizes["batch_size"], packed),
             *(["  cache_frozen: true"] if cached else []),
-            *_evaluation(found, used, packed),
+            *_evaluation(drafts, used, packed),
             f"trainer: {{max_steps: {sizes['max_steps']}, val_check_interval: {sizes['every']}}}",
         ]
     ) + "\n"  # fmt: skip
 
 
 def _told(
-    found: Sequence[Found], chosen: Mapping[str, drafting.Tower]
+    drafts: Sequence[Found], chosen: Mapping[str, drafting.Tower]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of towers and transforms, by modality: its own, and what data decide."""
     towers = {m: {**each.settings} for m, each in chosen.items() if each.settings}
     transforms: dict[str, Any] = {}
-    for each in found:
+    for each in drafts:
         for modality in each.modalities:
             if modality in chosen and modality not in transforms:
                 encoder, transform = drafting.settings_of(each, modality, chosen[modality])
@@ -128,28 +128,28 @@ def _again(each: Found, used: Sequence[str], split: str) -> dict[str, Any]:
 
 
 def _data(
-    found: Sequence[Found], used: Sequence[str], transforms: dict[str, Any], batch_size: int,
+    drafts: Sequence[Found], used: Sequence[str], transforms: dict[str, Any], batch_size: int,
     packed: Sequence[str],
 ) -> list[str]:  # fmt: skip
     validation = {
         each.name: _again(each, used, split)
-        for each in found
+        for each in drafts
         if (split := each.split(drafting.VALIDATION))
     }
     return [
         "data:",
         f"  batch_size: {batch_size}",
         "  num_workers: 1",
-        *_block("sources", {e.name: _source(e, used, e.train) for e in found}, packed, 2),
+        *_block("sources", {e.name: _source(e, used, e.train) for e in drafts}, packed, 2),
         *_block("val_sources", validation, packed, 2),
         *_block("transforms", transforms, packed, 2),
     ]
 
 
-def _evaluation(found: Sequence[Found], used: Sequence[str], packed: Sequence[str]) -> list[str]:
+def _evaluation(drafts: Sequence[Found], used: Sequence[str], packed: Sequence[str]) -> list[str]:
     sets = {
         each.name: {"source": _again(each, used, split), "retrieval": "all"}
-        for each in found
+        for each in drafts
         if (split := each.split(drafting.TEST) or each.split(drafting.VALIDATION))
     }
     return ["evaluation:", *_block("sets", sets, packed, 2)] if sets else []

@@ -37,8 +37,8 @@ def _item(part: str) -> Content:
     if stripped[:1] + stripped[-1:] == "{}":
         entries: dict[str, str] = {}
         for entry in _split(stripped[1:-1]):
-            if found := _ENTRY.fullmatch(entry):
-                entries[found[1]] = _unquoted(found[2])
+            if match := _ENTRY.fullmatch(entry):
+                entries[match[1]] = _unquoted(match[2])
             elif entries:  # a comma in the value before
                 entries[list(entries)[-1]] += f",{entry.rstrip()}"
             else:
@@ -48,8 +48,8 @@ def _item(part: str) -> Content:
 
 
 def _unquoted(text: str) -> str:
-    found = _QUOTED.fullmatch(text)
-    return f"{found[1]}{found[3]}" if found else text.strip()
+    match = _QUOTED.fullmatch(text)
+    return f"{match[1]}{match[3]}" if match else text.strip()
 
 
 def _split(text: str) -> list[str]:

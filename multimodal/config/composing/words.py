@@ -72,7 +72,7 @@ def text_value(text: str) -> str:
 
 def quoted(text: str) -> str:
     """``text`` as a quoted value, of which nothing is interpolated."""
-    literal = re.sub(r"(\\*)\$\{", lambda found: f"{2 * found[1]}\\${{", text)
+    literal = re.sub(r"(\\*)\$\{", lambda match: f"{2 * match[1]}\\${{", text)
     return QuotedString(literal, Quote.single).with_quotes()
 
 

@@ -22,9 +22,9 @@ def is_address(value: Any) -> bool:
     """Whether a value is something to fetch, or a command to read from, and not a local path."""
     if not isinstance(value, str) or value.startswith(_OURS):
         return False
-    scheme, found, _ = value.partition("://")
+    scheme, separator, _ = value.partition("://")
     words = len(scheme.split()) > 1 and "::" not in scheme  # a sentence with an address in it
-    return (bool(found) and not words) or value.lstrip().startswith("pipe:")
+    return (bool(separator) and not words) or value.lstrip().startswith("pipe:")
 
 
 def named_by(cfg: DictConfig) -> list[str]:

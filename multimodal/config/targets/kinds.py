@@ -85,15 +85,15 @@ def kinds_at(path: Sequence[str]) -> list[Kind]:
 
 def kinds_of(annotation: Any) -> list[Kind]:
     """The kinds that a parameter's annotation asks for; none if it takes plain values alone."""
-    found: list[Kind] = []
+    kinds: list[Kind] = []
     for member in alternatives(annotation):
         origin = get_origin(member) or member
         if origin is collections.abc.Callable and len(get_args(member)) == 2:
             made = get_args(member)[1]
-            found += [Kind(kind.base, partial=True) for kind in kinds_of(made)]
+            kinds += [Kind(kind.base, partial=True) for kind in kinds_of(made)]
         elif isinstance(origin, type) and _is_kind(origin):
-            found.append(Kind(origin))
-    return found
+            kinds.append(Kind(origin))
+    return kinds
 
 
 def _is_kind(origin: type) -> bool:
@@ -134,20 +134,20 @@ def parameters_of(built: Any) -> tuple[dict[str, Any], list[Any]]:
     return by_name, in_order
 
 
-def fits(found: type, kinds: Sequence[Kind], packages: Sequence[str]) -> Kind | None:
+def fits(target: type, kinds: Sequence[Kind], packages: Sequence[str]) -> Kind | None:
     """The first of ``kinds`` that a class is of; None if it is of none."""
-    return next((kind for kind in kinds if _is_of(found, kind.base, packages)), None)
+    return next((kind for kind in kinds if _is_of(target, kind.base, packages)), None)
 
 
-def _is_of(found: type, base: type, packages: Sequence[str]) -> bool:
-    own = is_own(found, packages)
+def _is_of(target: type, base: type, packages: Sequence[str]) -> bool:
+    own = is_own(target, packages)
     if _is_protocol(base):
-        return (own or inside(found.__module__, ["multimodal"])) and _has_members(found, base)
-    if not issubclass(found, base):
+        return (own or inside(target.__module__, ["multimodal"])) and _has_members(target, base)
+    if not issubclass(target, base):
         return False
     if f"{base.__module__}.{base.__qualname__}" == "torch.nn.modules.module.Module":
-        lightning = any(inside(each.__module__, ["pytorch_lightning"]) for each in found.__mro__)
-        return not lightning and (own or inside(found.__module__, MODULES))
+        lightning = any(inside(each.__module__, ["pytorch_lightning"]) for each in target.__mro__)
+        return not lightning and (own or inside(target.__module__, MODULES))
     return True
 
 
@@ -155,7 +155,7 @@ def _is_protocol(base: type) -> bool:
     return bool(getattr(base, "_is_protocol", False))
 
 
-def _has_members(found: type, protocol: type) -> bool:
+def _has_members(target: type, protocol: type) -> bool:
     """Whether a class has the methods, properties and class attributes of a protocol."""
     annotated = getattr(protocol, "__annotations__", {})
     wanted = [name for name, hint in annotated.items() if "ClassVar" in str(hint)]
@@ -166,6 +166,6 @@ def _has_members(found: type, protocol: type) -> bool:
         and (not name.startswith("_") or name == "__call__")
     ]
     fields: set[str] = set().union(
-        *(getattr(each, "__annotations__", {}) for each in found.__mro__)
+        *(getattr(each, "__annotations__", {}) for each in target.__mro__)
     )
-    return all(hasattr(found, name) or name in fields for name in wanted)
+    return all(hasattr(target, name) or name in fields for name in wanted)

@@ -45,12 +45,12 @@ def _children(node: Any) -> list[tuple[Any, Any]]:
 
 
 def _targets(node: Any) -> list[str]:
-    found = []
+    targets = []
     for key, child in _children(node):
-        found += _targets(child)
+        targets += _targets(child)
         if key == "_target_" and isinstance(child._value(), str):
-            found.append(child._value())
-    return found
+            targets.append(child._value())
+    return targets
 
 
 def _in_place(node: Any) -> None:

@@ -33,9 +33,9 @@ def inside(path: str, packages: Sequence[str]) -> bool:
     return any(path == name or path.startswith(f"{name}.") for name in packages)
 
 
-def is_own(found: Any, packages: Sequence[str]) -> bool:
+def is_own(resolved: Any, packages: Sequence[str]) -> bool:
     """Whether a class or function is defined in a package that was added to ours."""
-    return inside(str(found.__module__), [name for name in packages if name not in ALLOWED])
+    return inside(str(resolved.__module__), [name for name in packages if name not in ALLOWED])
 
 
 def refused_name(target: Any, packages: Sequence[str]) -> str | None:
@@ -62,19 +62,19 @@ def resolve(target: str, packages: tuple[str, ...]) -> Any:
     target = renamed(target)
     if reason := refused_name(target, packages):
         raise TargetError(reason)
-    found: Any = None
+    resolved: Any = None
     path = ""
     for part in target.split("."):
-        owner, path = found, f"{path}.{part}" if path else part
-        found = _step(owner, part, path)
-        if isinstance(found, ModuleType) and found.__name__ != path:
-            raise TargetError(f"'{path}' is only imported there: it is '{found.__name__}'")
-        if inspect.isclass(owner) and not inspect.isclass(found):
+        owner, path = resolved, f"{path}.{part}" if path else part
+        resolved = _step(owner, part, path)
+        if isinstance(resolved, ModuleType) and resolved.__name__ != path:
+            raise TargetError(f"'{path}' is only imported there: it is '{resolved.__name__}'")
+        if inspect.isclass(owner) and not inspect.isclass(resolved):
             raise TargetError(f"'{target}' is a method: expected a class or a function")
-    if not (inspect.isclass(found) or inspect.isfunction(found)):
+    if not (inspect.isclass(resolved) or inspect.isfunction(resolved)):
         raise TargetError(f"'{target}' is not a class or function")
-    _require_home(target, found, packages)
-    return found
+    _require_home(target, resolved, packages)
+    return resolved
 
 
 def _step(owner: Any, part: str, path: str) -> Any:
@@ -93,17 +93,17 @@ def _step(owner: Any, part: str, path: str) -> Any:
         raise TargetError(f"'{path}' cannot be imported: {error}") from error
 
 
-def _require_home(target: str, found: Any, packages: Sequence[str]) -> None:
+def _require_home(target: str, resolved: Any, packages: Sequence[str]) -> None:
     """Refuses what is defined in another package, or passes itself off as defined in this one."""
     reached = [name for name in packages if inside(target, [name])]
     homes = [home for name in reached for home in _HOMES.get(name, ())]
-    if not inside(str(found.__module__), [*reached, *homes]):
-        raise TargetError(f"'{target}' is only imported there, from '{found.__module__}'")
-    at_home: Any = sys.modules.get(found.__module__)
-    for part in found.__qualname__.split("."):
+    if not inside(str(resolved.__module__), [*reached, *homes]):
+        raise TargetError(f"'{target}' is only imported there, from '{resolved.__module__}'")
+    at_home: Any = sys.modules.get(resolved.__module__)
+    for part in resolved.__qualname__.split("."):
         at_home = getattr(at_home, part, None)
-    if at_home is not found and inspect.isfunction(found):
-        raise TargetError(f"'{target}' is not what '{found.__module__}' defines by that name")
+    if at_home is not resolved and inspect.isfunction(resolved):
+        raise TargetError(f"'{target}' is not what '{resolved.__module__}' defines by that name")
 
 
 def _absent(owner: Any, name: str, path: str) -> TargetError:

@@ -132,11 +132,11 @@ def former(module: str) -> Callable[[str], Any]:
         if now == old or name.startswith("_"):
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         try:
-            found = getattr(importlib.import_module(room), new)
+            offered = getattr(importlib.import_module(room), new)
         except AttributeError as error:
             raise AttributeError(f"{old} is gone: {error}; see docs/architecture.md") from error
         warnings.warn(f"{old} is now {now}", DeprecationWarning, stacklevel=2)
-        return found
+        return offered
 
     return get
 

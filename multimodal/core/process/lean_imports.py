@@ -115,8 +115,8 @@ def _class_of(module: str, name: str) -> type:
             return cls.__subclasscheck__(type(instance))
 
         def __subclasscheck__(cls, subclass: type) -> bool:
-            found = sys.modules.get(module)
-            real = None if found is None else vars(found).get(name)
+            loaded = sys.modules.get(module)
+            real = None if loaded is None else vars(loaded).get(name)
             return real is cls or (real is not None and issubclass(subclass, real))
 
     return OfTheRealClass(name, (), {"__module__": module})

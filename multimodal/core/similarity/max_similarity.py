@@ -30,10 +30,10 @@ def max_similarity(queries: Tensor, documents: Tensor) -> Tensor:
     Returns:
         ``[Q, C]``, with gradients to both.
     """
-    found: Tensor = _MaxSimilarity.apply(  # type: ignore[no-untyped-call]
+    scores: Tensor = _MaxSimilarity.apply(  # type: ignore[no-untyped-call]
         queries, documents, torch.is_grad_enabled()
     )
-    return found
+    return scores
 
 
 def paired_max_similarity(queries: Tensor, documents: Tensor) -> Tensor:

@@ -116,15 +116,15 @@ class _MaxSimComparison(Comparison):
 
     def matrix(self, rows: Tensor, columns: Tensor) -> Tensor:
         queries, documents = (rows, columns) if self.rows_ask else (columns, rows)
-        found = max_similarity(queries, documents)
+        scores = max_similarity(queries, documents)
         if self.mean:
-            found = found / _count(queries)[:, None]
-        return found if self.rows_ask else found.T
+            scores = scores / _count(queries)[:, None]
+        return scores if self.rows_ask else scores.T
 
     def paired(self, rows: Tensor, columns: Tensor) -> Tensor:
         queries, documents = (rows, columns) if self.rows_ask else (columns, rows)
-        found = paired_max_similarity(queries, documents)
-        return found / _count(queries) if self.mean else found
+        scores = paired_max_similarity(queries, documents)
+        return scores / _count(queries) if self.mean else scores
 
     def kept(self, rows: Tensor, columns: Tensor) -> int:
         return (rows if self.rows_ask else columns).shape[1]

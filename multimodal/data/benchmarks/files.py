@@ -63,8 +63,8 @@ def document(path: Path) -> Any:
 
 def by_stem(folder: Path, *extensions: str) -> dict[str, Path]:
     """The files below a folder with these extensions, by their names without them."""
-    found = sorted(path for path in folder.rglob("*") if extension_of(path.name) in extensions)
-    return {path.stem: path for path in found}
+    paths = sorted(path for path in folder.rglob("*") if extension_of(path.name) in extensions)
+    return {path.stem: path for path in paths}
 
 
 def in_file(path: Path) -> InFile:

@@ -119,7 +119,7 @@ def llvip(folder: Path) -> Samples:
 
 
 def _boxes(note: Path, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    found = []
+    boxes = []
     for each in ElementTree.parse(note).getroot().iter("bndbox"):
         left, top, right, bottom = (
             round(float(each.findtext(side, "nan"))) for side in ("xmin", "ymin", "xmax", "ymax")
@@ -127,8 +127,8 @@ def _boxes(note: Path, size: tuple[int, int]) -> list[tuple[int, int, int, int]]
         box = (max(0, left), max(0, top), min(size[0], right), min(size[1], bottom))
         if box[2] - box[0] < 1 or box[3] - box[1] < 1:
             raise LayoutError(f"{note}: the box {(left, top, right, bottom)} is empty")
-        found.append(box)
-    return found
+        boxes.append(box)
+    return boxes
 
 
 def _background(

@@ -69,8 +69,8 @@ def audioset(folder: Path) -> Samples:
         mids = labels.strip().strip('"').split(",")
         if unknown := [mid for mid in mids if mid not in names]:
             raise LayoutError(f"{path}, line {number}: unknown class {unknown[0]}")
-        found = _clip(files, folder, clip, start.partition(".")[0])
-        yield sample(clip, "audio.wav", found, {"labels": [names[mid] for mid in mids]})
+        clip_path = _clip(files, folder, clip, start.partition(".")[0])
+        yield sample(clip, "audio.wav", clip_path, {"labels": [names[mid] for mid in mids]})
 
 
 def _clip(files: dict[str, Path], folder: Path, name: str, start: str) -> Path:

@@ -83,10 +83,10 @@ def coded_pixels(data: bytes) -> int:
 
 def codestream_pixels(data: bytes) -> int:
     """Pixels of the grid of a JPEG 2000 codestream, which may differ from its container's."""
-    found = data.find(_SIZ)
-    start = found + len(_SIZ) + 4  # after the segment's length and capabilities
+    marker = data.find(_SIZ)
+    start = marker + len(_SIZ) + 4  # after the segment's length and capabilities
     width, height = (int.from_bytes(data[start + at : start + at + 4], "big") for at in (0, 4))
-    return width * height if found >= 0 else 0
+    return width * height if marker >= 0 else 0
 
 
 def _jpeg_pixels(data: bytes) -> int:

@@ -42,10 +42,10 @@ def decode_points(data: bytes, request: Request) -> NDArray[Any]:
     result = np.float64 if wide else np.float32
     if not header.order:
         # A number has a digit and a space at least.
-        found = np.array(data[header.start :].split(maxsplit=count)[:count], result)
-        if found.size < count:
-            raise DecodeError("corrupt", f"cut: {found.size} of {count} numbers are there")
-        return found.reshape(header.vertices, len(header.fields))
+        vertices = np.array(data[header.start :].split(maxsplit=count)[:count], result)
+        if vertices.size < count:
+            raise DecodeError("corrupt", f"cut: {vertices.size} of {count} numbers are there")
+        return vertices.reshape(header.vertices, len(header.fields))
     row = np.dtype([(name, header.order + kind) for name, kind in header.fields])
     missing = header.start + header.vertices * row.itemsize - len(data)
     if missing > 0:

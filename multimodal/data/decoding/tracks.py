@@ -59,8 +59,8 @@ def decode_track(data: bytes, demuxer: str, limits: Limits) -> Signal:
         raise DecodeError("corrupt" if seconds else "empty", "the sound has no samples")
     samples = np.concatenate(parts, axis=1)
     if samples.shape[1] / rate < seconds - _SLACK_S:
-        found = f"{samples.shape[1] / rate:.2f} of {seconds:.2f} s"
-        raise DecodeError("corrupt", f"cut: only {found} are there")
+        length = f"{samples.shape[1] / rate:.2f} of {seconds:.2f} s"
+        raise DecodeError("corrupt", f"cut: only {length} are there")
     return Signal(samples, float(rate))
 
 
@@ -87,16 +87,16 @@ def track_window(container: Any, start: float, seconds: float, limits: Limits) -
     samples = np.zeros((channels, count), np.float32)
     if start > 0 and stream.time_base:
         container.seek(int(max(0.0, start - _LEAD_S) / stream.time_base), stream=stream)
-    found = False
+    has_frames = False
     for moment, block in decoded_blocks(container, stream):
-        found = True
+        has_frames = True
         at = round((moment - start) * rate)
         if at >= count:
             break
         part = block[:, max(0, -at) : max(0, count - at)]
         begin = max(0, at)
         samples[:, begin : begin + part.shape[1]] = part
-    if not found:
+    if not has_frames:
         raise DecodeError("corrupt", "the sound track has no sound")
     require_finite(samples)
     return Signal(samples, float(rate))

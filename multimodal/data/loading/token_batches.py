@@ -92,7 +92,7 @@ class TokenBudget:
         high = -(-(number + 1) * self.total // self.batches)
         sums = np.array([self._of_shards[shards].sum() for shards in order.shards])
         ends = np.cumsum(sums)
-        found = []
+        indices = []
         for block in range(int(np.searchsorted(ends, low, side="right")), len(ends)):
             begin = int(ends[block] - sums[block])
             if begin >= high:
@@ -100,8 +100,8 @@ class TokenBudget:
             samples = order.block(block)
             lengths = self.tokens[samples]
             begins = begin + np.cumsum(lengths) - lengths
-            found.append(samples[(begins >= low) & (begins < high)])
-        return np.concatenate(found)
+            indices.append(samples[(begins >= low) & (begins < high)])
+        return np.concatenate(indices)
 
 
 def share(tokens: Indices, rank: int, world_size: int) -> Indices:

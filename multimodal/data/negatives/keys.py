@@ -38,8 +38,8 @@ class KeyIndex:
         width = max(self.names.dtype.itemsize, keys.dtype.itemsize)
         keys = keys.astype(f"S{width}")
         places = np.searchsorted(self._sorted, keys).clip(max=len(self._sorted) - 1)
-        found = self._sorted[places] == keys
-        return np.where(found, self._order[places], -1)
+        is_known = self._sorted[places] == keys
+        return np.where(is_known, self._order[places], -1)
 
 
 def encoded(keys: Sequence[str]) -> Names:

@@ -37,8 +37,8 @@ class OtherSamples:
         if listing.table is not None:
             rows, negatives = self._table(listing.table)
             row = rows[index]
-            found = negatives[row] if row >= 0 else rows[:0]
-            return [int(other) for other in found if other >= 0]
+            indices = negatives[row] if row >= 0 else rows[:0]
+            return [int(other) for other in indices if other >= 0]
         if listing.samples is None:
             return []
         keys = texts_under(metadata, listing.samples)

@@ -67,14 +67,14 @@ def swapped(text: str, kinds: Sequence[str], count: int, rng: SampleRNG, name: s
     for kind in (kinds[place] for place in stream.permutation(len(kinds))):
         options = KINDS[kind](text, phrases)
         changes.append([options[place] for place in stream.permutation(len(options))])
-    found: dict[str, None] = {}
+    negatives: dict[str, None] = {}
     for turn in range(max(map(len, changes), default=0)):
         for options in changes:
             if turn < len(options):
                 changed = _edited(text, options[turn])
                 if changed.lower() != text.lower():
-                    found[changed] = None
-    return list(found)[:count]
+                    negatives[changed] = None
+    return list(negatives)[:count]
 
 
 def _phrases(text: str) -> Phrases:
@@ -113,7 +113,7 @@ def _replace(words: Sequence[Word], groups: Sequence[Sequence[str]]) -> list[lis
 
 
 def _replace_relation(text: str, phrases: Phrases) -> list[list[Edit]]:
-    found, lower = [], text.lower()
+    negatives, lower = [], text.lower()
     for group in RELATIONS:
         for relation in group:
             for match in re.finditer(rf"\b{re.escape(relation)}\b", lower):
@@ -123,8 +123,10 @@ def _replace_relation(text: str, phrases: Phrases) -> list[list[Edit]]:
                     for longer in each
                 )
                 if not covered:  # the "on" of "on top of"
-                    found += [[Edit(*match.span(), other)] for other in group if other != relation]
-    return found
+                    negatives += [
+                        [Edit(*match.span(), other)] for other in group if other != relation
+                    ]
+    return negatives
 
 
 def _exchange(words: Sequence[Word]) -> list[list[Edit]]:
@@ -148,14 +150,14 @@ def _is_plural(word: Word) -> bool:
 def _add_object(text: str, phrases: Phrases) -> list[list[Edit]]:
     """A noun of another group beside each of the text's."""
     held = {word.text.lower() for word in phrases.objects}
-    found = []
+    negatives = []
     for word in phrases.objects:
         for group in OBJECTS:
             for other in group[:3]:
                 if not held & set(group) and not other.endswith("s"):
                     article = "an" if other.startswith(_VOWELS) else "a"
-                    found.append([Edit(word.end, word.end, f" and {article} {other}")])
-    return found
+                    negatives.append([Edit(word.end, word.end, f" and {article} {other}")])
+    return negatives
 
 
 def _add_attribute(text: str, phrases: Phrases) -> list[list[Edit]]:

@@ -153,10 +153,10 @@ def verify(
     _, senseless = _senseless([(result.name, result.fields) for result in checked])
     good, problems = 0, []
     for number, result in enumerate(checked):
-        found = {place: p for (shard, place), p in senseless.items() if shard == number}
-        found |= result.problems
-        good += len(result.fields) - len(found)
-        problems += [*result.broken, *(found[place] for place in sorted(found))]
+        problems_of = {place: p for (shard, place), p in senseless.items() if shard == number}
+        problems_of |= result.problems
+        good += len(result.fields) - len(problems_of)
+        problems += [*result.broken, *(problems_of[place] for place in sorted(problems_of))]
     return good, problems
 
 
@@ -303,8 +303,8 @@ def _verify_sample(shard: Shard, name: str, place: int, job: _VerifyJob) -> Shar
         return ShardProblem(name, key, error.reason, error.detail)
     except ValueError as error:
         return ShardProblem(name, key, "unsupported", str(error))
-    found = [p for f, value in values.items() for p in _text_problems(name, key, value)]
-    return found[0] if found else _missing_keys(name, key, values, job.fields)
+    problems = [p for f, value in values.items() for p in _text_problems(name, key, value)]
+    return problems[0] if problems else _missing_keys(name, key, values, job.fields)
 
 
 def _kind(field: str, fields: Mapping[str, Field]) -> str:

@@ -93,12 +93,12 @@ def _named(field_name: str, data: bytes) -> str:
     stem, _, extension = field_name.rpartition(".")
     if extension != ANY:
         return field_name
-    found = sniff(data)
-    if found is None:
+    sniffed = sniff(data)
+    if sniffed is None:
         raise BadSampleError(
             "unsupported", f"{stem!r} has no name, and begins like no known file: {data[:8]!r}"
         )
-    return f"{stem}.{found}" if stem else found
+    return f"{stem}.{sniffed}" if stem else sniffed
 
 
 Say = Callable[[str], None]

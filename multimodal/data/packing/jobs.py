@@ -65,7 +65,7 @@ def _sorted_out(given: Iterable[Item | Refusal], plan: Plan) -> tuple[list[Item]
             refused.append(Refusal(item.key, "bad_key", f"no key can be made of {item.name!r}"))
         else:
             items[item.name] = item
-    found = []
+    refusals = []
     for name, key in unique_keys(items).items():
         item = items[name]
         if key != name:
@@ -74,8 +74,8 @@ def _sorted_out(given: Iterable[Item | Refusal], plan: Plan) -> tuple[list[Item]
         if plan.group is not None and _group(item, plan) is None:
             refused.append(Refusal(key, "no_group", f"the metadata have no {plan.group!r}"))
         else:
-            found.append(item)
-    return found, refused
+            refusals.append(item)
+    return refusals, refused
 
 
 def _jobs(items: Sequence[Item], plan: Plan) -> list[Job]:

@@ -182,8 +182,8 @@ class URLOutput:
                 return None
             return content
 
-        found: bytes | None = self._tried("read", name, read)
-        return found
+        data: bytes | None = self._tried("read", name, read)
+        return data
 
     def size(self, name: str) -> int | None:
         """See `Output`."""
@@ -195,8 +195,8 @@ class URLOutput:
             except FileNotFoundError:
                 return None
 
-        found: int | None = self._tried("find", name, size)
-        return found
+        length: int | None = self._tried("find", name, size)
+        return length
 
     def names(self, folder: str) -> list[str]:
         """See `Output`."""
@@ -208,8 +208,8 @@ class URLOutput:
             except FileNotFoundError:
                 return []
 
-        found: list[str] = self._tried("list", folder, names)
-        return found
+        entries: list[str] = self._tried("list", folder, names)
+        return entries
 
     def remove(self, name: str) -> None:
         """See `Output`."""

@@ -66,12 +66,12 @@ def _header(members: Mapping[str, bytes], plan: Plan) -> dict[str, Any]:
         return {}
     check_keywords(plan.header)
     try:
-        found = header_values(members[sorted(files)[0]], list(plan.header))
+        header = header_values(members[sorted(files)[0]], list(plan.header))
     except BadSampleError:
         raise
     except Exception as error:  # pydicom raises all sorts of errors on damaged input
         raise BadSampleError("corrupt", f"{type(error).__name__}: {error}") from error
-    return {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", k).lower(): v for k, v in found.items()}
+    return {re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", k).lower(): v for k, v in header.items()}
 
 
 def _packed(job: Job, plan: Plan, writer: ShardWriter) -> Done:

@@ -126,7 +126,7 @@ class Quality:
             samples=plain["samples"],
             pictures=pictures,
             lengths={name: Counter(dict(lengths)) for name, (lengths, _) in texts},
-            texts={name: Counter(dict(found)) for name, (_, found) in texts},
+            texts={name: Counter(dict(occurrences)) for name, (_, occurrences) in texts},
             captions=set(plain["captions"]),
             longest=(plain["longest"][0], plain["longest"][1]),
             **counts,
@@ -137,12 +137,12 @@ class Quality:
         near = near_duplicates(self.pictures)
         # Where nothing says what the captions are: the keys that hold texts of several words.
         named = self.captions or {n for n, c in self.lengths.items() if any(w > 1 for w in c)}
-        lengths, found = Counter[int](), Counter[str]()
+        lengths, texts = Counter[int](), Counter[str]()
         for name in named & self.texts.keys():
             lengths.update(self.lengths[name])
-            found.update(self.texts[name])
+            texts.update(self.texts[name])
         words = np.repeat(list(lengths), list(lengths.values())) if lengths else None
-        repeated = sum(count - 1 for count in found.values())
+        repeated = sum(count - 1 for count in texts.values())
         return {
             "samples": self.samples,
             "coverage": {
@@ -155,7 +155,7 @@ class Quality:
                 "examples": [list(pair) for pair in near[:_MOST_COMMON]],
             },
             "texts": {
-                "count": found.total(),
+                "count": texts.total(),
                 "words": None
                 if words is None
                 else {
@@ -164,7 +164,7 @@ class Quality:
                 },
                 "repeated": repeated,
                 "longest": list(self.longest) if self.longest[0] > _LONG else None,
-                "most_common": [pair for pair in found.most_common(_MOST_COMMON) if pair[1] > 1],
+                "most_common": [pair for pair in texts.most_common(_MOST_COMMON) if pair[1] > 1],
             },
             "classes": {
                 "count": len(self.labels),

@@ -54,18 +54,18 @@ def near_duplicates(vectors: Vectors, threshold: float) -> NDArray[np.bool_]:
         vectors: ``[N, D]``, of length 1.
         threshold: smallest cosine similarity of near-duplicates.
     """
-    found = np.zeros(len(vectors), bool)
+    is_near = np.zeros(len(vectors), bool)
     for start in range(0, len(vectors), _ROWS):
         block = vectors[start : start + _ROWS]
         for first in range(0, start, _ROWS):
-            earlier = vectors[first : first + _ROWS][~found[first : first + _ROWS]]
+            earlier = vectors[first : first + _ROWS][~is_near[first : first + _ROWS]]
             if len(earlier):
                 near = (block @ earlier.T >= threshold).any(axis=1)
-                found[start : start + len(block)] |= near
+                is_near[start : start + len(block)] |= near
         within = np.tril(block @ block.T >= threshold, -1)
         for row in np.flatnonzero(within.any(axis=1)):
-            found[start + row] |= bool((within[row] & ~found[start : start + len(block)]).any())
-    return found
+            is_near[start + row] |= bool((within[row] & ~is_near[start : start + len(block)]).any())
+    return is_near
 
 
 def overlapping(vectors: Vectors, others: Vectors, threshold: float) -> NDArray[np.bool_]:
@@ -76,13 +76,13 @@ def overlapping(vectors: Vectors, others: Vectors, threshold: float) -> NDArray[
         others: ``[M, D]``, of length 1.
         threshold: smallest similarity.
     """
-    found = np.zeros(len(vectors), bool)
+    is_near = np.zeros(len(vectors), bool)
     for start in range(0, len(vectors), _ROWS):
         block = vectors[start : start + _ROWS]
         for first in range(0, len(others), _ROWS):
             near = (block @ others[first : first + _ROWS].T >= threshold).any(axis=1)
-            found[start : start + len(block)] |= near
-    return found
+            is_near[start : start + len(block)] |= near
+    return is_near
 
 
 def curate(

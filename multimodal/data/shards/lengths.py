@@ -67,7 +67,7 @@ def read_lengths(manifest: Manifest, splits: Sequence[str], column: str) -> NDAr
             f"data.max_tokens needs the lengths of samples, and {path} is missing; {remedy}"
         )
     contents = json.loads(path.read_text())
-    found = []
+    columns = []
     for split in splits:
         entry = contents.get("splits", {}).get(split, {})
         if entry.get("shards") != shards_digest(manifest.split(split)):
@@ -75,8 +75,8 @@ def read_lengths(manifest: Manifest, splits: Sequence[str], column: str) -> NDAr
         if column not in entry["columns"]:
             known = ", ".join(entry["columns"])
             raise ValueError(f"{path} has no lengths of {column!r}, only of {known}; {remedy}")
-        found.append(np.load(path.parent / Path(entry["columns"][column]).name, mmap_mode="r"))
-    return np.concatenate(found) if len(found) > 1 else found[0]
+        columns.append(np.load(path.parent / Path(entry["columns"][column]).name, mmap_mode="r"))
+    return np.concatenate(columns) if len(columns) > 1 else columns[0]
 
 
 def shards_digest(table: ShardTable) -> str:

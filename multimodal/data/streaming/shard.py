@@ -88,7 +88,7 @@ def read_shard(source: str, url: str) -> Iterator[Streamed | Rejection]:
                 # Its content is read first: an error there leaves the previous sample incomplete.
                 same = sample is not None and key == sample.keys[0]
                 current = sample if sample is not None and same else Streamed(name, key)
-                current.add(member, field, lambda found: _content(reader, found, url))
+                current.add(member, field, lambda entry: _content(reader, entry, url))
                 if sample is not None and not same:
                     yield sample
                 sample = current

@@ -71,5 +71,5 @@ def _expanded(urls: Iterable[str]) -> list[str]:
     # Heavy, and only for streams.
     expand_urls = module_of("stream", "webdataset.shardlists", "data=stream").expand_urls
 
-    found = [part for url in urls for part in expand_urls(url)]
-    return [str(resolve(url)) if url.startswith(SAMPLES_PREFIX) else url for url in found]
+    parts = [part for url in urls for part in expand_urls(url)]
+    return [str(resolve(url)) if url.startswith(SAMPLES_PREFIX) else url for url in parts]

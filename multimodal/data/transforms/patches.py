@@ -178,7 +178,7 @@ def patch_grid(
     scale = math.sqrt(max_tokens * patch_size**2 / (height * width))
     scale = scale if enlarge else min(scale, 1.0)
     rows, columns = height * scale / patch_size, width * scale / patch_size
-    best, found = (0, 0.0), (1, 1)
+    best, grid = (0, 0.0), (1, 1)
     for r in (math.floor(rows), math.ceil(rows)):
         for c in (math.floor(columns), math.ceil(columns)):
             # A side of less than a patch is one; the other then has what the budget leaves.
@@ -189,8 +189,8 @@ def patch_grid(
             if r_ * c_ <= max_tokens:
                 rank = (r_ * c_, -abs(math.log(r_ / c_ * width / height)))
                 if rank > best:
-                    best, found = rank, (r_, c_)
-    return found
+                    best, grid = rank, (r_, c_)
+    return grid
 
 
 def patches(picture: Tensor, patch_size: int) -> Tensor:

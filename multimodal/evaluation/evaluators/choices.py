@@ -130,13 +130,13 @@ class CaptionChoice:
         )
         hits = ((right > wrong).double() + 0.5 * (right == wrong).double()).numpy()
         kinds = [str(each[self.kind]) if self.kind else "all" for each in context.metadata]
-        found = {
+        embeddings = {
             kind: hits[[place for place, each in enumerate(kinds) if each == kind]]
             for kind in sorted(set(kinds))
         }
         yield ChoiceResult(
-            context.samples.name, self.name, context.is_trained(self.modality, "text"), found,
-            dict.fromkeys(found, 0.5), mean=self.kind is not None,
+            context.samples.name, self.name, context.is_trained(self.modality, "text"), embeddings,
+            dict.fromkeys(embeddings, 0.5), mean=self.kind is not None,
         )  # fmt: skip
 
     def _texts(self, context: EvaluationContext, key: str) -> list[str]:

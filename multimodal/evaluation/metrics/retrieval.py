@@ -61,8 +61,8 @@ class Retrieval:
 
     def intervals(self) -> dict[str, Interval]:
         """95 % intervals over the queries (`bootstrap`), of ``r@K`` and ``map``."""
-        found = {f"r@{k}": self.recall_interval(k) for k in self.recall}
-        return {**found, "map": mean_interval(self.ranked.precision.cpu().numpy())}
+        recalls = {f"r@{k}": self.recall_interval(k) for k in self.recall}
+        return {**recalls, "map": mean_interval(self.ranked.precision.cpu().numpy())}
 
     def recall_interval(self, k: int) -> Interval:
         """The 95 % interval of one recall."""

@@ -72,10 +72,10 @@ class ZeroShot:
         such as the mean average precision, is none over samples and has no interval.
         """
         first, fifth = self.ranked.hits.cpu().numpy()
-        found = {"top@1": mean_interval(first), "top@5": mean_interval(fifth)}
+        bounds = {"top@1": mean_interval(first), "top@5": mean_interval(fifth)}
         if self.labels.ndim == 1:
-            found["mean_per_class"] = group_mean_interval(self.labels.cpu().numpy(), first)
-        return found
+            bounds["mean_per_class"] = group_mean_interval(self.labels.cpu().numpy(), first)
+        return bounds
 
 
 def class_embeddings(prompts: Sequence[Tensor]) -> Tensor:

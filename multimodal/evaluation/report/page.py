@@ -119,11 +119,11 @@ def links(results: Results) -> list[Link]:
         ends = sorted((result.query, result.gallery))
         entry = (lift, result.trained, not result.not_above)
         lifts.setdefault((ends[0], ends[1]), []).append(entry)
-    found = []
+    edges = []
     for pair, values in lifts.items():
         sizes, trained, above = zip(*values, strict=True)
-        found.append(Link(pair, any(trained), sum(sizes) / len(sizes), any(above)))
-    return found
+        edges.append(Link(pair, any(trained), sum(sizes) / len(sizes), any(above)))
+    return edges
 
 
 def render(page: Page) -> str:

@@ -83,10 +83,10 @@ def examples(
         tokens = {n: model.embed(n, there.inputs[n], there.masks.get(n)) for n in wanted}
         lines, maps = [], []
         for query, document in pairs:
-            found = model.similarity.between(query, document).paired(
+            similarities = model.similarity.between(query, document).paired(
                 tokens[query], tokens[document]
             )
-            lines.append((f"{query} → {document}", f"{found.item():.3f}"))
+            lines.append((f"{query} → {document}", f"{similarities.item():.3f}"))
             encoder, inputs = model.tower(document).encoder, there.inputs[document][0]
             words = None
             if isinstance(transforms.get(query), TextTransform):

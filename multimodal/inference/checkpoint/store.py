@@ -59,12 +59,12 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 def steps(folder: str | os.PathLike[str]) -> dict[int, Path]:
     """Step -> checkpoint of that step in ``folder``, in ascending order."""
-    found = [
+    checkpoints = [
         (int(match.group(1)), path)
         for path in Path(folder).glob("step=*.ckpt")
         if (match := STEP_NAME.match(path.name))
     ]
-    return dict(sorted(found))
+    return dict(sorted(checkpoints))
 
 
 def newest(folder: str | os.PathLike[str]) -> Path | None:

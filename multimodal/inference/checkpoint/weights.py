@@ -98,11 +98,11 @@ def keep_trained_biases(cfg: DictConfig, weights: Mapping[str, Tensor]) -> None:
 
 def bias_of(cfg: DictConfig, a: str, b: str) -> float | None:
     """The ``logit_bias`` of the last pair of these two modalities; None where it has none."""
-    found = None
+    bias = None
     pairs = OmegaConf.select(cfg, "pairs")
     for pair in pairs.values() if isinstance(pairs, DictConfig) else ():
         if isinstance(pair, DictConfig):
             sides = {side_name(pair.get(side) or "") for side in ("anchor", "other")}
             if sides == {a, b}:
-                found = pair.get("logit_bias")
-    return found
+                bias = pair.get("logit_bias")
+    return bias

@@ -30,10 +30,10 @@ def read(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ExportError(f"{folder} is not an exported model: it has no {NAME}")
     try:
-        found: Any = strict_json.read(path)
+        parsed: Any = strict_json.read(path)
     except ValueError as error:
         raise ExportError(str(error)) from error
-    content: dict[str, Any] = found if isinstance(found, dict) else {}
+    content: dict[str, Any] = parsed if isinstance(parsed, dict) else {}
     kind = content.get("format")
     if kind != FORMAT:
         raise ExportError(f"{path} is not of an exported model: format is {kind!r}, not {FORMAT!r}")

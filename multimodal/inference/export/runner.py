@@ -52,8 +52,10 @@ class Model:
 
     def run(self, name, tensors):
         session = load(self.folder / name, onnxruntime.InferenceSession)
-        found = session.run(None, {each.name: tensors[each.name] for each in session.get_inputs()})
-        return dict(zip((each.name for each in session.get_outputs()), found))
+        outputs = session.run(
+            None, {each.name: tensors[each.name] for each in session.get_inputs()}
+        )
+        return dict(zip((each.name for each in session.get_outputs()), outputs))
 
     def prepare(self, modality, values):  # the graph's inputs, and a mask where lengths vary
         if modality not in self.about["towers"]:

@@ -194,16 +194,16 @@ def _kind(encoder: object) -> str:
 
 def _differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """Settings that no tensor's shape shows: those of the trunk, and how padding is read."""
-    found = []
+    differing = []
     for key in ("trunk", "attend_padding"):
         wanted, given = theirs.get(key), ours.get(key)
         if isinstance(wanted, Mapping) and isinstance(given, Mapping):
-            found += [
+            differing += [
                 f"trunk.{name}: {wanted[name]!r} there, {given[name]!r} here"
                 for name in wanted
                 if name in given and name not in ("_target_", "drop_path")
                 and wanted[name] != given[name]
             ]  # fmt: skip
         elif wanted is not None and given is not None and wanted != given:
-            found.append(f"{key}: {wanted!r} there, {given!r} here")
-    return found
+            differing.append(f"{key}: {wanted!r} there, {given!r} here")
+    return differing

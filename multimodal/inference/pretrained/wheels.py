@@ -68,8 +68,8 @@ def download(package: PackageSource, folder: Path, on_progress: Progress) -> Pat
         said = []
         try:
             for line in process.stdout or ():
-                if found := _RAW.match(line):
-                    on_progress(int(found[1]), int(found[2]) or None)
+                if match := _RAW.match(line):
+                    on_progress(int(match[1]), int(match[2]) or None)
                 else:
                     said.append(line.strip())
         except BaseException:
@@ -113,11 +113,11 @@ def check_file(path: Path, sha256: str | None, size: int | None, what: str) -> s
     Raises:
         FetchError: if size or hash differ.
     """
-    found = path.stat().st_size
-    if size is not None and found != size:
-        cut = "it was cut off on the way" if found < size else "it is another file"
+    actual = path.stat().st_size
+    if size is not None and actual != size:
+        cut = "it was cut off on the way" if actual < size else "it is another file"
         raise FetchError(
-            f"{what}: {path.name} has {found:,} bytes and the catalogue says {size:,}: {cut}; "
+            f"{what}: {path.name} has {actual:,} bytes and the catalogue says {size:,}: {cut}; "
             "nothing of it is kept. Fetch it again"
         )
     with path.open("rb") as file:

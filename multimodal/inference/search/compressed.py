@@ -57,11 +57,11 @@ class Compressed:
             return scores[0][places[0] >= 0], places[0][places[0] >= 0]
         wanted = min(k * RESCORED[self.quantize], len(self.vectors))
         codes = packed(asked) if self.quantize == "binary" else asked
-        found = self.index.search(codes, wanted)[1][0]
-        found = found[found >= 0]
-        scores = self.vectors[found] @ asked[0]
+        candidates = self.index.search(codes, wanted)[1][0]
+        candidates = candidates[candidates >= 0]
+        scores = self.vectors[candidates] @ asked[0]
         best = np.argsort(-scores, kind="stable")[:k]
-        return scores[best], found[best]
+        return scores[best], candidates[best]
 
 
 def packed(vectors: Vectors) -> NDArray[np.uint8]:

@@ -98,10 +98,10 @@ def _name(host: str) -> str:
 def _authority(origin: str) -> str | None:
     """Host and port of an origin, as a Host header has them; None for ``null`` and the like."""
     try:
-        found = urlsplit(origin)
+        parts = urlsplit(origin)
     except ValueError:
         return None
-    return found.netloc if found.scheme in ("http", "https") and found.netloc else None
+    return parts.netloc if parts.scheme in ("http", "https") and parts.netloc else None
 
 
 class BodyLimit:

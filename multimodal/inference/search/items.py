@@ -130,13 +130,13 @@ class FolderItems:
         self.limits = limits or Limits()
         known = {*MODALITIES, *(ARRAYS if modality else ())}
         self.files, self.left_out = [], []
-        for found in walk(folder):
-            if isinstance(found, Refusal):
-                self.left_out.append(f"{found.key}: {found.detail}")
-            elif extension(found.name) in known:
-                self.files.append(found.path)
+        for file in walk(folder):
+            if isinstance(file, Refusal):
+                self.left_out.append(f"{file.key}: {file.detail}")
+            elif extension(file.name) in known:
+                self.files.append(file.path)
             else:
-                self.left_out.append(f"{found.name}: no such files are embedded")
+                self.left_out.append(f"{file.name}: no such files are embedded")
         if not self.files:
             hint = "" if modality else "; arrays (npy) need modality=NAME"
             raise ValueError(f"input: {folder} holds no file of {', '.join(sorted(known))}{hint}")

@@ -107,10 +107,10 @@ def mine(
     step = max(1, _ENTRIES // max(1, count))
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
-        found, values = search(anchors[rows], keys[rows], items[rows], keys, items, options.last)
+        places, values = search(anchors[rows], keys[rows], items[rows], keys, items, options.last)
         for place, row in enumerate(range(rows.start, rows.stop)):
             ranked = slice(options.first, options.last)
-            theirs, similar = found[place][ranked], values[place][ranked]
+            theirs, similar = places[place][ranked], values[place][ranked]
             taken = np.flatnonzero((theirs >= 0) & (similar <= bounds[row]))[:width]
             negatives[row, : len(taken)] = theirs[taken]
             similarities[row, : len(taken)] = similar[taken]
@@ -147,9 +147,9 @@ class _Approximate:
         self, anchors: Vectors, own_keys: Keys, own_items: Keys, keys: Keys, items: Keys, last: int
     ) -> tuple[Any, Any]:
         wanted = min(self._size, last + _SPARE)
-        values, found = self._index.search(np.ascontiguousarray(anchors, np.float32), wanted)
+        values, places = self._index.search(np.ascontiguousarray(anchors, np.float32), wanted)
         ranked, similar = [], []
-        for row, (theirs, scores) in enumerate(zip(found, values, strict=True)):
+        for row, (theirs, scores) in enumerate(zip(places, values, strict=True)):
             right = (keys[theirs] == own_keys[row]) | (items[theirs] == own_items[row])
             left = ~right & (theirs >= 0)
             ranked.append(theirs[left][:last])

@@ -93,8 +93,8 @@ class Server(uvicorn.Server):
         over.cancel()
 
     def _connections(self) -> list[_Protocol]:
-        found: Any = self.server_state.connections
-        return list(found)
+        connections: Any = self.server_state.connections
+        return list(connections)
 
     async def _end_what_is_left(self) -> None:
         await asyncio.sleep(self.deadlines.shutdown)

@@ -97,13 +97,13 @@ class TokenIndex:
     def _near(self, terms: Sequence[TokenTerm], name: str, k: int) -> NDArray[np.int64]:
         """Rows that have a token near to one of the query's, ascending."""
         graph, owners = self._graphs[name]
-        found = [
+        rows = [
             owners[graph.search(token, k * NEAREST)[1]]
             for term in terms
             if term.weight > 0
             for token in term.tokens.numpy()
         ]
-        return np.unique(np.concatenate(found)) if found else self._rows[name]
+        return np.unique(np.concatenate(rows)) if rows else self._rows[name]
 
     def _scores(
         self, terms: Sequence[TokenTerm], name: str, rows: NDArray[np.int64]
@@ -115,8 +115,8 @@ class TokenIndex:
             documents = torch.nn.utils.rnn.pad_sequence(own, batch_first=True)
             for term in terms:
                 compare = self.similarity.between(term.modality, name)
-                found = compare.matrix(term.tokens[None], documents)[0]
-                total[part] += term.weight * found.numpy()
+                scores = compare.matrix(term.tokens[None], documents)[0]
+                total[part] += term.weight * scores.numpy()
         return total
 
 

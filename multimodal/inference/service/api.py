@@ -133,11 +133,13 @@ class Service:
         return {"results": await run_in_threadpool(self._nearest, rows, k)}
 
     def _nearest(self, rows: Tensor, k: int) -> list[dict[str, Any]]:
-        found = []
+        nearest = []
         for query in rows.numpy():
             hits = self.index.search(query, k)
-            found.append({name: [self._shown(*each) for each in hit] for name, hit in hits.items()})
-        return found
+            nearest.append(
+                {name: [self._shown(*each) for each in hit] for name, hit in hits.items()}
+            )
+        return nearest
 
     def _shown(self, row: int, score: float) -> dict[str, Any]:
         own = self.table.rows[row]

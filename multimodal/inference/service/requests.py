@@ -63,10 +63,10 @@ def listed(body: Mapping[str, Any], key: str, most: int) -> list[Any]:
     Raises:
         RequestError: if it is none.
     """
-    found = body.get(key)
-    if not isinstance(found, list) or not 0 < len(found) <= most:
+    entries = body.get(key)
+    if not isinstance(entries, list) or not 0 < len(entries) <= most:
         raise RequestError(400, f"{key}: expected a list of 1 to {most} entries")
-    return found
+    return entries
 
 
 def texts(body: Mapping[str, Any], key: str, most: int) -> list[str]:
@@ -84,12 +84,12 @@ def number(body: Mapping[str, Any], key: str, most: int, usual: int | None) -> i
     Raises:
         RequestError: if it is none.
     """
-    found = body.get(key, usual)
-    if found is None:
+    value = body.get(key, usual)
+    if value is None:
         return None
-    if isinstance(found, bool) or not isinstance(found, int) or not 1 <= found <= most:
-        raise RequestError(400, f"{key}: expected a number from 1 to {most}; got {excerpt(found)}")
-    return found
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise RequestError(400, f"{key}: expected a number from 1 to {most}; got {excerpt(value)}")
+    return value
 
 
 def _text(given: Any, where: str) -> str:

@@ -114,8 +114,8 @@ def _nested(content: Any, depth: int = 4) -> dict[str, Tensor] | None:
         return None
     if all(isinstance(value, Tensor) for value in content.values()):
         return {str(name): tensor for name, tensor in content.items()}
-    found = (_nested(content[key], depth - 1) for key in NESTED if key in content)
-    return next((tensors for tensors in found if tensors is not None), None)
+    states = (_nested(content[key], depth - 1) for key in NESTED if key in content)
+    return next((tensors for tensors in states if tensors is not None), None)
 
 
 def _shown(content: Any) -> str:

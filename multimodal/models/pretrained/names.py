@@ -51,23 +51,23 @@ def beginnings(state: State) -> list[str]:
 
 def prefix_hint(missing: Sequence[str], unexpected: Sequence[str]) -> str | None:
     """The ``prefix`` behind which tensors that are missed are there."""
-    found = Counter(
+    prefixes = Counter(
         name.removesuffix(wanted)
         for wanted in missing
         for name in unexpected
         if name.endswith(f".{wanted}")
     )
-    return found.most_common(1)[0][0] if found else None
+    return prefixes.most_common(1)[0][0] if prefixes else None
 
 
 def _behind(state: State, prefix: str) -> dict[str, Tensor]:
     for given in (state, without_wrappers(state)):
         start = prefix if prefix.endswith(".") else f"{prefix}."
-        found = {
+        tensors = {
             n.removeprefix(start): tensor for n, tensor in given.items() if n.startswith(start)
         }
-        if found:
-            return without_wrappers(found)
+        if tensors:
+            return without_wrappers(tensors)
     guess = did_you_mean(start, beginnings(state))
     raise WeightsError(f"prefix={prefix}: no tensor's name begins with it; {guess}")
 

@@ -137,16 +137,16 @@ def foreign_state(name: str, ours: dict[str, Tensor], key_map: KeyMap) -> dict[s
     """
     if own := sorted(ours.keys() - key_map.keys()):
         raise WeightsError(f"its {name} tower has what theirs has not: {', '.join(own[:4])}")
-    found: dict[str, list[Tensor]] = {}
+    tensors: dict[str, list[Tensor]] = {}
     for key, source in key_map.items():
         if key not in ours:
             continue  # a bias that a map of this model lacks
         whole = ours[key].T if source.change is transposed else ours[key]
         parts = whole.chunk(len(source.names))
         for foreign, part in zip(source.names, parts, strict=True):
-            found.setdefault(foreign, []).append(part)
+            tensors.setdefault(foreign, []).append(part)
     joined = {
-        key: parts[0] if len(parts) == 1 else torch.cat(parts) for key, parts in found.items()
+        key: parts[0] if len(parts) == 1 else torch.cat(parts) for key, parts in tensors.items()
     }
     return {
         key: tensor.reshape(1, 1, -1) if key.endswith(".probe") else tensor

@@ -75,16 +75,16 @@ def as_open_clip(
 def _trunk(
     encoder: VisionTransformer | TextTransformer, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    found = {"width": settings["hidden_size"], "layers": settings["num_hidden_layers"]}
+    settings_of_trunk = {"width": settings["hidden_size"], "layers": settings["num_hidden_layers"]}
     ratio = settings["intermediate_size"] / settings["hidden_size"]
     if ratio != 4:
-        found["mlp_ratio"] = ratio
+        settings_of_trunk["mlp_ratio"] = ratio
     if settings["hidden_act"] == "gelu_pytorch_tanh":
-        found["act_kwargs"] = {"approximate": "tanh"}
+        settings_of_trunk["act_kwargs"] = {"approximate": "tanh"}
     if settings["layer_norm_eps"] != DEFAULT_EPS:
-        found["norm_kwargs"] = {"eps": settings["layer_norm_eps"]}
+        settings_of_trunk["norm_kwargs"] = {"eps": settings["layer_norm_eps"]}
     trunk: Any = encoder.trunk
     factor = getattr(trunk.blocks[0].scale_1, "scale", None)
     if factor is not None:  # what it begins as plays no part in trained weights
-        found["ls_init_value"] = 1e-5
-    return found
+        settings_of_trunk["ls_init_value"] = 1e-5
+    return settings_of_trunk

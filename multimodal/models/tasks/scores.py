@@ -155,9 +155,9 @@ def _precision_interval(scores: Tensor, labels: Tensor) -> Interval:
             # The sum over a sample's copies j = 1.. of (ahead + j) / (before + j).
             span = harmonic[upto.astype(np.int64)] - harmonic[before.astype(np.int64)]
             gains = right * (copies + (ahead - before) * span)
-            found = hits.sum(axis=1)
-            total += np.where(found > 0, gains.sum(axis=1) / found.clip(1), 0)
-            classes += found > 0
+            correct = hits.sum(axis=1)
+            total += np.where(correct > 0, gains.sum(axis=1) / correct.clip(1), 0)
+            classes += correct > 0
         return total / np.where(classes > 0, classes, np.nan)
 
     return interval(figure, np.ones(len(labels), dtype=np.int64), UNIT)

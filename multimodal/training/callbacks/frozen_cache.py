@@ -74,10 +74,10 @@ class FrozenCache(pl.Callback):
             return
         assert isinstance(data, MultimodalDataModule)
         assert isinstance(model, EmbeddingModel)
-        found = list(jobs(data, model, self.transforms, self.teacher))
+        embedding_jobs = list(jobs(data, model, self.transforms, self.teacher))
         device = trainer.strategy.root_device
         tables: dict[Tower, list[FrozenEmbeddings]] = defaultdict(list)
-        for job in found:
+        for job in embedding_jobs:
             job.check_random(self.views)
             table = self._table(trainer, job, data.seed)
             _fill(table, job, data, device, self.views, trainer)

@@ -82,13 +82,13 @@ def modalities_table(data: Any) -> Table:
     """The samples of each modality; of an optional one, which samples may lack, at most so many."""
     table = _table("modality", *(f"{use} samples" for use in USES), "of sources", left=(0, 3))
     # Use -> modality -> name of a source that has it -> the source.
-    found: dict[str, dict[str, dict[str, Any]]] = {use: {} for use in USES}
+    by_use: dict[str, dict[str, dict[str, Any]]] = {use: {} for use in USES}
     for use, sources in USES.items():
         for name, source in (getattr(data, sources, None) or {}).items():
             for modality in source.modalities:
-                found[use].setdefault(modality, {})[name] = source
-    for modality in dict.fromkeys(m for of_use in found.values() for m in of_use):
-        held = [of_use.get(modality, {}) for of_use in found.values()]
+                by_use[use].setdefault(modality, {})[name] = source
+    for modality in dict.fromkeys(m for of_use in by_use.values() for m in of_use):
+        held = [of_use.get(modality, {}) for of_use in by_use.values()]
         names = dict.fromkeys(name for of_use in held for name in of_use)
         counts = (_count(modality, list(of_use.values())) for of_use in held)
         table.add_row(modality, *counts, ", ".join(names))

@@ -164,7 +164,7 @@ class ContrastiveModule(TrainingModule):
         self, batch: Batch, embeddings: dict[str, Tensor]
     ) -> dict[str, ListedEmbeddings]:
         """Embeddings of the negatives that the samples list, of the modalities that are trained."""
-        found = {}
+        embedded = {}
         for name in batch.listed.keys() & embeddings.keys():
             rows = batch.listed[name]
 
@@ -178,8 +178,8 @@ class ContrastiveModule(TrainingModule):
                     encode, rows.inputs, rows.mask, self._micro_batch_size
                 )
             keys = SampleKeys(rows.sample_ids, rows.positive_keys)
-            found[name] = ListedEmbeddings(vectors, rows.owners, keys)
-        return found
+            embedded[name] = ListedEmbeddings(vectors, rows.owners, keys)
+        return embedded
 
     def _embed_one(self, modality: str, batch: Batch, model: EmbeddingModel) -> Tensor:
         def encode(inputs: Tensor, mask: Tensor | None) -> Tensor:

@@ -108,8 +108,8 @@ class Heartbeat:
         begun = [
             rank for rank in self._others if self._heard[rank][0] or self._store.check([_key(rank)])
         ]
-        found = self._store.multi_get([_key(rank) for rank in begun]) if begun else []
-        return dict(zip(begun, found, strict=True))
+        beats = self._store.multi_get([_key(rank) for rank in begun]) if begun else []
+        return dict(zip(begun, beats, strict=True))
 
     def _judge(self, now: float) -> None:
         limit = _GRACE_S if self._asked() else self._timeout_s + _GRACE_S

@@ -133,13 +133,13 @@ def token_file(path: Path, reading: Reading, say: Say) -> Samples:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        if (found := _TOKEN.fullmatch(line.strip())) is None:
+        if (match := _TOKEN.fullmatch(line.strip())) is None:
             detail = f"expected IMAGE#NUMBER, a tab and a caption, got {excerpt(line)}"
             if not reading.skip_broken:
                 raise ValueError(f"{path}, line {number}: {detail}; --skip-broken leaves it out")
             yield Refusal(f"line {number}", "broken_row", f"{path.name}, line {number}: {detail}")
             continue
-        captions[found[1]].append(found[3])
+        captions[match[1]].append(match[3])
     pictures = [_Picture(n, n, texts, [], None, "") for n, texts in captions.items()]
     say(f"{path.name}: captions by image and number, {len(pictures)} images")
     yield from _samples(path, pictures, reading, say)

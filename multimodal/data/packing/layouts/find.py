@@ -108,12 +108,12 @@ def _folder(folder: Path, reading: Reading, say: Say) -> Samples:
         yield from samples_of(saved_tables(folder), reading, say)
         return
     files: list[Found] = []
-    for found in walk(folder):
-        if isinstance(found, Refusal):
-            if found.key != DONE:
-                yield found
+    for entry in walk(folder):
+        if isinstance(entry, Refusal):
+            if entry.key != DONE:
+                yield entry
         else:
-            files.append(found)
+            files.append(entry)
     if not files:
         raise ValueError(f"{folder} holds no files")
     layout = reading.layout or _layout(files, folder, reading)
@@ -152,13 +152,13 @@ def _tables(
     files: Sequence[Found], media: Sequence[Found], folder: Path, reading: Reading
 ) -> list[Found]:
     """The tables of a folder: all, if it holds nothing else; else those about its files."""
-    found = [file for file in files if table_suffix(file.path) in TABLES]
+    tables = [file for file in files if table_suffix(file.path) in TABLES]
     if not media:
-        return found
+        return tables
     alone = [file for file in files if file.path.suffix.lower() in (".json", *_TEXTS)]
     stems = {file.name.partition(".")[0] for file in media}
-    found += [file for file in alone if file.name.partition(".")[0] not in stems]
-    return [f for f in found if _is_about(f.path, reading)] if len(found) <= _FEW else []
+    tables += [file for file in alone if file.name.partition(".")[0] not in stems]
+    return [f for f in tables if _is_about(f.path, reading)] if len(tables) <= _FEW else []
 
 
 def _is_about(path: Path, reading: Reading) -> bool:

@@ -78,8 +78,8 @@ def are_classes(files: Iterable[Found], reading: Reading) -> bool:
     every, _ = _by_stem(list(files), reading)
     samples = [s for s in every if "/" in s.name or any(map(_is_media_member, s.members))]
     split_of = _split_folders(samples) or {}
-    found = {_class_of(sample.name, split_of) for sample in samples}
-    if len(found) < 2 or "" in found:
+    classes = {_class_of(sample.name, split_of) for sample in samples}
+    if len(classes) < 2 or "" in classes:
         return False
     return all(
         len(sample.members) == 1 and not sample.unread and is_media(next(iter(sample.members)))

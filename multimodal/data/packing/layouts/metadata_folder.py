@@ -44,12 +44,12 @@ def metadata_folder(files: Sequence[Found], reading: Reading, say: Say) -> Sampl
         ValueError: if a table names no files, or one folder has two.
     """
     used: set[Path] = set()
-    found = metadata_files(files)
+    described = metadata_files(files)
     folders: dict[Path, Path] = {}
-    for file in found:
+    for file in described:
         if (other := folders.setdefault(file.path.parent, file.path)) != file.path:
             raise ValueError(f"two tables about one folder: {other} and {file.path}; keep one")
-    for file in found:
+    for file in described:
         table = open_table(file.path, reading)
         columns = [column for column in table.columns if is_file_column(column)]
         if not columns:
@@ -66,7 +66,7 @@ def metadata_folder(files: Sequence[Found], reading: Reading, say: Say) -> Sampl
             if isinstance(sample, Item):
                 used.update(c.path for c in sample.members.values() if isinstance(c, InFile))
             yield _placed(sample, table, columns, prefix)
-    tables = {file.path for file in found}
+    tables = {file.path for file in described}
     for file in files:
         if file.path not in used and file.path not in tables:
             yield Refusal(file.name, "not_listed", f"no {_NAME} table names {file.path}")

@@ -207,7 +207,7 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
     try:
         info = json.loads((schema.metadata or {})[b"huggingface"])
         features = info["info"]["features"]
-        found = {
+        classes = {
             name: feature["names"]
             for name, feature in features.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
@@ -216,6 +216,6 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
         return {}
     return {
         name: names
-        for name, names in found.items()
+        for name, names in classes.items()
         if isinstance(names, list) and all(isinstance(each, str) for each in names)
     }

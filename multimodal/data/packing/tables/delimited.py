@@ -120,8 +120,8 @@ def _refuse_header(path: Path, source: TextSource, dialect: Dialect, columns: in
 def _start(path: Path, encoding: Encoding) -> tuple[TextSource, str | None]:
     """Where the table begins, and the delimiter that its first line names."""
     with opened_text(path, encoding.name) as file:
-        found = _SEP.fullmatch(file.readline(16))
-    return TextSource(path, encoding.name, int(found is not None)), found[1] if found else None
+        match = _SEP.fullmatch(file.readline(16))
+    return TextSource(path, encoding.name, int(match is not None)), match[1] if match else None
 
 
 def _find_delimiter(source: TextSource, reading: Reading) -> str:
@@ -210,14 +210,14 @@ def _find_dialect(
 
 def _has_escapes(source: TextSource) -> bool:
     """Whether there are backslashes, and all of them are before quotes or one another."""
-    found = False
+    escaped = False
     with opened_text(source.path, source.encoding) as file:
         for line in file:
             if "\\" in line:
-                found = True
+                escaped = True
                 if "\\" in line.replace("\\\\", "").replace('\\"', ""):
                     return False
-    return found
+    return escaped
 
 
 def _is_quoted_by(source: TextSource, quote: str) -> bool:

@@ -141,10 +141,11 @@ def _known(name: str) -> str:
 
 
 def _refuse_undecodable(path: Path, encoding: str) -> None:
-    if (found := first_undecodable(path, encoding)) is not None:
+    if (undecodable := first_undecodable(path, encoding)) is not None:
+        line, content = undecodable
         raise ValueError(
-            f"{path}, line {found[0]}: the bytes {found[1]} are not {encoding}; repair the file, "
-            "or name its encoding (--encoding cp1252)"
+            f"{path}, line {line}: the bytes {content} are not {encoding}; repair the file, or "
+            "name its encoding (--encoding cp1252)"
         )
 
 

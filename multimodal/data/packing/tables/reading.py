@@ -122,9 +122,9 @@ def check_header(path: Path, names: Iterable[str]) -> list[str]:
     Raises:
         ValueError: if one is.
     """
-    found: list[str] = []
+    columns: list[str] = []
     for number, name in enumerate(names, 1):
-        if name and name in found:
+        if name and name in columns:
             raise ValueError(f"{path}: the column {name!r} is there twice; rename one of them")
-        found.append(name or f"column_{number}")
-    return found
+        columns.append(name or f"column_{number}")
+    return columns

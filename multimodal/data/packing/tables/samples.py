@@ -287,8 +287,8 @@ def _caption_column(table: Table, roles: Roles, reading: Reading) -> tuple[str, 
     if others:
         return None
     column = roles.files[0]
-    found = [row.values.get(column) for row in table.rows() if isinstance(row, Row)]
-    names = [name for name in found if isinstance(name, str)]
+    values = [row.values.get(column) for row in table.rows() if isinstance(row, Row)]
+    names = [name for name in values if isinstance(name, str)]
     if not names or len(names) < _GROUPED * len(set(names)):
         return None
     return column, roles.texts[0]

@@ -19,5 +19,5 @@ def split_named(name: str) -> str | None:
 def split_in_name(name: str) -> str:
     """The split in a shard's name: ``val`` or ``test``, otherwise ``train``."""
     words = re.split(r"[^a-z]+", name.lower())
-    found = (_SPLITS.get(word) for word in words)
-    return next((split for split in found if split not in (None, "train")), None) or "train"
+    splits = (_SPLITS.get(word) for word in words)
+    return next((split for split in splits if split not in (None, "train")), None) or "train"

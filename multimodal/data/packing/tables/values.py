@@ -75,21 +75,21 @@ def texts_in(cell: str) -> list[str] | None:
     if not (cell.startswith("[") and cell.endswith("]")):
         return None
     try:
-        found = json.loads(cell)
+        texts = json.loads(cell)
     except (ValueError, RecursionError):
         if len(cell) > _LONGEST_LITERAL:
             return None
         try:
-            found = ast.literal_eval(cell)
+            texts = ast.literal_eval(cell)
             tokens = list(tokenize.generate_tokens(io.StringIO(cell).readline))
         except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
             return None
         strings = sum(token.type == tokenize.STRING for token in tokens)
-        if not isinstance(found, list) or strings != len(found):  # two side by side become one
+        if not isinstance(texts, list) or strings != len(texts):  # two side by side become one
             return None
-    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+    if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         return None
-    return found
+    return texts
 
 
 def text_fault(value: Any) -> str | None:

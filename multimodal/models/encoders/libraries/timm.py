@@ -146,23 +146,23 @@ class TimmEncoder(nn.Module):
         """
         self.check_inputs(inputs, mask)
         try:
-            found: Tensor = self.model.forward_features(inputs)
+            spatial: Tensor = self.model.forward_features(inputs)
         except (AssertionError, RuntimeError) as error:
             if torch.compiler.is_compiling() or "size" not in str(error).lower():
                 raise
             given = list(inputs.shape)
             raise InputMismatchError(f"{type(self.model).__name__}: {given}: {error}") from error
-        tokens = self._sequence(found)
+        tokens = self._sequence(spatial)
         if self.pooling == "model":
-            features: Tensor = self.model.forward_head(found, pre_logits=True)
+            features: Tensor = self.model.forward_head(spatial, pre_logits=True)
         else:
             features = self.pool(tokens if self.pooling == "class" else tokens[:, self.prefix :])
         return EncoderOutput(features, tokens)
 
-    def _sequence(self, found: Tensor) -> Tensor:
+    def _sequence(self, spatial: Tensor) -> Tensor:
         """``[B, N, W]`` of maps ``[B, W, h, w]`` or ``[B, h, w, W]``, or of tokens."""
-        if found.ndim == 3:
-            return found
+        if spatial.ndim == 3:
+            return spatial
         last = str(getattr(self.model, "output_fmt", "NCHW")).upper().endswith("NHWC")
-        places = found if last else found.permute(0, 2, 3, 1)
+        places = spatial if last else spatial.permute(0, 2, 3, 1)
         return places.flatten(1, 2)
