@@ -129,7 +129,7 @@ def _pack_judged(items: Iterator[Item | Refusal], plan: Plan, args: argparse.Nam
             else:
                 yield item
 
-    with progress_bar("packing what is kept") as progress:
+    with progress_bar("packing the kept samples") as progress:
         packed = pack(kept(), args.output, plan, run, progress)
     packed.report["pair_similarity"] = histogram(similarities.values())
     text = json.dumps(packed.report, ensure_ascii=False, indent=2, default=str)

@@ -129,7 +129,7 @@ LATER = {"evaluate": ("data", "evaluation")}  # blocks that belong to the checkp
 def check_root(cfg: DictConfig, command: str) -> None:
     """Rejects values of the command's own keys, and interpolations anywhere that lead nowhere.
 
-    Before anything reads them: the folder of a run, a lock, what is to be kept secret.
+    Before anything reads them: the folder of a run, a lock, secrets.
 
     Args:
         cfg: as composed, with or without Hydra's own block.

@@ -1,8 +1,8 @@
 """A configuration that came with a file: read, and judged before anything of it is built.
 
 Whoever made the file chose every word of it. So it may name only classes, each of the kind that
-stands at its place (`PLACES`); it holds no interpolation, since what is stored is resolved; and
-what it says of allowed packages and addresses counts for nothing.
+stands at its place (`PLACES`); it holds no interpolation, since stored configurations are
+resolved; and its own allowed packages and addresses are ignored.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NAMED = (
 )  # fmt: skip
 _NAME = re.compile(r"[^\s/\\.\x00-\x1f][^/\\\x00-\x1f]*")
 _INTERPOLATION = (
-    "holds an interpolation, '${': what is stored is resolved, and nothing is read for it"
+    "holds an interpolation, '${': stored configurations are resolved, and nothing is read for it"
 )
 _MOST_CHARACTERS = 32 << 20
 

@@ -39,7 +39,7 @@ class ListedInputs:
         inputs: ``[R, ...]``, R in all; None where no sample of this rank's batch lists any.
         mask: bool ``[R, T]`` (True = real) for inputs of varying length.
         owners: ``[R]`` int64, sample ids of the anchors that list them.
-        sample_ids: ``[R]`` int64, of what is listed: another sample's own, or a hash of its owner
+        sample_ids: ``[R]`` int64, of listed negatives: another sample's own, or a hash of its owner
             and its place in the list.
         positive_keys: ``[R]`` int64, likewise.
     """

@@ -19,7 +19,7 @@ class Bounds:
         above: every number is greater than this one.
         most: the largest number.
         below: every number is smaller than this one.
-        noun: of what is counted or measured.
+        noun: of the counted or measured quantity.
     """
 
     least: float | None = None

@@ -37,7 +37,7 @@ _IN_WORDS = re.compile(r"(?:os error|errno) (\d+)", re.IGNORECASE)
 
 
 class WriteError(UserError, OSError):
-    """A file that could not be written; the message names path, space and what is whole."""
+    """A file that could not be written; the message names path, space and the files left whole."""
 
 
 class _Hash(Protocol):
@@ -49,7 +49,7 @@ class NewFile:
 
     Args:
         path: of the file; its folder is made.
-        whole: says, for the message, what is untouched where this cannot be written.
+        whole: says, for the message, which files are untouched where this cannot be written.
         advice: what to do, where the disk is full; None for the usual.
         hashed: is updated by all that is written.
 
@@ -250,7 +250,7 @@ def write_errors(
 def unwritable(
     path: str | os.PathLike[str], error: OSError, whole: str = "", advice: str | None = None
 ) -> str:
-    """What to say of a file that cannot be written: where, why, the space, and what is whole."""
+    """The message of a file that cannot be written: where, why, the space, files left whole."""
     target = Path(path)
     folder = next((p for p in (target.parent, *target.parent.parents) if p.is_dir()), Path("/"))
     if not whole:

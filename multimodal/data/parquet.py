@@ -83,7 +83,7 @@ def longest_cell(path: Path, name: str, column: Any) -> int:
     if longest > MAX_CELL:
         raise ParquetSizeError(
             f"{path}: the column {name!r} has a value of {longest:,} bytes; expected at most "
-            f"{MAX_CELL:,}: write what is longer into files of its own"
+            f"{MAX_CELL:,}: write longer values into files of their own"
         )
     return longest
 

@@ -158,7 +158,7 @@ class Source:
         self._folder = loaded.folder
         self._enter(SourceContext())
         if not any(map(is_remote, self.folders)):
-            len(self)  # local ones are joined here, where what is wrong is said first
+            len(self)  # local ones are joined here, so that faults are reported first
 
     def _enter(self, context: SourceContext) -> None:
         self._context = context

@@ -65,7 +65,7 @@ def compare(
     """The figures of all sets of which some are published.
 
     Args:
-        published: set -> what is published of it.
+        published: set -> its published figures.
         metrics: of the evaluation, as ``metrics.json`` holds them.
     """
     figures = []

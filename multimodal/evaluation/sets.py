@@ -24,7 +24,7 @@ class EvaluationSet:
     Args:
         source: the samples (``multimodal.data.Source``); null for a modality without one, which is
             then listed as missing.
-        description: what is held out, in a few words, for the tables.
+        description: of the held-out samples, in a few words, for the tables.
         retrieval: ``all`` ordered pairs of the source's modalities, or a list of
             ``[query, gallery]``; null for none. A side may be a list of modalities: their joint
             embedding.

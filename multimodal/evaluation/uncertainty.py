@@ -1,4 +1,4 @@
-"""Whether a figure is distinguishable from what is scored without understanding anything.
+"""Whether a figure is distinguishable from a score without any understanding.
 
 That is chance, the commonest answer of a classification, and the length of a sound alone. A figure
 whose 95 % interval (`core/bootstrap.py`) reaches one of them is marked in the terminal, in

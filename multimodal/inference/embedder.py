@@ -159,7 +159,7 @@ class Embedder:
         return self._embed(self._joint_of(values), values, prepared)
 
     def _joint_of(self, given: Mapping[str, Sequence[Any]]) -> str:
-        """The name of the joint embedding of what is given.
+        """The name of the joint embedding of the given modalities.
 
         Raises:
             ValueError: if the model has none, or the numbers of inputs differ.
@@ -251,7 +251,7 @@ class Embedder:
             **inputs: one or two modalities, as `embed` takes them.
 
         Returns:
-            ``[N, M]`` on the CPU; rows are of what is given first.
+            ``[N, M]`` on the CPU; rows are the first argument's.
 
         Raises:
             ValueError: if given neither one nor two of them in all; else as `embed`.

@@ -31,10 +31,10 @@ def fill_model(
         plan: of the foreign model.
         state: the foreign tensors.
         allow: names, or patterns, of tensors that may be left over on either side.
-        notes: what is changed on the way is added.
+        notes: changes made on the way are added.
 
     Returns:
-        what is left over on both sides.
+        unmatched tensors of both sides.
 
     Raises:
         WeightsError: if a tensor that is used is not finite.
@@ -68,8 +68,8 @@ def fill_tower(
         tower: is filled where nothing is missing or mismatched, under its adapters if it has any.
         plan: of the foreign tower.
         state: the foreign tensors.
-        diff: what is left over is added.
-        notes: what is changed on the way is added.
+        diff: unmatched tensors are added.
+        notes: changes made on the way are added.
         allow: names, or patterns, of tensors that may be left over.
         part: ``encoder.`` to fill the encoder alone.
 

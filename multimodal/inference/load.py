@@ -100,9 +100,9 @@ def _import_folder(folder: Path) -> Loaded:
 
     imported = import_weights(files.read_state(folder), files.read_config(None, folder))
     take_tokenizer(imported, folder)
-    image, told = imported.transforms.get("image"), input_settings(str(folder))
+    image, settings = imported.transforms.get("image"), input_settings(str(folder))
     if image is not None:
-        image |= {key: told[key] for key in ("mean", "std") if key in told}
+        image |= {key: settings[key] for key in ("mean", "std") if key in settings}
     temperatures = {}
     if imported.pair is not None and imported.logit_scale:
         temperatures[frozenset(imported.pair)] = 1 / imported.logit_scale

@@ -39,7 +39,7 @@ class Tower(nn.Module):
         head: called as ``head(width=encoder.width)``; the module has an attribute ``embed_dim``.
             None for a tower that only a fusion reads: it has no embeddings.
         frozen: true: the whole tower; ``encoder``: all but the head, which is then trained alone.
-        tuning: called with the tower, once it is built: marks or adds what is trained
+        tuning: called with the tower, once it is built: marks or adds trained parameters
             (``multimodal.models.tuning``); None trains all of it.
         rates: its own learning rate, weight decay and gradient clipping; None: the run's.
         scale: factor of the ``scaled`` embeddings (ImageBind's per modality, e.g. 20 for audio);
@@ -93,7 +93,7 @@ class Tower(nn.Module):
         return None if self.head is None else int(self.head.embed_dim)  # type: ignore[arg-type]
 
     def train(self, mode: bool = True) -> Tower:
-        """Set training mode; what is frozen stays in evaluation mode."""
+        """Set training mode; frozen parts stay in evaluation mode."""
         super().train(mode and not self.frozen)
         if self.encoder_frozen:
             self.encoder.eval()
@@ -148,7 +148,7 @@ class Tower(nn.Module):
         """Refuses inputs that the encoder cannot take, as far as it can tell without computing.
 
         Raises:
-            InputMismatchError: naming what is expected, and what was given.
+            InputMismatchError: naming the expected and the given input.
         """
         check = getattr(self.encoder, "check_inputs", None)
         if check is not None:

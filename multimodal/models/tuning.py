@@ -21,7 +21,7 @@ class Tuning(ABC):
 
     @abstractmethod
     def __call__(self, tower: nn.Module) -> None:
-        """Marks or adds what is trained."""
+        """Marks or adds trained parameters."""
 
 
 def layers_of(encoder: nn.Module) -> nn.ModuleList:
@@ -38,7 +38,7 @@ def layers_of(encoder: nn.Module) -> nn.ModuleList:
 
 
 def freeze_encoder(encoder: nn.Module) -> None:
-    """Marks an encoder as not trained, but for what is new in it: a connector to a backbone."""
+    """Marks an encoder as not trained, but for its new parts: a connector to a backbone."""
     encoder.requires_grad_(False)
     for name in ("connector", "pool") if hasattr(encoder, "connector") else ():
         part = getattr(encoder, name)
@@ -235,7 +235,7 @@ def _init_dora_magnitude(layer: Any, name: str) -> None:
 
 @torch.no_grad()
 def merge_adapters(module: nn.Module) -> int:
-    """Adds every adapter to the weights under it and removes it; what is computed stays.
+    """Adds every adapter to the weights under it and removes it; the output stays.
 
     Returns:
         how many there were.

@@ -56,7 +56,7 @@ class Columns:
         return joined if self.past is None else joined.followed_by(self.past)
 
     def matches(self, anchors: SampleKeys, candidates: SampleKeys) -> tuple[Tensor, Tensor]:
-        """Positives and negatives ``[A, C]``; what is listed is never a positive."""
+        """Positives and negatives ``[A, C]``; listed negatives are never positives."""
         positives, negatives = matches(anchors, candidates, self.keys_are_positives)
         if self.listed is not None:
             start = len(self.batch) if self.in_batch else 0

@@ -309,7 +309,7 @@ def make_objective(
 def _both_batches(
     local: GatheredBatch, active: Iterable[Pair], prepared: Prepared | None
 ) -> tuple[GatheredBatch, GatheredBatch]:
-    """This rank's batch and all ranks' one, with what is known of them already."""
+    """This rank's batch and all ranks' one, with what `prepare` has computed."""
     sent = _modalities(p for p in active if p.candidates.gathers and not passes(p.candidates))
     if prepared is None:
         return local, gather_batch(local, sent)

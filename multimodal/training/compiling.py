@@ -31,7 +31,7 @@ def compile_towers(model: EmbeddingModel, device: torch.device, backend: str | N
     """Compiles what ``model.compile`` says, at its first use; nothing where it is null.
 
     Args:
-        model: its towers; what is loaded into it later is used.
+        model: its towers; weights loaded into it later are used.
         device: that it will run on.
         backend: of torch.compile; None: `BACKEND`.
 

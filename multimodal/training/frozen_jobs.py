@@ -95,7 +95,7 @@ class Job:
         """Refuses random choices that no view keeps.
 
         Raises:
-            ValueError: naming what is random.
+            ValueError: naming the random transforms.
         """
         augments = getattr(self.transform, "is_random", True)
         if views is not None or not (augments or self.source.decoder.is_random(self.modality)):
@@ -172,7 +172,7 @@ class Views(Dataset[tuple["Tensor | None", "Tensor | None", list[bool]]]):
     """Number of a block -> inputs of its readable samples, all views of one sample in a row.
 
     Args:
-        job: what is read, and how.
+        job: the tower and the source.
         indices: of the samples, ``BLOCK`` of them a block.
         views: see `FrozenCache`.
         seed: of the data.

@@ -18,7 +18,7 @@ from multimodal.inference.checkpoint.load import config_of
 from multimodal.inference.checkpoint.locate import FOLDER
 from multimodal.inference.checkpoint.tokenizer_check import check_same_tokenizers
 
-# Keys about where and how a run happens, its logging and its end; not about what is learned.
+# Keys about where and how a run happens, its logging and its end; not about the learning.
 IGNORED_KEYS = (
     "name", "resume", "resume_allow", "logger", "evaluation", "debug", "allowed_packages",
     "allowed_addresses", "anchor", "callbacks", "trainer", "sweep_metric", "data.num_workers",

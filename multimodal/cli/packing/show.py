@@ -21,7 +21,7 @@ _SHOWN = 50  # problems of shards
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar while the context lasts; called with what is done, and the total."""
+    """A bar while the context lasts; called with the count done, and the total."""
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden = not CONSOLE.is_terminal
     with Progress(*columns, console=CONSOLE, transient=True, disable=hidden) as bar:

@@ -153,7 +153,7 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        """Changes where what is fetched changes."""
+        """Changes with the fetched content."""
         parts = [repr(self.where), *sorted(f"{name} {file!r}" for name, file in self.files.items())]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

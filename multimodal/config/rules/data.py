@@ -36,7 +36,7 @@ def standardized_features(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
     for name, tower in block(tree, "model.towers").items():
         if at(tower, "head.standardize") is True and not (
             at(tower, "frozen") == "encoder"
-            and not is_connected(tower)  # what is cached of it is not what its head gets
+            and not is_connected(tower)  # its cached features are not its head's input
             and at(tree, "data.cache_frozen") is True
         ):
             yield ConfigProblem(

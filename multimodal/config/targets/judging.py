@@ -27,7 +27,7 @@ def foreign_targets(tree: Any, packages: Sequence[str], where: str = "") -> Iter
 def misplaced(
     tree: Any, packages: tuple[str, ...], strict: bool, path: Sequence[str] = ()
 ) -> Iterator[ConfigProblem]:
-    """Refuses what is not of the kind of its place, without calling or instantiating anything.
+    """Refuses targets not of the kind of their place, without calling or instantiating any.
 
     Args:
         tree: plain dicts and lists; its targets have passed `foreign_targets`.
@@ -62,7 +62,7 @@ class _Judge:
     def block(
         self, node: dict[str, Any], where: str, path: tuple[str, ...], kinds: Sequence[Kind]
     ) -> Iterator[ConfigProblem]:
-        """One block and what is nested in it."""
+        """One block and its nested blocks."""
         target = node["_target_"]
         try:
             built = resolve(target, self.packages)
@@ -113,7 +113,7 @@ class _Judge:
         return [Kind(module)] if inside(str(owner.__module__), ["torch.nn.modules"]) else []
 
     def _unfit(self, built: Any, kinds: Sequence[Kind], node: dict[str, Any]) -> str | None:
-        """Why what is named may not stand at a place of ``kinds``; None if it may."""
+        """Why a target may not stand at a place of ``kinds``; None if it may."""
         own = is_own(built, self.packages)
         if not self.strict and (own or inspect.isfunction(built) or not kinds):
             return None

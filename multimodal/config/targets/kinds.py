@@ -1,6 +1,6 @@
 """What may stand where: at each place of a configuration, the kinds of classes that belong there.
 
-A root's place has its kind in `PLACES`; what is nested in a block fills a parameter of its class,
+A root's place has its kind in `PLACES`; a nested block fills a parameter of its class,
 and that parameter's annotation is its kind. Nothing is instantiated, and nothing of a class is
 called, in order to be judged.
 """

@@ -94,7 +94,7 @@ def _step(owner: Any, part: str, path: str) -> Any:
 
 
 def _require_home(target: str, resolved: Any, packages: Sequence[str]) -> None:
-    """Refuses what is defined in another package, or passes itself off as defined in this one."""
+    """Refuses targets defined in another package, or passed off as defined in this one."""
     reached = [name for name in packages if inside(target, [name])]
     homes = [home for name in reached for home in _HOMES.get(name, ())]
     if not inside(str(resolved.__module__), [*reached, *homes]):

@@ -59,16 +59,16 @@ def _matches(where: str, pattern: str) -> bool:
 
 def invalid_arguments(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
     """Binds the keys of every block to the signature of what it builds."""
-    packages, told = allowed_packages(tree.get("allowed_packages")), set()
+    packages, reported = allowed_packages(tree.get("allowed_packages")), set()
     for block in blocks(tree):
         if refused_name(block.target, packages):
             continue
         try:
             built = resolve(block.target, packages)
         except TargetError as error:
-            if str(error) not in told:  # report a module that does not import once
+            if str(error) not in reported:  # report a module that does not import once
                 yield ConfigProblem(join(block.where, "_target_"), str(error))
-            told.add(str(error))
+            reported.add(str(error))
         else:
             yield from _against_signature(block, built)
 

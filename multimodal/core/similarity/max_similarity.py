@@ -1,7 +1,7 @@
 """The sum over a query's tokens of the most similar token of a document, tile by tile.
 
 All tokens of Q queries against all tokens of C documents are Q x T x C x U numbers. One tile of
-them is held at a time; what is kept for the gradient is where each maximum was, Q x T x C integers.
+them is held at a time; kept for the gradient are the places of the maxima, Q x T x C integers.
 """
 
 from __future__ import annotations

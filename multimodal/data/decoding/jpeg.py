@@ -17,7 +17,7 @@ _FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # start-of-frame mark
 def plain_size(data: bytes) -> tuple[int, int] | None:
     """Height and width of a JPEG in three colours that EXIF does not turn, from its header.
 
-    None for all else, also for what is cut or no JPEG: that is for Pillow to look at.
+    None for all else, truncated or foreign files included: that is for Pillow to look at.
     """
     if not data.startswith(b"\xff\xd8\xff") or _may_have_exif(data):
         return None

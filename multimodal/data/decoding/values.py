@@ -44,7 +44,7 @@ class Limits:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def check(self, name: str, actual: float) -> None:
-        """Refuses what is over the limit ``name``.
+        """Refuses sizes over the limit ``name``.
 
         Raises:
             DecodeError: with the reason ``too_large``.

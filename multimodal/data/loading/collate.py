@@ -66,7 +66,7 @@ def load(
         index: of the sample.
         rng: its random choices; None for none.
         modalities: those wanted; None for all.
-        frozen: those that are read as embeddings; what is aligned with such a modality gets the
+        frozen: those that are read as embeddings; modalities aligned with it get the
             geometry of the view that was embedded. Where a teacher's are among them (of a name
             that the source has not), all of the sample is as that view was.
         caption: which of several captions, without a draw.

@@ -1,7 +1,7 @@
 """Words that a swap may change: attributes, relations and objects, in groups of one kind.
 
 Words of a group stand in for each other, so that the sentence stays grammatical and its meaning
-changes. The lists are ours, and short: what is in none of them is left alone.
+changes. The lists are ours, and short: words in none of them are left alone.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def verify(
 
     Args:
         path: of the manifest, or its URL.
-        limits: what is accepted; None for the default.
+        limits: of decoded sizes; None for the default.
         workers: processes.
         progress: called with the number of finished shards and their total.
 

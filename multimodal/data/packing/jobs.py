@@ -27,7 +27,7 @@ class Job(NamedTuple):
 
 
 class Work(NamedTuple):
-    """All shards, and what is not packed.
+    """All shards, and the samples left out.
 
     Attributes:
         jobs: the shards.

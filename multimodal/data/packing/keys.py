@@ -15,7 +15,7 @@ _UNSAFE = re.compile(r'[.\s<>:"\\|?*\x00-\x1f\x7f]')
 
 
 def safe_key(name: str) -> str:
-    """A key for what is called ``name``: no dots, spaces, control characters; Unicode form C.
+    """A key for the name ``name``: no dots, spaces, control characters; Unicode form C.
 
     Args:
         name: of the sample, its folders parted by ``/``.

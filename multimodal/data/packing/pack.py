@@ -125,7 +125,7 @@ def pack_share(
     if before is not None and json.loads(before).get("work") != work.digest:
         raise ValueError(
             f"{output.where(_WORK)}: another share was packed of other data or with other options; "
-            "give all shares the same, or take away what is in the folder"
+            "give all shares the same, or empty the folder"
         )
     output.write(_WORK, as_json(shared))
     jobs = work.jobs[share.number - 1 :: share.count]

@@ -31,7 +31,7 @@ class Plan:
         licence: its name.
         header: DICOM keywords whose values go into the metadata, in lower case with an underscore
             between words (``body_part_examined``); nothing else of a header does.
-        limits: what is accepted.
+        limits: of decoded sizes.
     """
 
     name: str

@@ -105,7 +105,7 @@ def curate(
         ValueError: if the manifest is not such a one, a key is of no sample, or nothing is left.
         ShardError: if a shard cannot be read.
     """
-    loaded = load_manifest(manifest)  # refuses what is faulty
+    loaded = load_manifest(manifest)  # refuses faulty ones
     content = strict_json.parse(content_of(manifest), f"the manifest {manifest}")
     if not isinstance(content["shards"], list):
         raise ValueError(f"{manifest}: curation needs shards that the manifest itself lists")

@@ -19,7 +19,7 @@ _CONTROL = re.compile(r"[\0-\x1f\x7f]")
 
 
 def check_manifest(content: Any, label: str) -> None:
-    """Refuses what is not a manifest.
+    """Refuses documents that are not manifests.
 
     Args:
         content: as parsed from JSON.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from multimodal.core.files import NewFile, sha256
 
-# Limits of one shard, far above what is made, so that a false number costs no memory.
+# Limits of one shard, far above real ones, so that a false number costs no memory.
 MAX_SAMPLES = 1 << 22
 MAX_BYTES = 1 << 44
 MAX_NAME = 1024  # bytes of UTF-8; a table gives every name the width of the longest

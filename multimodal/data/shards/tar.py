@@ -33,8 +33,8 @@ class Shard:
 
     Args:
         path: a local, uncompressed tar.
-        samples: how many samples it must hold; None to take what is there.
-        size: how many bytes the file must have; None to take what is there.
+        samples: how many samples it must hold; None to accept any.
+        size: how many bytes the file must have; None to accept any.
         sha256: what the file's hash must be, 32 bytes; None not to look (reads the whole file).
 
     Attributes:

@@ -27,7 +27,7 @@ class TextTransform:
         context_length: most tokens of a text, start and end included.
         fill: pads every text to ``context_length``, for a text tower that reads its padding
             (``attend_padding``), and not to the longest of the batch.
-        instruction: text before every text, for language models that are told what a text is for
+        instruction: text before every text, for language models that expect a task description
             ("Instruct: find the picture\\nQuery: "); or around its ``{}``, as a chat template
             stands. It is never dropped. Texts of several tasks or sides are modalities of their
             own, with one tower. None for none.
@@ -59,8 +59,8 @@ class TextTransform:
         before, _, after = (instruction or "").partition(PLACE)
         if PLACE in after:
             raise ValueError(f"instruction={instruction!r}: expected one {PLACE} at most")
-        told = [self.tokenizer.encode(part) for part in (before, after)]
-        if (tokens := sum(map(len, told))) > context_length - 3:
+        framing = [self.tokenizer.encode(part) for part in (before, after)]
+        if (tokens := sum(map(len, framing))) > context_length - 3:
             raise ValueError(
                 f"instruction: its {tokens} tokens leave no room for a text in "
                 f"context_length={context_length}"
@@ -72,7 +72,7 @@ class TextTransform:
         start, end = (
             [] if token is None else [token] for token in (self.tokenizer.start, self.tokenizer.end)
         )
-        self._before, self._after = [*start, *told[0]], [*told[1], *end]
+        self._before, self._after = [*start, *framing[0]], [*framing[1], *end]
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -61,7 +61,7 @@ class Outcome(ABC):
         return ""
 
     def row(self) -> dict[str, Any] | None:
-        """Plain values for ``metrics.json``; None for what is only shown."""
+        """Plain values for ``metrics.json``; None for rows that are only shown."""
         return None
 
     def lines(self) -> list[Line]:
@@ -170,7 +170,7 @@ class Evaluator(Protocol):
         """The answers.
 
         Raises:
-            ValueError: if the set does not have what is asked for.
+            ValueError: if the set lacks a modality or key that is asked for.
         """
         ...
 

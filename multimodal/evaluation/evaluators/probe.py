@@ -112,7 +112,7 @@ class ProbeTask:
     """A classifier trained on frozen embeddings (`probe.probe`), tested on the set.
 
     Args:
-        modality: what is classified.
+        modality: to classify.
         label: the metadata key that holds a sample's class, a string.
         train: samples to learn from (``multimodal.data.Source``).
         validation: samples that choose the strength of the L2 penalty; null holds out a fifth of

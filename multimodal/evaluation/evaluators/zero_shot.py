@@ -116,7 +116,7 @@ class ZeroShotTask:
     """Classification by prompts: the class whose texts embed nearest is the answer.
 
     Args:
-        modality: what is classified.
+        modality: to classify.
         label: the metadata key that holds a sample's class, a string, or a list of them.
         prompts: templates with one ``{}`` where the class's name goes; the embeddings of a class's
             prompts are averaged.
@@ -208,7 +208,7 @@ def score_zero_shot(
 
     Args:
         embedded: the set.
-        task: what is asked.
+        task: to evaluate.
         labels: of N samples, one class name each, or several.
         prompt_embeddings: class -> ``[P, D]`` of each of its groups of names, embeddings of their
             prompts; the nearest group counts.

@@ -90,7 +90,7 @@ def newest(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint can be read; what is wrong with it is said on stderr."""
+    """Whether a checkpoint can be read; errors are reported on stderr."""
     if (problem := _problem(path)) is not None:
         note(f"WARNING: {problem}")
     return problem is None

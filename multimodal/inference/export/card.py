@@ -1,6 +1,7 @@
 """A model card from a run: what it is, what it saw, what it cost, how good it is, its limits.
 
-Everything in it is read from the run's folder and its checkpoint; what is not there is said.
+Everything in it is read from the run's folder and its checkpoint; missing figures are reported as
+missing.
 """
 
 from __future__ import annotations

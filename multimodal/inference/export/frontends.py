@@ -98,7 +98,7 @@ class PlaneFrontend(nn.Module):
         self.transform = transform
 
     def forward(self, raw: Tensor, eight_bits: Tensor) -> tuple[Tensor, Tensor]:
-        """The representation and what is measured, both ``[H, W]``; 0 where nothing is.
+        """The representation and the mask of measured pixels, both ``[H, W]``; 0 where nothing is.
 
         Args:
             raw: float32 ``[H, W]``.
@@ -127,7 +127,7 @@ class PlaneFrontend(nn.Module):
 
 
 def _spread(values: Tensor, seen: Tensor) -> Tensor:
-    """0 at the least of what is seen, 1 at the most."""
+    """0 at the least value seen, 1 at the greatest."""
     least = torch.where(seen, values, torch.inf).amin(dim=(0, 1))
     most = torch.where(seen, values, -torch.inf).amax(dim=(0, 1))
     return (values - least) / (most - least).clamp(min=1e-6)

@@ -47,7 +47,7 @@ def fetch_all(cfg: DictConfig) -> dict[str, Path]:
 
 
 def fill_towers(model: EmbeddingModel, cfg: DictConfig) -> list[str]:
-    """Fills every tower that names an entry; fetches what is not there.
+    """Fills every tower that names an entry; fetches missing ones.
 
     Encoders are filled, and heads where the entry has one of the same shape. Towers that the
     anchor's run gives (``anchor.towers``) are left to it.

@@ -66,7 +66,7 @@ def make_app(
 
     Args:
         embedder: of the model that made the table.
-        table: what is searched.
+        table: to search.
         index: over its rows.
         title: shown on the page.
         hosts: names that a request may call this server by (others are refused, so that foreign

@@ -176,7 +176,7 @@ class _Protocol(H11Protocol):
             self.transport.abort()
 
     def _look(self, idle: bool = False) -> None:
-        """Sets the deadline for what is awaited now; none where it is not the client's turn."""
+        """Sets the deadline for the awaited input; none where it is not the client's turn."""
         if self._timed == "answer":
             return
         state = self.conn.their_state

@@ -60,7 +60,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Embeddings, their N rows, and what is known of the whole.
+    """Embeddings, their N rows, and the metadata of the table.
 
     Attributes:
         vectors: ``[N, D]`` float32; of tokens ``[S, D]``, those of one row after the other.

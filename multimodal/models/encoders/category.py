@@ -39,7 +39,7 @@ class CategoryEncoder(nn.Module):
         """Refuses what `forward` cannot take.
 
         Raises:
-            InputMismatchError: naming what is expected, and what was given.
+            InputMismatchError: naming the expected and the given input.
         """
         if inputs.ndim != 1 or inputs.is_floating_point() or mask is not None:
             raise InputMismatchError(

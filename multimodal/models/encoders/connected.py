@@ -194,7 +194,7 @@ class ConnectedEncoder(nn.Module):
         """Refuses what the encoder cannot take.
 
         Raises:
-            InputMismatchError: naming what is expected, and what was given.
+            InputMismatchError: naming the expected and the given input.
         """
         check = getattr(self.encoder, "check_inputs", None)
         if check is not None:

@@ -119,7 +119,7 @@ class ConvolutionalEncoder(nn.Module):
         """Refuses what `forward` cannot take.
 
         Raises:
-            InputMismatchError: naming what is expected, and what was given.
+            InputMismatchError: naming the expected and the given input.
         """
         check_shape(inputs, (self.in_channels, *self.size), type(self).__name__)
         refuse_mask(mask, type(self).__name__)

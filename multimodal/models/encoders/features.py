@@ -68,7 +68,7 @@ class FeatureEncoder(nn.Module):
         """Refuses what `forward` cannot take.
 
         Raises:
-            InputMismatchError: naming what is expected, and what was given.
+            InputMismatchError: naming the expected and the given input.
         """
         if (
             inputs.ndim not in (2, 3)

@@ -102,7 +102,7 @@ class FlexibleVisionTransformer(TransformerEncoder):
         """Refuses what `forward` cannot take.
 
         Raises:
-            InputMismatchError: naming what is expected, and what was given.
+            InputMismatchError: naming the expected and the given input.
         """
         wanted = self.patch_features
         if inputs.ndim != 3 or inputs.shape[2] != wanted or not inputs.is_floating_point():

@@ -100,7 +100,7 @@ class TextTransformer(TransformerEncoder):
         """Refuses what `forward` cannot take.
 
         Raises:
-            InputMismatchError: naming what is expected, and what was given.
+            InputMismatchError: naming the expected and the given input.
         """
         if inputs.ndim != 2 or inputs.is_floating_point() or inputs.shape[1] > self.context_length:
             raise InputMismatchError(

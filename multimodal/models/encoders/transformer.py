@@ -98,7 +98,7 @@ class TransformerEncoder(nn.Module):
         Args:
             tokens: ``[B, N, W]``, N at most that of the grid.
             mask: bool ``[B, N]``, True where a token is real, those before the others.
-            positions: ``[B, N, W]``, what is added to each token; None: the table's rows in order.
+            positions: ``[B, N, W]``, added to each token; None: the table's rows in order.
         """
         if positions is not None:
             tokens = tokens + positions
@@ -199,7 +199,7 @@ class GridTransformer(TransformerEncoder):
         """Refuses what `forward` cannot take.
 
         Raises:
-            InputMismatchError: naming what is expected, and what was given.
+            InputMismatchError: naming the expected and the given input.
         """
         check_shape(inputs, (self.in_channels, *self.size), type(self).__name__)
         refuse_mask(mask, type(self).__name__)

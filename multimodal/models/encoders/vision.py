@@ -99,7 +99,7 @@ class VideoTransformer(GridTransformer):
         """Refuses what `forward` cannot take; a picture is a clip of equal frames.
 
         Raises:
-            InputMismatchError: naming what is expected, and what was given.
+            InputMismatchError: naming the expected and the given input.
         """
         super().check_inputs(self._clips(inputs), mask)
 

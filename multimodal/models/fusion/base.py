@@ -78,7 +78,7 @@ class Fusion(nn.Module):
 
     Args:
         widths: modality -> width of its encoder, in any order.
-        width: W, of what is fused.
+        width: W, of the fused tokens.
 
     Raises:
         ValueError: if there is no modality, or ``width`` is below 1.

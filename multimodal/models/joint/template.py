@@ -132,7 +132,7 @@ class TemplateJoint(Joint):
         return inputs, real
 
     def _encode(self, backbone: Any, pieces: Sequence[Part]) -> EncoderOutput:
-        """The backbone's output for token ids ``[B, T]`` and what is embedded, in order."""
+        """The backbone's output for token ids ``[B, T]`` and embedded tokens, in order."""
         output: EncoderOutput
         if hasattr(backbone, "encode_parts"):
             output = backbone.encode_parts(pieces)

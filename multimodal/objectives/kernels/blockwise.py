@@ -73,7 +73,7 @@ def block_sum(
 class SingleUseGradients:
     """Gradients of a scalar that were formed in the forward, for one backward.
 
-    They are scaled in place: a copy would double what is held.
+    They are scaled in place: a copy would double the memory.
     """
 
     def __init__(self, gradients: Sequence[Tensor | None]) -> None:

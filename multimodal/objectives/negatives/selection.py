@@ -194,7 +194,7 @@ class Filtered(WarmsUp):
 
     Args:
         threshold: a cosine in (-1, 1].
-        then: chooses among what is left.
+        then: chooses among the remaining negatives.
 
     Raises:
         ValueError: if ``then`` has a warm-up: this strategy's own includes it.

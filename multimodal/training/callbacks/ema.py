@@ -27,7 +27,7 @@ class WeightAverage(pl.Callback):
         decay: in [0, 1), the share that a step keeps, once warm.
         warmup: whether the decay grows as (1 + n) / (10 + n) with the steps n, up to ``decay``: a
             short run does not drag its beginning along.
-        evaluate: whether it is what is evaluated; false: it is kept and saved only.
+        evaluate: whether it is evaluated in place of the weights; false: it is kept and saved only.
     """
 
     def __init__(self, decay: float, warmup: bool = True, evaluate: bool = True) -> None:

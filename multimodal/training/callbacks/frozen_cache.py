@@ -1,4 +1,4 @@
-"""A cache of what is frozen; training then neither decodes nor encodes the samples.
+"""A cache of frozen towers' features; training then neither decodes nor encodes the samples.
 
 Of a frozen tower it holds the embeddings, of a tower whose encoder alone is frozen the features,
 which go through the head, or the connector and its backbone, at every step.
@@ -63,7 +63,7 @@ class FrozenCache(pl.Callback):
         self.teacher = teacher
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Computes what is missing; on all ranks.
+        """Computes missing features; on all ranks.
 
         Raises:
             ValueError: if there is no frozen tower, or if something of its modality is random and

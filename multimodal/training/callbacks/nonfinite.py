@@ -143,7 +143,7 @@ def describe_batch(pl_module: pl.LightningModule, outputs: Any, batch: Any) -> d
 
 
 def plain(described: Mapping[str, Any]) -> dict[str, Any]:
-    """`describe_batch` with numbers, for JSON; strings for what is not finite."""
+    """`describe_batch` with numbers, for JSON; strings for numbers that are not finite."""
     numbers = {name: _plain(value) for name, value in described["metrics"].items()}
     return {**described, "loss": _plain(described["loss"]), "metrics": numbers}
 

@@ -46,7 +46,7 @@ class TensorBoardLogger(loggers.TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes what is logged; no file of hyperparameters."""
+        """Writes the metrics; no file of hyperparameters."""
         self.experiment.flush()
 
 
@@ -101,7 +101,7 @@ class MLflowLogger(loggers.MLFlowLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Logs what is not logged of a step yet, and keeps the run's id with the first."""
+        """Logs the metrics of a step not logged yet, and keeps the run's id with the first."""
         new = self._logged.new({_name(name): value for name, value in metrics.items()}, step)
         if not new:
             return

@@ -231,7 +231,7 @@ class TrainingModule(pl.LightningModule):
             self.log(SCORE, sum(float(score) for score in scores) / len(scores))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds every rank's sums of what is not logged yet; every rank has to call it."""
+        """Adds every rank's sums of the metrics not yet logged; every rank has to call it."""
         own = {name: value.detach().cpu() for name, value in self._sums.items()}
         checkpoint["unlogged"] = {"counts": dict(self._counts), "sums": all_gather_object(own)}
         for optimizer in self.trainer.optimizers[:1]:

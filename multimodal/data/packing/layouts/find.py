@@ -1,4 +1,4 @@
-"""Which layout an input has: found out from what is there, or as the user says."""
+"""Which layout an input has: inferred from its files, or as the user says."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def items_of(source: Path, reading: Reading | None = None, say: Say = lambda lin
     Args:
         source: a folder or a file of any layout in ``LAYOUTS``.
         reading: what the user says of it.
-        say: is told what was found, and what was guessed.
+        say: prints what was inferred, and what was guessed.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.

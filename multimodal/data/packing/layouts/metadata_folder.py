@@ -58,11 +58,11 @@ def metadata_folder(files: Sequence[Found], reading: Reading, say: Say) -> Sampl
                 f"{', '.join(table.columns)} (--layout pairs packs the folder without it)"
             )
         prefix = file.name.rpartition("/")[0]
-        told = replace(
+        columns_named = replace(
             reading, files=reading.files or columns, root=reading.root or file.path.parent
         )
         table = replace(table, split=split_named(prefix.rpartition("/")[2]))
-        for sample in samples_of([table], told, say, plain_names=True):
+        for sample in samples_of([table], columns_named, say, plain_names=True):
             if isinstance(sample, Item):
                 used.update(c.path for c in sample.members.values() if isinstance(c, InFile))
             yield _placed(sample, table, columns, prefix)

@@ -1,4 +1,4 @@
-"""The files of a folder, through its links, each once; what is passed over is a refusal."""
+"""The files of a folder, through its links, each once; skipped ones are refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Found(NamedTuple):
 def walk(folder: Path) -> Iterator[Found | Refusal]:
     """All files below a folder, by name.
 
-    Hidden files, links that lead nowhere or back, and what is neither file nor folder are refusals.
+    Hidden files, links that lead nowhere or back, and entries that are neither files nor folders
+    are refusals.
     """
     yield from _walk(folder, "", {_identity(folder.stat())})
 

@@ -51,7 +51,7 @@ def samples_of(
     Args:
         tables: one after another; rows are numbered through all of them.
         reading: what the user says of their columns.
-        say: is told what was found.
+        say: prints what was inferred.
         plain_names: names members without their column's ``file_name``.
 
     Raises:

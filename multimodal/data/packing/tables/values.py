@@ -1,4 +1,4 @@
-"""Cells of tables as metadata: what JSON can hold, and what is not a value."""
+"""Cells of tables as metadata: what JSON can hold, and missing values."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ class AudioTransform(Stacked):
 
 
 def require_sound(value: Any) -> None:
-    """Refuses what is not a sound with samples.
+    """Refuses values that are not sounds with samples.
 
     Raises:
         DecodeError: if the value is not audio, has an implausible rate, or contains infinity or

@@ -82,12 +82,12 @@ class TimmEncoder(nn.Module):
         pooled = getattr(self.model, "head_hidden_size", None) or self.model.num_features
         self.width = int(pooled if pooling == "model" else self.model.num_features)
         self.pool = FirstPool() if pooling == "class" else MeanPool()
-        told = dict(getattr(self.model, "pretrained_cfg", None) or {})
-        size = told.get("input_size")
-        self.settings: dict[str, Any] = {k: list(told[k]) for k in ("mean", "std") if k in told}
+        known = dict(getattr(self.model, "pretrained_cfg", None) or {})
+        size = known.get("input_size")
+        self.settings: dict[str, Any] = {k: list(known[k]) for k in ("mean", "std") if k in known}
         self.settings |= {} if size is None else {"size": image_size or size[-1]}
         if weights is not None:
-            self._load(Path(weights).expanduser(), told.get("classifier"))
+            self._load(Path(weights).expanduser(), known.get("classifier"))
 
     def _load(self, path: Path, classifier: str | tuple[str, ...] | None) -> None:
         """Fills the model from a file; only the classifier's tensors may be left over."""
@@ -112,7 +112,7 @@ class TimmEncoder(nn.Module):
         """Refuses inputs that are not pictures of the model's channels.
 
         Raises:
-            InputMismatchError: naming what is expected, and what was given.
+            InputMismatchError: naming the expected and the given input.
         """
         if mask is not None or inputs.ndim != 4 or inputs.shape[1] != self.in_channels:
             raise InputMismatchError(

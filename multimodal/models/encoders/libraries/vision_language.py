@@ -141,10 +141,10 @@ class VisionLanguageEncoder(nn.Module):
         return self._pooled(self.model.language_model, mask, inputs_embeds=embedded)
 
     def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
-        """Refuses what is neither token ids nor patches of the model's size.
+        """Refuses inputs that are neither token ids nor patches of the model's size.
 
         Raises:
-            InputMismatchError: naming what is expected, and what was given.
+            InputMismatchError: naming the expected and the given input.
         """
         features = PLACE_NUMBERS + self.channels * self.side**2
         text = inputs.ndim == 2 and inputs.dtype == torch.int64
