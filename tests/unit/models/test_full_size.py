@@ -33,8 +33,11 @@ PUBLISHED = {
 }
 # Of omni_qwen: Qwen3-Embedding 0.6B, SigLIP 2's and Whisper large-v3's encoders.
 FROZEN = {"text": 595_776_512, "image": 92_884_224, "audio": 637_009_920}
-QUICK = ["siglip_vit_b16", "imagebind_huge", "imagebind_finetune", "dinov2_lit", "omni_qwen"]
-SLOW = ["clip_vit_b32", "clip_vit_l14", "languagebind", "audioclip", "radiology"]
+QUICK = ["siglip_vit_b16", "imagebind_huge", "omni_qwen"]
+SLOW = [
+    "clip_vit_b32", "clip_vit_l14", "languagebind", "audioclip", "radiology", "dinov2_lit",
+    "imagebind_finetune",
+]  # fmt: skip
 EXPERIMENTS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 SMALL_QWEN = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
               "num_key_value_heads": 1, "head_dim": 16, "intermediate_size": 48,

@@ -64,6 +64,7 @@ def test_the_best_is_evaluated(tmp_path, capsys, more):
     assert f"<dd>step {first} of 12, {BEST}</dd>" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_last_is_evaluated_where_it_is_asked_for(tmp_path, capsys):
     train_here(tmp_path, *WORDS, "callbacks.checkpoint.evaluate=last")
     found = figures(tmp_path)

@@ -82,7 +82,12 @@ def close(ours: list[Tensor], theirs: list[Tensor], atol: float = 1e-6) -> None:
 
 @pytest.mark.parametrize(
     ("scope", "size", "frozen"),
-    [("blocks", None, False), ("blocks", 2, True), ("tower", 2, False), ("tower", None, True)],
+    [
+        ("blocks", None, False),
+        ("tower", 2, True),
+        pytest.param("blocks", 2, True, marks=pytest.mark.slow),
+        pytest.param("tower", None, False, marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_names_numbers_and_gradients(scope: str, size: int | None, frozen: bool):
     plain, compiled = model(None, frozen=frozen), model(scope, frozen=frozen)

@@ -58,7 +58,9 @@ def unit(output) -> torch.Tensor:
     return torch.nn.functional.normalize(rows, dim=-1)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(
+    "name", [pytest.param("openclip_a", marks=pytest.mark.slow), "openai_quickgelu_a", "siglip_a"]
+)
 @torch.no_grad()
 def test_transformers_opens_the_folder_and_embeds_the_same(checkpoints, tmp_path, name, capsys):
     import transformers
@@ -170,6 +172,7 @@ def test_a_dry_run_lists_every_file_and_leaves_none(checkpoints, tmp_path, monke
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_exported_folder_is_published_as_it_is(checkpoints, tmp_path, capsys):
     made = tmp_path / "made"
     main([str(checkpoints[0] / "openclip_a.ckpt"), str(made), "--layout", "ours"])
