@@ -113,10 +113,10 @@ def peak(batch_size, piece):
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
 
 def grown(piece):
-    small = max(peak(512, piece) for _ in range(3))
-    return peak(4096, piece) - small
+    small = max(peak(256, piece) for _ in range(3))
+    return peak(2048, piece) - small
 
-for piece in (None, 256):  # each in a process of its own
+for piece in (None, 128):  # each in a process of its own
     if os.fork() == 0:
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is this process's memory
         print(grown(piece), flush=True)
@@ -126,11 +126,11 @@ for piece in (None, 256):  # each in a process of its own
 
 
 def test_memory_is_flat_in_the_batch_size():
-    """8 times the batch; its activations are 180 MB more, its inputs 7."""
+    """8 times the batch; its activations are 88 MB more, its inputs 4."""
     command = [sys.executable, "-c", GROWTH]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     whole, pieces = map(int, done.stdout.split())
-    assert whole > 120
+    assert whole > 60
     assert pieces < whole / 2
 
 
