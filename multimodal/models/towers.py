@@ -346,7 +346,5 @@ class EmbeddingModel(nn.Module):
         self, inputs: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Embed a batch of several modalities: name -> ``[B, embed_dim]``."""
-        given_masks = masks or {}
-        return {
-            name: self.embed(name, value, given_masks.get(name)) for name, value in inputs.items()
-        }
+        held = masks or {}
+        return {name: self.embed(name, value, held.get(name)) for name, value in inputs.items()}

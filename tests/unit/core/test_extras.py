@@ -32,7 +32,7 @@ PROMISED = {
         try:
             header_values(b"", ["Modlity"])
         except ValueError as error:
-            assert "no DICOM keyword" in str(error)
+            assert "not a DICOM keyword" in str(error)
     """,
     "docs": """
         import material, mkdocs.commands.build, mkdocstrings_handlers.python

@@ -10,6 +10,7 @@ from typing import Any
 from multimodal.data.packing.tables.columnar import Embedded
 from multimodal.data.packing.tables.named_files import is_file_name
 from multimodal.data.packing.tables.reading import BrokenRow, Reading, Row, Table
+from multimodal.data.packing.tables.roles import first_rows
 from multimodal.data.packing.tables.values import is_caption_name
 from multimodal.data.shards.formats import is_media_name
 
@@ -23,7 +24,7 @@ def with_fields(table: Table, reading: Reading) -> Table:
     They are the ones that the user names, else captions by their names and files by their
     extensions, where no column of the table itself holds any. The objects stay metadata.
     """
-    rows = [row.values for row in islice(table.rows(), _TRIED) if isinstance(row, Row)]
+    rows = first_rows(table, _TRIED)
     fields: dict[str, list[Any]] = {}
     for values in rows:
         for name, value in _leaves(values):

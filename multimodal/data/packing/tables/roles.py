@@ -69,7 +69,7 @@ def find_roles(table: Table, reading: Reading, say: Say) -> Roles:
             raise ValueError(
                 f"{table.path} has no column {column!r}; {suggest(column, table.columns)}"
             )
-    rows = _first_rows(table, _SAMPLE)
+    rows = first_rows(table, _SAMPLE)
     files = tuple(reading.files) or _files(table, rows)
     left_out = [
         c for c in table.columns if c not in files and _share(_values(rows, c), _is_binary) > 0
@@ -107,7 +107,7 @@ def find_roles(table: Table, reading: Reading, say: Say) -> Roles:
 
 def names_files(table: Table, folder: Path) -> bool:
     """Whether a column of a table names files that are in a folder."""
-    rows = _first_rows(table, _TRIED)
+    rows = first_rows(table, _TRIED)
     for column in table.columns:
         values = [v for v in _values(rows, column) if isinstance(v, str)]
         if _share(values, _is_media) >= _MOSTLY:
@@ -161,7 +161,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _first_rows(table: Table, count: int) -> list[dict[str, Any]]:
+def first_rows(table: Table, count: int) -> list[dict[str, Any]]:
     """The values of the first rows: at least one, and no more than fit into `_SAMPLE_SIZE`."""
     rows: list[dict[str, Any]] = []
     size = 0

@@ -103,8 +103,11 @@ def test_every_query_reads_every_token():
         (lambda: ResamplerConnector(F, W, num_heads=3), "width=8 cannot be divided"),
         (lambda: ResamplerConnector(F, W, num_queries=0), "num_queries=0"),
         (lambda: LinearConnector(F, W)(torch.zeros(2, F)), r"expects tokens \[B, T, 12\], got"),
-        (lambda: PixelShuffleConnector(F, W)(torch.zeros(1, 17, F)), "17 tokens .* no grid"),
-        (lambda: PixelShuffleConnector(F, W)(torch.zeros(1, 9, F)), "no grid of 3 x 3 that 2 x 2"),
+        (lambda: PixelShuffleConnector(F, W)(torch.zeros(1, 17, F)), "17 tokens .* not a grid"),
+        (
+            lambda: PixelShuffleConnector(F, W)(torch.zeros(1, 9, F)),
+            "not a grid of 3 x 3 that 2 x 2",
+        ),
         (
             lambda: PixelShuffleConnector(F, W)(torch.zeros(1, 4, F), torch.ones(1, 4).bool()),
             "takes whole grids",
