@@ -51,7 +51,7 @@ def ends_of_processes(folder, repeats, *kinds):
     temporary.mkdir()
     done = subprocess.run(
         [sys.executable, program, folder, str(repeats), *kinds],
-        capture_output=True, text=True, timeout=120 + 90 * repeats, check=True,
+        capture_output=True, text=True, timeout=600 + 90 * repeats, check=True,
         env={**os.environ, "TMPDIR": str(temporary)},
     )  # fmt: skip
     assert done.stderr == ""
