@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -47,15 +50,14 @@ def test_workers_are_the_cores_less_those_that_train(monkeypatch, cores, devices
 def ends_of_processes(folder, repeats, *kinds):
     """What is left of processes that end while loaders of these kinds are in mid-iteration."""
     program = Path(__file__).parents[3] / "helpers" / "abandoned_loaders.py"
-    temporary = folder / "temporary"
-    temporary.mkdir()
-    done = subprocess.run(
-        [sys.executable, program, folder, str(repeats), *kinds],
-        capture_output=True, text=True, timeout=600 + 90 * repeats, check=True,
-        env={**os.environ, "TMPDIR": str(temporary)},
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as temporary:  # short enough for sockets
+        done = subprocess.run(
+            [sys.executable, program, folder, str(repeats), *kinds],
+            capture_output=True, text=True, timeout=240 + 90 * repeats, check=True,
+            env={**os.environ, "TMPDIR": temporary},
+        )  # fmt: skip
+        assert not any(name.startswith("pymp-") for name in os.listdir(temporary))
     assert done.stderr == ""
-    assert not any(path.name.startswith("pymp-") for path in temporary.iterdir())
     ends = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(ends) == repeats
     return ends
@@ -219,3 +221,55 @@ def test_processes_start_beside_many_open_files():
         for number in held:
             os.close(number)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def _no_folder_of_sockets(monkeypatch):
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
+
+
+@pytest.mark.usefixtures("_no_folder_of_sockets")
+def test_tensors_are_fetched_also_where_the_temporary_folder_has_a_long_path(monkeypatch, tmp_path):
+    """A socket's path has at most 107 bytes; the temporary folders of clusters have more."""
+    folder = tmp_path / ("j" * 100)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    loader = make_loader(
+        Tensors(), Steps(range(3)), LoaderSettings(1, worker_timeout_s=10.0), False
+    )
+    assert [int(batch[0]) for batch in loader] == [0, 1, 2]
+    assert tempfile.tempdir == str(folder)
+    assert not any(folder.iterdir())
+    monkeypatch.setattr(forked, "_SHORT_FOLDERS", ())
+    multiprocessing.current_process()._config["tempdir"] = None
+    with pytest.raises(RuntimeError, match=r"j{100} has too long a path .* set TMPDIR to"):
+        next(iter(loader))
+
+
+@pytest.mark.usefixtures("_no_folder_of_sockets")
+def test_a_folder_of_sockets_that_was_tidied_away_is_made_again():
+    loader = make_loader(
+        Tensors(), Steps(range(3)), LoaderSettings(1, worker_timeout_s=10.0), False
+    )
+    folders = set()
+    for _ in range(2):
+        assert [int(batch[0]) for batch in loader] == [0, 1, 2]
+        folders.add(multiprocessing.current_process()._config["tempdir"])
+        shutil.rmtree(max(folders, key=os.path.isdir))
+    assert len(folders) == 2
+
+
+class Unsendable(Numbers):
+    def __getitem__(self, step):
+        return (lambda: None) if step == 1 else step
+
+
+def test_a_batch_that_cannot_be_sent_is_an_error_of_who_awaits_it():
+    """Python prints it in the loading process, and its reader waits for ever."""
+    settings = LoaderSettings(1, worker_timeout_s=10.0)
+    iterator = iter(make_loader(Unsendable(), Steps(range(3)), settings, False))
+    assert next(iterator) == 0
+    with pytest.raises((AttributeError, pickle.PicklingError)) as error:
+        next(iterator)
+    assert "in a loading process, which could not send a batch" in str(error.value)
+    assert next(iterator) == 2
