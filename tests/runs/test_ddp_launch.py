@@ -81,7 +81,6 @@ def seen(folder: Path, rank: int) -> dict:
     return json.loads((folder / f"told{rank}.json").read_text())
 
 
-@pytest.mark.quick
 def test_every_job_of_a_sweep_has_its_ranks_in_its_one_folder(tmp_path):
     launch(tmp_path, "-m", "value=1,2", "text='a, b=c'")
     there = sorted(p.name for p in (tmp_path / "runs").iterdir())

@@ -89,7 +89,6 @@ def test_a_run_killed_in_mid_epoch_resumes_bit_exactly(shards, tmp_path, ranks, 
         assert len(seen) == len(set(seen)) == SAMPLES
 
 
-@pytest.mark.quick
 def test_a_run_fails_twice_inside_accumulations_and_resumes_bit_exactly(
     shards, tmp_path, monkeypatch
 ):
@@ -167,8 +166,7 @@ DOUBLE = ("data.transforms.image.flip=0.5", "trainer.precision=64-true", KEPT,
           "callbacks.checkpoint.every_n_train_steps=7")  # fmt: skip
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize(("before", "after"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_another_number_of_ranks_trains_on_the_same_global_batches(shards, tmp_path, before, after):
     words = [*DOUBLE, "trainer.max_steps=27"]
 

@@ -45,7 +45,7 @@ def ends_within(condition, seconds: float) -> bool:
     ("number", "message"),
     [
         (signal.SIGKILL, "a DataLoader worker died"),
-        (signal.SIGSTOP, "a DataLoader worker hangs"),
+        pytest.param(signal.SIGSTOP, "a DataLoader worker hangs", marks=pytest.mark.slow),
     ],
 )
 def test_a_worker_that_dies_or_hangs_ends_the_run(shards, tmp_path, number, message):
@@ -63,7 +63,6 @@ def test_a_worker_that_dies_or_hangs_ends_the_run(shards, tmp_path, number, mess
     assert store.newest(tmp_path / "checkpoints") is not None
 
 
-@pytest.mark.quick
 def test_a_rank_that_dies_ends_the_others(shards, tmp_path):
     kill = callback("Kill", folder=str(tmp_path), step=3, rank=1)
     with Ranks([*LONG, kill], tmp_path, shards) as run:

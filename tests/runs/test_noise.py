@@ -56,7 +56,6 @@ def pictures(folder):
     return folder
 
 
-@pytest.mark.quick
 def test_no_program_says_what_nobody_asked_for(shards, tmp_path):
     own = ["--config-dir", str(OWN_CONFIGS)]
     sensor = [*own, "+experiment=sensor", *SHORT]

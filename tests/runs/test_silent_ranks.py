@@ -48,7 +48,9 @@ def test_ranks_that_are_heard_of_are_left_alone(store, capfd):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize(("asked", "status"), [(0, 1), (signal.SIGTERM, None)])
+@pytest.mark.parametrize(
+    ("asked", "status"), [pytest.param(0, 1, marks=pytest.mark.slow), (signal.SIGTERM, None)]
+)
 def test_a_silent_rank_is_named_and_the_others_end(store, capfd, monkeypatch, asked, status):
     monkeypatch.setattr(heartbeat, "_GRACE_S", 6.0)
     members = [Member(store, rank, 3, 4.0) for rank in range(3)]

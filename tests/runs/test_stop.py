@@ -42,7 +42,6 @@ def one_checkpoint(folder):
     return content
 
 
-@pytest.mark.quick
 def test_sigterm_to_rank_1_during_training_and_a_resume(shards, tmp_path):
     slow = callback("SlowSteps", folder=str(tmp_path), seconds=0.05)
     with Ranks([*LONG, slow], tmp_path, shards) as run:

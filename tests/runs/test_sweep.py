@@ -46,7 +46,6 @@ def shown(output, folder):
     assert str(folder / "sweep.csv") in text.replace("\n", "")
 
 
-@pytest.mark.quick
 def test_a_sweep_that_was_killed_runs_only_what_is_not_finished(shards, tmp_path):
     kill = callback("KillJob", folder=str(tmp_path), job="1")
     words = ["-m", *SHORT, "seed=1,2,3", kill, f"hydra.sweep.dir={tmp_path}"]

@@ -83,7 +83,9 @@ FAILURES = [
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("more", [[], ["hydra.sweeper.max_batch_size=1"]])
+@pytest.mark.parametrize(
+    "more", [[], pytest.param(["hydra.sweeper.max_batch_size=1"], marks=pytest.mark.slow)]
+)
 def test_the_others_run_and_the_next_start_runs_only_what_failed(sweep, more):
     status, table, values, output = sweep("value=1,2,3,4", *more)
     assert status == 1
@@ -127,7 +129,6 @@ def test_two_sweeps_do_not_share_a_folder(sweep):
     assert "holds a job of another sweep (" in table["1"]["status"]
 
 
-@pytest.mark.quick
 def test_a_search_has_failing_trials_and_goes_on(sweep):
     words = ["hydra/sweeper=optuna", "value=1,2,3,7", "sweep_metric=loss"]
     words += ["hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=4"]

@@ -42,7 +42,6 @@ def torchrun(folder, *words, **environment):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.quick
 def test_ranks_that_start_in_different_seconds_share_one_folder(tmp_path):
     (tmp_path / "job.py").write_text(JOB)
     (tmp_path / "own").mkdir()

@@ -96,7 +96,6 @@ def test_two_runs_of_the_same_command_are_bit_identical(shards, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.quick
 def test_micro_batches_do_not_change_the_loss(here):
     train_here(here / "whole", *SHORT)
     train_here(here / "pieces", *SHORT, "micro_batch_size=5")
@@ -113,7 +112,6 @@ def test_overfitting_one_batch_comes_close_to_zero(here):
     assert seen[max(seen)] < 0.1
 
 
-@pytest.mark.quick
 def test_profile_leaves_a_trace_and_a_table(shards, tmp_path):
     words = ["+experiment=sensor", "debug=profile", "~evaluation", f"hydra.run.dir={tmp_path}"]
     run = run_training(words, shards)

@@ -65,7 +65,11 @@ def test_the_queue_moves_by_a_batch_per_step_and_the_average_by_its_share(here):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("choice", [QUEUE, MOMENTUM, RANDOM], ids=["queue", "momentum", "random"])
+@pytest.mark.parametrize(
+    "choice",
+    [QUEUE, MOMENTUM, pytest.param(RANDOM, marks=pytest.mark.slow)],
+    ids=["queue", "momentum", "random"],
+)
 def test_resuming_continues_bit_exactly(here, choice):
     train_here(here / "whole", *SHORT, *choice)
     middle = here / "whole" / "checkpoints" / "step=00000003.ckpt"
@@ -153,7 +157,6 @@ def queues_are_not_broadcast(rank: int) -> None:
     assert (queue.embeddings[0] == rank).all()
 
 
-@pytest.mark.quick
 def test_queues_are_not_broadcast(tmp_path):
     run_ranks(queues_are_not_broadcast, 2, tmp_path)
 

@@ -221,7 +221,11 @@ def test_help_imports_nothing_heavy(tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "spins"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    [
+        ({}, "1000"),
+        pytest.param({"GOMP_SPINCOUNT": "7"}, "7", marks=pytest.mark.slow),
+        pytest.param({"OMP_WAIT_POLICY": "ACTIVE"}, None, marks=pytest.mark.slow),
+    ],
 )
 def test_threads_that_wait_leave_their_core_unless_the_environment_says_otherwise(
     tmp_path, given, spins
@@ -263,7 +267,11 @@ cli.run("train", use)
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "131072"}, False)]
+    ("given", "kept"),
+    [
+        ({}, True),
+        pytest.param({"MALLOC_MMAP_THRESHOLD_": "131072"}, False, marks=pytest.mark.slow),
+    ],
 )
 def test_freed_memory_is_used_again_unless_the_environment_says_otherwise(tmp_path, given, kept):
     names = [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]
@@ -318,6 +326,7 @@ def test_a_training_imports_nothing_before_it_is_used(tmp_path):
     assert done.stdout.endswith("heavy ['pytorch_lightning', 'tokenizers', 'torch']\n"), done
 
 
+@pytest.mark.slow
 def test_lightning_does_without_torchmetrics_until_it_is_used():
     """Then both are as without us: metrics are recognised, and models compile."""
     program = """

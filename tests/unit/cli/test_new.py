@@ -59,7 +59,7 @@ def test_modalities_are_related_around_an_anchor(tmp_path, capsys, data, pairs):
 
 
 @pytest.mark.parametrize("scratch", [True, False])
-@pytest.mark.parametrize("count", [5, 40])
+@pytest.mark.parametrize("count", [5, pytest.param(40, marks=pytest.mark.slow)])
 def test_it_stays_under_forty_lines_with_many_manifests(tmp_path, count, scratch):
     """Five of the corpus, with every kind of tower; forty of one kind."""
     names = ["emoji", "furniture", "speech", "exercise", "motion"]

@@ -230,7 +230,10 @@ def test_every_extra_has_a_promise():
     assert sorted(PROMISED) == EXTRAS
 
 
-HEAVY = {"huggingface", "lora", "samples", "stream", "wandb"}
+HEAVY = {
+    "docs", "export", "huggingface", "lora", "mlflow", "samples", "stream", "sweep",
+    "tensorboard", "wandb",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,7 @@ def test_what_does_not_fit_16_bits_is_kept_as_it_is():
     assert kept.samples.tolist() == [[-32768, 32767]]
 
 
+@pytest.mark.slow
 def test_the_sample_imagebind_decodes_nothing_twice(monkeypatch):
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         data = compose("train", ["+experiment=imagebind"]).data

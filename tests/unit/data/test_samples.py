@@ -175,6 +175,7 @@ def test_members_and_keys_are_those_of_the_manifest(corpus: Corpus) -> None:
                 assert set(sample["metadata"]) == set(fields["json"]["keys"])
 
 
+@pytest.mark.slow
 def test_every_member_decodes_to_what_is_promised(corpus: Corpus) -> None:
     for source, splits in corpus.items():
         fields = manifest(source)["fields"]

@@ -157,7 +157,13 @@ def test_what_does_not_go_round_is_refused():
     assert compatible(Matryoshka(SigLIP(), [2, 6]), InBatch(), Ring()) is None
 
 
-@pytest.mark.parametrize("queue", [False, True], ids=["all_ranks", "queue"])
+@pytest.mark.parametrize(
+    "queue",
+    [
+        pytest.param(False, id="all_ranks"),
+        pytest.param(True, id="queue", marks=pytest.mark.slow),  # four ranks are quick
+    ],
+)
 def test_two_ranks(tmp_path, queue):
     cases = [((4, 4), "nothing"), ((5, 2), "nothing"), ((5, 2), "keys"), ((6, 0), "keys")]
     run_ranks(equals_one_process, 2, tmp_path, cases, queue)

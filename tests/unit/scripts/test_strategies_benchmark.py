@@ -102,6 +102,7 @@ def test_noise_hands_round_the_texts_of_a_share(script):
     assert torch.equal(script.noisy(texts, 0.0, seed=1), texts)
 
 
+@pytest.mark.slow
 def test_it_runs_resumes_and_prints_a_table(script, tmp_path, monkeypatch, capsys):
     output, features = tmp_path / "runs.jsonl", tmp_path / "features.pt"
     torch.save(content(), features)

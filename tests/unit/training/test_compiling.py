@@ -84,7 +84,7 @@ def close(ours: list[Tensor], theirs: list[Tensor], atol: float = 1e-6) -> None:
     ("scope", "size", "frozen"),
     [
         ("blocks", None, False),
-        ("tower", 2, True),
+        pytest.param("tower", 2, True, marks=pytest.mark.slow),
         pytest.param("blocks", 2, True, marks=pytest.mark.slow),
         pytest.param("tower", None, False, marks=pytest.mark.slow),
     ],
@@ -99,8 +99,15 @@ def test_the_same_names_numbers_and_gradients(scope: str, size: int | None, froz
     assert graphs() - before > 1  # beside the trial
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("packed", "scope"),
+    [
+        (True, "blocks"),
+        pytest.param(True, "tower", marks=pytest.mark.slow),
+        (False, "tower"),
+        pytest.param(False, "blocks", marks=pytest.mark.slow),
+    ],
+)
 def test_other_lengths_and_sizes_are_not_compiled_again(scope: str, packed: bool):
     compiled = model(scope, packed)
     compile_towers(compiled, CPU, backend="eager")
@@ -145,6 +152,7 @@ def test_only_two_scopes_exist():
         model("everything")
 
 
+@pytest.mark.slow
 def test_a_run_says_when_it_compiles_and_resumes_bit_exactly(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compiling, "BACKEND", "eager")
     monkeypatch.setenv("SENSOR_SHARDS", str(write_sensor_shards(tmp_path / "shards")))

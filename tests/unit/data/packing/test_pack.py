@@ -267,9 +267,10 @@ def theirs(tmp_path):
     return folder
 
 
-def test_a_manifest_is_written_for_tars_that_are_there(theirs, capsys):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_manifest_is_written_for_tars_that_are_there(theirs, capsys, workers):
     before = {path.name: path.read_bytes() for path in theirs.glob("*.tar")}
-    assert run("index", theirs, "--workers", 2) == 0
+    assert run("index", theirs, "--workers", workers) == 0
     manifest = load_manifest(theirs / "theirs.json")
     assert manifest.split("train").samples.tolist() == [5, 5]
     assert manifest.split("val").num_samples == 2

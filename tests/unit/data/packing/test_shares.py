@@ -76,7 +76,7 @@ def test_what_is_no_share(text):
         Share.parse(text)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_url_holds_the_same(numbers, expected, tmp_path, workers):
     """``local://`` is a file system of fsspec's like any other to us."""
     url = f"local://{tmp_path}/far/out"

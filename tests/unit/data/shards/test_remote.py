@@ -344,6 +344,7 @@ def vast(tmp_path_factory):
     return folder / "vast.json", list(numbers)
 
 
+@pytest.mark.slow
 def test_a_thousand_samples_of_ten_thousand_million(vast):
     path, numbers = vast
     source = Source(str(path), X)

@@ -274,7 +274,13 @@ def check_config(cfg: DictConfig, modality: str) -> dict:
     return resolved["config"]
 
 
-@pytest.mark.parametrize("name", names())
+LARGE = {"clip_l14", "imagebind_huge", "openclip_h14", "qwen3_embedding", "videomae_b"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in names()],
+)
 def test_an_entry_names_towers_and_transforms_that_are_there_and_build(name):
     one = entry(name)
     groups = config_dir()

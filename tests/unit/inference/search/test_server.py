@@ -254,7 +254,7 @@ def test_a_table_of_another_model_is_rejected(folder, table):
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", ["phone", "desktop"])
+@pytest.mark.parametrize("width", [pytest.param("phone", marks=pytest.mark.slow), "desktop"])
 def test_a_browser_searches(port, folder, tmp_path, width):
     home = f"http://127.0.0.1:{port}/"
     with visit(width) as seen:

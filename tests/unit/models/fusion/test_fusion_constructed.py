@@ -58,6 +58,7 @@ def accuracy(model):
     return task.score(task.observe(model(inputs))).values["accuracy"]
 
 
+@pytest.mark.slow
 def test_cross_attention_finds_the_patch_that_decides():
     model = trained(
         lambda widths: CrossAttentionFusion(widths, 32, num_heads=1, query="text"), steps=300
