@@ -326,6 +326,7 @@ ELSEWHERE = {
     "config/rules/listed": "unit/config/rules/test_rules_listed.py",
     "evaluation/benchmarks": "unit/evaluation/test_published.py",
     "data/benchmarks/catalogue": "unit/data/benchmarks/test_benchmarks.py",
+    "data/benchmarks/clip_benchmark": "unit/data/benchmarks/test_benchmarks.py",
     "data/benchmarks/class_names": "unit/data/benchmarks/test_benchmarks.py",
     "data/benchmarks/files": "unit/data/benchmarks/test_benchmarks.py",
     "data/benchmarks/pictures": "unit/data/benchmarks/test_benchmarks.py",

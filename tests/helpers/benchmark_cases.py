@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from torch.nn import functional
 
 from multimodal.core.hashing import generator
 from multimodal.core.similarity.similarities import COSINE
+from multimodal.data.benchmarks.catalogue import BENCHMARKS
+from multimodal.data.benchmarks.clip_benchmark import samples as catalogued_samples
 from multimodal.models.joint.base import JointEmbeddings
 
 WIDTH = 16
@@ -245,6 +249,25 @@ def ego4d_imu(folder: Path) -> None:
     (folder / "ego4d.json").write_text(json.dumps({"videos": videos}))
 
 
+def clip_benchmark(folder: Path) -> None:
+    """Three classes, of which two have one name, in two tars."""
+    names = ["a red fox", "bank", "bank"]
+    templates = ["a photo of a {c}.", "{c}, seen from far"]
+    (folder / "test").mkdir(parents=True)
+    (folder / "classnames.txt").write_text("\n".join(names) + "\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("\n".join(templates) + "\n\n")
+    (folder / "test" / "nshards.txt").write_text("2\n")
+    for number in range(2):
+        with tarfile.open(folder / "test" / f"{number}.tar", "w") as tar:
+            for place in range(5 * number, 5 * number + 5):
+                noise = np.random.default_rng(place).integers(0, 256, (20, 16, 3), np.uint8)
+                files = {"webp": image_bytes(noise, "WEBP"), "cls": str(place % 3).encode()}
+                for field, data in files.items():
+                    entry = tarfile.TarInfo(f"s{place:07d}.{field}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+
+
 MINIATURES = {
     "imagenet": imagenet,
     "imagenet_v2": imagenet_numbers,
@@ -265,7 +288,11 @@ MINIATURES = {
     "nyu_depth": sun_rgbd,
     "llvip": llvip,
     "ego4d_imu": ego4d_imu,
-}
+} | {
+    name: clip_benchmark
+    for name, each in BENCHMARKS.items()
+    if each.samples is catalogued_samples
+}  # fmt: skip
 
 
 def vector(value: object) -> np.ndarray:

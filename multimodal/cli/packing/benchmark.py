@@ -33,6 +33,7 @@ def main(words: Sequence[str]) -> int:
     workers_option(parser)
     args = parser.parse_args(words)
     from multimodal.data.benchmarks.catalogue import benchmark
+    from multimodal.data.packing.output import output_at
     from multimodal.data.packing.pack import pack
     from multimodal.data.packing.parallel import in_processes
     from multimodal.data.packing.plan import Plan
@@ -45,8 +46,11 @@ def main(words: Sequence[str]) -> int:
         description=f"the benchmark {args.name}",
     )  # fmt: skip
     say(f"{args.name}: {known.origin}; licence: {known.licence}")
+    lists = known.lists(args.input)
     run = in_processes(args.workers)
     with progress_bar("packing") as progress:
         packed = pack(known.samples(args.input), args.output, plan, run, progress)
+    for name, content in lists.items():
+        output_at(args.output).write(name, content)
     show_packed(packed)
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from multimodal.core.suggest import suggest
-from multimodal.data.benchmarks import pictures, senses, sounds
+from multimodal.data.benchmarks import clip_benchmark, pictures, senses, sounds
 from multimodal.data.benchmarks.files import Samples
 
 
@@ -18,11 +18,13 @@ class Benchmark(NamedTuple):
         samples: of a folder in the layout in which it is published.
         origin: where that is.
         licence: of the data, as its publishers say; read theirs before you use them.
+        lists: files that are written beside the shards -> their content, of the same folder.
     """
 
     samples: Callable[[Path], Samples]
     origin: str
     licence: str
+    lists: Callable[[Path], dict[str, bytes]] = lambda folder: {}
 
 
 _MIT = "MIT (code and list); pictures of the web"
@@ -95,6 +97,52 @@ BENCHMARKS: dict[str, Benchmark] = {
         senses.ego4d_imu, "https://ego4d-data.org", "Ego4D's licence agreement"
     ),
 }  # fmt: skip
+
+_UNSAID = "none given: ask its authors"
+# Name -> dataset of CLIP_benchmark's on the hub, and the licence.
+_CLIP_BENCHMARK = {
+    "caltech101": ("vtab-caltech101", "CC BY 4.0"),
+    "cars": ("cars", "research only"),
+    "cifar10": ("vtab-cifar10", _UNSAID),
+    "cifar100": ("vtab-cifar100", _UNSAID),
+    "clevr_count": ("vtab-clevr_count_all", "CC BY 4.0"),
+    "clevr_distance": ("vtab-clevr_closest_object_distance", "CC BY 4.0"),
+    "country211": ("country211", "Creative Commons, by Flickr's uploaders"),
+    "diabetic_retinopathy": ("vtab-diabetic_retinopathy", "by the rules of Kaggle's competition"),
+    "dmlab": ("vtab-dmlab", _UNSAID),
+    "dsprites_orientation": ("vtab-dsprites_label_orientation", "Apache 2.0"),
+    "dsprites_x": ("vtab-dsprites_label_x_position", "Apache 2.0"),
+    "dtd": ("vtab-dtd", "research only"),
+    "eurosat": ("vtab-eurosat", "MIT"),
+    "fer2013": ("fer2013", "by the rules of Kaggle's competition"),
+    "fgvc_aircraft": ("fgvc_aircraft", "research only, not commercial"),
+    "flowers102": ("vtab-flowers", _UNSAID),
+    "food101": ("food101", "pictures by Foodspotting's terms"),
+    "gtsrb": ("gtsrb", "see its page"),
+    "imagenet_o": ("imagenet-o", _MIT),
+    "kitti_distance": ("vtab-kitti_closest_vehicle_distance", "CC BY-NC-SA 3.0"),
+    "mnist": ("mnist", "see its page"),
+    "objectnet": ("objectnet", "no training, see its page"),
+    "pcam": ("vtab-pcam", "CC0"),
+    "pets": ("vtab-pets", "CC BY-SA 4.0"),
+    "rendered_sst2": ("renderedsst2", _UNSAID),
+    "resisc45": ("vtab-resisc45", _UNSAID),
+    "smallnorb_azimuth": ("vtab-smallnorb_label_azimuth", "research only"),
+    "smallnorb_elevation": ("vtab-smallnorb_label_elevation", "research only"),
+    "stl10": ("stl10", _UNSAID),
+    "sun397": ("sun397", "research only"),
+    "svhn": ("vtab-svhn", "not commercial"),
+    "voc2007": ("voc2007", "pictures by Flickr's terms"),
+}
+BENCHMARKS |= {
+    name: Benchmark(
+        clip_benchmark.samples,
+        f"{clip_benchmark.HUB}/wds_{dataset}",
+        licence,
+        clip_benchmark.lists,
+    )
+    for name, (dataset, licence) in _CLIP_BENCHMARK.items()
+}
 
 
 def benchmark(name: str) -> Benchmark:

@@ -49,6 +49,19 @@ def table(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, st
     return rows
 
 
+def lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank, without the spaces around them.
+
+    Raises:
+        LayoutError: if it is not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LayoutError(f"{path} is not UTF-8: {error}") from error
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
 def document(path: Path) -> Any:
     """The content of a JSON file.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from multimodal.config import config_dir
 from multimodal.data.benchmarks.catalogue import BENCHMARKS, benchmark
 from multimodal.data.benchmarks.class_names import class_names, prompts, synsets
 from multimodal.data.benchmarks.files import LayoutError
+from multimodal.data.shards.manifest import load_manifest
 from multimodal.evaluation.benchmarks import compare
 from multimodal.evaluation.evaluators.choices import CaptionChoice, GroupMatching
 from multimodal.evaluation.run import build_sets, evaluate
@@ -26,6 +29,9 @@ SIZES = {
     "audiocaps": 4, "clotho": 4, "vggsound": 5, "audioset": 5, "sun_rgbd": 5, "nyu_depth": 4,
     "llvip": 9, "ego4d_imu": 3,
 }  # fmt: skip
+# Sets of one layout, of which the first two differ in the figure.
+CLIP_BENCHMARK = ["caltech101", "cifar10", *sorted(set(MINIATURES) - SIZES.keys())]
+SIZES |= dict.fromkeys(CLIP_BENCHMARK, 10)
 
 
 @pytest.fixture
@@ -48,7 +54,13 @@ def scored(name: str, entry) -> dict:
     return results.metrics()
 
 
-@pytest.mark.parametrize("name", MINIATURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in CLIP_BENCHMARK[2:] else [])
+        for name in MINIATURES
+    ],
+)
 def test_its_figures_equal_an_independent_computation(name, packed):
     entry = packed(name)
     assert len(entry.source) == SIZES[name]
@@ -102,6 +114,12 @@ def classified(entry) -> dict[str, float]:
                 precisions.append((hits / np.arange(1, len(hits) + 1))[ranked].mean())
         return {"mAP": float(np.mean(precisions))}
     top = [order[place] for place in similar.argmax(axis=1)]
+    if "mean per class" in entry.published.figures:
+        shares = [
+            np.mean([t == name for t, own in zip(top, labels, strict=True) if name in own])
+            for name in {name for own in labels for name in own}
+        ]
+        return {"mean per class": float(np.mean(shares))}
     return {"top 1": float(np.mean([t in own for t, own in zip(top, labels, strict=True)]))}
 
 
@@ -225,3 +243,69 @@ def test_another_layout_is_refused(name, tmp_path):
 def test_an_unknown_benchmark_is_refused(tmp_path, capsys):
     assert main(["benchmark", "imagnet", str(tmp_path), str(tmp_path / "out")]) == 1
     assert "imagenet" in capsys.readouterr().err
+
+
+def test_classes_of_one_name_are_told_apart(packed):
+    entry = packed("cifar10")
+    labels = {sample.key: sample.metadata["label"] for sample in decoded(entry)}
+    expected = ["a red fox", "bank (1)", "bank (2)"]
+    assert sorted(labels) == [f"{place // 5}/s{place:07d}" for place in range(10)]
+    for key, label in labels.items():
+        assert label == expected[int(key[-7:]) % 3]
+    (task,) = entry.zero_shot
+    assert task.classes == dict(zip(expected, (["a red fox"], ["bank"], ["bank"]), strict=True))
+    assert task.prompts == ["a photo of a {}.", "{}, seen from far"]
+
+
+def test_a_folder_of_clip_benchmarks_that_is_not_whole(packed, capsys):
+    def again(message: str) -> None:
+        assert main(["benchmark", "cifar10", "given", "shards/again"]) == 1
+        assert message in capsys.readouterr().err
+
+    packed("cifar10")
+    folder = Path("given")
+    shutil.copy(folder / "test" / "0.tar", folder / "test" / "2.tar")
+    again("test has 3 tars, and nshards.txt says '2'")
+    (folder / "test" / "2.tar").unlink()
+    templates = folder / "zeroshot_classification_templates.txt"
+    before = templates.read_text()
+    templates.write_text("a photo\n")
+    again("expected a template with one {c} on each line, got 'a photo'")
+    templates.write_text("\n")
+    again("templates.txt is empty")
+    templates.write_text(before)
+    (folder / "classnames.txt").write_text("a red fox\nbank\n")  # and some samples are of a third
+    assert main(["benchmark", "cifar10", "given", "shards/fewer"]) == 0
+    assert len(load_manifest("shards/fewer/cifar10.json").split("test").samples.tolist()) == 1
+    refused = Path("shards/fewer/refused.jsonl").read_text()
+    assert refused.count("cls is '2', expected a number below 2") == 3
+    (folder / "classnames.txt").unlink()
+    again("given has no classnames.txt: expected the layout as published")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file classes.json; `multimodal shards benchmark` writes it"),
+        ("{", "classes.json cannot be read as JSON"),
+        ('{"prompts": ["{}"]}', "has no 'classes' as expected: label: name, or a list of names"),
+        ('{"classes": {"a": 3}}', "has no 'classes' as expected"),
+        ('{"classes": {"a": []}}', "has no 'classes' as expected"),
+        ('["a"]', "has no 'classes' as expected"),
+    ],
+)
+def test_a_file_of_classes_that_holds_none(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("classes.json").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        class_names("classes.json")
+
+
+@pytest.mark.parametrize("group", ["vtab", "clip_benchmark"])
+def test_a_group_holds_its_sets(group):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        sets = compose("evaluate", ["checkpoint=a", f"evaluation={group}"]).evaluation.sets
+    assert set(CLIP_BENCHMARK) <= sets.keys() if group == "clip_benchmark" else len(sets) == 19
+    for name, entry in sets.items():
+        assert entry.source.manifest == f"shards/{name}/{name}.json"
