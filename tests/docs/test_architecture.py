@@ -96,6 +96,7 @@ def test_what_is_imported_by_name_keeps_to_the_levels_too():
             assert name == level, (path, name)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_used_without_lightning():
     """Loading, embedding, searching and evaluating need no trainer."""
     modules = [

@@ -68,6 +68,7 @@ def test_a_recipe_does_what_it_says(tmp_path, monkeypatch, heading):
     assert set(decoded.values) == set(config["modalities"])
 
 
+@pytest.mark.slow
 def test_packing_in_shares_does_what_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     section = PAGE.partition("## Packing at scale")[2].partition("\n## ")[0]

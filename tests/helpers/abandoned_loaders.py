@@ -18,6 +18,7 @@ import tempfile
 import time
 import warnings
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 from data_helpers import number_samples, write_source
@@ -76,7 +77,15 @@ def one_death_at_a_time():
     BaseProcess.kill = kill
 
 
+def forget_names():
+    """As Python empties modules at its end, in an order that depends on what is installed."""
+    for name in ("loading.worker_processes", "loading.workers", "streaming.datamodule"):
+        names = vars(sys.modules[f"multimodal.data.{name}"])
+        names.update({each: None for each in names if not each.startswith("__")})
+
+
 def abandon(kinds, folder, ready):
+    Finalize(None, forget_names, exitpriority=-200)  # behind all that is registered
     for kind in kinds:
         iterator = iterators(kind, folder)
         kept.append((iterator, next(iterator), next(iterator)))

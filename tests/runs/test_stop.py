@@ -58,7 +58,6 @@ def test_sigterm_to_rank_1_during_training_and_a_resume(shards, tmp_path):
     assert sorted(losses(tmp_path)) == list(range(1, step + 3))
 
 
-@pytest.mark.quick
 def test_sigterm_to_rank_1_during_validation_breaks_it_off(shards, tmp_path):
     slow = callback("SlowValidation", folder=str(tmp_path), seconds=1)
     words = ["trainer.val_check_interval=3", "data.eval_batch_size=1", *LONG, slow]  # 24 batches
@@ -104,7 +103,6 @@ def test_one_process_inside_an_accumulation(shards, tmp_path, number, code):
     assert steps == content["global_step"]
 
 
-@pytest.mark.quick
 def test_a_second_signal_ends_at_once_with_the_checkpoint_before(shards, tmp_path):
     slow = callback("SlowSteps", folder=str(tmp_path), seconds=1000, since=2)
     first = ["trainer.max_steps=2", "callbacks.checkpoint.every_n_train_steps=2"]

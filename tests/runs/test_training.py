@@ -47,7 +47,7 @@ def test_a_made_up_sensor_needs_yaml_only(shards, tmp_path):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_resuming_continues_bit_exactly(here, workers):
     settings = (*SHORT, KEEP, f"data.num_workers={workers}")
     train_here(here / "whole", *settings)
@@ -73,7 +73,6 @@ def test_auto_resume_takes_the_newest_checkpoint_and_keeps_one_row_per_step(here
     assert len(rows) == 1 + 8
 
 
-@pytest.mark.quick
 def test_equal_seeds_are_equal_runs_and_others_are_not(here):
     train_here(here / "a", *SHORT, "seed=1")
     train_here(here / "b", *SHORT, "seed=1")
@@ -104,7 +103,6 @@ def test_micro_batches_do_not_change_the_loss(here):
         assert float(whole[step]) == pytest.approx(float(pieces[step]), rel=1e-4)
 
 
-@pytest.mark.quick
 def test_overfitting_one_batch_comes_close_to_zero(here):
     train_here(here, "+debug=overfit", "~evaluation")
     seen = {step: float(loss) for step, loss in losses(here).items()}

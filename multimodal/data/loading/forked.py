@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import shutil
 import tempfile
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
 from multiprocessing.queues import Queue
-from multiprocessing.util import get_temp_dir
+from multiprocessing.util import Finalize
 from typing import Any
 
 from torch._utils import ExceptionWrapper
@@ -112,8 +113,7 @@ def make_folder_of_sockets() -> None:
     folder = config.get("tempdir")
     if folder is not None and os.path.isdir(folder) and _holds_sockets(folder):
         return
-    config["tempdir"] = None
-    before, base = tempfile.tempdir, tempfile.gettempdir()
+    base = tempfile.gettempdir()
     if not _holds_sockets(f"{base}/pymp-{'x' * 8}"):
         base = next((short for short in _SHORT_FOLDERS if os.access(short, os.W_OK)), "")
         if not base:
@@ -122,11 +122,9 @@ def make_folder_of_sockets() -> None:
                 "of loading processes (at most 75 bytes); set TMPDIR to a shorter one, or "
                 "data.num_workers=0 to load without processes"
             )
-    tempfile.tempdir = base
-    try:
-        get_temp_dir()
-    finally:
-        tempfile.tempdir = before
+    config["tempdir"] = made = tempfile.mkdtemp(prefix="pymp-", dir=base)
+    # Python's own end of such a folder prints an error where it has been tidied away.
+    Finalize(None, shutil.rmtree, (made,), {"ignore_errors": True}, exitpriority=-100)
 
 
 def _holds_sockets(folder: str) -> bool:

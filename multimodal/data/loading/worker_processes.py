@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
-import sys
 import threading
 import time
 import weakref
@@ -28,6 +27,7 @@ Item = TypeVar("Item")
 
 _CHECK_S = 1.0  # between looks at whether the workers live
 _PATIENCE_S = 2.0  # for a killed process, or a thread, to be gone
+_ALIVE: weakref.WeakSet[WorkerIterator] = weakref.WeakSet()
 
 
 class WorkerLoader(DataLoader[Item]):
@@ -53,6 +53,7 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
         self._owner = os.getpid()
         self._awaited_since: float | None = None
         self._gave_up = False
+        _ALIVE.add(self)
         super().__init__(loader)
         self._hide_from_handler()
         if self._timeout > 0:
@@ -104,8 +105,9 @@ class WorkerIterator(_MultiProcessingDataLoaderIter):
 
     def _shutdown_workers(self) -> None:
         # Torch calls it when an iteration ends, when nobody holds the iterator any more, and at the
-        # exit of Python. In a forked process the iterator is a copy of another one's.
-        if sys.is_finalizing() or os.getpid() != self._owner or getattr(self, "_shutdown", True):
+        # exit of Python, when the names of modules may be gone: then `_shutdown` is set. In a
+        # forked process the iterator is a copy of another one's.
+        if getattr(self, "_shutdown", True) or os.getpid() != self._owner:
             return
         self._shutdown = True
         self._hide_from_handler()
@@ -145,6 +147,8 @@ def _end_soon() -> None:
     if multiprocessing.active_children():
         kill_workers()
         skip_last_collection()
+    for iterator in _ALIVE:
+        iterator._shutdown = True
 
 
 atexit.register(_end_soon)

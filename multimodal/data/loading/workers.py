@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkContext
 from typing import TypeVar
@@ -80,8 +80,15 @@ def end_workers(loader: DataLoader[Item]) -> None:
 
 def end_iteration(iterator: Iterator[Item]) -> None:
     """Ends the workers of one iteration of a loader, whatever they are waiting for."""
-    if isinstance(iterator, WorkerIterator):
-        iterator._shutdown_workers()
+    end_of(iterator)()
+
+
+def end_of(iterator: Iterator[Item]) -> Callable[[], object]:
+    """What ends the workers of an iteration; may be called at the end of Python too.
+
+    A generator that is still open then runs its ``finally`` when the names of modules are gone.
+    """
+    return iterator._shutdown_workers if isinstance(iterator, WorkerIterator) else bool
 
 
 def default_num_workers() -> int:

@@ -27,7 +27,7 @@ from multimodal.data.loading.collate import Sample, check_transforms, collate, l
 from multimodal.data.loading.tally import Rejection, SampleCounter, named
 from multimodal.data.loading.workers import (
     crosses_as_bytes,
-    end_iteration,
+    end_of,
     make_loader,
     one_thread,
 )
@@ -137,12 +137,13 @@ class StreamLoader:
         dataset = _Stream(self._data, self._epoch, distributed.rank())
         # Workers restart with each epoch: what they were reading is discarded.
         batches = iter(make_loader(dataset, None, self._data.loading, persistent=False))
+        end = end_of(batches)
         try:
             for batch, rejections in itertools.islice(batches, len(self)):
                 self.counter.add([*rejections, *[None] * len(batch)], replaced=False)
                 yield batch
         finally:
-            end_iteration(batches)
+            end()
         self.counter.end_epoch(self._epoch)
         self._epoch += 1
 

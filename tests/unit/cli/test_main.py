@@ -219,12 +219,13 @@ def test_help_imports_nothing_heavy(tmp_path):
         assert expected in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "spins"),
     [
         ({}, "1000"),
-        pytest.param({"GOMP_SPINCOUNT": "7"}, "7", marks=pytest.mark.slow),
-        pytest.param({"OMP_WAIT_POLICY": "ACTIVE"}, None, marks=pytest.mark.slow),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
     ],
 )
 def test_threads_that_wait_leave_their_core_unless_the_environment_says_otherwise(
@@ -266,11 +267,12 @@ cli.run("train", use)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "kept"),
     [
         ({}, True),
-        pytest.param({"MALLOC_MMAP_THRESHOLD_": "131072"}, False, marks=pytest.mark.slow),
+        ({"MALLOC_MMAP_THRESHOLD_": "131072"}, False),
     ],
 )
 def test_freed_memory_is_used_again_unless_the_environment_says_otherwise(tmp_path, given, kept):

@@ -99,7 +99,9 @@ next(iter(loader))
 """
 
 
-@pytest.mark.parametrize("number", ENDS)
+@pytest.mark.parametrize(
+    "number", [ENDS[0], *(pytest.param(number, marks=pytest.mark.slow) for number in ENDS[1:])]
+)
 @pytest.mark.parametrize("program", [POOL, LOADER], ids=["pool", "loader"])
 def test_no_worker_lives_on_behind_its_parent(tmp_path, program, number):
     process = started(program, str(tmp_path))

@@ -43,6 +43,7 @@ def _on_a_rank(rank: int, folder: Path) -> None:
         evaluate_sets(model, sets, transforms, {})
 
 
+@pytest.mark.slow
 def test_ranks_share_the_tasks_and_find_what_one_finds(pieces, tmp_path):
     alone = json.loads(json.dumps(evaluate_sets(*pieces, {}, batch_size=BATCH).metrics()))
     task = alone["unseen"]["highest"]

@@ -66,7 +66,7 @@ def test_each_weight_lies_between_and_the_rest_is_the_tuned(two):
     assert kept["global_step"] == 7
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("share", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_the_ends_are_the_given_weights_bit_by_bit(two, share):
     tuned, base, output = two
     interpolate(tuned, base, output, share)

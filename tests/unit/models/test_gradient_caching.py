@@ -188,5 +188,6 @@ def two_ranks_with_dropout(rank: int) -> None:
             torch.testing.assert_close(*found.values(), **TIGHT)
 
 
+@pytest.mark.slow
 def test_dropout_is_replayed_on_two_ranks(tmp_path):
     run_ranks(two_ranks_with_dropout, 2, tmp_path)

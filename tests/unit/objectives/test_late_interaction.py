@@ -121,7 +121,9 @@ def assert_equals_dense(objective, data: Batch, kind: MaxSim) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(
+    "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])], ids=str
+)
 def test_every_loss_and_strategy_equals_the_whole_matrix(kind):
     for number, (loss, strategy) in enumerate(compatible_choices()):
         if not kind.bounded and getattr(strategy, "needs_cosines", False):

@@ -127,6 +127,7 @@ def test_it_runs_resumes_and_prints_a_table(script, tmp_path, monkeypatch, capsy
     assert "**50.0**" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_step_of_hard_triplets_draws_random_towers_together(collapse):
     """The page's explanation: measured at the start, whatever the learning rate."""
     torch.manual_seed(0)

@@ -73,6 +73,7 @@ def test_the_last_is_evaluated_where_it_is_asked_for(tmp_path, capsys):
     assert "<dd>last step, 12</dd>" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_best_checkpoint_that_cannot_be_read_is_said(tmp_path, monkeypatch, capsys):
     def damaged(path):
         raise CheckpointError(f"{path} is damaged")

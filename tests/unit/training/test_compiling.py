@@ -104,7 +104,7 @@ def test_the_same_names_numbers_and_gradients(scope: str, size: int | None, froz
     [
         (True, "blocks"),
         pytest.param(True, "tower", marks=pytest.mark.slow),
-        (False, "tower"),
+        pytest.param(False, "tower", marks=pytest.mark.slow),
         pytest.param(False, "blocks", marks=pytest.mark.slow),
     ],
 )

@@ -121,6 +121,7 @@ def test_the_student_is_given_the_view_that_the_teacher_was_given(here, student)
     assert seen == {0, 1}
 
 
+@pytest.mark.slow
 def test_a_resumed_student_goes_on_as_if_it_had_not_stopped(here, student):
     folder = here / "stopped"
     words = [*PAIRS, "seed=3", "callbacks.checkpoint.every_n_train_steps=1"]

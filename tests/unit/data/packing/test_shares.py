@@ -44,6 +44,7 @@ def expected(numbers, tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_processes_pack_the_same(numbers, expected, tmp_path):
     assert run(numbers, tmp_path / "out", *WORDS, "--workers", 2) == 0
     assert content(tmp_path / "out") == expected

@@ -165,7 +165,7 @@ def test_maps_probes_diagnostics_and_parts_of_other_code(page):
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", ["phone", "desktop"])
+@pytest.mark.parametrize("width", [pytest.param("phone", marks=pytest.mark.slow), "desktop"])
 def test_a_browser_colours_the_map_by_class(page, tmp_path, width, browser):
     file = tmp_path / "report.html"
     file.write_text(page, encoding="utf-8")

@@ -160,7 +160,7 @@ def kill_saves(folder, other_file_system, count, in_background):
     return torn
 
 
-@pytest.mark.parametrize("in_background", [False, True])
+@pytest.mark.parametrize("in_background", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.slow)])
 def test_kills_during_saves_leave_a_valid_checkpoint(tmp_path, other_disk, count, in_background):
     assert os.stat(tmp_path).st_dev != os.stat(other_disk).st_dev

@@ -408,7 +408,9 @@ SCRIPT = """
 """
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "kind", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_it_ends_soon_with_50_half_sent_requests(kind):
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(SCRIPT)],

@@ -70,7 +70,11 @@ def evaluate(objective, data: Batch):
 
 
 @pytest.mark.parametrize(
-    ("queue", "repeated"), [(False, "nothing"), (True, "keys")], ids=["all_ranks", "queue"]
+    ("queue", "repeated"),
+    [
+        pytest.param(False, "nothing", id="all_ranks"),
+        pytest.param(True, "keys", id="queue", marks=pytest.mark.slow),
+    ],
 )
 def test_every_combination_is_the_mean_over_prefixes(queue, repeated):
     candidates = Queue(size=8) if queue else AllRanks()

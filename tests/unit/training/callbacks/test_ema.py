@@ -101,6 +101,7 @@ def test_every_evaluation_uses_it_and_training_does_not(here, evaluated, capsys)
     assert equal(evaluated[None], of_the_model(saved[3]["state_dict"]))
 
 
+@pytest.mark.slow
 def test_the_weights_themselves_can_be_asked_for(here, evaluated, capsys):
     words = (*EMA, *EVERY, "trainer.max_steps=2")
     train_here(here / "raw", *words, "callbacks.ema.evaluate=false")

@@ -77,7 +77,13 @@ def test_every_evaluation_uses_the_average(here, monkeypatch):
         assert equal(loaded, {n: t for n, t in average.items() if n in loaded})
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("muon", "schedule_free") else [pytest.mark.slow])
+        for name in OPTIMIZERS
+    ],
+)
 def test_every_optimizer_resumes_to_the_bit(here, name):
     words = (*OPTIMIZERS[name], *EVERY, "~evaluation", "trainer.max_steps=4")
     train_here(here / "whole", *words)

@@ -56,6 +56,7 @@ def test_several_loggers_at_once(shards, tmp_path, monkeypatch):
     assert again.run_id == run_id  # a resumed run is the same run
 
 
+@pytest.mark.slow
 def test_a_resumed_run_logs_no_step_twice(shards, tmp_path, monkeypatch):
     """Resumed at step 2 of 4: steps 3 and 4 are logged already, 5 and 6 are new."""
     monkeypatch.setenv("SENSOR_SHARDS", str(shards))

@@ -117,7 +117,8 @@ def two_ranks(rank: int, kind: str, expected: list[Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("tokens", marks=pytest.mark.slow), "template"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tokens", "template"])
 def test_two_ranks_equal_one_process(kind, tmp_path: Path):
     expected = loss_and_gradients(module(kind).train(), batch())
     run_ranks(two_ranks, 2, tmp_path, kind, expected)

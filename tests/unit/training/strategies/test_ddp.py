@@ -95,6 +95,7 @@ def test_a_limit_of_nothing_is_rejected():
         ReplicatedStrategy(timeout_s=0)
 
 
+@pytest.mark.slow
 def test_the_first_step_adds_up_gradients_as_every_other(tmp_path):
     """Of three ranks and more; or a resumed run would differ in the last digits."""
     run_ranks(_same_bits_in_every_step, 4, tmp_path)
