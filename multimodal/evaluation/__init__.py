@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from multimodal.evaluation.evaluators.retrieval import ComposedQuery
     from multimodal.evaluation.evaluators.space import MapTask
     from multimodal.evaluation.evaluators.zero_shot import ZeroShotTask
+    from multimodal.evaluation.mteb import MTEBEncoder
     from multimodal.evaluation.results import Results
     from multimodal.evaluation.run import build_sets, evaluate, evaluate_run
     from multimodal.evaluation.sets import EvaluationSet
@@ -25,6 +26,7 @@ __all__ = [
     "Evaluator",
     "GroupMatching",
     "Line",
+    "MTEBEncoder",
     "MapTask",
     "Outcome",
     "ProbeTask",

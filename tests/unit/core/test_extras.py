@@ -70,6 +70,18 @@ PROMISED = {
         LoRA(rank=1)(tower)
         assert any("lora_A" in name for name in tower.encoder.state_dict())
     """,
+    "mteb": """
+        import mteb
+        from types import SimpleNamespace
+        from torch import nn
+        from multimodal.evaluation import MTEBEncoder
+        model = SimpleNamespace(towers=["text"], parameters=nn.Linear(2, 1).parameters)
+        embedder = SimpleNamespace(
+            model=model, transforms=["text"], embed_dim=2, need_pooled=lambda name: None
+        )
+        meta = MTEBEncoder(embedder, "me/mine").mteb_model_meta
+        assert (meta.name, meta.modalities, meta.n_parameters) == ("me/mine", ["text"], 3)
+    """,
     "samples": "import pandas, pyarrow, resvg_py",
     "search": """
         from pathlib import Path
@@ -165,6 +177,12 @@ MISSED = {
     "timm": (
         "from multimodal.models.encoders.libraries.timm import TimmEncoder; TimmEncoder('vit')"
     ),
+    "mteb": (
+        "from types import SimpleNamespace; from multimodal.evaluation import MTEBEncoder;"
+        "model = SimpleNamespace(towers=['text']);"
+        "MTEBEncoder(SimpleNamespace(model=model, transforms=['text'], need_pooled=id), 'a/b')"
+        ".mteb_model_meta"
+    ),
     "search": (
         "import numpy; from multimodal.inference.search.index import Index;"
         "Index(numpy.eye(2, dtype='float32'), ['a'] * 2, 'exact')"
@@ -231,7 +249,7 @@ def test_every_extra_has_a_promise():
 
 
 HEAVY = {
-    "docs", "export", "huggingface", "lora", "mlflow", "samples", "stream", "sweep",
+    "docs", "export", "huggingface", "lora", "mlflow", "mteb", "samples", "stream", "sweep",
     "tensorboard", "wandb",
 }  # fmt: skip
 
