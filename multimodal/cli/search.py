@@ -37,7 +37,7 @@ def search(cfg: DictConfig) -> None:
         checkpoint = checkpoint_at(cfg.checkpoint)
         model, run_cfg = load_model(checkpoint, packages, cfg.weights, addresses=named)
         embedder = embedder_of(model, run_cfg, cfg.device).at(cfg.dim)
-        with _table(str(cfg.index), run_cfg, embedder) as path:
+        with _table(cfg, run_cfg, embedder) as path:
             how = (path, embedder, cfg.approximate, cfg.quantize)
             late = model.similarity.per_token
             index: Any
@@ -63,8 +63,9 @@ def search(cfg: DictConfig) -> None:
 
 
 @contextmanager
-def _table(given: str, run_cfg: DictConfig, embedder: Embedder) -> Iterator[str]:
-    """The table ``given``, or one that is made of a folder or a manifest for this search."""
+def _table(cfg: DictConfig, run_cfg: DictConfig, embedder: Embedder) -> Iterator[str]:
+    """The table ``cfg.index``, or one that is made of a folder or a manifest for this search."""
+    given = str(cfg.index)
     if not given.endswith(".json") and not Path(given).is_dir():
         yield given
         return
@@ -72,8 +73,10 @@ def _table(given: str, run_cfg: DictConfig, embedder: Embedder) -> Iterator[str]
     from multimodal.inference.search.items import items_of
     from multimodal.inference.search.table import about_of
 
-    everything = {"input": given, "modality": None, "rate_hz": None, "modalities": None}
-    items = items_of(OmegaConf.create({**everything, "split": "train"}), run_cfg, embedder)
+    read = {"input": given, "split": cfg.split, "modalities": cfg.modalities}
+    items = items_of(
+        OmegaConf.create({**read, "modality": None, "rate_hz": None}), run_cfg, embedder
+    )
     about = about_of("", "", embedder, given)
     print(f"embedding the {len(items)} items of {given}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:

@@ -183,6 +183,23 @@ def test_the_commands_embed_and_search(trained, monkeypatch, capsys):
         assert (shown.count("sensor"), shown.count("image")) >= (2, 2)
 
 
+def test_a_manifest_is_searched_in_the_split_and_the_modalities_that_are_asked_for(
+    trained, monkeypatch, capsys
+):
+    given = {"checkpoint": trained / "whole", "index": trained / "shards" / "measured.json"}
+    picture = trained / "picture.png"
+    picture.write_bytes(image_bytes(np.zeros((16, 16, 3), np.uint8)))
+    given |= {"query": picture, "split": "val"}
+    words = [*(f"{key}='{value}'" for key, value in given.items()), "k=1"]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        search(compose("search", [*words, "modalities={image: {member: view.png}}"]))
+        shown = capsys.readouterr()
+        assert "embedding the 48 items" in shown.err
+        assert "sensor" not in shown.out
+        with pytest.raises(UserError, match="has no split 'tset'; did you mean 'test'"):
+            search(compose("search", [*words, "split=tset"]))
+
+
 @pytest.mark.parametrize("command", ["serve", "mine"])
 def test_commands_of_one_vector_refuse(trained, command, tmp_path):
     words = {
