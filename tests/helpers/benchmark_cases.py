@@ -249,23 +249,29 @@ def ego4d_imu(folder: Path) -> None:
     (folder / "ego4d.json").write_text(json.dumps({"videos": videos}))
 
 
-def clip_benchmark(folder: Path) -> None:
-    """Three classes, of which two have one name, in two tars."""
-    names = ["a red fox", "bank", "bank"]
-    templates = ["a photo of a {c}.", "{c}, seen from far"]
+def exported(folder: Path, field: str, values: list[str]) -> None:
+    """As CLIP_benchmark writes a set: pictures with a field each, in two tars."""
     (folder / "test").mkdir(parents=True)
-    (folder / "classnames.txt").write_text("\n".join(names) + "\n")
-    (folder / "zeroshot_classification_templates.txt").write_text("\n".join(templates) + "\n\n")
     (folder / "test" / "nshards.txt").write_text("2\n")
+    half = (len(values) + 1) // 2
     for number in range(2):
         with tarfile.open(folder / "test" / f"{number}.tar", "w") as tar:
-            for place in range(5 * number, 5 * number + 5):
+            for place in range(len(values))[number * half :][:half]:
                 noise = np.random.default_rng(place).integers(0, 256, (20, 16, 3), np.uint8)
-                files = {"webp": image_bytes(noise, "WEBP"), "cls": str(place % 3).encode()}
-                for field, data in files.items():
-                    entry = tarfile.TarInfo(f"s{place:07d}.{field}")
+                files = {"webp": image_bytes(noise, "WEBP"), field: values[place].encode()}
+                for name, data in files.items():
+                    entry = tarfile.TarInfo(f"s{place:07d}.{name}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
+
+
+def clip_benchmark(folder: Path) -> None:
+    """Three classes, of which two have one name."""
+    exported(folder, "cls", [str(place % 3) for place in range(10)])
+    names = ["a red fox", "bank", "bank"]
+    templates = ["a photo of a {c}.", "{c}, seen from far"]
+    (folder / "classnames.txt").write_text("\n".join(names) + "\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("\n".join(templates) + "\n\n")
 
 
 MINIATURES = {

@@ -40,10 +40,10 @@ BENCHMARKS: dict[str, Benchmark] = {
         pictures.imagenet, "https://github.com/HaohanWang/ImageNet-Sketch", _MIT
     ),
     "imagenet_a": Benchmark(
-        pictures.imagenet, "https://github.com/hendrycks/natural-adv-examples", _MIT
+        pictures.imagenet_a, "https://github.com/hendrycks/natural-adv-examples", _MIT
     ),
     "imagenet_r": Benchmark(
-        pictures.imagenet, "https://github.com/hendrycks/imagenet-r", _MIT
+        pictures.imagenet_r, "https://github.com/hendrycks/imagenet-r", _MIT
     ),
     "coco": Benchmark(
         pictures.coco,

@@ -1,9 +1,11 @@
-"""CLIP_benchmark's classifications: WebDataset tars, with classes and templates beside them."""
+"""CLIP_benchmark's sets: WebDataset tars, with classes and templates beside them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from multimodal.data.benchmarks.class_names import CLASSES
 from multimodal.data.benchmarks.files import LayoutError, Samples, lines, needed
@@ -18,6 +20,11 @@ _TEMPLATES = "zeroshot_classification_templates.txt"
 _PICTURES = ("jpg", "jpeg", "png", "webp")
 
 
+def is_exported(folder: Path) -> bool:
+    """Whether a folder holds a set as CLIP_benchmark writes it."""
+    return (folder / "test" / "nshards.txt").is_file()
+
+
 def samples(folder: Path) -> Samples:
     """``test/0.tar`` and on, ``test/nshards.txt``, ``classnames.txt`` and templates.
 
@@ -26,15 +33,25 @@ def samples(folder: Path) -> Samples:
     Raises:
         LayoutError: if a file is missing, or there are fewer tars than ``nshards.txt`` says.
     """
-    labels = labels_of(needed(folder, _NAMES))
-    for path in _tars(folder):
-        try:
-            shard = Shard(path)
-        except BadSampleError as error:
-            yield Refusal(path.name, error.reason, str(error))
-            continue
-        for place, key in enumerate(shard.keys):
-            yield _sample(path, shard, place, f"{path.stem}/{key}", labels)
+    yield from numbered(folder, labels_of(needed(folder, _NAMES)))
+
+
+def numbered(folder: Path, labels: Sequence[str]) -> Samples:
+    """The same, with a label for each number.
+
+    Raises:
+        LayoutError: as `samples`.
+    """
+    yield from _read(folder, "cls", lambda text: _labelled(text, labels))
+
+
+def captioned(folder: Path, most: int) -> Samples:
+    """Pictures with captions: at most so many, one on each line of ``txt``.
+
+    Raises:
+        LayoutError: as `samples`.
+    """
+    yield from _read(folder, "txt", lambda text: _captions(text, most))
 
 
 def lists(folder: Path) -> dict[str, bytes]:
@@ -79,19 +96,51 @@ def _tars(folder: Path) -> list[Path]:
     return tars
 
 
-def _sample(path: Path, shard: Shard, place: int, name: str, labels: list[str]) -> Item | Refusal:
+def _read(folder: Path, field: str, metadata: Callable[[str], dict[str, Any]]) -> Samples:
+    for path in _tars(folder):
+        try:
+            shard = Shard(path)
+        except BadSampleError as error:
+            yield Refusal(path.name, error.reason, str(error))
+            continue
+        for place, key in enumerate(shard.keys):
+            name = f"{path.stem}/{key}"
+            try:
+                yield _item(path, shard, place, name, field, metadata)
+            except BadSampleError as error:
+                yield Refusal(name, error.reason, f"{path.name}: {error.detail}")
+
+
+def _item(
+    path: Path,
+    shard: Shard,
+    place: int,
+    name: str,
+    field: str,
+    metadata: Callable[[str], dict[str, Any]],
+) -> Item:
     fields = shard.fields(place)
-    picture = next((field for field in fields if field in _PICTURES), None)
-    if picture is None or "cls" not in fields:
-        detail = f"{path.name}: expected a picture and cls, got {', '.join(fields)}"
-        return Refusal(name, "no_member", detail)
-    try:
-        shard.check(place)
-        text = shard.read(place, "cls").decode("utf-8", "replace").strip()
-    except BadSampleError as error:
-        return Refusal(name, error.reason, f"{path.name}: {error.detail}")
-    if not text.isdecimal() or int(text) >= len(labels):
-        detail = f"{path.name}: cls is {text[:40]!r}, expected a number below {len(labels)}"
-        return Refusal(name, "no_class", detail)
+    picture = next((each for each in fields if each in _PICTURES), None)
+    if picture is None or field not in fields:
+        detail = f"expected a picture and {field}, got {', '.join(fields)}"
+        raise BadSampleError("no_member", detail)
+    shard.check(place)
+    said = metadata(shard.read(place, field).decode("utf-8", "replace"))
     content = InShard(path, place, picture, shard.size(place, picture))
-    return Item(name, {"image.jpg": content}, {"label": labels[int(text)]}, "test")
+    texts = tuple(key for key in said if key == "captions")
+    return Item(name, {"image.jpg": content}, said, "test", texts)
+
+
+def _labelled(text: str, labels: Sequence[str]) -> dict[str, Any]:
+    number = text.strip()
+    if not number.isdecimal() or int(number) >= len(labels):
+        detail = f"cls is {number[:40]!r}, expected a number below {len(labels)}"
+        raise BadSampleError("no_class", detail)
+    return {"label": labels[int(number)]}
+
+
+def _captions(text: str, most: int) -> dict[str, Any]:
+    captions = [line.strip() for line in text.split("\n") if line.strip()]
+    if not captions:
+        raise BadSampleError("no_caption", "txt holds no caption")
+    return {"captions": captions[:most]}

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from multimodal.data.benchmarks.class_names import synsets
+from multimodal.data.benchmarks import clip_benchmark
+from multimodal.data.benchmarks.class_names import class_names, synsets
 from multimodal.data.benchmarks.files import (
     LayoutError,
     Samples,
@@ -27,9 +28,12 @@ def imagenet(folder: Path) -> Samples:
     """A folder for each class, named by its WordNet id or number; or Kaggle's flat validation set.
 
     The first is how the validation set, Sketch, A and R come, the second V2, the third
-    ``LOC_val_solution.csv`` beside ``ILSVRC/Data/CLS-LOC/val``.
+    ``LOC_val_solution.csv`` beside ``ILSVRC/Data/CLS-LOC/val``. Or as CLIP_benchmark writes it.
     """
     every = synsets()
+    if clip_benchmark.is_exported(folder):
+        yield from clip_benchmark.numbered(folder, every)
+        return
     solution = folder / "LOC_val_solution.csv"
     if solution.is_file():
         pictures = needed(folder, "ILSVRC/Data/CLS-LOC/val", "val")
@@ -51,17 +55,43 @@ def imagenet(folder: Path) -> Samples:
                 yield sample(f"{label}/{file.stem}", "image.jpg", file, {"label": label})
 
 
+def imagenet_a(folder: Path) -> Samples:
+    """As `imagenet`, of 200 classes, which CLIP_benchmark numbers by themselves."""
+    yield from _of_classes(folder, "imagenet_a")
+
+
+def imagenet_r(folder: Path) -> Samples:
+    """As `imagenet_a`, of 200 other classes."""
+    yield from _of_classes(folder, "imagenet_r")
+
+
+def _of_classes(folder: Path, name: str) -> Samples:
+    if clip_benchmark.is_exported(folder):
+        yield from clip_benchmark.numbered(folder, list(class_names(name)))
+    else:
+        yield from imagenet(folder)
+
+
 def coco(folder: Path) -> Samples:
-    """``dataset_coco.json`` (Karpathy's splits) beside ``val2014/``: the 5,000 of its test."""
+    """``dataset_coco.json`` (Karpathy's splits) beside ``val2014/``: the 5,000 of its test.
+
+    Or as CLIP_benchmark writes it.
+    """
     yield from _karpathy(folder, "dataset_coco.json", [""])
 
 
 def flickr30k(folder: Path) -> Samples:
-    """``dataset_flickr30k.json`` beside ``flickr30k-images/``: the 1,000 of its test."""
+    """``dataset_flickr30k.json`` beside ``flickr30k-images/``: the 1,000 of its test.
+
+    Or as CLIP_benchmark writes it.
+    """
     yield from _karpathy(folder, "dataset_flickr30k.json", ["flickr30k-images", "images", ""])
 
 
 def _karpathy(folder: Path, name: str, roots: list[str]) -> Samples:
+    if clip_benchmark.is_exported(folder):
+        yield from clip_benchmark.captioned(folder, _CAPTIONS)
+        return
     for image in document(needed(folder, name))["images"]:
         if image["split"] != "test":
             continue

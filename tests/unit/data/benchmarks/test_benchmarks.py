@@ -6,10 +6,11 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from benchmark_cases import MINIATURES, TRANSFORMS, Identity, unit
+from benchmark_cases import MINIATURES, TRANSFORMS, Identity, exported, unit
 from hydra import compose, initialize_config_dir
 from loader_helpers import evaluation_data
 
@@ -19,6 +20,7 @@ from multimodal.data.benchmarks.catalogue import BENCHMARKS, benchmark
 from multimodal.data.benchmarks.class_names import class_names, prompts, synsets
 from multimodal.data.benchmarks.files import LayoutError
 from multimodal.data.shards.manifest import load_manifest
+from multimodal.data.source import Source
 from multimodal.evaluation.benchmarks import compare
 from multimodal.evaluation.evaluators.choices import CaptionChoice, GroupMatching
 from multimodal.evaluation.run import build_sets, evaluate
@@ -281,6 +283,28 @@ def test_a_folder_of_clip_benchmarks_that_is_not_whole(packed, capsys):
     assert refused.count("cls is '2', expected a number below 2") == 3
     (folder / "classnames.txt").unlink()
     again("given has no classnames.txt: expected the layout as published")
+
+
+def test_clip_benchmarks_copies_of_other_sets(tmp_path, monkeypatch):
+    """Of ImageNet's variants with their own numbers of classes, and of captioned pictures."""
+    monkeypatch.chdir(tmp_path)
+
+    def packed_as(name: str) -> list[dict]:
+        assert main(["benchmark", name, f"given_{name}", f"shards/{name}"]) == 0
+        source = Source(f"shards/{name}/{name}.json", {"image": {"member": "image.jpg"}}, "test")
+        return sorted((one.metadata for one in decoded(SimpleNamespace(source=source))), key=str)
+
+    for name in ("imagenet", "imagenet_a", "imagenet_r"):
+        classes = list(class_names(name))
+        exported(tmp_path / f"given_{name}", "cls", ["0", "199\n", "3"])
+        labels = [each["label"] for each in packed_as(name)]
+        assert labels == sorted([classes[0], classes[199], classes[3]])
+    captions = ["one\ntwo\nthree\nfour\nfive\nsix", "seven\n\n", "eight"]
+    for name in ("coco", "flickr30k"):
+        exported(tmp_path / f"given_{name}", "txt", [*captions, "\n"])
+        found = [each["captions"] for each in packed_as(name)]
+        assert found == [["eight"], ["one", "two", "three", "four", "five"], ["seven"]]
+        assert "txt holds no caption" in Path(f"shards/{name}/refused.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
