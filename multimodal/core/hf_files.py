@@ -60,7 +60,9 @@ def input_settings(name: str) -> dict[str, Any]:
     """
     content = content_of(name, PREPROCESSOR)
     size = content.get("crop_size") or content.get("size") or {}
-    if isinstance(size, dict):
+    if "merge_size" in content:  # Qwen-VL: its edges are numbers of pixels, of pictures of any size
+        size = None
+    elif isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge")
     mean, std = content.get("image_mean"), content.get("image_std")
     if content.get("feature_extractor_type") == "ASTFeatureExtractor":

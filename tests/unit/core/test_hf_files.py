@@ -82,6 +82,16 @@ def test_the_settings_of_a_models_folder_are_taken_over(tmp_path):
     assert made.shape == (3, 32, 32)
 
 
+def test_pixels_of_a_vision_language_model_are_not_the_side_of_a_picture(tmp_path):
+    content = {"image_mean": MEAN, "image_std": STD, "patch_size": 14, "merge_size": 2,
+               "size": {"shortest_edge": 3136, "longest_edge": 12845056}}  # fmt: skip
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    assert input_settings(str(tmp_path)) == {"mean": MEAN, "std": STD}
+    del content["merge_size"]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    assert input_settings(str(tmp_path))["size"] == 3136
+
+
 def test_without_a_folder_that_tells_it_is_said(tmp_path):
     group = "data/transform@data.transforms.image=picture_huggingface"
     (tmp_path / "empty").mkdir()
