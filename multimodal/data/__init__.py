@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from multimodal.data.transforms.array import ArrayTransform
     from multimodal.data.transforms.base import Stacked, Transform
     from multimodal.data.transforms.depth import DepthTransform
+    from multimodal.data.transforms.depth_patches import DepthPatchTransform
     from multimodal.data.transforms.image import ImageTransform
     from multimodal.data.transforms.imu import IMUTransform
     from multimodal.data.transforms.patches import PatchTransform
     from multimodal.data.transforms.sound.audio import AudioTransform
     from multimodal.data.transforms.sound.huggingface import HuggingFaceSound
+    from multimodal.data.transforms.sound.sound_patches import SoundPatchTransform
     from multimodal.data.transforms.sound.whisper import WhisperTransform
     from multimodal.data.transforms.target import LabelSetTransform, LabelTransform, NumberTransform
     from multimodal.data.transforms.text import TextTransform
@@ -48,6 +50,7 @@ __all__ = [
     "CorpusTokenizer",
     "DataMismatchError",
     "DecodeError",
+    "DepthPatchTransform",
     "DepthTransform",
     "HuggingFaceSound",
     "HuggingFaceTokenizer",
@@ -63,6 +66,7 @@ __all__ = [
     "SampleRNG",
     "ShardError",
     "Signal",
+    "SoundPatchTransform",
     "Source",
     "Stacked",
     "StreamDataModule",

@@ -148,28 +148,46 @@ class DepthTransform(Stacked):
         Raises:
             DecodeError: if the value is not a map of one channel, or contains infinity or NaN.
         """
+        random = rng.stream("depth") if rng is not None else None
+        pair = self.represented(value, random)
+        box = self.geometry.box(rng, *pair.shape[1:])
+        result = of_measured(crop_and_resize(pair, box, self.size, "bilinear"))
+        if random is not None:
+            self.drop(result, random)
+            erase(result, self.erasing, random)
+        return result
+
+    def represented(self, value: Any, random: np.random.Generator | None) -> Tensor:
+        """The standardised representation at the map's own size, and where it is measured.
+
+        Args:
+            value: as of ``__call__``.
+            random: draws the factor of the distances; None for none.
+
+        Returns:
+            float32 ``[2, H, W]``: the values, 0 where nothing is measured, and 1 where something
+            is.
+
+        Raises:
+            DecodeError: as ``__call__``.
+        """
         given = value if isinstance(value, DepthMap) else DepthMap(value)
         values = depth_values(given.values)
         require_finite(values)
         raw = torch.from_numpy(values.astype(np.float32))
         measured = raw > 0
-        random = rng.stream("depth") if rng is not None else None
         factor = 1.0 if random is None else 1 + self.distance * random.uniform(-1, 1)
         metres = self._metres(raw, measured, given, values.dtype == np.uint8)
         metres = metres.mul_(factor).clamp_(*self.range_m)
         result = self._represent(metres, measured, given).sub_(self.mean).div_(self.std)
-        pair = torch.stack([result.mul_(measured), measured.float()])
-        box = self.geometry.box(rng, *values.shape)
-        result, share = crop_and_resize(pair, box, self.size, "bilinear")
-        # Averages over measured pixels only; a result that is mostly unmeasured stays so.
-        result = torch.where(share > 0.5, result / share.clamp(min=0.5), 0)[None]
-        if random is not None:
-            if self.dropout:
-                share = self.dropout * random.random()
-                lost = random.random(result.shape, np.float32) < share
-                result[torch.from_numpy(lost)] = 0
-            erase(result, self.erasing, random)
-        return result
+        return torch.stack([result.mul_(measured), measured.float()])
+
+    def drop(self, result: Tensor, random: np.random.Generator) -> None:
+        """Takes the measurement of some pixels away, see ``dropout``."""
+        if self.dropout:
+            share = self.dropout * random.random()
+            lost = random.random(result.shape, np.float32) < share
+            result[torch.from_numpy(lost)] = 0
 
     def _metres(self, raw: Tensor, measured: Tensor, given: DepthMap, eight_bits: bool) -> Tensor:
         """Distances; anything goes where nothing is measured."""
@@ -207,3 +225,12 @@ class DepthTransform(Stacked):
         if measured.any():
             nearest, farthest = (float(bound) for bound in metres[measured].aminmax())
         return 1 - 0.8 * (metres - nearest) / max(farthest - nearest, 1e-6)
+
+
+def of_measured(pair: Tensor) -> Tensor:
+    """A resized `DepthTransform.represented` ``[2, H, W]`` as values ``[1, H, W]``.
+
+    Averages over measured pixels only; a pixel that is mostly unmeasured stays so.
+    """
+    values, share = pair
+    return torch.where(share > 0.5, values / share.clamp(min=0.5), 0)[None]

@@ -140,16 +140,16 @@ class PatchTransform:
     def collate(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Padded to the picture of most patches, and where patches are real, bool ``[B, T]``."""
         as_bytes = inputs[0].dtype == torch.uint8
-        return _padded([self.finish(picture) for picture in inputs] if as_bytes else inputs)
+        return padded_patches([self.finish(picture) for picture in inputs] if as_bytes else inputs)
 
     def collate_bytes(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor] | None:
         """The batch as bytes, which ``finish`` completes; None where floats are there."""
         if any(picture.dtype != torch.uint8 for picture in inputs):
             return None
-        return _padded(inputs)
+        return padded_patches(inputs)
 
 
-def _padded(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+def padded_patches(inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
     """``[B, T, F]``, 0 behind a picture's own patches, and where there are some."""
     lengths = torch.tensor([len(picture) for picture in inputs])
     longest = max(len(picture) for picture in inputs)
@@ -193,25 +193,34 @@ def patch_grid(
     return grid
 
 
-def patches(picture: Tensor, patch_size: int) -> Tensor:
-    """``[C, H, W]`` to ``[T, 2 + C * patch_size ** 2]``: see `PatchTransform.__call__`."""
-    places, pixels = _cut(picture, patch_size)
+def patches(picture: Tensor, patch_size: int | tuple[int, int], width: int | None = None) -> Tensor:
+    """``[C, H, W]`` to ``[T, 2 + C * h * w]``: see `PatchTransform.__call__`.
+
+    Args:
+        picture: whose sides are whole numbers of patches.
+        patch_size: height and width of a patch, or one number for both.
+        width: columns that the shares of the width are of; None: the picture's.
+    """
+    sides = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+    places, pixels = _cut(picture, sides)
+    if width is not None:
+        places[:, 1] *= picture.shape[2] / width
     return torch.cat([places, pixels], dim=1)
 
 
 def _patch_bytes(picture: Tensor, patch_size: int) -> Tensor:
-    places, pixels = _cut(picture, patch_size)
+    places, pixels = _cut(picture, (patch_size, patch_size))
     made = torch.empty(len(pixels), PLACE_BYTES + pixels.shape[1], dtype=torch.uint8)
     made[:, :PLACE_BYTES] = places.view(torch.uint8)
     made[:, PLACE_BYTES:] = pixels
     return made
 
 
-def _cut(picture: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
-    """Places ``[T, 2]`` float32 and pixels ``[T, C * patch_size ** 2]``."""
+def _cut(picture: Tensor, sides: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Places ``[T, 2]`` float32 and pixels ``[T, C * h * w]``."""
     channels, height, width = picture.shape
-    rows, columns = height // patch_size, width // patch_size
-    cut = picture.reshape(channels, rows, patch_size, columns, patch_size)
+    rows, columns = height // sides[0], width // sides[1]
+    cut = picture.reshape(channels, rows, sides[0], columns, sides[1])
     pixels = cut.permute(1, 3, 0, 2, 4).reshape(rows * columns, -1)
     down = ((torch.arange(rows) + 0.5) / rows).repeat_interleave(columns)
     right = ((torch.arange(columns) + 0.5) / columns).repeat(rows)
