@@ -45,10 +45,11 @@ class OrderSettings:
             epoch; if False the batch is filled up.
         epoch_steps: with weights, the batches of an epoch; None for as many as draw every sample
             of all sources once.
-        max_tokens: most tokens of a device's batch, of pictures cut into patches and of texts
-            together; batches then have as many samples as that allows, and every sample comes once
-            in a pass. The lengths of samples are recorded by ``multimodal shards lengths``. None:
-            batches of ``batch_size``, as those of sources without such a modality always are.
+        max_tokens: most tokens of a device's batch, of pictures, depth maps and sounds cut into
+            patches and of texts together; batches then have as many samples as that allows, and
+            every sample comes once in a pass. The lengths of samples are recorded by
+            ``multimodal shards lengths``. None: batches of ``batch_size``, as those of sources
+            without such a modality always are.
     """
 
     block_shards: int = 16

@@ -1,8 +1,10 @@
-"""Records the lengths of all samples of a manifest: of pictures from their headers."""
+"""Records the lengths of all samples of a manifest: of pictures and sounds from their headers."""
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from multimodal.data.decoding.decode import Limits, decode
 from multimodal.data.decoding.pictures import picture_size
+from multimodal.data.decoding.sounds import sound_seconds
 from multimodal.data.errors import DecodeError
 from multimodal.data.packing.index import shard_of
 from multimodal.data.packing.parallel import in_parallel
@@ -23,6 +26,7 @@ from multimodal.data.shards.remote import RemoteShard, ShardCache
 from multimodal.data.shards.tar import Shard
 
 Rows = dict[str, list[Any]]  # column -> a length for each sample
+_MEASURED = ("image", "depth", "array", "audio", "text", "json")
 
 
 class _Job(NamedTuple):
@@ -40,8 +44,9 @@ def record_lengths(
 ) -> Path:
     """Writes the lengths of a manifest's samples into a folder beside it.
 
-    Pictures have height and width, upright as they are decoded; texts, and the texts under every
-    key of a JSON member, the bytes of the longest. What cannot be read, or is absent, has 0.
+    Pictures, depth maps and arrays have height and width, upright as they are decoded; sounds
+    milliseconds, rounded up; texts, and the texts under every key of a JSON member, the bytes of
+    the longest. What cannot be read, or is absent, has 0.
 
     Args:
         path: of the manifest, a local one; its shards may be behind URLs.
@@ -56,11 +61,7 @@ def record_lengths(
         ShardError: if a shard cannot be read.
     """
     manifest = load_manifest(path)
-    kinds = {
-        name: field.kind
-        for name, field in manifest.fields.items()
-        if field.kind in ("image", "text", "json")
-    }
+    kinds = {name: field.kind for name, field in manifest.fields.items() if field.kind in _MEASURED}
     largest = max(int(table.bytes.max()) for table in manifest.splits.values())
     with TemporaryDirectory(prefix="lengths-") as folder:
         cache = ShardCache(folder, largest * workers)
@@ -113,8 +114,11 @@ def _read(job: _Job) -> Rows:
 
 def _lengths(member: str, data: bytes, kind: str) -> list[tuple[str, Any]]:
     """The columns of one member, each with its length."""
-    if kind == "image":
-        return [(column_of(member), _size(member, data))]
+    if kind == "audio":
+        return [(column_of(member), _milliseconds(data))]
+    if kind in ("image", "depth", "array"):
+        size = _size(member, data)
+        return [] if size is None else [(column_of(member), size)]
     if kind == "text":
         return [(column_of(member), len(data.strip()))]
     try:
@@ -137,11 +141,35 @@ def _longest(value: Any) -> int | None:
     return max(len(text.strip().encode()) for text in texts)
 
 
-def _size(member: str, data: bytes) -> tuple[int, int]:
-    """Height and width of a picture; zeros where it cannot be read."""
+def _size(member: str, data: bytes) -> tuple[int, int] | None:
+    """Height and width; zeros where it cannot be read, None of what has none."""
+    decoder = FORMATS[member.rpartition(".")[2].lower()].decoder
     try:
-        if FORMATS[member.rpartition(".")[2].lower()].decoder == "picture":
+        if decoder == "picture":
             return picture_size(data, Limits())
+        if decoder == "array":
+            return _array_size(data)
+        if decoder == "points":
+            return None
         return decode(member, data, Limits(), kind="image").shape[:2]  # type: ignore[no-any-return]
     except DecodeError:
         return 0, 0
+
+
+def _array_size(data: bytes) -> tuple[int, int] | None:
+    """The first two sides, by the header; None where there is one side only."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        shape, _, _ = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+    except (ValueError, OSError):
+        return 0, 0
+    return (shape[0], shape[1]) if len(shape) > 1 else None
+
+
+def _milliseconds(data: bytes) -> int:
+    try:
+        return math.ceil(1000 * sound_seconds(data, Limits()))
+    except Exception:  # the libraries' own too: bad in training as well
+        return 0

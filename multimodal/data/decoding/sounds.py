@@ -40,6 +40,23 @@ def decode_sound(data: bytes, request: Request) -> Signal:
     return signal
 
 
+def sound_seconds(data: bytes, limits: Limits) -> float:
+    """How long a sound is: by its header where that says so, else decoded.
+
+    Raises:
+        DecodeError: as `decode_sound`.
+        Exception: the libraries' own, if it is damaged or no sound.
+    """
+    import soundfile
+
+    if data[4:8] != b"ftyp":
+        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+            if sound.frames < _UNKNOWN:
+                return int(sound.frames) / int(sound.samplerate)
+    signal = decode_track(data, "mp4" if data[4:8] == b"ftyp" else "flac", limits)
+    return float(signal.samples.shape[1] / signal.rate)
+
+
 def _by_soundfile(data: bytes, limits: Limits) -> Signal:
     import soundfile  # and libsndfile, only where sounds are read
 

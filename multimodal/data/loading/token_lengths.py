@@ -16,8 +16,9 @@ from multimodal.data.transforms.base import Transform
 Indices = NDArray[np.int64]
 
 NOTHING_COUNTED = (
-    "data.max_tokens is set, and no source has a modality whose tokens are counted: pictures as "
-    "patches (data/transform=image_patches), or texts; set data.max_tokens=null"
+    "data.max_tokens is set, and no source has a modality whose tokens are counted: pictures, "
+    "depth maps and sounds as patches (data/transform=image_patches, depth_patches, "
+    "sound_patches), or texts; set data.max_tokens=null"
 )
 
 
@@ -80,7 +81,10 @@ def sample_tokens(source: Source, transforms: Mapping[str, Transform]) -> Indice
 
 
 def _lengths(source: Source, name: str) -> Any:
-    """Sizes ``[N, 2]`` of pictures, bytes ``[N]`` of texts: of the longest alternative."""
+    """Sizes ``[N, 2]`` of pictures and maps, milliseconds ``[N]`` of sounds, bytes of texts.
+
+    Of alternatives the longest.
+    """
     modality = source.decoder.modality(name)
     manifest, splits = source.manifest, source.splits
 

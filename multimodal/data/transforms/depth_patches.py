@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from multimodal.core.settings import flattened
@@ -12,7 +14,12 @@ from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.transforms.base import require_shares
 from multimodal.data.transforms.depth import DepthRange, DepthTransform, of_measured
 from multimodal.data.transforms.geometry import Geometry
-from multimodal.data.transforms.patches import padded_patches, patch_grid, patches
+from multimodal.data.transforms.patches import (
+    padded_patches,
+    patch_counts,
+    patch_grid,
+    patches,
+)
 
 
 class DepthPatchTransform:
@@ -81,6 +88,10 @@ class DepthPatchTransform:
     def is_random(self) -> bool:
         """Whether draws change the result."""
         return self.flip > 0 or self.maps.is_random
+
+    def token_counts(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Patches of maps of ``[N, 2]`` height and width: ``[N]``; 0 where there is none."""
+        return patch_counts(sizes, self.patch_size, self.max_tokens, self.enlarge)
 
     def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One depth map.

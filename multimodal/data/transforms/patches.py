@@ -89,12 +89,7 @@ class PatchTransform:
 
     def token_counts(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Patches of pictures of ``[N, 2]`` height and width: ``[N]``; 0 where there is none."""
-        kinds, places = np.unique(sizes, axis=0, return_inverse=True)
-        counts = [
-            math.prod(patch_grid(h, w, self.patch_size, self.max_tokens, self.enlarge)) if h else 0
-            for h, w in kinds.tolist()
-        ]
-        return np.array(counts, np.int64)[places.reshape(-1)]
+        return patch_counts(sizes, self.patch_size, self.max_tokens, self.enlarge)
 
     def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One picture.
@@ -191,6 +186,18 @@ def patch_grid(
                 if rank > best:
                     best, grid = rank, (r_, c_)
     return grid
+
+
+def patch_counts(
+    sizes: NDArray[np.int64], patch_size: int, max_tokens: int, enlarge: bool
+) -> NDArray[np.int64]:
+    """Patches of pictures of ``[N, 2]`` height and width, see `patch_grid`; 0 of those without."""
+    kinds, places = np.unique(sizes, axis=0, return_inverse=True)
+    counts = [
+        math.prod(patch_grid(h, w, patch_size, max_tokens, enlarge)) if h * w else 0
+        for h, w in kinds.tolist()
+    ]
+    return np.array(counts, np.int64)[places.reshape(-1)]
 
 
 def patches(picture: Tensor, patch_size: int | tuple[int, int], width: int | None = None) -> Tensor:

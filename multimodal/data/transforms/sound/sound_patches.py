@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from multimodal.core.settings import flattened
@@ -85,6 +86,15 @@ class SoundPatchTransform:
     def is_random(self) -> bool:
         """Whether draws change the result."""
         return self.changes.any
+
+    def token_counts(self, milliseconds: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Patches of sounds of ``[N]`` milliseconds, at the slowest speed; 0 of those without."""
+        rate = self.sample_rate / 1000 / min(self.changes.speeds)
+        samples = np.ceil(milliseconds * rate)
+        frames = 1 + np.ceil(np.maximum(0, samples - self.window) / self.hop)
+        columns = np.ceil(np.minimum(frames, self.num_frames) / self.patch_size[1])
+        rows = self.num_mel_bins // self.patch_size[0]
+        return np.where(milliseconds > 0, rows * columns, 0).astype(np.int64)
 
     def __call__(self, value: Any, rng: SampleRNG | None) -> Tensor:
         """One sound.

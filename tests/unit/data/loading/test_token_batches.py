@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from data_helpers import image_bytes, json_bytes, write_source
+from data_helpers import audio_bytes, image_bytes, json_bytes, write_source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loader_helpers import scheduled_loader
@@ -20,7 +20,9 @@ from multimodal.data.loading.token_batches import TokenBudget, share
 from multimodal.data.loading.token_lengths import sample_tokens
 from multimodal.data.source import Source
 from multimodal.data.transforms.array import ArrayTransform
+from multimodal.data.transforms.depth_patches import DepthPatchTransform
 from multimodal.data.transforms.patches import PatchTransform, patch_grid
+from multimodal.data.transforms.sound.sound_patches import SoundPatchTransform
 from multimodal.data.transforms.text import TextTransform
 from multimodal.models.encoders.flexible import FlexibleVisionTransformer
 from multimodal.models.layers.stems import PatchStem
@@ -173,6 +175,35 @@ def test_tokens_are_those_that_the_transforms_make(source):
     assert counted.tolist() == [np.prod(patch_grid(*size, 4, 12)) for size in SIZES]
     made = [len(PATCHES(source.decode(n, None).values["image"], None)) for n in range(len(SIZES))]
     assert counted.tolist() == made
+
+
+def test_sounds_and_depth_maps_are_counted_as_they_are_cut(tmp_path):
+    random = np.random.default_rng(0)
+    samples = [
+        (f"k{n}", {
+            "wav": audio_bytes(random.uniform(-1, 1, (1, 700 + 900 * n)), 16000),
+            "depth.png": image_bytes(random.integers(1, 9000, (8, 4 + 4 * n)).astype(np.uint16)),
+        })
+        for n in range(9)
+    ]  # fmt: skip
+    record_lengths(path := write_source(tmp_path, {"train": [samples[:5], samples[5:]]}))
+    modalities = {"audio": {"member": "wav"}, "depth": {"member": "depth.png"}}
+    source = Source(str(path), modalities)
+    transforms = {
+        "audio": SoundPatchTransform([8, 10], 40, num_mel_bins=16),
+        "depth": DepthPatchTransform(4, 12),
+    }
+    made = [
+        sum(len(transforms[name](value, None)) for name, value in sample.values.items())
+        for sample in (source.decode(n, None) for n in range(9))
+    ]
+    assert len(set(made)) > 4
+    assert sample_tokens(source, transforms).tolist() == made
+    batches = list(scheduled_loader({"s": source}, transforms, 8, 0, max_tokens=60))
+    tokens = [sum(int(mask.sum()) for mask in batch.masks.values()) for batch in batches]
+    assert max(tokens) <= 60
+    ids = [each for batch in batches for each in batch.sample_ids.tolist()]
+    assert len(ids) == len(set(ids))
 
 
 class Letters:

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from data_helpers import image_bytes, json_bytes, write_source
+from data_helpers import audio_bytes, image_bytes, json_bytes, npy_bytes, write_source
 from PIL import Image
 
 from multimodal.cli.make_shards import main
@@ -33,6 +33,10 @@ def sample(number: int) -> tuple[str, dict[str, bytes]]:
         "jpg": picture(10 + number, 30, orientation=6 if number % 2 else None),
         "b.png": image_bytes(np.zeros((4, 5 + number, 3), np.uint8)),
         "txt": b" four " + b"x" * number,
+        "depth.npy": npy_bytes(np.zeros((3, 4 + number), np.uint16)),
+        "d.png": image_bytes(np.full((6, 7 + number), 900, np.uint16)),
+        "vector.npy": npy_bytes(np.zeros(5, np.float32)),
+        "wav": audio_bytes(np.zeros((1, 8001 + number)), 8000),
         "json": json_bytes(captions=["a", "a b c"], name="n" * (number + 1), width=3),
     }
     if number == 2:
@@ -58,6 +62,11 @@ def test_columns_are_those_of_the_samples(manifest):
     assert column("jpg") == [[10, 30], [30, 11], [12, 30], [0, 0], [14, 30]]
     assert column("b.png") == [[4, 5], [4, 6], [0, 0], [4, 8], [4, 9]]
     assert column("txt") == [4, 6, 7, 8, 9]
+    assert column("depth.npy", "val") == [[3, 9]]
+    assert column("d.png") == [[6, 7 + number] for number in range(5)]
+    assert column("wav") == [1001] * 5  # milliseconds, rounded up
+    with pytest.raises(ValueError, match=r"no lengths of 'vector\.npy'"):
+        column("vector.npy")
     assert column("json:captions") == [5] * 5
     assert column("json:name", "train", "val") == [1, 2, 3, 4, 5, 6]
     with pytest.raises(ValueError, match=r"no lengths of 'json:width', only of .*jpg"):

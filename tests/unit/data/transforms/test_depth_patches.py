@@ -44,6 +44,12 @@ def test_the_whole_map_is_there_at_its_own_aspect(height, width):
     assert cut[:, 2:].isfinite().all()
 
 
+def test_tokens_are_counted_by_the_size():
+    transform, sizes = DepthPatchTransform(4, 16), [(8, 24), (20, 4), (64, 16), (1, 9)]
+    counts = transform.token_counts(np.array([*sizes, (0, 0)]))
+    assert counts.tolist() == [*(len(transform(made(*size), None)) for size in sizes), 0]
+
+
 def test_nothing_measured_is_nothing_and_does_not_bleed():
     depth = made(16, 16, empty=0)
     depth[:8] = 0

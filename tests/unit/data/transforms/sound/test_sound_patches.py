@@ -51,6 +51,19 @@ def test_a_shorter_sound_has_as_many_patches_as_it_needs_and_keeps_its_seconds(s
     torch.testing.assert_close(ours[..., 2:], whole[:, :columns, 2:])
 
 
+@pytest.mark.parametrize("rate", [16000.0, 44100.0])
+def test_tokens_are_counted_by_the_milliseconds_and_never_too_few(rate):
+    lengths = [40, 800, 3300, 5000, 9000, 22050, 60000]
+    counts = TRANSFORM.token_counts(np.ceil(1000 * np.array([*lengths, 0]) / rate).astype(np.int64))
+    made = [len(TRANSFORM(sound(length, rate), None)) for length in lengths]
+    assert counts[-1] == 0
+    assert all(0 <= c - m <= 2 for c, m in zip(counts.tolist(), made, strict=False))
+    slow = SoundPatchTransform([8, 10], 40, **BANK, speeds=[0.8])
+    counts = slow.token_counts(np.ceil(1000 * np.array(lengths) / rate).astype(np.int64))
+    drawn = [len(slow(sound(length, rate), SampleRNG(0, 0, "a", 0, 0))) for length in lengths]
+    assert all(0 <= c - m <= 2 for c, m in zip(counts.tolist(), drawn, strict=True))
+
+
 def test_a_batch_of_sounds_is_each_of_them_alone():
     torch.manual_seed(0)
     encoder = FlexibleVisionTransformer(
