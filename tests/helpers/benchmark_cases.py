@@ -266,9 +266,9 @@ def exported(folder: Path, field: str, values: list[str]) -> None:
 
 
 def clip_benchmark(folder: Path) -> None:
-    """Three classes, of which two have one name."""
+    """Three classes."""
     exported(folder, "cls", [str(place % 3) for place in range(10)])
-    names = ["a red fox", "bank", "bank"]
+    names = ["a red fox", "bank", "river bank"]
     templates = ["a photo of a {c}.", "{c}, seen from far"]
     (folder / "classnames.txt").write_text("\n".join(names) + "\n")
     (folder / "zeroshot_classification_templates.txt").write_text("\n".join(templates) + "\n\n")

@@ -247,8 +247,14 @@ def test_an_unknown_benchmark_is_refused(tmp_path, capsys):
     assert "imagenet" in capsys.readouterr().err
 
 
-def test_classes_of_one_name_are_told_apart(packed):
-    entry = packed("cifar10")
+def test_classes_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    MINIATURES["cifar10"](tmp_path / "given")
+    (tmp_path / "given" / "classnames.txt").write_text("a red fox\nbank\nbank\n")
+    assert main(["benchmark", "cifar10", "given", "shards/cifar10"]) == 0
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("evaluate", ["checkpoint=a", "evaluation=cifar10"])
+    entry = build_sets(cfg)["cifar10"]
     labels = {sample.key: sample.metadata["label"] for sample in decoded(entry)}
     expected = ["a red fox", "bank (1)", "bank (2)"]
     assert sorted(labels) == [f"{place // 5}/s{place:07d}" for place in range(10)]
