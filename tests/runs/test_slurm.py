@@ -133,7 +133,8 @@ def test_tasks_of_srun_are_the_ranks_of_one_run(slurm, tmp_path):
     (text,) = re.findall(r"```sbatch\n(.*?)\n```", page, re.S)
     for before, after in (
         ("--nodes=2", "--nodes=1"), ("--ntasks-per-node=8", "--ntasks-per-node=2"),
-        ("scripts/train.py", f"{ROOT}/scripts/train.py --config-dir {OWN_CONFIGS}"),
+        ("multimodal train",
+         f"{sys.executable} {ROOT}/scripts/train.py --config-dir {OWN_CONFIGS}"),
         ("=clip_scratch trainer", "=sensor trainer"),
         ("#SBATCH --open-mode=append", f"#SBATCH --output={tmp_path}/output.txt"),
     ):  # fmt: skip

@@ -52,10 +52,8 @@ class Model:
 
     def run(self, name, tensors):
         session = load(self.folder / name, onnxruntime.InferenceSession)
-        outputs = session.run(
-            None, {each.name: tensors[each.name] for each in session.get_inputs()}
-        )
-        return dict(zip((each.name for each in session.get_outputs()), outputs))
+        fed = {each.name: tensors[each.name] for each in session.get_inputs()}
+        return dict(zip((each.name for each in session.get_outputs()), session.run(None, fed)))
 
     def prepare(self, modality, values):  # the graph's inputs, and a mask where lengths vary
         if modality not in self.about["towers"]:
