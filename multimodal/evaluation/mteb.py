@@ -91,6 +91,12 @@ class MTEBEncoder:
         return (_unit(embeddings1) * _unit(embeddings2)).sum(dim=-1)
 
     def _embed(self, batch: Mapping[str, Any]) -> Tensor:
+        strange = [name for name in (*MODALITIES, "video") if name not in self.modalities]
+        dropped = [n for n in strange if n in batch and any(v is not None for v in batch[n])]
+        if dropped:  # an embedding of the rest would be another input's
+            raise ValueError(
+                f"MTEB gave {', '.join(dropped)}; the model takes {', '.join(self.modalities)}"
+            )
         columns = {name: list(batch[name]) for name in self.modalities if name in batch}
         if not columns:
             raise ValueError(

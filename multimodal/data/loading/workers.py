@@ -88,7 +88,7 @@ def end_of(iterator: Iterator[Item]) -> Callable[[], object]:
 
     A generator that is still open then runs its ``finally`` when the names of modules are gone.
     """
-    return iterator._shutdown_workers if isinstance(iterator, WorkerIterator) else bool
+    return iterator._shutdown_workers if isinstance(iterator, WorkerIterator) else lambda: None
 
 
 def default_num_workers() -> int:

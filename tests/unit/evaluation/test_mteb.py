@@ -85,6 +85,8 @@ def test_similarities_are_cosines(encoder):
 def test_what_cannot_be_evaluated_is_refused(encoder, tmp_path):
     with pytest.raises(ValueError, match="MTEB gave video, id; the model takes text, image, audio"):
         encoder.encode([{"video": [None], "id": ["a"]}])
+    with pytest.raises(ValueError, match="MTEB gave video; the model takes text, image, audio"):
+        encoder.encode([{"text": ["a"], "video": [object()]}])
     with pytest.raises(ValueError, match="nothing to embed at place 1 of a batch"):
         encoder.encode([{"text": ["a", None], "image": [None, None]}])
     for name in ("mine", "a/b/c", "/mine", "me/"):

@@ -49,6 +49,18 @@ class SoundChanges:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
+    def require_room(self, filters: int, frames: int) -> None:
+        """Refuses masks that may leave nothing of a spectrogram.
+
+        Raises:
+            ValueError: naming both masks.
+        """
+        if self.frequency_mask >= filters or self.time_mask >= frames:
+            raise ValueError(
+                f"frequency_mask={self.frequency_mask} and time_mask={self.time_mask} must "
+                f"leave something of {filters} filters and {frames} frames"
+            )
+
     @property
     def any(self) -> bool:
         """Whether draws change anything."""
@@ -99,11 +111,7 @@ class AudioTransform(Stacked):
             )
         if num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, got {num_frames}")
-        if changes.frequency_mask >= bank.num_mel_bins or changes.time_mask >= num_frames:
-            raise ValueError(
-                f"frequency_mask={changes.frequency_mask} and time_mask={changes.time_mask} must "
-                f"leave something of {bank.num_mel_bins} filters and {num_frames} frames"
-            )
+        changes.require_room(bank.num_mel_bins, num_frames)
         standardisation([mean], [std])
         self.sample_rate = bank.sample_rate
         self.filter_bank = FilterBank(bank)

@@ -62,11 +62,7 @@ class SoundPatchTransform:
                 f"patch_size={list(sides)}: expected filters and frames that divide "
                 f"num_mel_bins={whole[0]} and num_frames={num_frames}"
             )
-        if changes.frequency_mask >= bank.num_mel_bins or changes.time_mask >= num_frames:
-            raise ValueError(
-                f"frequency_mask={changes.frequency_mask} and time_mask={changes.time_mask} must "
-                f"leave something of {bank.num_mel_bins} filters and {num_frames} frames"
-            )
+        changes.require_room(bank.num_mel_bins, num_frames)
         standardisation([mean], [std])
         self.patch_size = (sides[0], sides[1])
         self.num_frames, self.num_mel_bins = num_frames, bank.num_mel_bins

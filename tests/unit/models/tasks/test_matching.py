@@ -65,7 +65,7 @@ def test_negatives_are_drawn_by_a_softmax_of_similarity():
     keys = torch.tensor([0, 1, 2, 3, 3, 4])
     task = make(temperature=0.5)
     counts = torch.zeros(2, 6, 6)
-    draws = 1000
+    draws = 3000
     for key in range(draws):
         batch = fused({}, count=6, keys=keys, embeddings={"image": image, "text": text}, key=key)
         seconds, firsts, _ = task.negatives(batch, torch.arange(6))
@@ -73,7 +73,7 @@ def test_negatives_are_drawn_by_a_softmax_of_similarity():
         counts[1, torch.arange(6), firsts] += 1
     scores = (image @ text.T / 0.5).masked_fill(keys[:, None] == keys, -torch.inf)
     for found, wanted in zip(counts / draws, (scores, scores.T), strict=True):
-        assert (found - wanted.softmax(dim=1)).abs().max() < 0.065  # 4 deviations of a share
+        assert (found - wanted.softmax(dim=1)).abs().max() < 0.04  # 4 deviations of a share
 
 
 def test_cold_draws_are_the_hardest_and_none_depends_on_the_place_in_the_batch():
