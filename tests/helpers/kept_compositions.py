@@ -14,12 +14,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hydra._internal import config_loader_impl
+from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import IConfigRepository
-from hydra._internal.defaults_list import DefaultsList
-from hydra.core.default_element import ResultDefault
+from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
+from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra.core.default_element import InputDefault, ResultDefault
 from hydra.core.override_parser.types import Override
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 
 from multimodal.config import config_dir
@@ -62,8 +63,50 @@ def keep_compositions() -> None:
             merged[id(defaults)] = known
         return copy.deepcopy(known)
 
+    keep_files()
     config_loader_impl.create_defaults_list = create_defaults_list
     ConfigLoaderImpl._compose_config_from_defaults_list = compose_config  # type: ignore[method-assign]
+
+
+def keep_files() -> None:
+    """Until the process ends, a file is read once, and Hydra makes no map that it does not need."""
+    read, choices = CachingConfigRepository.load_config, defaults_list._create_interpolation_map
+    embed = ConfigLoaderImpl._embed_result_config
+    files: dict[tuple[str, ...], Any] = {}
+
+    def start(self: CachingConfigRepository, delegate: IConfigRepository) -> None:
+        self.delegate = copy.copy(delegate)  # of which the list of sources alone is replaced
+        self.cache = {}
+
+    def load_config(self: CachingConfigRepository, config_path: str) -> Any:
+        sources = self.get_sources()
+        if not _stable(source.path for source in sources if source.scheme() == "file"):
+            return read(self, config_path)
+        key = (config_path, *(f"{source.scheme()}{source.path}" for source in sources))
+        if key not in files:
+            files[key] = read(self, config_path)
+        return files[key]
+
+    def interpolation_map(
+        overrides: Overrides, defaults: list[InputDefault], self_added: bool
+    ) -> DictConfig | None:
+        names = (getattr(each, "value", None) or getattr(each, "path", "") for each in defaults)
+        if any("${" in str(name) for name in names):
+            return choices(overrides, defaults, self_added)
+        return None
+
+    def embedded(ret: ConfigResult, package_override: str | None) -> ConfigResult:
+        made = embed(ret, package_override)
+        if made is not ret:
+            return made  # a copy
+        made = copy.copy(ret)
+        made.config = copy.deepcopy(ret.config)  # others are merged into what is given here
+        return made
+
+    ConfigLoaderImpl._embed_result_config = staticmethod(embedded)  # type: ignore[method-assign]
+    CachingConfigRepository.__init__ = start  # type: ignore[method-assign]
+    CachingConfigRepository.load_config = load_config  # type: ignore[method-assign]
+    defaults_list._create_interpolation_map = interpolation_map  # type: ignore[assignment]
 
 
 def _sets_a_value(word: Override, repo: IConfigRepository) -> bool:

@@ -132,6 +132,27 @@ class _Deferred(ModuleType):
         return getattr(self, name)
 
 
+class _Part:
+    """A deferred module's part, of which some functions answer while nothing is loaded.
+
+    Args:
+        whole: the deferred module.
+        name: of the part.
+        answers: what each of these functions returns until then.
+    """
+
+    def __init__(self, whole: ModuleType, name: str, **answers: Any) -> None:
+        self._whole, self._name, self._answers = whole, name, answers
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._answers and isinstance(self._whole, _Deferred):
+            return lambda: self._answers[name]
+        if name.startswith("__"):
+            raise AttributeError(f"{self._name} is not loaded yet and has no {name!r}")
+        _load(self._whole)
+        return getattr(sys.modules[f"{self._whole.__name__}.{self._name}"], name)
+
+
 _loading = threading.RLock()
 
 
@@ -179,6 +200,11 @@ class _DeferredLoader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         if module.__name__ == DYNAMO:
             module.__dict__.update(disable=_disable(module), graph_break=_graph_break(module))
+            # of every rank: a process group clears its caches, and DDP asks for a setting
+            module.__dict__["trace_rules"] = _Part(module, "trace_rules", clear_lru_cache=None)
+            module.__dict__["utils"] = _Part(
+                module, "utils", get_optimize_ddp_mode="ddp_optimizer"
+            )
         elif module.__name__ == _PLOT:
             module.__dict__.update(_PLOTS)
 

@@ -350,7 +350,11 @@ def step():
 
 optimizer = torch.optim.AdamW(model.parameters())
 step()
-assert "sympy" not in sys.modules
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+replicated = torch.nn.parallel.DistributedDataParallel(model)
+replicated(torch.ones(1, 2)).sum().backward()
+step()
+assert not {"sympy", "torch._dynamo.utils"} & sys.modules.keys()
 
 import torchmetrics
 assert torchmetrics.utilities.plot.plot_single_or_multi_val
@@ -365,6 +369,10 @@ assert config is torch._dynamo.config is sys.modules["torch._dynamo.config"]
 compiled = torch.compile(model, backend="eager")
 assert isinstance(compiled, OptimizedModule) and compiled(torch.ones(1, 2)).shape == (1, 1)
 assert torch._dynamo.disable is torch._dynamo.decorators.disable
+assert torch._dynamo.utils is sys.modules["torch._dynamo.utils"]
+assert torch._dynamo.utils.get_optimize_ddp_mode() == "ddp_optimizer"  # as was answered before
+replicated(torch.ones(1, 2)).sum().backward()
+torch.distributed.destroy_process_group()
 step()
 """
     done = subprocess.run(
