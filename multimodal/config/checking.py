@@ -24,6 +24,7 @@ from multimodal.config.rules import (
     pairs,
     pretrained,
     ranges,
+    self_distillation,
     similarity,
     tuning,
 )
@@ -63,6 +64,7 @@ RULES = (
     pairs.choices_of_pairs,
     pairs.prefixes_of_embeddings,
     similarity.late_interaction,
+    self_distillation.self_distilled_towers,
     pairs.weight_or_repeat,
     pairs.towers_of_anchor,
     data.teachers_of_pairs,

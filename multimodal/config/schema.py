@@ -110,6 +110,7 @@ class Train:
     allowed_addresses: list[str] | None = None
     matryoshka: Prefixes | None = None
     similarity: Target | None = None
+    self_distillation: Target | None = None
 
 
 @dataclass

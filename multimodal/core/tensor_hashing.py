@@ -44,6 +44,11 @@ def pair_hash(anchor_ids: Tensor, candidate_ids: Tensor, key: int) -> Tensor:
     return _shift(_mix(anchors[:, None] ^ candidates), 1)
 
 
+def uniform(ids: Tensor, places: Tensor, key: int) -> Tensor:
+    """Pseudo-random numbers in [0, 1], one per (id, place): ``[A, C]`` float64, of `pair_hash`."""
+    return pair_hash(ids, places, key).double() / 2**63
+
+
 def _mix(value: Tensor) -> Tensor:
     """The finaliser of splitmix64 (Steele et al. 2014); integers wrap around."""
     for shift, multiplier in zip((30, 27), _MULTIPLIERS, strict=True):

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
         make_objective,
     )
     from multimodal.objectives.pair import LogitScale, Pair
+    from multimodal.objectives.self_distillation.prototypes import PrototypeHead
+    from multimodal.objectives.self_distillation.settings import SelfDistillation
+    from multimodal.objectives.self_distillation.views import HiddenPatches, LocalCrops
 else:
     __getattr__, __dir__ = lazy(__name__)
 
@@ -51,11 +54,13 @@ __all__ = [
     "DistanceWeighted",
     "Filtered",
     "Hard",
+    "HiddenPatches",
     "Hinge",
     "InBatch",
     "InfoNCE",
     "KLAffinity",
     "Local",
+    "LocalCrops",
     "LogitScale",
     "Loss",
     "Matryoshka",
@@ -63,10 +68,12 @@ __all__ = [
     "Negatives",
     "ObjectiveOutput",
     "Pair",
+    "PrototypeHead",
     "Queue",
     "Random",
     "Reweighted",
     "Ring",
+    "SelfDistillation",
     "SemiHard",
     "SigLIP",
     "Similarity",

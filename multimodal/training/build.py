@@ -23,6 +23,7 @@ from multimodal.inference.checkpoint.tokenizer_check import (
     tokenizers_in,
 )
 from multimodal.models.fusion_model import FusionModel
+from multimodal.models.towers import EmbeddingModel
 from multimodal.objectives.objective import ContrastiveObjective, make_objective
 from multimodal.training import checkpoint_plugin
 from multimodal.training.callbacks.frozen_cache import FrozenCache
@@ -34,6 +35,7 @@ from multimodal.training.compiling import CompileReport, compile_towers
 from multimodal.training.loggers.wandb import NOTE, WandbLogger
 from multimodal.training.modules.contrastive import ContrastiveModule
 from multimodal.training.modules.fusion import FusionModule
+from multimodal.training.modules.self_distilled import SelfDistiller
 from multimodal.training.profiler import NoProfiler
 from multimodal.training.resume import Resumed
 from multimodal.training.teacher import Teacher
@@ -67,6 +69,7 @@ def build_module(cfg: DictConfig) -> ContrastiveModule | FusionModule:
         "scheduler": build(cfg, "scheduler") if cfg.scheduler else None,
         "weight_decay": cfg.optimizer.get("weight_decay", 0.0),
         "seed": cfg.seed,
+        "self_distiller": build_self_distiller(cfg, model),
     }
     module: ContrastiveModule | FusionModule
     if isinstance(model, FusionModel):
@@ -81,6 +84,16 @@ def build_module(cfg: DictConfig) -> ContrastiveModule | FusionModule:
     with constructor_errors(cfg):
         module.make_optimizer()  # refuses here, not on every rank
     return module
+
+
+def build_self_distiller(cfg: DictConfig, model: EmbeddingModel) -> SelfDistiller | None:
+    """What ``cfg.self_distillation`` adds to the model; None where it is null."""
+    if cfg.get("self_distillation") is None:  # configurations of earlier versions have none
+        return None
+    settings = build(cfg, "self_distillation", convert="all")
+    with constructor_errors(cfg.self_distillation):
+        towers = {str(name): model.tower(name) for name in model.towers}
+        return SelfDistiller(settings, towers)
 
 
 def run_device(cfg: DictConfig) -> torch.device:

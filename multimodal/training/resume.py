@@ -57,6 +57,7 @@ ADDED_KEYS: dict[str, Any] = {
     "model.joint": {},
     "model.towers.*.encoder.first_blocks": None,
     "matryoshka.weights": None,
+    "self_distillation": None,
     "model.towers.*.head.standardize": False,
     "model.towers.*.head.hidden_dropout": 0.0,
 }

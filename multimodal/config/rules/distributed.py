@@ -33,6 +33,11 @@ def fsdp_constraints(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
         "model.joint": (
             "they were not tried with sharded towers" if at(tree, "model.joint") else None
         ),
+        "self_distillation": (
+            "a momentum copy of sharded weights is not supported"
+            if at(tree, "self_distillation") is not None
+            else None
+        ),
         "model.compile": (
             "the layers' weights are gathered within what would be compiled"
             if at(tree, "model.compile") is not None

@@ -29,6 +29,7 @@ PLACES = {
     "negatives": "multimodal.objectives.Negatives",
     "candidates": "multimodal.objectives.Candidates",
     "similarity": "multimodal.objectives.Similarity",
+    "self_distillation": "multimodal.objectives.SelfDistillation",
     "pairs.*.loss": "multimodal.objectives.Loss",
     "pairs.*.negatives": "multimodal.objectives.Negatives",
     "pairs.*.candidates": "multimodal.objectives.Candidates",

@@ -202,9 +202,7 @@ class _DeferredLoader(Loader):
             module.__dict__.update(disable=_disable(module), graph_break=_graph_break(module))
             # of every rank: a process group clears its caches, and DDP asks for a setting
             module.__dict__["trace_rules"] = _Part(module, "trace_rules", clear_lru_cache=None)
-            module.__dict__["utils"] = _Part(
-                module, "utils", get_optimize_ddp_mode="ddp_optimizer"
-            )
+            module.__dict__["utils"] = _Part(module, "utils", get_optimize_ddp_mode="ddp_optimizer")
         elif module.__name__ == _PLOT:
             module.__dict__.update(_PLOTS)
 

@@ -98,7 +98,8 @@ class TransformerEncoder(nn.Module):
         Args:
             tokens: ``[B, N, W]``, N at most that of the grid.
             mask: bool ``[B, N]``, True where a token is real, those before the others.
-            positions: ``[B, N, W]``, added to each token; None: the table's rows in order.
+            positions: ``[B, N, W]`` or ``[N, W]``, added to each token; None: the table's rows in
+                order.
         """
         if positions is not None:
             tokens = tokens + positions
@@ -194,6 +195,43 @@ class GridTransformer(TransformerEncoder):
         """
         self.check_inputs(inputs, mask)
         return self.encode_tokens(self.stem(inputs))
+
+    def encode_resized(self, inputs: Tensor) -> EncoderOutput:
+        """Encode signals of another size, with positions interpolated (bilinearly) to their grid.
+
+        Args:
+            inputs: float ``[B, C, *sides]``, of sides that the stem cuts into whole tokens.
+
+        Raises:
+            ValueError: if it cannot, or they are not as many as pictures have.
+        """
+        sides = inputs.shape[2:]
+        if tuple(sides) == self.size:
+            output: EncoderOutput = self(inputs)
+            return output
+        if len(sides) != 2 or len(self.grid) != 2:
+            raise ValueError(
+                f"{type(self).__name__} of {list(self.size)} takes no other size, got {list(sides)}"
+            )
+        extra = 0 if self.class_token is None else 1
+        table = self.positions[extra:].T.view(1, self.width, *self.grid)
+        read = F.interpolate(table, self.stem.grid(sides), mode="bilinear")
+        positions = read[0].flatten(1).T
+        return self.encode_tokens(self.stem(inputs), positions=positions)
+
+    def encode_hidden(self, inputs: Tensor, hidden: Tensor, token: Tensor) -> EncoderOutput:
+        """Encode a batch of which some tokens are replaced by one that is learned.
+
+        Args:
+            inputs: float ``[B, C, *size]``.
+            hidden: int64 ``[B, M]``, places of the tokens to hide.
+            token: ``[W]``.
+        """
+        self.check_inputs(inputs, None)
+        tokens = self.stem(inputs)
+        where = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        where = where.scatter(1, hidden, True)
+        return self.encode_tokens(torch.where(where[..., None], token.to(tokens.dtype), tokens))
 
     def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
         """Refuses what `forward` cannot take.

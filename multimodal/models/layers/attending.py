@@ -40,7 +40,8 @@ def attend(
     Returns:
         ``[B, T, W]``, the heads side by side.
     """
-    q, k, v = (x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, k, v))
+    heads = (num_heads, q.shape[2] // num_heads)  # no -1, which is ambiguous without rows
+    q, k, v = (x.view(*x.shape[:2], *heads).transpose(1, 2) for x in (q, k, v))
     dtype = q.dtype
     if q.device.type == "cpu" and dtype == torch.bfloat16:
         # The CPU's kernel for bfloat16 takes thrice the time of that for float32, in the backward.

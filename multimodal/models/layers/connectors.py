@@ -72,7 +72,7 @@ class Connector(nn.Module, ABC):
     def _unfold(self, tokens: Tensor, mask: Tensor | None, each: int) -> Tokens:
         """``[B, T, each * W]`` as ``[B, T * each, W]``."""
         mask = mask if mask is None else mask.repeat_interleave(each, dim=1)
-        return tokens.reshape(len(tokens), -1, self.width), mask
+        return tokens.reshape(len(tokens), tokens.shape[1] * each, self.width), mask
 
 
 class LinearConnector(Connector):
@@ -245,8 +245,8 @@ class PixelShuffleConnector(Connector):
                 f"{height} x {width} that {r} x {r} divides: set connector.extra_tokens, "
                 "connector.grid or connector.factor"
             )
-        cut = tokens.reshape(len(tokens), height // r, r, width // r, r, -1)
-        joined = cut.permute(0, 1, 3, 2, 4, 5).reshape(len(tokens), count // r**2, -1)
+        cut = tokens.reshape(len(tokens), height // r, r, width // r, r, tokens.shape[2])
+        joined = cut.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
         return self.mlp(joined), None
 
 

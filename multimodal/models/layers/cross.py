@@ -23,7 +23,8 @@ def attention_weights(q: Tensor, k: Tensor, num_heads: int, mask: Tensor | None)
     Returns:
         ``[B, H, T, S]`` float32; a row sums to 1 over the real keys, or is 0 without any.
     """
-    q, k = (x.float().view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, k))
+    heads = (num_heads, q.shape[2] // num_heads)
+    q, k = (x.float().view(*x.shape[:2], *heads).transpose(1, 2) for x in (q, k))
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     visible = scores.new_ones((), dtype=torch.bool) if mask is None else mask[:, None, None, :]
     weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,6 +23,9 @@ from multimodal.core.distributed import (
     rank,
     world_size,
 )
+from multimodal.core.hashing import stable_hash
+from multimodal.models.towers import EmbeddingModel, Tower
+from multimodal.training.modules.self_distilled import SelfDistiller
 from multimodal.training.optim import (
     clip_sharded_grads,
     clip_towers,
@@ -30,6 +34,7 @@ from multimodal.training.optim import (
     own_norms,
     parameter_groups,
     scale_learning_rates,
+    was_applied,
 )
 from multimodal.training.resume import TRAINED, refuse_other_weights
 
@@ -44,15 +49,21 @@ class TrainingModule(pl.LightningModule):
         scheduler: called with the optimizer, returns a schedule stepped once per optimizer step;
             None for a constant learning rate.
         weight_decay: of the parameters that decay.
+        self_distiller: self-distillation of its towers, beside what else it trains; None for none.
     """
+
+    model: EmbeddingModel
 
     def __init__(
         self,
         optimizer: Callable[[list[dict[str, Any]]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
         weight_decay: float,
+        self_distiller: SelfDistiller | None = None,
     ) -> None:
         super().__init__()
+        self.self_distiller = self_distiller
+        self._applied = False
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._weight_decay = weight_decay
@@ -131,14 +142,54 @@ class TrainingModule(pl.LightningModule):
         """
         return True
 
-    def on_optimizer_created(self, optimizer: Optimizer) -> None:
-        """Called with the optimizer when it is made; for hooks."""
+    def setup(self, stage: str) -> None:
+        """Starts the moving averages of towers.
+
+        Not earlier: until here, the towers' weights may still be replaced by trained ones.
+        """
+        if self.self_distiller is not None:
+            self.self_distiller.start(self.towers)
+
+    @property
+    def towers(self) -> dict[str, Tower]:
+        """The model's towers by modality; a shared one stands under each of its names."""
+        return {name: cast("Tower", tower) for name, tower in self.model.towers.items()}
+
+    def self_distilled(
+        self, batch: Batch, seed: int, micro_batch_size: int | None = None
+    ) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """The weighted loss of self-distillation, and its parts; nothing where there is none."""
+        if self.self_distiller is None:
+            return 0.0, {}
+        key = stable_hash(seed, batch.step, "self_distillation")
+        distiller = self.self_distiller
+        return distiller.loss(self.towers, batch, key, micro_batch_size)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """An optimizer step, and then what follows it."""
+        self._applied = False
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.after_step(self._applied)
+
+    def after_step(self, applied: bool) -> None:
+        """Moves averages of towers on, if the step was applied: not left out by a scaler."""
+        if self.self_distiller is not None:
+            self.self_distiller.update(self.towers, applied)
+
+    def _note_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._applied = was_applied(optimizer)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trainable parameters, and its schedule by optimizer step."""
         optimizer, schedule = self.make_optimizer()
         self._own_norms = bool(own_norms(self))
-        self.on_optimizer_created(optimizer)
+        optimizer.register_step_post_hook(self._note_step)
         if schedule is None:
             return optimizer
         return {

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import torch
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.optim import Optimizer
@@ -29,8 +28,8 @@ from multimodal.objectives.pair import Pair
 from multimodal.training.modules.base import TrainingModule
 from multimodal.training.modules.fusion import drop_modalities
 from multimodal.training.modules.momentum import MomentumCopy
+from multimodal.training.modules.self_distilled import SelfDistiller
 from multimodal.training.modules.single_keys import SingleKeyWarning
-from multimodal.training.optim import was_applied
 
 OURS = ("multimodal.", "torch.nn.")
 KEYS = "positive_keys"  # beside the modalities' embeddings, in what validation keeps
@@ -49,6 +48,7 @@ class ContrastiveModule(TrainingModule):
         seed: keys the random choices of the negatives, together with the batch's step.
         micro_batch_size: samples encoded at a time, under activation checkpointing; the loss is
             still over the whole batch. None encodes the batch at once.
+        self_distiller: self-distillation of its towers, beside the pairs; None for none.
     """
 
     def __init__(
@@ -60,8 +60,9 @@ class ContrastiveModule(TrainingModule):
         weight_decay: float,
         seed: int,
         micro_batch_size: int | None = None,
+        self_distiller: SelfDistiller | None = None,
     ) -> None:
-        super().__init__(optimizer, scheduler, weight_decay)
+        super().__init__(optimizer, scheduler, weight_decay, self_distiller)
         self.model = model
         self.objective = objective
         self.momentum_model: MomentumCopy | None = None
@@ -69,7 +70,6 @@ class ContrastiveModule(TrainingModule):
         self._ddp_params_and_buffers_to_ignore = [
             f"objective.{name}" for name in objective.queue_buffers()
         ]
-        self._applied = False
         self._seed = seed
         self._micro_batch_size = micro_batch_size
         self.step_metrics: dict[str, Tensor] = {}
@@ -77,16 +77,10 @@ class ContrastiveModule(TrainingModule):
         self._validation: dict[str, dict[str, list[Tensor]]] = {}
 
     def setup(self, stage: str) -> None:
-        """Starts the moving average of the towers that fills the queues, where there is one.
-
-        Not earlier: until here, the towers' weights may still be replaced by trained ones.
-        """
+        """As the base; and the moving average of the towers that fills the queues."""
+        super().setup(stage)
         if self.objective.momentum is not None and self.momentum_model is None:
             self.momentum_model = MomentumCopy(self.model, self.objective.momentum)
-
-    def on_optimizer_created(self, optimizer: Optimizer) -> None:
-        """Notes of every step whether it was applied."""
-        optimizer.register_step_post_hook(self._note_step)
 
     def may_leave_unused(self, sources: Mapping[str, Collection[str]]) -> bool:
         """Whether a source's pairs leave a trained tower or scale out, or a tower is not ours.
@@ -102,6 +96,8 @@ class ContrastiveModule(TrainingModule):
         if not sources or not all(_all_used(tower) for tower in trained.values()):
             return True
         for source, modalities in sources.items():
+            if self.self_distiller is not None and self.self_distiller.lacks(modalities):
+                return True
             available = joint.joined(modalities)
             moved = self.objective.moved(available, source)
             parts = {part for name in moved for part in joint.parts(name)}
@@ -223,11 +219,12 @@ class ContrastiveModule(TrainingModule):
             prepared=prepared,
             listed=self._embed_listed(batch, embeddings),
         )
-        metrics = {f"train/{name}": value for name, value in output.metrics.items()}
-        self.step_metrics = output.metrics  # for error reports
+        more, parts = self.self_distilled(batch, self._seed, self._micro_batch_size)
+        loss, self.step_metrics = output.loss + more, output.metrics | parts  # for error reports
+        metrics = {f"train/{name}": value for name, value in self.step_metrics.items()}
         self._single_keys.note(batch, output.metrics)
-        self.accumulate({"train/loss": output.loss.detach(), **metrics})
-        return output.loss
+        self.accumulate({"train/loss": loss.detach(), **metrics})
+        return loss
 
     def interval_means(self) -> dict[str, float]:
         """As the base; what the batches lacked is said where their metrics are read."""
@@ -238,22 +235,12 @@ class ContrastiveModule(TrainingModule):
         """Says it of the batches after the last logged step."""
         self._single_keys.report()
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        """An optimizer step, after which queues and momentum towers move on, if it was applied."""
-        self._applied = False
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self._applied and self.momentum_model is not None:
+    def after_step(self, applied: bool) -> None:
+        """As the base; queues and what fills them move on, if the step was applied."""
+        super().after_step(applied)
+        if applied and self.momentum_model is not None:
             self.momentum_model.update(self.model)
-        self.objective.update_queues(self._applied)
-
-    def _note_step(self, optimizer: Optimizer, *_: Any) -> None:
-        self._applied = was_applied(optimizer)
+        self.objective.update_queues(applied)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keeps the embeddings of a validation batch for `on_validation_epoch_end`."""

@@ -15,12 +15,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from multimodal.core.batch import Batch
 from multimodal.core.distributed import all_gather_object, all_reduce_sum, world_size
 from multimodal.core.hashing import stable_hash
-from multimodal.core.tensor_hashing import pair_hash
+from multimodal.core.tensor_hashing import uniform
 from multimodal.evaluation.uncertainty import ERRORS
 from multimodal.models.fusion_model import FusionModel
 from multimodal.models.tasks.base import FusedBatch, LossTerm, Task, joined
 from multimodal.objectives.objective import ContrastiveObjective
 from multimodal.training.modules.base import TrainingModule
+from multimodal.training.modules.self_distilled import SelfDistiller
 from multimodal.training.modules.single_keys import SingleKeyWarning
 
 
@@ -34,10 +35,13 @@ class FusionModule(TrainingModule):
         scheduler: called with the optimizer, returns a schedule; None for a constant rate.
         weight_decay: of the parameters that decay.
         seed: keys modality dropout and the tasks' choices, together with the batch's step.
+        self_distiller: self-distillation of its towers, beside them; None for none.
 
     Raises:
         ValueError: if there is neither a task nor a pair.
     """
+
+    model: FusionModel
 
     def __init__(
         self,
@@ -47,8 +51,9 @@ class FusionModule(TrainingModule):
         scheduler: Callable[[Optimizer], LRScheduler] | None,
         weight_decay: float,
         seed: int,
+        self_distiller: SelfDistiller | None = None,
     ) -> None:
-        super().__init__(optimizer, scheduler, weight_decay)
+        super().__init__(optimizer, scheduler, weight_decay, self_distiller)
         if not model.tasks and objective is None:
             raise ValueError("nothing to learn: the model has no tasks, and there are no pairs")
         self.model = model
@@ -103,6 +108,8 @@ class FusionModule(TrainingModule):
                 loss = loss + output.loss
                 metrics |= output.metrics
                 self._single_keys.note(batch, output.metrics)
+        more, parts = self.self_distilled(batch, self._seed)
+        loss, metrics = loss + more, metrics | parts
         shown = {f"train/{name}": value for name, value in metrics.items()}
         self.accumulate({"train/loss": loss.detach(), **shown})
         return loss
@@ -230,7 +237,7 @@ def drop_modalities(
         [presence.get(name, torch.ones_like(ids, dtype=torch.bool)) for name in names], dim=1
     )
     places = torch.tensor([stable_hash(name) for name in names], device=ids.device)
-    draws = pair_hash(ids, places, key).double() / 2**63  # [B, M]
+    draws = uniform(ids, places, key)  # [B, M]
     keep = there & (draws >= probability)
     last = draws.masked_fill(~there, -1.0).argmax(dim=1, keepdim=True)
     keep = keep | (there & torch.zeros_like(keep).scatter(1, last, True))

@@ -350,7 +350,8 @@ def step():
 
 optimizer = torch.optim.AdamW(model.parameters())
 step()
-torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+store = torch.distributed.HashStore()
+torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
 replicated = torch.nn.parallel.DistributedDataParallel(model)
 replicated(torch.ones(1, 2)).sum().backward()
 step()

@@ -1,0 +1,1 @@
+"""Self-distillation and masked prediction: a tower learns from its own moving average."""
