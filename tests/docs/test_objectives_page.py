@@ -63,5 +63,6 @@ def test_every_choice_is_on_the_page():
         ("Losses", "loss"),
         ("Negatives", "negatives"),
         ("Candidates", "candidates"),
+        ("Self-distillation", "self_distillation"),
     ):
         assert {row[0] for row in table(heading)[1:]} == names(group)

@@ -64,7 +64,7 @@ ELSEWHERE = {
     "config/rules/pairs": "unit/config/rules/test_rules_fusion.py",
     "config/rules/pretrained": "unit/config/rules/test_rules_fusion.py",
     "config/rules/ranges": "unit/config/rules/test_rules_fusion.py",
-    "config/rules/tuning": "unit/config/rules/test_rules_fusion.py",
+    "config/rules/learning": "unit/config/rules/test_rules_self_distillation.py",
     "config/schema": "unit/config/test_checking.py",
     "config/stored": "unit/config/targets/test_kinds.py",
     "config/targets/addresses": "unit/config/targets/test_untrusted.py",
