@@ -336,6 +336,7 @@ ELSEWHERE = {
     "data/negatives/lexicon": "unit/data/negatives/test_swaps.py",
     "data/negatives/resolving": "unit/data/negatives/test_listing.py",
     "data/negatives/table": "unit/data/negatives/test_listing.py",
+    "inference/publish/pictures": "unit/inference/publish/test_sentences.py",
     "inference/publish/sentences_reading": "unit/inference/publish/test_sentences.py",
     "evaluation/evaluators/choices": "unit/data/benchmarks/test_benchmarks.py",
     "objectives/columns": "unit/objectives/test_listed.py",

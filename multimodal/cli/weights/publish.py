@@ -23,8 +23,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--layout",
         default="auto",
-        help="auto, transformers, open_clip, sentence-transformers (the text tower) or ours",
+        help="auto, transformers, open_clip, sentence-transformers (one tower) or ours",
     )
+    parser.add_argument("--tower", help="text or image, of sentence-transformers")
     parser.add_argument("--dry-run", action="store_true", help="lists all that would leave")
     parser.add_argument("--public", action="store_true", help="of a repository that is made")
     parser.add_argument("--allowed-packages", nargs="*", default=[], metavar="NAME",
@@ -62,8 +63,9 @@ def main(words: Sequence[str] | None = None) -> None:
     text = card(run_of(loaded.cfg, loaded.model, step, checkpoint))
     source = {"checkpoint": checkpoint.name, "sha256": store.digest(checkpoint), **code_version()}
     done = publish(
-        embedder, loaded.cfg, given.to, text, source, given.layout, given.dry_run, not given.public
-    )
+        embedder, loaded.cfg, given.to, text, source, given.layout, given.dry_run,
+        not given.public, given.tower,
+    )  # fmt: skip
     _say(done, given)
 
 

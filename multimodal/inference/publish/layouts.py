@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from multimodal.core.hf_files import PREPROCESSOR
 from multimodal.data.tokenizers.clip import CLIPTokenizer
 from multimodal.data.transforms.image import ImageTransform
 from multimodal.inference.checkpoint.weights import bias_of
@@ -21,6 +20,7 @@ from multimodal.inference.export import manifest, writing
 from multimodal.inference.export.preprocessing import settings_of
 from multimodal.inference.importing import import_weights
 from multimodal.inference.publish import sentences
+from multimodal.inference.publish.pictures import write_processor
 from multimodal.models.pretrained.keys import WeightsError, same_bits
 from multimodal.models.pretrained.to_huggingface import as_transformers
 from multimodal.models.pretrained.to_open_clip import as_open_clip
@@ -33,7 +33,6 @@ Converter = Callable[
 SENTENCES = "sentence-transformers"
 OPEN_CLIP = "open_clip"
 LAYOUTS = ("auto", "transformers", OPEN_CLIP, SENTENCES, "ours")
-RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
 # What makes sentence-transformers open the folder: CLIP as its only module, then unit norm.
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.CLIPModel"},
@@ -47,7 +46,12 @@ MODULES = [
 
 
 def write(
-    embedder: Embedder, cfg: DictConfig, folder: Path, layout: str, source: Mapping[str, Any]
+    embedder: Embedder,
+    cfg: DictConfig,
+    folder: Path,
+    layout: str,
+    source: Mapping[str, Any],
+    tower: str | None = None,
 ) -> tuple[str, str | None]:
     """Fills an empty folder.
 
@@ -56,22 +60,26 @@ def write(
         cfg: the configuration that it comes from.
         folder: that is filled.
         layout: ``transformers``, ``ours``, or ``auto``: the first where the model has it;
-            ``open_clip``; or ``sentence-transformers``, of the text tower alone.
+            ``open_clip``; or ``sentence-transformers``, of one tower alone.
         source: what ours says of where it comes from.
+        tower: ``text`` or ``image``, of ``sentence-transformers``; None: the first that is there.
 
     Returns:
         the layout, and why ``transformers`` has none for this model; None where it has.
 
     Raises:
         WeightsError: if the model has not the layout that is asked for: it is neither CLIP nor
-            SigLIP, or its text tower has no place in ``sentence-transformers``.
+            SigLIP, or its tower has no place in ``sentence-transformers``; or if given a tower
+            with another layout.
     """
     if layout not in LAYOUTS:
         raise WeightsError(f"layout={layout}: expected one of {', '.join(LAYOUTS)}")
+    if tower is not None and layout != SENTENCES:
+        raise WeightsError(f"tower={tower}: only layout={SENTENCES} has one tower, not {layout}")
     writers = {
         "transformers": lambda: _transformers(embedder, cfg, folder),
         OPEN_CLIP: lambda: _open_clip(embedder, cfg, folder),
-        SENTENCES: lambda: sentences.write(embedder, folder),
+        SENTENCES: lambda: sentences.write(embedder, folder, tower),
     }
     reason = None
     if layout != "ours":
@@ -159,19 +167,7 @@ def _merges(tokenizer: str) -> str:
 def _write_inputs(embedder: Embedder, folder: Path, siglip: bool) -> None:
     image, text = (embedder.transforms.get(name) for name in ("image", "text"))
     if isinstance(image, ImageTransform):
-        how = settings_of(image).settings
-        size = how["size"]
-        square = {"height": size, "width": size}
-        content: dict[str, Any] = {
-            "image_processor_type": "SiglipImageProcessor" if siglip else "CLIPImageProcessor",
-            "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
-            "size": square if siglip else {"shortest_edge": size},
-            "resample": RESAMPLE[how["interpolation"]],
-            "image_mean": list(how["mean"]), "image_std": list(how["std"]),
-        }  # fmt: skip
-        if not siglip:
-            content |= {"do_center_crop": True, "crop_size": square}
-        (folder / PREPROCESSOR).write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        write_processor(image, folder, squeezed=siglip)
     made = None if text is None else settings_of(text).tokenizer
     if made is None:
         return

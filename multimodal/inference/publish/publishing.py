@@ -64,6 +64,7 @@ def publish(
     layout: str = "auto",
     dry_run: bool = False,
     private: bool = True,
+    tower: str | None = None,
 ) -> Published:
     """Writes the model to ``to``, whole or not at all.
 
@@ -76,6 +77,7 @@ def publish(
         layout: see `layouts.write`.
         dry_run: makes everything, lists it, and lets nothing leave.
         private: of a repository that is made on the hub.
+        tower: see `layouts.write`.
 
     Raises:
         ExportError: if the target cannot be written, or there is no token for the hub.
@@ -86,7 +88,7 @@ def publish(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()
-        used, reason = layouts.write(embedder, cfg, folder, layout, source)
+        used, reason = layouts.write(embedder, cfg, folder, layout, source, tower)
         (folder / manifest.CARD).write_text(_headed(card, used), "utf-8")
         return Published(used, reason, _send(folder, to, dry_run, private))
 

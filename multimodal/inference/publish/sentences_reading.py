@@ -1,4 +1,4 @@
-"""A folder of sentence-transformers as a text tower of ours: a model, its pooling, a head."""
+"""A folder of sentence-transformers as a tower of ours: a model, its pooling, a head."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from multimodal.config import build
+from multimodal.core.hf_files import PREPROCESSOR, content_of, input_settings
 from multimodal.inference.checkpoint.load import Loaded
 from multimodal.inference.imported import run_config
 from multimodal.inference.importing import Imported
+from multimodal.inference.publish.pictures import RESAMPLE
+from multimodal.inference.publish.sentences import MODALITIES, MODALITY_CONFIG
 from multimodal.models.pretrained.files import MODULES, read_state
 from multimodal.models.pretrained.keys import Diff, WeightsError
 
@@ -42,7 +45,7 @@ class Module:
 
 
 def is_sentences(folder: Path) -> bool:
-    """Whether a folder's first module is a model of texts, of ``transformers``."""
+    """Whether a folder's first module is a model of ``transformers``, of texts or of pictures."""
     if not (folder / MODULES).is_file():
         return False
     modules = _modules(folder)
@@ -50,7 +53,7 @@ def is_sentences(folder: Path) -> bool:
 
 
 def load_sentences(folder: Path) -> Loaded:
-    """The text tower of a folder with the transform that feeds it.
+    """The tower of a folder with the transform that feeds it.
 
     The tower's embedding is of unit norm, whether or not the folder ends with ``Normalize``.
 
@@ -62,7 +65,8 @@ def load_sentences(folder: Path) -> Loaded:
     Raises:
         ImportError: if ``transformers`` is not installed.
         WeightsError: if a module is of another kind or in another place, a file is missing or
-            damaged, or texts are changed before they are tokenized (a default prompt, lower case).
+            damaged, texts are changed before they are tokenized (a default prompt, lower case), or
+            it takes neither texts nor pictures alone.
     """
     modules = _modules(folder)
     if [module.kind for module in modules[:2]] != ["Transformer", "Pooling"]:
@@ -76,28 +80,64 @@ def load_sentences(folder: Path) -> Loaded:
         )
     place = str(transformer.folder.absolute())
     texts = transformer.config("sentence_bert_config.json")
+    name = _modality(texts, transformer.folder)
     mode, width = _pooling(pooling)
     encoder = {"_target_": "multimodal.models.HuggingFaceEncoder", "name": place, "pooling": mode}
     head, weights = _head(rest, folder, width)
     tower = {"_target_": "multimodal.models.Tower", "encoder": encoder, "head": head}
-    block = {"_target_": "multimodal.models.EmbeddingModel", "towers": {"text": tower}}
+    block = {"_target_": "multimodal.models.EmbeddingModel", "towers": {name: tower}}
     model = build(OmegaConf.create({"model": block}), "model")
-    own: nn.Module = model.tower("text").head
+    own: nn.Module = model.tower(name).head
     try:
         own.load_state_dict(weights)
     except RuntimeError as error:
         raise WeightsError(f"{folder}: its head: {' '.join(str(error).split())[:300]}") from error
-    limits = (
-        texts.get("max_seq_length"), transformer.config("tokenizer_config.json").get(LIMIT),
-        model.tower("text").encoder.longest(),
-    )  # fmt: skip
-    length = min([int(limit) for limit in limits if limit], default=LONGEST)
-    transforms = {"text": _transform(place, length if length < ABSENT else LONGEST)}
+    if name == "image":
+        transforms = {name: _of_pictures(place)}
+    else:
+        limits = (
+            texts.get("max_seq_length"), transformer.config("tokenizer_config.json").get(LIMIT),
+            model.tower(name).encoder.longest(),
+        )  # fmt: skip
+        length = min([int(limit) for limit in limits if limit], default=LONGEST)
+        transforms = {name: _transform(place, length if length < ABSENT else LONGEST)}
     imported = Imported(model.eval(), block, transforms, None, None, None, Diff(), [])
     cfg = run_config(imported, folder.name)
     if texts.get("do_lower_case"):
         _refuse_cased(build(cfg, "data", "transforms", "text", "tokenizer"), folder)
     return Loaded(imported.model, cfg, {})
+
+
+def _modality(settings: Mapping[str, Any], folder: Path) -> str:
+    """What the first module takes; of older files, texts.
+
+    Raises:
+        WeightsError: if that is more, or something else.
+    """
+    given = [*(settings.get(MODALITY_CONFIG) or {"text": None})]
+    if len(given) != 1 or given[0] not in MODALITIES:
+        raise WeightsError(f"{folder}: it takes {given}; expected one of {[*MODALITIES]}")
+    return str(given[0])
+
+
+def _of_pictures(name: str) -> dict[str, Any]:
+    """The block of a transform as the folder's processor has it.
+
+    Raises:
+        WeightsError: if that says too little.
+    """
+    content, how = content_of(name, PREPROCESSOR), input_settings(name)
+    missing = [key for key in ("size", "mean", "std") if key not in how]
+    names = {number: word for word, number in RESAMPLE.items()}
+    if missing or content.get("resample", 3) not in names:
+        raise WeightsError(
+            f"{Path(name) / PREPROCESSOR}: expected size, image_mean, image_std and a resample of "
+            f"{[*names]}; missing {missing}, resample {content.get('resample')}"
+        )
+    return {
+        "_target_": "multimodal.data.ImageTransform", **how,
+        "interpolation": names[content.get("resample", 3)],
+    }  # fmt: skip
 
 
 def _transform(name: str, length: int) -> dict[str, Any]:

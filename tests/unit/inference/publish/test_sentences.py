@@ -1,4 +1,4 @@
-"""A text tower in the layout of sentence-transformers, read module by module as it says there."""
+"""A tower in the layout of sentence-transformers, read module by module as it says there."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file
 from small_weights import SMALL_BERT, tokenizer_json
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 import multimodal
 from multimodal.data.settings import EvaluationData
 from multimodal.data.tokenizers.huggingface import HuggingFaceTokenizer
+from multimodal.data.transforms.image import ImageTransform
 from multimodal.data.transforms.text import TextTransform
 from multimodal.inference.embedder import Embedder
 from multimodal.inference.publish.sentences import write
@@ -45,16 +48,25 @@ def made(folder: Path, pooling: str, head: str | partial) -> Embedder:
     return Embedder(EmbeddingModel({"text": tower}), EvaluationData({"text": text}, 8))
 
 
-def as_they_read_it(folder: Path) -> Tensor:
-    """The modules of a folder, one after the other."""
+def as_they_read_it(folder: Path, pictures: list[Image.Image] | None = None) -> Tensor:
+    """The modules of a folder, one after the other, on texts or on pictures."""
     modules = json.loads((folder / "modules.json").read_text())
     kinds = [each["type"].removeprefix("sentence_transformers.models.") for each in modules]
     assert kinds[:2] == ["Transformer", "Pooling"]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    length = json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"]
-    given = tokenizer(TEXTS, padding=True, truncation=True, max_length=length, return_tensors="pt")
+    settings = json.loads((folder / "sentence_bert_config.json").read_text())
     model = transformers.AutoModel.from_pretrained(folder).eval()
-    tokens, mask = model(**given).last_hidden_state, given["attention_mask"]
+    if pictures is None:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        length = settings["max_seq_length"]
+        options = {"padding": True, "truncation": True, "return_tensors": "pt"}
+        given = tokenizer(TEXTS, max_length=length, **options)
+        tokens, mask = model(**given).last_hidden_state, given["attention_mask"]
+    else:
+        (given,) = settings["modality_config"].values()
+        processor = transformers.AutoImageProcessor.from_pretrained(folder)
+        output = model(**processor(pictures, return_tensors="pt"))
+        tokens = output[given["method_output_name"]]
+        mask = torch.ones(tokens.shape[:2], dtype=torch.int64)
     modes = json.loads((folder / "1_Pooling" / "config.json").read_text())
     assert modes["word_embedding_dimension"] == tokens.shape[2]
     (mode,) = [name for name, chosen in modes.items() if chosen is True]
@@ -103,6 +115,75 @@ def test_the_modules_embed_the_same(tmp_path, pooling, head):
     assert theirs.keys() == own.keys()
     assert all(torch.equal(theirs[key], own[key]) for key in own)
     assert (torch.as_tensor(again.embed(text=TEXTS)) - ours).abs().max() < 1e-6
+
+
+def pictured(pooling: str, head: str) -> Embedder:
+    torch.manual_seed(0)
+    config = {
+        "model_type": "vit", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 24, "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    tower = Tower(HuggingFaceEncoder(config=config, pooling=pooling), HEADS[head]).eval()
+    image = ImageTransform(size=32, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4])
+    return Embedder(EmbeddingModel({"image": tower}), EvaluationData({"image": image}, 8))
+
+
+def pictures(side: int = 32) -> list[Image.Image]:
+    pixels = np.random.default_rng(0).integers(0, 255, (3, side, side + side // 2, 3))
+    return [Image.fromarray(each.astype(np.uint8)) for each in pixels]
+
+
+@pytest.mark.parametrize(("pooling", "head"), [("mean", "mlp"), ("class", "linear")])
+@torch.no_grad()
+def test_the_modules_embed_pictures_the_same(tmp_path, pooling, head):
+    embedder, out = pictured(pooling, head), tmp_path / "out"
+    out.mkdir()
+    write(embedder, out)
+    ours = torch.as_tensor(embedder.embed(image=pictures()))
+    assert (as_they_read_it(out, pictures()) - ours).abs().max() < 1e-5
+    assert is_sentences(out)
+    again = multimodal.load(out, device="cpu")
+    assert (torch.as_tensor(again.embed(image=pictures(50))) - torch.as_tensor(
+        embedder.embed(image=pictures(50)))).abs().max() < 1e-6  # fmt: skip
+    for name, value in {"std": None, "resample": 4}.items():
+        content = json.loads((out / "preprocessor_config.json").read_text())
+        change(out / "preprocessor_config.json", **{f"image_{name}": value, name: value})
+        with pytest.raises(WeightsError, match="expected size, image_mean"):
+            multimodal.load(out, device="cpu")
+        (out / "preprocessor_config.json").write_text(json.dumps(content))
+    change(out / "sentence_bert_config.json", modality_config={"image": {}, "text": {}})
+    with pytest.raises(WeightsError, match=r"it takes .*'image', 'text'.*; expected one of"):
+        multimodal.load(out, device="cpu")
+
+
+@pytest.mark.slow
+def test_sentence_transformers_opens_the_folders_and_embeds_the_same(tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    for number, (embedder, name, given) in enumerate((
+        (pictured("class", "mlp"), "image", pictures()),
+        (pictured("mean", "linear"), "image", pictures()),
+        (made(tmp_path, "mean", "mlp"), "text", TEXTS),
+    )):  # fmt: skip
+        out = tmp_path / str(number)
+        out.mkdir()
+        write(embedder, out, name)
+        theirs = sentence_transformers.SentenceTransformer(str(out), device="cpu").encode(given)
+        ours = torch.as_tensor(embedder.embed(**{name: given}))
+        assert (torch.as_tensor(theirs) - ours).abs().max() < 1e-5, name
+
+
+def test_one_tower_is_chosen(tmp_path):
+    text, image = made(tmp_path, "mean", "linear"), pictured("class", "linear")
+    towers = {"image": image.model.tower("image"), "text": text.model.tower("text")}
+    transforms = {**image.transforms, **text.transforms}
+    both = Embedder(EmbeddingModel(towers), EvaluationData(transforms, 8))
+    for name, chosen in ((None, "text"), ("text", "text"), ("image", "image")):
+        out = tmp_path / str(name)
+        out.mkdir()
+        write(both, out, name)
+        assert list(multimodal.load(out, device="cpu").model.towers) == [chosen]
+    with pytest.raises(WeightsError, match="no audio tower"):
+        write(both, tmp_path, "audio")
 
 
 def test_what_has_no_place_there_is_said(tmp_path):
