@@ -339,6 +339,9 @@ ELSEWHERE = {
     "inference/publish/pictures": "unit/inference/publish/test_sentences.py",
     "inference/publish/sentences_reading": "unit/inference/publish/test_sentences.py",
     "evaluation/evaluators/choices": "unit/data/benchmarks/test_benchmarks.py",
+    "objectives/self_distillation/settings": (
+        "unit/objectives/self_distillation/test_self_distillation_settings.py"
+    ),
     "objectives/columns": "unit/objectives/test_listed.py",
 }
 
