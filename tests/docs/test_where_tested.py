@@ -244,6 +244,7 @@ ELSEWHERE = {
     "models/fusion_model": "unit/models/fusion/test_fusion_constructed.py",
     "models/heads": "unit/models/test_towers.py",
     "models/encoders/libraries/timm": "unit/models/encoders/test_timm.py",
+    "models/encoders/libraries/visual_parts": "unit/models/encoders/test_vision_language.py",
     "models/encoders/libraries/vision_language": "unit/models/encoders/test_vision_language.py",
     "models/joint/base": "unit/models/joint/test_joint.py",
     "models/joint/fused": "unit/models/joint/test_joint.py",

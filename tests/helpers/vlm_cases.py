@@ -15,7 +15,7 @@ from multimodal.models.encoders.libraries.vision_language import VisionLanguageE
 from multimodal.models.heads import IdentityHead
 from multimodal.models.towers import EmbeddingModel, Tower
 
-WIDTH, SIDE, IMAGE_TOKEN = 16, 8, 40
+WIDTH, SIDE, IMAGE_TOKEN, VIDEO_TOKEN = 16, 8, 40, 41
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 VISION = {"depth": 2, "num_heads": 2, "patch_size": SIDE // 2, "spatial_merge_size": 2,
           "hidden_size": WIDTH, "intermediate_size": 24, "out_hidden_size": WIDTH}  # fmt: skip
@@ -33,15 +33,22 @@ TEXT = {
 }  # fmt: skip
 
 
+class Signs(Letters):
+    """Of any sign, digits too."""
+
+    def encode(self, text: str) -> list[int]:
+        return [5 + ord(sign) % 27 for sign in text]
+
+
 def config(kind: str = "qwen2_vl") -> dict[str, Any]:
-    tokens = {"image_token_id": IMAGE_TOKEN, "video_token_id": 41, "vision_start_token_id": 42,
-              "vision_end_token_id": 43}  # fmt: skip
+    tokens = {"image_token_id": IMAGE_TOKEN, "video_token_id": VIDEO_TOKEN,
+              "vision_start_token_id": 42, "vision_end_token_id": 43}  # fmt: skip
     return {"model_type": kind, "vision_config": KINDS[kind], "text_config": TEXT, **tokens}
 
 
 def encoder(kind: str = "qwen2_vl", **choices: Any) -> VisionLanguageEncoder:
     given: dict[str, Any] = {"config": config(kind), "template": "see {} now", **choices}
-    return VisionLanguageEncoder(Letters(), **given)
+    return VisionLanguageEncoder(Signs(), **given)
 
 
 def model(one: VisionLanguageEncoder, **choices: Any) -> EmbeddingModel:

@@ -26,8 +26,8 @@ class TemplateJoint(Joint):
 
     ``{image} {text} Summarise.``: a connected modality's tokens come from its connector, those of
     the backbone's own texts from its table of tokens, and what the backbone pools is the embedding.
-    A modality that is left out leaves no token. A `VisionLanguageEncoder` takes texts and one
-    picture, both its own.
+    A modality that is left out leaves no token. A `VisionLanguageEncoder` takes texts, pictures
+    and clips, all its own, as many as there are modalities.
 
     Args:
         modalities: two or more: connected to the backbone, or the backbone itself.

@@ -1,4 +1,4 @@
-"""A vision-language model of ``transformers`` as one encoder of pictures and texts.
+"""A vision-language model of ``transformers`` as one encoder of texts, pictures and clips.
 
 Needs the extra ``huggingface``.
 """
@@ -17,24 +17,29 @@ from multimodal.core.hf_files import input_settings
 from multimodal.models.encoders.connected import PLACE, TemplateTokenizer, real_first
 from multimodal.models.encoders.flexible import PLACE as PLACE_NUMBERS
 from multimodal.models.encoders.huggingface_models import build_model
+from multimodal.models.encoders.libraries.visual_parts import Patches, Seen
 from multimodal.models.encoders.transformer import check_mask
 from multimodal.models.layers.pooling import LastPool, MeanPool
 
 VisionLanguagePooling = Literal["last", "mean"]
+CLIPS = 5  # dimensions of a batch of clips
 # Kinds that take pictures as patches of their own size and a grid for each.
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 class VisionLanguageEncoder(nn.Module):
-    """A model of the Qwen-VL kinds: texts, and pictures within a template, one at a time.
+    """A model of the Qwen-VL kinds: texts, and pictures and clips of video within a template.
 
-    Both go through the same language model, and what it makes of the last token is the embedding.
-    One tower is shared by both modalities (``towers.image: text``), so its weights are in memory
-    once. Inputs tell themselves apart: token ids are integers, pictures are not.
+    All go through the same language model, and what it makes of the last token is the embedding.
+    One tower is shared by the modalities (``towers.image: text``), so its weights are in memory
+    once. Inputs tell themselves apart: ids are integers, pictures are rows of patches, and clips
+    have frames.
 
     Pictures are patches of whole tokens, as a `PatchTransform` makes them of ``patch_size`` times
     ``merge_size`` pixels, each at its own size and aspect; mean and std are the model's. They get
-    the model's three-dimensional positions. Padding is behind the real tokens, and the language
+    the model's three-dimensional positions. Clips are those of a `VideoTransform` whose sides and
+    frames are whole tokens; Qwen3-VL is told the time of each frame in words, as by its processor,
+    the others by positions. Padding is behind the real tokens, and the language
     model is causal, so an embedding does not depend on its batch.
 
     Sources: Wang et al. 2024, "Qwen2-VL", sections 2.1 and 2.2; Jiang et al. 2025, "VLM2Vec", for
@@ -48,18 +53,22 @@ class VisionLanguageEncoder(nn.Module):
         template: text with ``{}`` at the place of a picture's tokens: the chat template and the
             instruction of pictures. That of texts is their transform's ``instruction``.
         pooling: ``last`` (of the real tokens) or ``mean``.
+        seconds_per_frame: of clips, from one frame to the next (their ``clip_seconds`` over their
+            ``num_frames``).
         offline: takes a name on the hub from its local cache only.
         gradient_checkpointing: recompute every layer in the backward.
 
     Attributes:
         width: of the features.
         side: of the square of pixels that is one token.
+        input_dims: dimensions of a batch of clips; one more is several clips of each sample.
         settings: what the model's files say of its inputs; see ``multimodal.core.hf_files``.
 
     Raises:
         ImportError: if ``transformers`` is not installed.
         ValueError: if there is no such model, it is of another kind, the template has not one
-            ``{}`` or ids that the model does not have, or given another pooling.
+            ``{}`` or ids that the model does not have, given another pooling, or a time between
+            frames that is not above 0.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class VisionLanguageEncoder(nn.Module):
         config: Mapping[str, Any] | None = None,
         template: str = PLACE,
         pooling: VisionLanguagePooling = "last",
+        seconds_per_frame: float = 0.5,
         offline: bool = True,
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -80,6 +90,9 @@ class VisionLanguageEncoder(nn.Module):
             raise ValueError(
                 f"template={template!r}: expected one {PLACE}, where the picture's tokens go"
             )
+        if not seconds_per_frame > 0:
+            raise ValueError(f"seconds_per_frame={seconds_per_frame}: expected a number above 0")
+        self.seconds_per_frame = seconds_per_frame
         self.model = build_model(name, config, offline)
         settings = self.model.config
         if settings.model_type not in KINDS:
@@ -90,11 +103,18 @@ class VisionLanguageEncoder(nn.Module):
         self.settings = {} if name is None else input_settings(name)
         self.width = int(settings.text_config.hidden_size)
         vision = settings.vision_config
-        self.channels = int(getattr(vision, "in_channels", getattr(vision, "in_chans", 3)))
-        self.frames = int(vision.temporal_patch_size)
-        self.patch, self.merge = int(vision.patch_size), int(vision.spatial_merge_size)
-        self.side = self.patch * self.merge
+        self.patches = Patches(
+            int(getattr(vision, "in_channels", getattr(vision, "in_chans", 3))),
+            int(vision.temporal_patch_size),
+            int(vision.patch_size),
+            int(vision.spatial_merge_size),
+        )
+        self.side = self.patches.token_side
+        self.input_dims = CLIPS
         self.image_token = int(settings.image_token_id)
+        self.video_token = int(settings.video_token_id)
+        self.around = int(settings.vision_start_token_id), int(settings.vision_end_token_id)
+        self.tokenizer = tokenizer
         before, after = map(tokenizer.encode, template.split(PLACE))
         start, end = ([] if i is None else [i] for i in (tokenizer.start, tokenizer.end))
         self.before: Tensor
@@ -111,16 +131,17 @@ class VisionLanguageEncoder(nn.Module):
 
     def _check_template(self, ids: list[int]) -> None:
         rows = self.token_table().num_embeddings
-        if (most := max([*ids, self.image_token])) >= rows:
+        if (most := max([*ids, self.image_token, self.video_token])) >= rows:
             raise ValueError(
                 f"the template has the token id {most}, but the model knows {rows}: its tokenizer "
                 "is another one"
             )
-        if self.image_token in ids:
-            raise ValueError(
-                f"the template has the token of a picture's place (id {self.image_token}): write "
-                f"{PLACE} in its stead"
-            )
+        for what, token in (("picture", self.image_token), ("clip", self.video_token)):
+            if token in ids:
+                raise ValueError(
+                    f"the template has the token of a {what}'s place (id {token}): write {PLACE} "
+                    "in its stead"
+                )
 
     def layers(self) -> nn.ModuleList:
         """The language model's list of equal layers, for adapters, freezing and their rates."""
@@ -141,30 +162,36 @@ class VisionLanguageEncoder(nn.Module):
         return self._pooled(self.model.language_model, mask, inputs_embeds=embedded)
 
     def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
-        """Refuses inputs that are neither token ids nor patches of the model's size.
+        """Refuses inputs that are neither token ids, nor patches of the model's size, nor clips.
 
         Raises:
             InputMismatchError: naming the expected and the given input.
         """
-        features = PLACE_NUMBERS + self.channels * self.side**2
+        features = PLACE_NUMBERS + self.patches.channels * self.side**2
         text = inputs.ndim == 2 and inputs.dtype == torch.int64
         picture = inputs.ndim == 3 and inputs.is_floating_point() and inputs.shape[2] == features
-        if not text and not picture:
+        clip = inputs.ndim == CLIPS and inputs.is_floating_point()
+        clip = clip and self.patches.takes_clips(inputs.shape)
+        if not text and not picture and not clip:
             raise InputMismatchError(
-                f"{type(self.model).__name__} expects token ids [B, T] or pictures as patches "
+                f"{type(self.model).__name__} expects token ids [B, T], pictures as patches "
                 f"[B, T, {features}] (data/transform=image_patches with patch_size={self.side}), "
-                f"got {inputs.dtype} {list(inputs.shape)}"
+                f"or clips [B, {self.patches.channels}, frames, height, width] of a multiple of "
+                f"{self.patches.frames} frames and of {self.side} pixels, got {inputs.dtype} "
+                f"{list(inputs.shape)}"
             )
         check_mask(mask, inputs.shape[:2])
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
-        """Encode a batch of texts, or one of pictures.
+        """Encode a batch of texts, of pictures, or of clips.
 
         Args:
             inputs: ids int64 ``[B, T]``; or patches float ``[B, T, 2 + C * side ** 2]``, row by
                 row, of a grid each: the place of a patch's middle as shares of height and width,
-                then its pixels by channel, row and column.
-            mask: bool ``[B, T]``, True where an id or a patch is real; padding is behind.
+                then its pixels by channel, row and column; or clips float
+                ``[B, C, frames, height, width]``.
+            mask: bool ``[B, T]``, True where an id or a patch is real; padding is behind. None for
+                clips.
 
         Returns:
             the pooled features ``[B, width]``, and the tokens, the template's among them.
@@ -175,63 +202,72 @@ class VisionLanguageEncoder(nn.Module):
         if inputs.ndim == 2:
             self.check_inputs(inputs, mask)
             return self._pooled(self.model, mask, input_ids=inputs)
-        before, after = (each.expand(len(inputs), -1) for each in (self.before, self.after))
-        return self.encode_parts([(before, None), (inputs, mask), (after, None)])
+        before, after = self.before, self.after
+        if inputs.ndim == CLIPS and self.model.config.model_type == "qwen3_vl":
+            start, end = self.around  # they stand around each frame of a clip
+            before = before[:-1] if before[-1:].tolist() == [start] else before
+            after = after[1:] if after[:1].tolist() == [end] else after
+        around = [(each.expand(len(inputs), -1), None) for each in (before, after)]
+        return self.encode_parts([around[0], (inputs, mask), around[1]])
 
     def encode_parts(self, parts: Sequence[tuple[Tensor, Tensor | None]]) -> EncoderOutput:
-        """Encodes sequences of texts and of one picture, in order; the template is not added.
+        """Encodes sequences of texts, pictures and clips, in order; the template is not added.
 
         Args:
             parts: inputs and mask of each, as of `forward`; where a sample's mask is all False, it
-                lacks the part.
+                lacks the part. The mask of clips may have any second side.
 
         Raises:
-            InputMismatchError: if there are several pictures, or patches not of whole ones.
+            InputMismatchError: if given other inputs, or patches not of whole pictures.
         """
-        ids, masks, picture = [], [], dict[str, Tensor]()
-        for inputs, mask in parts:
-            self.check_inputs(inputs, mask)
+        ids, masks, pictures, clips = [], [], Seen(), Seen()
+        for number, (inputs, mask) in enumerate(parts):
+            self.check_inputs(inputs, None if inputs.ndim == CLIPS else mask)
             real = inputs.new_ones(inputs.shape[:2], dtype=torch.bool) if mask is None else mask
-            masks.append(real)
+            given = real.any(dim=1)
             if inputs.ndim == 2:
                 ids.append(inputs)
-                continue
-            if picture:
-                raise InputMismatchError("a sequence takes one picture")
-            ids.append(torch.full_like(real, self.image_token, dtype=torch.int64))
-            given = real.any(dim=1)
-            picture["image_grid_thw"] = self._grids(inputs[given], real[given])
-            picture["pixel_values"] = self._pixels(inputs[..., PLACE_NUMBERS:][real])
+            elif inputs.ndim == CLIPS:
+                here = inputs[given]
+                grid = torch.tensor(self.patches.clip_grid(inputs.shape), device=inputs.device)
+                clips.add(number, given, grid.expand(len(here), 3), [*self.patches.of_clips(here)])
+                told = self._told_of_clip(inputs)
+                ids.append(told.expand(len(inputs), -1))
+                real = given[:, None].expand(-1, len(told))
+            else:
+                ids.append(torch.full_like(real, self.image_token, dtype=torch.int64))
+                pixels = self.patches.of_picture(inputs[..., PLACE_NUMBERS:][real])
+                counts = (real[given].sum(dim=1) * self.patches.merge**2).tolist()
+                grids = self.patches.picture_grids(inputs[given], real[given])
+                pictures.add(number, given, grids, [*torch.split(pixels, counts)])
+            masks.append(real)
         framed, kept = real_first(torch.cat(ids, dim=1)[..., None], torch.cat(masks, dim=1))
         assert kept is not None
         joined = framed[..., 0].masked_fill(~kept, 0)
-        if not picture or not len(picture["image_grid_thw"]):
-            return self._pooled(self.model, kept, input_ids=joined)
-        picture["mm_token_type_ids"] = (joined == self.image_token).int()
-        return self._pooled(self.model, kept, input_ids=joined, **picture)
+        seen = pictures.inputs("image_grid_thw", "pixel_values")
+        seen |= clips.inputs("video_grid_thw", "pixel_values_videos")
+        if seen:
+            kinds = (joined == self.image_token).int() + 2 * (joined == self.video_token).int()
+            seen["mm_token_type_ids"] = kinds
+        if clips.places and self.model.config.model_type == "qwen2_5_vl":
+            step = self.seconds_per_frame * self.patches.frames
+            seen["second_per_grid_ts"] = torch.tensor([step] * len(clips.places)).to(joined.device)
+        return self._pooled(self.model, kept, input_ids=joined, **seen)
+
+    def _told_of_clip(self, clips: Tensor) -> Tensor:
+        """Ids of a clip: places for its tokens, and of Qwen3-VL the time of each frame."""
+        frames, rows, columns = self.patches.clip_grid(clips.shape)
+        places = [self.video_token] * (rows * columns // self.patches.merge**2)
+        if self.model.config.model_type != "qwen3_vl":
+            return torch.tensor(places * frames, device=clips.device)
+        told, (start, end) = list[int](), self.around
+        for frame in range(frames):
+            middle = (frame + 0.5) * self.patches.frames - 0.5  # of the patch, in frames
+            when = f"<{middle * self.seconds_per_frame:.1f} seconds>"
+            told += [*self.tokenizer.encode(when), start, *places, end]
+        return torch.tensor(told, device=clips.device)
 
     def _pooled(self, model: nn.Module, mask: Tensor | None, **given: Tensor) -> EncoderOutput:
         extra = {} if mask is None else {"attention_mask": mask.long()}
         tokens: Tensor = model(use_cache=False, **extra, **given)[0]
         return EncoderOutput(self.pool(tokens, mask), tokens, mask)
-
-    def _grids(self, inputs: Tensor, real: Tensor) -> Tensor:
-        """Frames, rows and columns of the model's patches ``[B, 3]``, from the first's place."""
-        first = inputs[:, 0, :PLACE_NUMBERS].float()
-        tokens = (0.5 / first).round().long()
-        if not torch.equal(tokens.prod(dim=1), real.sum(dim=1)):
-            raise InputMismatchError(
-                f"{type(self.model).__name__} expects the patches of whole pictures, row by row: "
-                f"their places are of grids {tokens.tolist()}, but they are "
-                f"{real.sum(dim=1).tolist()}"
-            )
-        return torch.cat([torch.ones_like(tokens[:, :1]), tokens * self.merge], dim=1)
-
-    def _pixels(self, pixels: Tensor) -> Tensor:
-        """Tokens ``[N, C * side ** 2]`` as the model's patches ``[N * merge ** 2, ...]``.
-
-        Theirs follow each other within a token, and repeat the picture for every frame.
-        """
-        cut = pixels.view(-1, self.channels, self.merge, self.patch, self.merge, self.patch)
-        patches = cut.permute(0, 2, 4, 1, 3, 5)[:, :, :, :, None]
-        return patches.expand(-1, -1, -1, -1, self.frames, -1, -1).flatten(3).flatten(0, 2)

@@ -14,7 +14,9 @@ from vlm_cases import (
     MEAN,
     SIDE,
     STD,
+    VIDEO_TOKEN,
     WIDTH,
+    Signs,
     config,
     encoder,
     model,
@@ -48,7 +50,7 @@ def theirs(one: VisionLanguageEncoder, grid: tuple[int, int]) -> Tensor:
         image_mean=MEAN, image_std=STD, patch_size=SIDE // 2, min_pixels=1, max_pixels=10**6
     )
     made = processor(picture(*grid), return_tensors="pt")
-    letters = Letters()
+    letters = Signs()
     tokens = [1, *letters.encode("see "), *[IMAGE_TOKEN] * (grid[0] * grid[1]),
               *letters.encode(" now"), 2]  # fmt: skip
     input_ids = torch.tensor([tokens])
@@ -74,6 +76,102 @@ def test_features_are_the_last_hidden_state_of_the_model_on_what_its_processor_m
     for features, row, length in zip(output.features, texts, (9, 4), strict=True):
         alone = one.model(input_ids=row[None, :length]).last_hidden_state[0, -1]
         torch.testing.assert_close(features, alone, **NEAR)
+
+
+def clips(count: int = 2, frames: int = 4, height: int = 16, width: int = 24) -> Tensor:
+    return torch.randn(count, 3, frames, height, width, generator=torch.manual_seed(5))
+
+
+def patches_of(clip: Tensor) -> Tensor:
+    """As the library orders them, one after the other: token by token, two by two patches in it."""
+    side, rows = SIDE // 2, []
+    for first in range(0, clip.shape[1], 2):
+        for down in range(0, clip.shape[2], SIDE):
+            for right in range(0, clip.shape[3], SIDE):
+                for row in (down, down + side):
+                    for column in (right, right + side):
+                        cut = clip[:, first : first + 2, row : row + side, column : column + side]
+                        rows.append(cut.flatten())
+    return torch.stack(rows)
+
+
+def clip_by_them(one: VisionLanguageEncoder, kind: str, clip: Tensor, seconds: float) -> Tensor:
+    """The last hidden state of a clip by the model itself, with the ids of its processor."""
+    letters, frames = Signs(), clip.shape[1] // 2
+    rows, columns = clip.shape[2] // SIDE, clip.shape[3] // SIDE
+    tokens = [1, *letters.encode("see ")]
+    for frame in range(frames):
+        places = [VIDEO_TOKEN] * (rows * columns)
+        if kind == "qwen3_vl":
+            middle = (2 * frame * seconds + (2 * frame + 1) * seconds) / 2
+            tokens += [*letters.encode(f"<{middle:.1f} seconds>"), 42, *places, 43]
+        else:
+            tokens += places
+    input_ids = torch.tensor([[*tokens, *letters.encode(" now"), 2]])
+    more = {"second_per_grid_ts": torch.tensor([2 * seconds])} if kind == "qwen2_5_vl" else {}
+    output = one.model(
+        input_ids=input_ids, attention_mask=torch.ones_like(input_ids),
+        pixel_values_videos=patches_of(clip),
+        video_grid_thw=torch.tensor([[frames, 2 * rows, 2 * columns]]),
+        mm_token_type_ids=2 * (input_ids == VIDEO_TOKEN).int(), **more,
+    )  # fmt: skip
+    return output.last_hidden_state[0, -1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_clips_give_the_last_hidden_state_of_the_model_on_what_its_processor_makes(kind: str):
+    seconds = 1.5
+    one = encoder(kind, seconds_per_frame=seconds).eval()
+    given = clips()
+    output = one(given)
+    for features, clip in zip(output.features, given, strict=True):
+        torch.testing.assert_close(features, clip_by_them(one, kind, clip, seconds), **NEAR)
+    slower = encoder(kind, seconds_per_frame=4.0).eval()
+    slower.load_state_dict(one.state_dict())
+    told = (slower(given).features - output.features).abs().max()
+    assert (told < 1e-6) == (kind == "qwen2_vl")  # which has no clock
+    several = Tower(one, lambda width: IdentityHead(width, WIDTH)).eval()
+    mean = several(torch.stack([given, given.flip(2)], dim=1))
+    each = [several(part) for part in (given, given.flip(2))]
+    torch.testing.assert_close(mean, nn.functional.normalize(sum(each) / 2, dim=1))
+
+
+@torch.no_grad()
+def test_the_template_of_qwen3_stands_around_each_frame():
+    class Marks(Signs):
+        def encode(self, text: str) -> list[int]:
+            return [42 if c == "(" else 43 if c == ")" else super(Marks, self).encode(c)[0]
+                    for c in text]  # fmt: skip
+
+    made = {"config": config("qwen3_vl"), "seconds_per_frame": 1.5}
+    marked = VisionLanguageEncoder(Marks(), template="see ({}) now", **made).eval()
+    plain = VisionLanguageEncoder(Signs(), template="see {} now", **made).eval()
+    plain.load_state_dict(
+        {n: t for n, t in marked.state_dict().items() if n not in ("before", "after")}, strict=False
+    )
+    torch.testing.assert_close(marked(clips()).features, plain(clips()).features)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_several_pictures_and_clips_in_one_sequence(kind: str):
+    """Each sample's are read in its own order, also where others lack some."""
+    one = encoder(kind).eval()
+    first, first_real = pictures((2, 1), (1, 2), (1, 1))
+    second, second_real = pictures((1, 3), (2, 2), (3, 1))
+    texts, real = ids(4, 6, 3)
+    given = clips(3)
+    has = torch.ones(3, 1, dtype=torch.bool)
+    first_real[1], has[2] = False, False
+    parts = [(first, first_real), (given, has), (texts, real), (second, second_real)]
+    together = one.encode_parts(parts).features
+    for row in range(3):
+        alone = [(inputs[row : row + 1], mask[row : row + 1]) for inputs, mask in parts
+                 if mask[row].any()]  # fmt: skip
+        torch.testing.assert_close(one.encode_parts(alone).features[0], together[row], **NEAR)
+    swapped = one.encode_parts([parts[3], *parts[1:3], parts[0]]).features
+    assert (swapped - together).abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -189,12 +287,19 @@ def test_what_does_not_fit_is_rejected_with_what_does():
 
     with pytest.raises(ValueError, match=r"token of a picture's place \(id 40\)"):
         VisionLanguageEncoder(Places(), config=config(), template="40{}")
+    with pytest.raises(ValueError, match=r"token of a clip's place \(id 41\)"):
+        VisionLanguageEncoder(Places(), config=config(), template="41{}")
     with pytest.raises(ValueError, match="has the token id 50, but the model knows 50"):
         VisionLanguageEncoder(Places(), config=config(), template="50{}")
 
     one, (images, mask) = encoder(), pictures(*GRIDS)
-    with pytest.raises(InputMismatchError, match=r"image_patches with patch_size=8\), got torch"):
+    with pytest.raises(InputMismatchError, match=r"patch_size=8\), or clips \[B, 3, frames.*got t"):
         one(torch.zeros(2, 3, 16, 16))
+    for sides in ((2, 3, 3, 16, 16), (2, 3, 4, 16, 12), (2, 1, 4, 16, 16)):
+        with pytest.raises(InputMismatchError, match="multiple of 2 frames and of 8 pixels"):
+            one(torch.zeros(sides))
+    with pytest.raises(ValueError, match=r"seconds_per_frame=0\.0: expected a number above 0"):
+        encoder(seconds_per_frame=0.0)
     with pytest.raises(InputMismatchError, match=r"whole pictures, row by row: .*\[2, 3\]"):
         one(images[:, :4], mask[:, :4])
     with pytest.raises(InputMismatchError, match="mask must be bool"):

@@ -262,7 +262,7 @@ def test_a_picture_and_a_text_of_a_sample_are_one_sequence_of_a_vision_language_
         tokens = [1, *before, *[vlm_cases.IMAGE_TOKEN] * count, *between, *content, 2]
         sequence = torch.tensor([tokens])
         picture = {
-            "pixel_values": encoder._pixels(images[row, :count, 2:]),
+            "pixel_values": encoder.patches.of_picture(images[row, :count, 2:]),
             "image_grid_thw": torch.tensor([[1, 2 * rows, 2 * columns]]),
             "mm_token_type_ids": (sequence == vlm_cases.IMAGE_TOKEN).int(),
         }
@@ -283,6 +283,6 @@ def test_what_a_vision_language_model_cannot_put_in_one_sequence_is_rejected():
         EmbeddingModel(towers, joint={"both": joint})
     made = vision_language_model()
     images, real = vlm_cases.pictures((1, 2))
-    both = JointInputs({"image": images, "text": images}, {"text": real, "image": real}, {}, {})
-    with pytest.raises(InputMismatchError, match="a sequence takes one picture"):
+    both = JointInputs({"image": images[:, :1], "text": images}, {"text": real}, {}, {})
+    with pytest.raises(InputMismatchError, match="whole pictures, row by row"):
         together(made, both)
