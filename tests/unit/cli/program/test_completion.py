@@ -29,7 +29,14 @@ def here(tmp_path, monkeypatch):
         ("multimodal train lo", ["logger.", "logger=", "loss.", "loss="]),
         ("multimodal train loss=si", ["loss=siglip"]),
         ("multimodal train +ex", ["+experiment="]),
-        ("multimodal train +experiment=sig", ["+experiment=siglip", "+experiment=siglip_vit_b16"]),
+        (
+            "multimodal train +experiment=sig",
+            [
+                "+experiment=siglip",
+                "+experiment=siglip2",
+                "+experiment=siglip_vit_b16",
+            ],
+        ),
         ("multimodal train debug=", ["debug=fast", "debug=overfit", "debug=profile"]),
         ("multimodal train +experiment=clip_scratch debug=fast optimizer.l", ["optimizer.lr="]),
         (
