@@ -177,6 +177,11 @@ class TrainingModule(pl.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.after_step(self._applied)
 
+    @property
+    def asks_if_applied(self) -> bool:
+        """Whether something follows only a step that was applied: the host has to know then."""
+        return self.self_distiller is not None
+
     def after_step(self, applied: bool) -> None:
         """Moves averages of towers on, if the step was applied: not left out by a scaler."""
         if self.self_distiller is not None:
@@ -189,7 +194,8 @@ class TrainingModule(pl.LightningModule):
         """The optimizer over the trainable parameters, and its schedule by optimizer step."""
         optimizer, schedule = self.make_optimizer()
         self._own_norms = bool(own_norms(self))
-        optimizer.register_step_post_hook(self._note_step)
+        if self.asks_if_applied:
+            optimizer.register_step_post_hook(self._note_step)
         if schedule is None:
             return optimizer
         return {

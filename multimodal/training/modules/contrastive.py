@@ -67,9 +67,9 @@ class ContrastiveModule(TrainingModule):
         self.objective = objective
         self.momentum_model: MomentumCopy | None = None
         # DDP sends buffers at every step, but the queues of all ranks are equal anyway
-        self._ddp_params_and_buffers_to_ignore = [
-            f"objective.{name}" for name in objective.queue_buffers()
-        ]
+        queues = [f"objective.{name}" for name in objective.queue_buffers()]
+        self._ddp_params_and_buffers_to_ignore = queues
+        self._has_queues = bool(queues)
         self._seed = seed
         self._micro_batch_size = micro_batch_size
         self.step_metrics: dict[str, Tensor] = {}
@@ -234,6 +234,11 @@ class ContrastiveModule(TrainingModule):
     def on_train_end(self) -> None:
         """Says it of the batches after the last logged step."""
         self._single_keys.report()
+
+    @property
+    def asks_if_applied(self) -> bool:
+        """As the base; queues do."""
+        return super().asks_if_applied or self._has_queues
 
     def after_step(self, applied: bool) -> None:
         """As the base; queues and what fills them move on, if the step was applied."""

@@ -19,9 +19,10 @@ from multimodal.objectives.host_values import HostValues
 from multimodal.objectives.losses.sigmoid import SigLIP
 from multimodal.objectives.losses.softmax import DCL, InfoNCE
 from multimodal.objectives.negatives.selection import InBatch
+from multimodal.training.callbacks.nonfinite import SkipNonFinite
 
 # Numbers that were sent for before the towers, or a step earlier; and whether the optimizer may
-# take the step, which nobody knows before the backward.
+# take the step, which nobody knows before the backward: read where the host decides it.
 SENT, DECIDED = "host_values:read", "nonfinite:on_before_optimizer_step"
 
 
@@ -55,7 +56,10 @@ class Counting(pl.Callback):
         self.searched.append(dict(self.searches))
 
 
-def test_a_step_reads_what_has_arrived_and_one_decision(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kernel", [False, True], ids=["by the host", "by the kernel"])
+def test_a_step_reads_what_has_arrived_and_one_decision(tmp_path, monkeypatch, kernel):
+    """A kernel that decides whether a step is taken, as on a GPU, leaves nothing to wait for."""
+    monkeypatch.setattr(SkipNonFinite, "decided_on", ("cpu",) if kernel else ())
     counting, build_trainer = Counting(monkeypatch), training.build_trainer
 
     def with_counting(*args: object, **kwargs: object) -> pl.Trainer:
@@ -68,9 +72,10 @@ def test_a_step_reads_what_has_arrived_and_one_decision(tmp_path, monkeypatch):
     torch.set_num_threads(1)
     words = ("~evaluation", "trainer.max_steps=4", "trainer.log_every_n_steps=100")
     train_here(tmp_path / "run", *words)
+    decided = {} if kernel else {DECIDED: 1}
     assert counting.steps == [
-        {SENT: 1, DECIDED: 1},  # of the loss
-        *[{SENT: 2, DECIDED: 1}] * 3,  # and of the step before, for spikes
+        {SENT: 1, **decided},  # of the loss
+        *[{SENT: 3 if kernel else 2, **decided}] * 3,  # and of the step before: for spikes, skipped
     ]
     # The host, which a fast GPU would wait for, searches no modules for towers and parameters, and
     # none for the attribute in which Lightning notes each hook.

@@ -9,7 +9,7 @@ from rank_helpers import Ranks, callback, lines
 
 from multimodal.inference.checkpoint import store
 from multimodal.training.callbacks.loss_spikes import LossSpikes
-from multimodal.training.callbacks.nonfinite import NonFiniteError
+from multimodal.training.callbacks.nonfinite import NonFiniteError, SkipNonFinite
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_nan_on_one_rank_leaves_the_weights_of_all_as_they_were(shards, tmp_pa
     assert sums(tmp_path / "weights_0.jsonl") == sums(tmp_path / "weights_1.jsonl")
 
 
-def test_a_row_of_them_ends_the_run_with_keys_and_losses(here):
+def test_a_row_of_them_ends_the_run_with_keys_and_losses(here, decided):
     nan = callback("NotFinite", folder=str(here), steps=[2, 3, 4, 5])
     words = ("trainer.max_steps=9", "~evaluation", OWN, nan, "callbacks.nonfinite.max_nonfinite=3")
     with pytest.raises(NonFiniteError, match="3 steps in a row, up to step 5"):
@@ -59,7 +59,43 @@ def test_a_row_of_them_ends_the_run_with_keys_and_losses(here):
     assert "loss/image_sensor" in batch["metrics"]
 
 
-def test_finite_steps_in_between_reset_the_count(here):
+@pytest.fixture(params=["by the host", "by the kernel"])
+def decided(request, monkeypatch):
+    """As on a CPU, and as on a GPU: the kernel leaves a step out, the host hears of it later."""
+    if request.param == "by the kernel":
+        monkeypatch.setattr(SkipNonFinite, "decided_on", ("cpu",))
+    return request.param
+
+
+def test_both_ways_leave_out_the_same_steps(here, monkeypatch, capsys):
+    states, said, decisions, decides = [], [], [], SkipNonFinite._decides
+    monkeypatch.setattr(
+        SkipNonFinite, "_decides", lambda *given: decisions.append(decides(*given)) or decisions[-1]
+    )
+    nan = callback("NotFinite", folder=str(here), steps=[1, 2, 5])
+    for name, devices in (("host", ()), ("kernel", ("cpu",))):
+        monkeypatch.setattr(SkipNonFinite, "decided_on", devices)
+        words = ("trainer.max_steps=6", "~evaluation", OWN, nan,
+                 "callbacks.checkpoint.every_n_train_steps=3")  # fmt: skip
+        train_here(here / name, *words)
+        said.append([line for line in capsys.readouterr().err.splitlines() if "WARN" in line])
+        found = [store.read(here / name / "checkpoints" / f"step={step:08d}.ckpt")
+                 for step in (3, 6)]  # fmt: skip
+        states.append([
+            ({k: t.clone() for k, t in each["state_dict"].items()}, each["optimizer_states"],
+             [s for s in each["callbacks"].values() if "skipped" in s])
+            for each in found
+        ])  # fmt: skip
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+    assert states[0][0][2] == [{"in_a_row": 2, "skipped": 2}]
+    assert states[0][1][2] == [{"in_a_row": 1, "skipped": 3}]
+    assert decisions == [False] * 6 + [True] * 6
+    assert said[0] == said[1]
+    assert len(said[0]) == 3
+    assert "step 6: a gradient is not finite" in said[0][2]
+
+
+def test_finite_steps_in_between_reset_the_count(here, decided):
     nan = callback("NotFinite", folder=str(here), steps=[1, 2, 4, 5])
     words = ("trainer.max_steps=8", "~evaluation", OWN, nan, "callbacks.nonfinite.max_nonfinite=3")
     train_here(here, *words)
