@@ -5,11 +5,12 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import enum
+import functools
 import inspect
 import os
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from multimodal.config.problems import ConfigProblem, did_you_mean, nearest
@@ -34,12 +35,30 @@ _OBJECTS_OF = ("multimodal", "torch", "pytorch_lightning")
 def hints_of(built: Any) -> dict[str, Any]:
     """The annotations of what a class or function takes; empty where they cannot be known here."""
     try:
-        if dataclasses.is_dataclass(built):  # each field's are names of the module that it is from
-            return typing.get_type_hints(built, include_extras=True)
-        init = inspect.getattr_static(built, "__init__") if inspect.isclass(built) else built
-        return typing.get_type_hints(init, include_extras=True)
+        return _hints(built) if isinstance(built, Hashable) else _hints.__wrapped__(built)
     except Exception:  # for example names under TYPE_CHECKING: then the constructor validates
         return {}
+
+
+@functools.lru_cache(maxsize=4096)  # a tower's classes are asked for block by block
+def _hints(built: Any) -> dict[str, Any]:
+    if dataclasses.is_dataclass(built):  # each field's are names of the module that it is from
+        return typing.get_type_hints(built, include_extras=True)
+    init = inspect.getattr_static(built, "__init__") if inspect.isclass(built) else built
+    return typing.get_type_hints(init, include_extras=True)
+
+
+def signature_of(built: Any) -> inspect.Signature:
+    """What may be passed to a class or function.
+
+    Raises:
+        TypeError, ValueError: of builtins that do not say.
+    """
+    cached = isinstance(built, Hashable)
+    return _signature(built) if cached else inspect.signature(built)
+
+
+_signature = functools.lru_cache(maxsize=4096)(inspect.signature)
 
 
 def mismatches(value: Any, annotation: Any, where: str) -> Iterator[ConfigProblem]:
@@ -70,7 +89,7 @@ def mismatches(value: Any, annotation: Any, where: str) -> Iterator[ConfigProble
 
 
 def _against_schema(value: dict[str, Any], schema: type, where: str) -> Iterator[ConfigProblem]:
-    hints = typing.get_type_hints(schema)
+    hints = _hints(schema)
     fields = {field.name: field for field in dataclasses.fields(schema)}
     for key, item in value.items():
         if key in fields:

@@ -34,6 +34,10 @@ def plain(cfg: DictConfig) -> tuple[dict[str, Any], list[ConfigProblem]]:
 
     def value(parent: Any, key: Any, where: str) -> Any:
         raw = parent._get_node(key)
+        if not (raw._is_missing() or raw._is_interpolation()):  # most: no way round by the parent
+            if isinstance(raw, DictConfig | ListConfig):
+                return None if raw._is_none() else convert(raw, where)
+            return raw._value()
         if OmegaConf.is_missing(parent, key) and not OmegaConf.is_interpolation(parent, key):
             problems.append(ConfigProblem(where, "has no value yet ('???'): set one"))
             return UNKNOWN

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from multimodal.config.annotations import alternatives, hints_of
+from multimodal.config.annotations import alternatives, hints_of, signature_of
 from multimodal.config.targets.resolving import inside, is_own, resolve
 
 # The kind at each place: an instance, or, with PARTIAL before it, what the partial makes.
@@ -121,7 +121,7 @@ def items_of(annotation: Any, key: int | None = None) -> Any:
 def parameters_of(built: Any) -> tuple[dict[str, Any], list[Any]]:
     """The annotations of a class's parameters by name, and of the positional ones in order."""
     try:
-        parameters = inspect.signature(built).parameters.values()
+        parameters = signature_of(built).parameters.values()
     except (TypeError, ValueError):
         return {}, []
     hints = hints_of(built)

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from multimodal.config.annotations import hints_of, mismatches
+from multimodal.config.annotations import hints_of, mismatches, signature_of
 from multimodal.config.problems import ConfigProblem, did_you_mean
 from multimodal.config.targets.judging import HYDRA_KEYS
 from multimodal.config.targets.resolving import TargetError, allowed_packages, refused_name, resolve
@@ -111,7 +111,7 @@ def _against_signature(block: Block, built: Any) -> Iterator[ConfigProblem]:
 def parameters_of(built: Any) -> dict[str, inspect.Parameter]:
     """What may be passed to a class or function, by name."""
     try:
-        return dict(inspect.signature(built).parameters)
+        return dict(signature_of(built).parameters)
     except (TypeError, ValueError):  # builtins may have none
         anything = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
         return {"kwargs": anything}
