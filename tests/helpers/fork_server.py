@@ -72,6 +72,7 @@ PIL.Image.init()  # imports its formats
 HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 gc.collect()
 gc.freeze()
+gc.set_threshold(50_000, 20, 50)  # as in conftest.py
 asked = serve(socket.socket(fileno=int(sys.argv[1])))
 if asked is not None:
     run(**asked)

@@ -3,6 +3,8 @@
 Nothing that starts a thread or computes: only what was imported is there in a fork.
 """
 
+import gc
+
 import pytest  # noqa: F401
 import torch.distributed  # noqa: F401
 
@@ -12,3 +14,5 @@ import_lightning()
 
 import multimodal.evaluation  # noqa: E402
 import multimodal.training  # noqa: E402, F401
+
+gc.set_threshold(50_000, 20, 50)  # as in conftest.py

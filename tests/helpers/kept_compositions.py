@@ -8,9 +8,10 @@ each time, since it may change them. Programs that a test starts know nothing of
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hydra.core.default_element import InputDefault, ResultDefault
 from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
+from omegaconf.base import Box
 
 from multimodal.config import config_dir
 
@@ -57,7 +59,9 @@ def keep_compositions() -> None:
     ) -> DictConfig:
         known = merged.get(id(defaults))
         if known is None:
-            known = merge(self, defaults, repo)
+            with _parents_set_once():
+                known = merge(self, defaults, repo)
+            known._re_parent()
             if id(defaults) not in merged:
                 return known
             merged[id(defaults)] = known
@@ -66,6 +70,17 @@ def keep_compositions() -> None:
     keep_files()
     config_loader_impl.create_defaults_list = create_defaults_list
     ConfigLoaderImpl._compose_config_from_defaults_list = compose_config  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _parents_set_once() -> Iterator[None]:
+    """After each file OmegaConf tells every node of the whole its parent again: a sixth of it."""
+    again = Box._re_parent
+    Box._re_parent = lambda self: None
+    try:
+        yield
+    finally:
+        Box._re_parent = again
 
 
 def keep_files() -> None:
