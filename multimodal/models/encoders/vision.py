@@ -95,6 +95,18 @@ class VideoTransformer(GridTransformer):
         """
         return super().forward(self._clips(inputs), mask)
 
+    def encode_resized(self, inputs: Tensor) -> EncoderOutput:
+        """As of pictures or clips of its own size, the only one that it takes.
+
+        Raises:
+            ValueError: if given another one.
+        """
+        return super().encode_resized(self._clips(inputs))
+
+    def encode_hidden(self, inputs: Tensor, hidden: Tensor, token: Tensor) -> EncoderOutput:
+        """Encode clips or pictures of which some tubelets are replaced by a learned token."""
+        return super().encode_hidden(self._clips(inputs), hidden, token)
+
     def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
         """Refuses what `forward` cannot take; a picture is a clip of equal frames.
 

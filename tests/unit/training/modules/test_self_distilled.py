@@ -291,6 +291,22 @@ def test_a_tower_that_cannot_be_a_student_is_refused(tower, more, message):
         SelfDistiller(settings(**more), {"image": Tower(**given)})
 
 
+def test_pictures_of_a_tower_of_clips():
+    trunk = Transformer(width=DIM, num_layers=1, num_heads=2)
+    clips = VideoTransformer(2, 16, 3, partial(PatchStem, patch_size=[2, 4, 4]), trunk)
+    made, data = module(clips), batch()
+    made.training_step(data, 0)
+    crops = data.inputs["image"][:, :, None].expand(-1, -1, 2, -1, -1)
+    hidden = torch.zeros(ROWS, 1, dtype=torch.int64)
+    token = made.self_distiller.hidden_tokens["image"]
+    for found, wanted in (
+        (clips.encode_resized(data.inputs["image"]), clips(crops)),
+        (clips.encode_hidden(data.inputs["image"], hidden, token),
+         clips.encode_hidden(crops, hidden, token)),
+    ):  # fmt: skip
+        torch.testing.assert_close(found.tokens, wanted.tokens)
+
+
 def test_clips_are_refused():
     trunk = Transformer(width=DIM, num_layers=1, num_heads=2)
     clips = VideoTransformer(2, 16, 3, partial(PatchStem, patch_size=[1, 4, 4]), trunk)
