@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from _pytest.logging import catching_logs
 from kept_compositions import keep_compositions
+from torch.testing import _comparison
 
 from multimodal.core.process.lean_imports import import_lightning
 
@@ -20,6 +21,8 @@ import_lightning()  # as the command line does
 keep_compositions()
 # Tests make millions of short-lived containers: looking through them is a tenth of their time.
 gc.set_threshold(50_000, 20, 50)
+# No test compares distributed tensors as such, and to import them takes a rank as long as torch.
+_comparison._HAS_DTENSOR = False
 
 SMALL = 2 << 20
 

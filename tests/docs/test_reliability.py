@@ -28,7 +28,7 @@ def slow_tests(file: str) -> dict[str, bool]:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             marks = [ast.unparse(each) for each in node.decorator_list]
-            quick = "pytest.mark.quick" in marks
+            quick = "pytest.mark.quick" in marks or "pytest.mark.heavy" in marks
             slow[node.name] = all_slow or "pytest.mark.slow" in marks or (runs and not quick)
     return slow
 

@@ -61,7 +61,7 @@ def inputs_of(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", [name for name in TOWERS if name not in ELSEWHERE])
-@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("head", ["linear", pytest.param("mlp", marks=pytest.mark.heavy)])
 def test_a_tower_embeds_what_its_modality_brings(name: str, head: str):
     tower = build(f"+tower={name}", f"head@tower.head={head}")
     shape = FULL_SIZE.get(name) or INPUTS[name.split("_")[0]]

@@ -7,6 +7,7 @@ import gc
 
 import pytest  # noqa: F401
 import torch.distributed  # noqa: F401
+from torch.testing import _comparison
 
 from multimodal.core.process.lean_imports import import_lightning
 
@@ -15,4 +16,5 @@ import_lightning()
 import multimodal.evaluation  # noqa: E402
 import multimodal.training  # noqa: E402, F401
 
+_comparison._HAS_DTENSOR = False  # as in conftest.py
 gc.set_threshold(50_000, 20, 50)  # as in conftest.py

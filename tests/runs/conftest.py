@@ -1,4 +1,4 @@
-"""Whole runs, each in processes of its own: slow, unless a test says that it is quick."""
+"""Whole runs, each in processes of its own: slow, unless a test says that it is quick, or heavy."""
 
 from pathlib import Path
 
@@ -9,5 +9,6 @@ HERE = Path(__file__).parent
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if HERE in item.path.parents and item.get_closest_marker("quick") is None:
+        kept = any(item.get_closest_marker(name) for name in ("quick", "heavy"))
+        if HERE in item.path.parents and not kept:
             item.add_marker(pytest.mark.slow)

@@ -121,7 +121,7 @@ def test_a_run_fails_twice_inside_accumulations_and_resumes_bit_exactly(
     assert kept["best_score"] > 0
 
 
-@pytest.mark.quick
+@pytest.mark.heavy
 def test_a_row_is_the_mean_over_the_batches_of_its_accumulations(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("SENSOR_SHARDS", str(shards))
     torch.set_num_threads(1)
@@ -136,7 +136,7 @@ def test_a_row_is_the_mean_over_the_batches_of_its_accumulations(shards, tmp_pat
     assert not rows
 
 
-@pytest.mark.quick
+@pytest.mark.heavy
 def test_what_was_not_logged_yet_is_not_lost(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("SENSOR_SHARDS", str(shards))
     torch.set_num_threads(1)

@@ -82,7 +82,7 @@ def test_two_ranks_train_as_one_process_also_where_one_of_them_lacks_a_modality(
         torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.quick
+@pytest.mark.heavy
 def test_encoders_from_a_contrastive_checkpoint_of_ours(here, complete, monkeypatch):
     monkeypatch.setenv("SENSOR_SHARDS", str(complete))  # pairs compare what is there
     train_here(here / "pairs", "trainer.max_steps=3", "~evaluation")

@@ -125,7 +125,7 @@ def test_a_checkpoint_gives_the_embeddings_that_it_gave(stored, monkeypatch):
     same(embeddings(Path()), json.loads(Path("expected.json").read_text())["embeddings"])
 
 
-@pytest.mark.quick
+@pytest.mark.heavy
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_goes_on_with_the_losses_that_it_had(run, stored):
     folder = stored / run

@@ -26,7 +26,7 @@ def here(shards, monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.mark.quick
+@pytest.mark.heavy
 def test_a_made_up_sensor_needs_yaml_only(shards, tmp_path):
     run = run_training(["+experiment=sensor", f"hydra.run.dir={tmp_path}"], shards)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -137,7 +137,7 @@ def test_two_ranks_train_as_one_process_on_the_joined_batch(shards, tmp_path, wo
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
 
 
-@pytest.mark.quick
+@pytest.mark.heavy
 def test_evaluation_in_training_is_logged_and_changes_nothing(here):
     short = [word for word in SHORT if word != "~evaluation"]
     train_here(here / "plain", *short)

@@ -80,7 +80,7 @@ def test_resuming_continues_bit_exactly(here, choice):
     assert_equal(weights(here / "whole", 6), weights(here / "resumed", 6))
 
 
-@pytest.mark.quick
+@pytest.mark.heavy
 def test_the_past_takes_part_in_the_loss(here):
     train_here(here / "queue", *SHORT, *QUEUE)
     train_here(here / "batch", *SHORT)
@@ -108,7 +108,7 @@ def test_a_step_that_was_not_applied_leaves_both_as_they_were(here, monkeypatch)
     assert not torch.equal(ids, after[f"{QUEUES}image.sample_ids"])
 
 
-@pytest.mark.quick
+@pytest.mark.heavy
 def test_batches_of_an_accumulation_enter_together(here):
     train_here(here, *SHORT, *QUEUE, "trainer.accumulate_grad_batches=2")
     # an epoch has five batches, and its last one is not kept waiting

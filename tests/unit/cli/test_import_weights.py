@@ -39,6 +39,7 @@ def run_script(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.heavy
 def test_the_script_writes_a_checkpoint_that_embeds_as_the_reference(tmp_path):
     described, expected, state = siglip()
     save_file(state, tmp_path / "open_clip_model.safetensors")

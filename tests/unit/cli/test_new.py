@@ -91,6 +91,7 @@ def test_towers_are_those_of_the_catalogue(tmp_path):
     assert 1 <= cfg.data.transforms.audio.seconds <= 30
 
 
+@pytest.mark.heavy
 def test_the_recipe_is_that_of_the_sample_experiment(tmp_path):
     data = [f"samples://{name}.json" for name in ("emoji", "furniture", "speech", "motion")]
     _, mine = written(tmp_path, "--data", *data, scratch=False)
@@ -163,6 +164,7 @@ def test_pretrained_towers_train_at_once(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.heavy
 def test_it_trains_at_once(shards, tmp_path, monkeypatch):
     """Arrays get the shape, mean and deviation that they have."""
     _, cfg = written(tmp_path, "--data", str(shards))

@@ -15,6 +15,7 @@ from multimodal.cli.train import train
 from multimodal.config import ConfigError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
+HEAVY = pytest.mark.heavy
 STEPS = 3
 SHORT = (
     "+experiment=clip_scratch",
@@ -97,7 +98,13 @@ def test_each_is_trained_once():
     assert set(ONCE.values()) == names("negatives")
 
 
-@pytest.mark.parametrize("loss", ONCE)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        name if name in ("info_nce", "siglip", "triplet") else pytest.param(name, marks=HEAVY)
+        for name in ONCE
+    ],
+)
 def test_every_loss_and_strategy_trains(loss, tmp_path):
     candidates = "queue" if loss in SOFTMAX else "local"
     choices = (f"loss={loss}", f"negatives={ONCE[loss]}", f"candidates={candidates}")

@@ -93,6 +93,7 @@ def test_order_and_memory_change_no_digit(monkeypatch):
     assert mean_interval(values) == pytest.approx(found, rel=1e-12)
 
 
+@pytest.mark.heavy
 def test_a_figure_that_is_no_mean():
     random = np.random.default_rng(5)
     x = random.normal(size=80)

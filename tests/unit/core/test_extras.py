@@ -275,6 +275,7 @@ def ended(tmp_path_factory, request):
     return environments.run_forked(base, programs)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "extra",
     [pytest.param(e, marks=[pytest.mark.slow] if e in HEAVY else []) for e in EXTRAS],
@@ -286,6 +287,7 @@ def test_an_extra_alone_does_what_it_promises(extra, ended):
     assert status == 0, printed[-3000:]
 
 
+@pytest.mark.heavy
 def test_without_any_extra_all_else_imports_and_each_feature_names_its_extra(tmp_path):
     folder = environments.make(tmp_path / "site", PYPROJECT, [])
     others = [

@@ -74,6 +74,7 @@ def test_a_frozen_qwen_with_connectors_trains_little():
     assert learns == {"connector"}
 
 
+@pytest.mark.heavy
 def test_imagebinds_config_is_what_its_importer_builds():
     plan = imagebind.describe(imagebind.huge(), {})
     with composed("+experiment=imagebind_huge") as cfg:
@@ -213,6 +214,7 @@ def anchor_of(cfg: DictConfig, path: Path) -> None:
     cfg.anchor.checkpoint = str(path)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_two_steps_of_every_source(name, shards, tmp_path):
     words = (f"+experiment={name}", "trainer=cpu", "callbacks.progress=null", "data.num_workers=0",

@@ -125,6 +125,7 @@ for piece in (None, 128):  # each in a process of its own
 """
 
 
+@pytest.mark.heavy
 def test_memory_is_flat_in_the_batch_size():
     """8 times the batch; its activations are 88 MB more, its inputs 4."""
     command = [sys.executable, "-c", GROWTH]
@@ -165,6 +166,7 @@ def two_ranks(rank: int, expected: list[Tensor]) -> None:
             torch.testing.assert_close(found, expected, **TIGHT)
 
 
+@pytest.mark.heavy
 def test_two_ranks(tmp_path):
     expected = loss_and_gradients(Model(InfoNCE(), 0.0, None), inputs())
     run_ranks(two_ranks, 2, tmp_path, expected)

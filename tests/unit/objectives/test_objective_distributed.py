@@ -135,7 +135,7 @@ ROUND = {
 }
 
 
-@pytest.mark.parametrize("ranks", ROUND)
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.heavy), 3])
 def test_candidates_that_go_round_the_ranks(tmp_path, ranks):
     run_ranks(round_the_ranks_equals_one_process, ranks, tmp_path, ROUND[ranks])
 
@@ -169,6 +169,7 @@ def test_two_ranks(tmp_path, queue):
     run_ranks(equals_one_process, 2, tmp_path, cases, queue)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("queue", [False, True], ids=["all_ranks", "queue"])
 def test_four_ranks(tmp_path, queue):
     cases = [((3, 3, 3, 3), "keys"), ((4, 0, 1, 2), "nothing"), ((3, 0, 5, 2), "keys")]

@@ -74,6 +74,7 @@ def test_where_and_how_to_train_is_forwarded_and_nothing_else():
     assert forwarded(given) == ["trainer=ddp", "trainer.devices=2", "+debug=fast"]
 
 
+@pytest.mark.heavy
 def test_an_anchor_is_trained_first_and_kept_for_later_runs(shards, tmp_path):
     anchor = f"{{checkpoint: null, experiment: sensor, towers: [image], folder: {tmp_path}/kept}}"
     words = ["+experiment=sensor", "debug=fast", f"anchor={anchor}"]

@@ -51,6 +51,7 @@ def figures(folder):
 EMA = ("callbacks=ema", "callbacks.ema.decay=0.9")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("more", [(), pytest.param(EMA, marks=pytest.mark.slow)])
 def test_the_best_is_evaluated(tmp_path, capsys, more):
     train_here(tmp_path, *more, *WORDS)

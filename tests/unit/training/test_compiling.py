@@ -80,6 +80,7 @@ def close(ours: list[Tensor], theirs: list[Tensor], atol: float = 1e-6) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=atol)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("scope", "size", "frozen"),
     [
@@ -99,6 +100,7 @@ def test_the_same_names_numbers_and_gradients(scope: str, size: int | None, froz
     assert graphs() - before > 1  # beside the trial
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("packed", "scope"),
     [

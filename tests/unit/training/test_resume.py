@@ -168,6 +168,7 @@ def test_a_checkpoint_says_where_it_comes_from(here):
     assert len(content["origin"]["manifests"]["measured"]) == 64
 
 
+@pytest.mark.heavy
 def test_a_run_cut_off_before_its_validation_begins_with_it(here):
     words = ("trainer.max_steps=8", "trainer.val_check_interval=4", "~evaluation")
     every = "callbacks.checkpoint.every_n_train_steps=4"
@@ -192,6 +193,7 @@ def test_a_run_cut_off_before_its_validation_begins_with_it(here):
     assert losses(here / "cut")[8] == losses(here / "whole")[8]
 
 
+@pytest.mark.heavy
 def test_the_scale_of_float16_goes_on_bit_exactly(here, monkeypatch):
     """The scaler grows every three steps, so a resumed run without its state would differ."""
 

@@ -34,6 +34,7 @@ def rates(folder):
         return {int(r["step"]): float(r["train/lr"]) for r in rows if r["train/lr"]}
 
 
+@pytest.mark.heavy
 def test_a_longer_run_takes_every_step_at_the_new_schedules_rate(here, capsys):
     train_here(here / "whole", "trainer.max_steps=8", *QUICK)
     train_here(here / "cut", "trainer.max_steps=4", *QUICK)
@@ -54,6 +55,7 @@ def test_a_longer_run_takes_every_step_at_the_new_schedules_rate(here, capsys):
         train_here(here / "cut", "trainer.max_steps=6", *QUICK, "resume=auto")
 
 
+@pytest.mark.heavy
 def test_a_tower_is_unfrozen_and_frozen_on_resume(here, capsys):
     words = [*QUICK, "callbacks=ema", "resume=auto"]
     frozen = "model.towers.image.frozen"

@@ -72,6 +72,7 @@ def tables(here) -> dict[str, FrozenEmbeddings]:
     return {path.name.split("-")[1]: FrozenEmbeddings(path) for path in (here / "kept").iterdir()}
 
 
+@pytest.mark.heavy
 def test_a_student_trains_on_all_losses_and_keeps_nothing_of_its_teacher(here, student):
     assert set(losses(student)) == {1, 2}
     header, *rows = (student / "metrics.csv").read_text().splitlines()

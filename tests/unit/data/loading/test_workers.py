@@ -65,7 +65,7 @@ def ends_of_processes(folder, repeats, *kinds):
 
 
 def test_a_process_ends_silently_with_its_workers(tmp_path):
-    for end in ends_of_processes(tmp_path, 2, *KINDS):
+    for end in ends_of_processes(tmp_path, 1, *KINDS):
         assert (end["status"], end["stderr"], end["left"]) == (0, "", [])
 
 

@@ -98,6 +98,7 @@ def test_webdataset_reads_what_was_packed(photos, tmp_path):
         assert members == {k: v for k, v in sample.items() if not k.startswith("__")}
 
 
+@pytest.mark.heavy
 def test_equal_input_gives_equal_bytes_whatever_the_workers(photos, tmp_path):
     digests = []
     for name, workers in (("one", 1), ("two", 2)):

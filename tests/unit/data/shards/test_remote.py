@@ -358,6 +358,7 @@ def test_a_thousand_samples_of_ten_thousand_million(vast):
         assert source.place(shard * 10_000 + place) == (f"{shard:07d}.tar", f"s{place:05d}")
 
 
+@pytest.mark.heavy
 def test_a_vast_table_does_not_travel_to_the_workers(vast):
     path, _ = vast
     loader = scheduled_loader({"vast": Source(str(path), X)}, TRANSFORMS, 4096, 0)

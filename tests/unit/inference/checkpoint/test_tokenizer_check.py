@@ -76,6 +76,7 @@ def test_a_fingerprint_tells_other_ids_and_not_other_places(tmp_path):
     assert fingerprint(BPETokenizer(str(tmp_path / "d.json"))) != same
 
 
+@pytest.mark.heavy
 def test_another_tokenizer_is_rejected_wherever_a_checkpoint_is_read(shards, tmp_path):
     file = tmp_path / "tokenizer.json"
     tokenizer_file(file, CAPTIONS)

@@ -117,6 +117,7 @@ def test_the_scale_and_bias_that_were_trained_are_published(checkpoints, tmp_pat
     assert float(model.logit_scale) == 2.5
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["openai_quickgelu_a", "openclip_a"])
 def test_open_clips_folder_holds_the_tensors_that_the_model_came_from(checkpoints, tmp_path, name):
     folder, made = checkpoints

@@ -58,6 +58,7 @@ def test_a_missing_side_and_a_batch_of_one_key():
     assert task.observe(batch) == {}
 
 
+@pytest.mark.heavy
 def test_negatives_are_drawn_by_a_softmax_of_similarity():
     torch.manual_seed(1)
     image = F.normalize(torch.randn(6, 8, dtype=torch.float64), dim=1)

@@ -158,6 +158,7 @@ def equals_one_process(rank: int) -> None:
             torch.testing.assert_close(found, list(wanted), **TIGHT)
 
 
+@pytest.mark.heavy
 def test_two_ranks_and_gradient_caching_are_one_process_on_the_joined_batch(tmp_path):
     run_ranks(equals_one_process, 2, tmp_path)
 

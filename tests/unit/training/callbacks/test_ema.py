@@ -81,6 +81,7 @@ def evaluated(monkeypatch):
     return seen
 
 
+@pytest.mark.heavy
 def test_every_evaluation_uses_it_and_training_does_not(here, evaluated, capsys):
     words = (
         *EVERY, "+evaluation.every=2", "trainer.val_check_interval=2", "trainer.max_steps=3",

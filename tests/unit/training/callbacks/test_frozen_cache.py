@@ -241,6 +241,7 @@ def test_a_sample_that_could_not_be_embedded_is_a_bad_sample(aligned):
     assert loader.counter.reasons == {"not_embedded": 1}
 
 
+@pytest.mark.heavy
 def test_the_features_of_a_frozen_encoder_are_cached_and_its_head_is_trained(here, work):
     words = [*SHORT, *PLAIN, "model.towers.image.frozen=encoder"]
     cached = [*words, "+data.cache_frozen=true", f"cache_frozen.folder={here / 'frozen'}"]

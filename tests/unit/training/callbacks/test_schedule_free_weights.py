@@ -105,6 +105,7 @@ def test_every_optimizer_resumes_to_the_bit(here, name):
             assert torch.equal(same, value) if torch.is_tensor(value) else same == value
 
 
+@pytest.mark.heavy
 def test_a_stable_phase_is_cooled_down_from_a_checkpoint(here):
     stable = ("scheduler=warmup_stable_decay", "trainer.log_every_n_steps=1", *EVERY, "~evaluation")
     train_here(

@@ -30,6 +30,7 @@ def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+@pytest.mark.heavy
 def test_several_loggers_at_once(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("SENSOR_SHARDS", str(shards))
     store = f"file:{tmp_path / 'mlruns'}"

@@ -346,7 +346,7 @@ class _Step(nn.Module):
         return loss
 
 
-@pytest.mark.parametrize("sizes", [(4, 2), (6, 0)])
+@pytest.mark.parametrize("sizes", [(4, 2), pytest.param((6, 0), marks=pytest.mark.heavy)])
 def test_ranks_give_what_one_process_gives(tmp_path, sizes):
     run_ranks(equals_one_process, 2, tmp_path, sizes, str(tmp_path))
     loss, gradients, buffers = torch.load(tmp_path / "found.pt", weights_only=True)

@@ -39,6 +39,7 @@ def test_a_run_that_gets_no_better_stops_and_keeps_its_best(shards, tmp_path, mo
     assert f"best checkpoint: {there[int(best)]} (val/score" in shown.out
 
 
+@pytest.mark.heavy
 def test_the_best_is_kept_by_default_and_found_in_the_run(shards, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SENSOR_SHARDS", str(shards))
     train_here(
