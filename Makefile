@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-heavy test-all lint types format docs tutorials benchmark clean
+.PHONY: help install train test test-heavy test-triton test-all lint types format docs tutorials benchmark clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -28,13 +28,17 @@ train: $(READY)  ## Train the imagebind experiment on the sample data: make trai
 	$(BIN)/python scripts/train.py +experiment=imagebind $(ARGS)
 
 test: $(READY)  ## Run the quick tests
-	$(PYTEST) -m "not heavy and not slow and not gpu and not network" $(ARGS)
+	$(PYTEST) -m "not heavy and not slow and not gpu and not network and not triton" $(ARGS)
 
 test-heavy: $(READY)  ## Run those that take some seconds each
-	$(PYTEST) -m "heavy and not slow and not gpu and not network" $(ARGS)
+	$(PYTEST) -m "heavy and not slow and not gpu and not network and not triton" $(ARGS)
+
+test-triton: $(READY)  ## Install Triton, and run the tests of its kernels
+	$(BIN)/python -m pip install -q -e ".[triton]"
+	$(PYTEST) -m triton $(ARGS)
 
 test-all: $(READY)  ## Run the slow tests too
-	$(PYTEST) -m "not gpu and not network" $(ARGS)
+	$(PYTEST) -m "not gpu and not network and not triton" $(ARGS)
 
 lint: $(READY)  ## Check style and the levels of the modules
 	$(BIN)/ruff check .

@@ -111,6 +111,7 @@ class Train:
     matryoshka: Prefixes | None = None
     similarity: Target | None = None
     self_distillation: Target | None = None
+    kernels: Literal["torch", "triton", "triton_bf16"] = "torch"
 
 
 @dataclass

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from multimodal.core.similarity.similarities import COSINE, Similarity
+from multimodal.objectives.kernels.tiles import TORCH, Tiles
 
 # What a strategy hands to the loss, and so what a loss must be able to take:
 #   drops     0 keeps a negative, -inf drops it
@@ -40,6 +41,7 @@ class Context:
         embed_dim: D of the embeddings.
         on_host: the scale and the pair's bias (0 without one), where the host has them already.
         similarity: how embeddings are compared.
+        tiles: what computes sums over the whole matrix.
     """
 
     seed: int
@@ -50,6 +52,7 @@ class Context:
     embed_dim: int
     on_host: tuple[float, float] | None = None
     similarity: Similarity = COSINE
+    tiles: Tiles = TORCH
 
 
 @runtime_checkable

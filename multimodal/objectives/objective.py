@@ -23,6 +23,7 @@ from multimodal.objectives.gathered_batch import (
 )
 from multimodal.objectives.host_values import HostValues
 from multimodal.objectives.interfaces import Context, Loss, Negatives, compatible
+from multimodal.objectives.kernels.tiles import TORCH, Tiles
 from multimodal.objectives.losses.matryoshka import Matryoshka
 from multimodal.objectives.matches import SampleKeys, related_rows
 from multimodal.objectives.pair import Pair
@@ -84,6 +85,7 @@ class ContrastiveObjective(nn.Module):
         chunk_size: anchors whose similarities are held at a time; None decides by the number of
             candidates. It changes memory and time, never the loss.
         similarity: of all pairs; it says whether embeddings are of whole samples or of tokens.
+        tiles: what computes InfoNCE, DCL and SigLIP in batch (`kernels.tiles`).
 
     Attributes:
         momentum: of the moving average of the towers that fills the pairs' queues; None without.
@@ -98,6 +100,7 @@ class ContrastiveObjective(nn.Module):
         pairs: Mapping[str, Pair],
         chunk_size: int | None = None,
         similarity: Similarity | None = None,
+        tiles: Tiles = TORCH,
     ) -> None:
         super().__init__()
         if not pairs:
@@ -107,7 +110,7 @@ class ContrastiveObjective(nn.Module):
         momenta = {pair.candidates.momentum for pair in pairs.values()} - {None}
         if len(momenta) > 1:
             raise ValueError("the pairs' queues use different momenta; one average fills all")
-        self.similarity = similarity or COSINE
+        self.similarity, self.tiles = similarity or COSINE, tiles
         for name, pair in pairs.items():
             if reason := compatible(
                 pair.loss,
@@ -188,10 +191,12 @@ class ContrastiveObjective(nn.Module):
             for name, pair in active.items():
                 _check_enough(name, pair, global_batch)
                 gathered = view_of(pair.candidates, local, global_batch)
-                scale = pair.scale().to(gathered.side(pair.other).dtype)
-                width = gathered.side(pair.other).shape[-1]
+                other = gathered.side(pair.other)
+                scale, width = pair.scale().to(other.dtype), other.shape[-1]
                 on_host = None if prepared is None else prepared.on_host(name)
-                context = Context(seed, step, name, "", scale, width, on_host, self.similarity)
+                context = Context(
+                    seed, step, name, "", scale, width, on_host, self.similarity, self.tiles
+                )
                 value, without = pair(gathered, context, self.chunk_size)
                 # the mean over ranks of W x (sum over own anchors) / N is the mean over all N
                 value = value * world_size() / num_samples
@@ -267,6 +272,7 @@ def make_objective(
     chunk_size: int | None = None,
     matryoshka: Mapping[str, Any] | None = None,
     similarity: Similarity | None = None,
+    tiles: Tiles = TORCH,
 ) -> ContrastiveObjective:
     """The objective of a configuration's ``pairs``.
 
@@ -281,12 +287,13 @@ def make_objective(
         matryoshka: ``dims`` and ``weights`` of `Matryoshka`, for every pair whose loss is not one;
             None, or ``dims`` of None: the whole width alone.
         similarity: of all pairs; None for the cosine.
+        tiles: see `ContrastiveObjective`.
 
     Raises:
         ValueError: if a pair is invalid; the message names it and the error.
     """
     defaults = {"loss": loss, "negatives": negatives, "candidates": candidates}
-    built = {}
+    built, widths = {}, dict(matryoshka or {})
     for name, given in pairs.items():
         if given is None:
             continue
@@ -294,16 +301,12 @@ def make_objective(
             key: given.get(key) or default for key, default in defaults.items()
         }
         try:
-            if (
-                matryoshka
-                and matryoshka.get("dims")
-                and not isinstance(choices["loss"], Matryoshka)
-            ):
-                choices["loss"] = Matryoshka(choices["loss"], **matryoshka)
+            if widths.get("dims") and not isinstance(choices["loss"], Matryoshka):
+                choices["loss"] = Matryoshka(choices["loss"], **widths)
             built[name] = Pair(**{**given, **choices, "embed_dim": embed_dim})
         except (TypeError, ValueError) as error:
             raise ValueError(f"pairs.{name}: {error}") from error
-    return ContrastiveObjective(built, chunk_size, similarity)
+    return ContrastiveObjective(built, chunk_size, similarity, tiles)
 
 
 def _both_batches(

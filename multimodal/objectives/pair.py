@@ -257,8 +257,9 @@ class Pair(nn.Module):
             )
             if positive_index is not None and fused:
                 return fused_sum(
-                    self.loss, sides, positive_index, gathered, scale, bias, context.on_host
-                )
+                    self.loss, sides, positive_index, gathered, scale, bias, context.tiles,
+                    context.on_host,
+                )  # fmt: skip
             if positive_index is not None and mined:
                 directions = mined_directions(self.loss, sides, positive_index, gathered, *mined)
                 return block_sum(directions, sides, scale, bias)

@@ -24,6 +24,7 @@ from multimodal.inference.checkpoint.tokenizer_check import (
 )
 from multimodal.models.fusion_model import FusionModel
 from multimodal.models.towers import EmbeddingModel
+from multimodal.objectives.kernels.tiles import choose_tiles
 from multimodal.objectives.objective import ContrastiveObjective, make_objective
 from multimodal.training import checkpoint_plugin
 from multimodal.training.callbacks.frozen_cache import FrozenCache
@@ -50,6 +51,7 @@ def build_objective(cfg: DictConfig) -> ContrastiveObjective:
     if cfg.get("similarity") is not None:  # configurations of earlier versions have none
         parts["similarity"] = build(cfg, "similarity")
     given = OmegaConf.select(cfg, "matryoshka")
+    parts["tiles"] = choose_tiles(cfg.get("kernels", "torch"), run_device(cfg))
     wrapped: Any = None if given is None else OmegaConf.to_container(given)
     with constructor_errors(cfg.pairs):
         return make_objective(

@@ -58,6 +58,7 @@ ADDED_KEYS: dict[str, Any] = {
     "model.towers.*.encoder.first_blocks": None,
     "matryoshka.weights": None,
     "self_distillation": None,
+    "kernels": "torch",
     "model.towers.*.head.standardize": False,
     "model.towers.*.head.hidden_dropout": 0.0,
 }

@@ -84,7 +84,7 @@ def test_continuous_integration_checks_style_levels_and_types_before_the_tests(
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run([ROOT / ".ci/run"], env=environment, cwd=tmp_path, check=False)
     assert done.returncode == status
-    expected = ["lint types", "test", "test-heavy"]
+    expected = ["lint types", "test", "test-heavy", "test-triton"]
     assert recorded.read_text().splitlines() == expected[: 1 if failing == "lint" else 3]
     planned = subprocess.run(
         ["make", "--dry-run", "--always-make", "lint", "types"],

@@ -282,6 +282,8 @@ ELSEWHERE = {
     "objectives/kernels/fused": "docs/test_objectives_page.py",
     "objectives/kernels/hardest": "docs/test_objectives_page.py",
     "objectives/kernels/tiled": "unit/objectives/test_objective.py",
+    "objectives/kernels/torch_tiles": "unit/objectives/test_objective.py",
+    "objectives/kernels/triton_kernels": "unit/objectives/kernels/test_triton_tiles.py",
     "objectives/losses/margin": "unit/objectives/losses/test_losses.py",
     "objectives/losses/sigmoid": "unit/objectives/losses/test_losses.py",
     "objectives/losses/target": "unit/objectives/losses/test_target_losses.py",

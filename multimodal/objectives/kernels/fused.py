@@ -9,6 +9,7 @@ from multimodal.core.distributed import all_gather, all_reduce_sum, world_size
 from multimodal.objectives.gathered_batch import GatheredBatch
 from multimodal.objectives.interfaces import Loss, Negatives
 from multimodal.objectives.kernels.tiled import logsumexp_both_ways, sigmoid_loss_sum
+from multimodal.objectives.kernels.tiles import TORCH, Tiles
 from multimodal.objectives.losses.sigmoid import SigLIP
 from multimodal.objectives.losses.softmax import DCL, InfoNCE
 from multimodal.objectives.matches import PositiveIndex
@@ -31,6 +32,7 @@ def fused_sum(
     gathered: GatheredBatch,
     scale: Tensor,
     bias: Tensor,
+    tiles: Tiles = TORCH,
     on_host: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """This rank's part of the loss, both directions summed up; and anchors without a negative.
@@ -42,6 +44,7 @@ def fused_sum(
         gathered: the batch.
         scale: scalar logit scale.
         bias: scalar logit bias.
+        tiles: what computes.
         on_host: both as numbers, where the host has them already.
     """
     anchors, candidates = sides
@@ -50,11 +53,11 @@ def fused_sum(
     ):  # else a slice would only copy gradients
         anchors = anchors[gathered.local_rows]
     if isinstance(loss, SigLIP):
-        total = sigmoid_loss_sum(anchors, candidates, scale, bias, positive_index, on_host)
+        total = sigmoid_loss_sum(anchors, candidates, scale, bias, positive_index, tiles, on_host)
         return total, positive_index.without_negatives
     assert isinstance(loss, InfoNCE | DCL)
     row_logs, column_logs, positives = logsumexp_both_ways(
-        anchors, candidates, scale, positive_index, on_host
+        anchors, candidates, scale, positive_index, tiles, on_host
     )
     rows, columns = positive_index.positive_rows, positive_index.positive_columns
     per_row = torch.bincount(rows, minlength=len(anchors))

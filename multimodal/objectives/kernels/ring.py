@@ -17,7 +17,8 @@ from multimodal.core.distributed import pass_on, rank, world_size
 from multimodal.objectives.gathered_batch import GatheredBatch
 from multimodal.objectives.interfaces import Context
 from multimodal.objectives.kernels.blockwise import SingleUseGradients
-from multimodal.objectives.kernels.tiled import sigmoid_tiles
+from multimodal.objectives.kernels.tiled import sigmoid_sum
+from multimodal.objectives.kernels.tiles import TORCH, Tiles
 from multimodal.objectives.matches import PositiveIndex, index_positives
 
 
@@ -45,7 +46,9 @@ def round_the_ranks(
     index = index_positives(whole.sample_keys, whole.local_rows, keys_are_positives, whole.related)
     if index is None or local.listed:
         return None
-    total = ring_sigmoid_sum(*sides, context.scale, bias, index, whole, context.on_host)
+    total = ring_sigmoid_sum(
+        *sides, context.scale, bias, index, whole, context.tiles, context.on_host
+    )
     return total, index.without_negatives
 
 
@@ -56,6 +59,7 @@ def ring_sigmoid_sum(
     bias: Tensor,
     positive_index: PositiveIndex,
     whole: GatheredBatch,
+    tiles: Tiles = TORCH,
     on_host: tuple[float, float] | None = None,
 ) -> Tensor:
     """`sigmoid_loss_sum` of this rank's anchors and all ranks' candidates.
@@ -70,11 +74,13 @@ def ring_sigmoid_sum(
         bias: scalar.
         positive_index: of the own rows against those of all ranks.
         whole: the keys of all ranks, and how many rows each has.
+        tiles: what computes.
         on_host: see `logsumexp_both_ways`.
     """
     total: Tensor = _RingSum.apply(  # type: ignore[no-untyped-call]
-        anchors, candidates, scale, bias, positive_index, whole, torch.is_grad_enabled(), on_host
-    )
+        anchors, candidates, scale, bias, positive_index, whole, tiles, torch.is_grad_enabled(),
+        on_host,
+    )  # fmt: skip
     return total
 
 
@@ -88,6 +94,7 @@ class _RingSum(torch.autograd.Function):
         bias: Tensor,
         positive_index: PositiveIndex,
         whole: GatheredBatch,
+        tiles: Tiles,
         grad: bool,
         on_host: tuple[float, float] | None,
     ) -> Tensor:
@@ -101,9 +108,9 @@ class _RingSum(torch.autograd.Function):
             # The next block comes while this one is computed.
             coming = pass_on(block) if turn < ranks - 1 else None
             size = whole.sizes[owner]
-            part, to_a, to_c, to_b = sigmoid_tiles(
-                anchors, block[:size], scale, bias, _block_of(positive_index, whole, owner), grad,
-                on_host,
+            part, to_a, to_c, to_b = sigmoid_sum(
+                anchors, block[:size], scale, bias, _block_of(positive_index, whole, owner), tiles,
+                grad, on_host,
             )  # fmt: skip
             total += part
             if grad:
@@ -120,7 +127,7 @@ class _RingSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *ctx.gradients.times(grads[0]), None, None, None, None
+        return *ctx.gradients.times(grads[0]), None, None, None, None, None
 
 
 def _block_of(index: PositiveIndex, whole: GatheredBatch, owner: int) -> PositiveIndex:

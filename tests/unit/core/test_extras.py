@@ -133,6 +133,12 @@ PROMISED = {
         from multimodal.models.encoders.libraries.timm import TimmEncoder
         assert TimmEncoder("test_vit").width
     """,
+    "triton": """
+        import os
+        os.environ["TRITON_INTERPRET"] = "1"
+        from multimodal.objectives.kernels.tiles import choose_tiles
+        choose_tiles("triton")
+    """,
     "video": """
         from multimodal.data.decoding.tracks import open_container
         import av
@@ -210,6 +216,9 @@ MISSED = {
     "tiff": (
         "from multimodal.data.decoding.decode import Limits, decode;"
         "decode('tif', b'II*' + bytes(9), Limits(), kind='array')"
+    ),
+    "triton": (
+        "from multimodal.objectives.kernels.tiles import choose_tiles; choose_tiles('triton')"
     ),
     "video": (
         "from multimodal.data.decoding.tracks import open_container;"
@@ -317,7 +326,8 @@ print(json.dumps([absent, told]))
     assert ended.returncode == 0, ended.stderr[-3000:]
     absent, told = json.loads(ended.stdout.splitlines()[-1])
     runner = "multimodal.inference.export.runner"  # goes out with exported models, on its own
-    assert set(absent) == {*SERVING, runner}
+    kernels = {f"multimodal.objectives.kernels.triton_{name}" for name in ("kernels", "tiles")}
+    assert set(absent) == {*SERVING, *kernels, runner}
     assert told.keys() == MISSED.keys()
     for extra, message in told.items():
         assert message, extra

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from multimodal.objectives import matches, pair
 from multimodal.objectives.candidates import AllRanks, Local, Queue
-from multimodal.objectives.kernels import blockwise, tiled
+from multimodal.objectives.kernels import blockwise, torch_tiles
 from multimodal.objectives.losses.margin import Hinge, Triplet
 from multimodal.objectives.losses.sigmoid import SigLIP
 from multimodal.objectives.losses.softmax import DCL, InfoNCE, SupCon
@@ -117,7 +117,7 @@ SPECIAL = [
 @pytest.mark.parametrize("scale", [10.0, 100.0])
 def test_quick_paths_across_tiles(loss, strategy, repeated, scale, monkeypatch):
     """Many small tiles, panels and blocks; 100 is beyond what may be summed without a maximum."""
-    monkeypatch.setattr(tiled, "CPU_TILE", 16)
+    monkeypatch.setattr(torch_tiles, "CPU_TILE", 16)
     for module in ("blockwise", "hardest"):
         monkeypatch.setattr(f"multimodal.objectives.kernels.{module}.BLOCK_ENTRIES", 600)
     monkeypatch.setattr(pair, "chunked_direction", None)  # not the general path
