@@ -404,6 +404,11 @@ def started_by(path: Path) -> set[str]:
 
 
 @functools.cache
+def loads_lazily(room: str) -> bool:
+    return "core.imports.lazy" in (PACKAGE / room / "__init__.py").read_text()
+
+
+@functools.cache
 def reached_by(path: Path) -> set[str]:
     """The modules that a test imports or starts, and those that they import."""
     helpers = {file.stem: file for file in (TESTS / "helpers").glob("*.py")}
@@ -416,10 +421,8 @@ def reached_by(path: Path) -> set[str]:
         module = left.pop()
         reached.add(module)
         left |= imported_by(PACKAGE / f"{module}.py") - reached
-        package = PACKAGE / module.rpartition("/")[0] / "__init__.py"
-        left |= (
-            {"core/imports/lazy"} if "core.imports.lazy" in package.read_text() else set()
-        ) - reached
+        if loads_lazily(module.rpartition("/")[0]):
+            left |= {"core/imports/lazy"} - reached
     return reached
 
 

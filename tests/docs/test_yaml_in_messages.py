@@ -93,6 +93,7 @@ ELSEWHERE = {"allow: [pipe]", "{image: {member: NAME.png}}", "join: KEY"}
 FOUND = {"_partial_: true", "_partial_: {}"}
 
 
+@pytest.mark.heavy
 def test_no_other_message_shows_yaml():
     assert shown().keys() == ADVICE.keys() | ELSEWHERE | FOUND
 

@@ -127,7 +127,7 @@ def compare(objective: nn.Module, data: Batch, listed: dict[str, Listed]) -> Non
     torch.testing.assert_close(found, expected, **TIGHT)
 
 
-@pytest.mark.parametrize("scope", ["batch", "anchor"])
+@pytest.mark.parametrize("scope", ["batch", pytest.param("anchor", marks=pytest.mark.heavy)])
 @pytest.mark.parametrize(("loss", "strategy"), compatible_choices(), ids=str)
 def test_every_combination_equals_loops(loss, strategy, scope):
     for chunk_size, kind, repeated, sides in (

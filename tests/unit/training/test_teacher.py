@@ -86,6 +86,7 @@ def test_a_student_trains_on_all_losses_and_keeps_nothing_of_its_teacher(here, s
     assert multimodal.load(student).embed(image=[np.zeros((16, 16, 3), np.uint8)]).shape == (1, 16)
 
 
+@pytest.mark.heavy
 def test_the_tables_are_the_teacher_s_embeddings_of_the_views(here, student):
     teacher = load_embedder(here / "teacher", device="cpu")
     source = pictures(here)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import some
 
 from multimodal.cli.program.commands import COMMANDS, find
 
@@ -33,7 +34,7 @@ def multimodal(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", some(COMMANDS, every=5))
 def test_the_help_of_a_command_needs_nothing_that_takes_long(name):
     """`--help` answers within a second where no torch is imported."""
     done = subprocess.run(

@@ -59,7 +59,12 @@ def unit(output) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("openclip_a", marks=pytest.mark.slow), "openai_quickgelu_a", "siglip_a"]
+    "name",
+    [
+        pytest.param("openclip_a", marks=pytest.mark.slow),
+        pytest.param("openai_quickgelu_a", marks=pytest.mark.heavy),
+        "siglip_a",
+    ],
 )
 @torch.no_grad()
 def test_transformers_opens_the_folder_and_embeds_the_same(checkpoints, tmp_path, name, capsys):
@@ -161,6 +166,7 @@ def test_open_clips_folder_says_what_differs_from_clip(tmp_path):
         assert torch.equal(again.model.state_dict()[key], tensor)
 
 
+@pytest.mark.heavy
 def test_a_dry_run_lists_every_file_and_leaves_none(checkpoints, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     checkpoint = str(checkpoints[0] / "openclip_a.ckpt")

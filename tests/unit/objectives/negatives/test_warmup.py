@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from marks import some
 from objective_cases import STRATEGIES, Batch, batch, dense_objective, gradients, one_pair_objective
 
 from multimodal.objectives.candidates import AllRanks, Queue
@@ -45,7 +46,7 @@ def tracked(seed: int, repeated: str) -> Batch:
 @pytest.mark.parametrize(
     ("repeated", "candidates"), [("nothing", AllRanks()), ("keys", Queue(size=8))], ids=str
 )
-@pytest.mark.parametrize(("loss", "strategy"), CHOICES, ids=str)
+@pytest.mark.parametrize(("loss", "strategy"), some(CHOICES, every=3), ids=str)
 def test_the_loss_is_the_mix_of_both_over_the_whole_matrix(loss, strategy, repeated, candidates):
     for step, part in ((0, 0.0), (2, 0.25), (8, 1.0)):
         data = tracked(step, repeated)
