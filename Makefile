@@ -35,7 +35,7 @@ test-heavy: $(READY)  ## Run those that take some seconds each
 
 test-triton: $(READY)  ## Install Triton, and run the tests of its kernels
 	$(BIN)/python -m pip install -q -e ".[triton]"
-	$(PYTEST) -m triton $(ARGS)
+	TRITON_INTERPRET=1 $(PYTEST) -m triton $(ARGS)
 
 test-all: $(READY)  ## Run the slow tests too
 	$(PYTEST) -m "not gpu and not network and not triton" $(ARGS)

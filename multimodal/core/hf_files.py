@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,21 @@ def import_transformers(required_by: str) -> Any:
         MissingExtraError: if it is not installed; the message names ``required_by`` and the extra.
     """
     return module_of("huggingface", "transformers", required_by)
+
+
+def chat_of(tokenizer: object) -> Callable[..., tuple[str, str]]:
+    """A tokenizer's `HuggingFaceTokenizer.chat`.
+
+    Raises:
+        ValueError: if it is of a kind without chat templates.
+    """
+    chat: Callable[..., tuple[str, str]] | None = getattr(tokenizer, "chat", None)
+    if chat is None:
+        raise ValueError(
+            f"chat: {type(tokenizer).__name__} has no chat template; a model's own tokenizer has "
+            "(tokenizer=huggingface)"
+        )
+    return chat
 
 
 def file_of(name: str, file: str) -> Path | None:

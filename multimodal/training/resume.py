@@ -59,6 +59,8 @@ ADDED_KEYS: dict[str, Any] = {
     "matryoshka.weights": None,
     "self_distillation": None,
     "kernels": "torch",
+    "model.towers.*.encoder.chat": False,
+    "data.transforms.*.chat": False,
     "model.towers.*.head.standardize": False,
     "model.towers.*.head.hidden_dropout": 0.0,
 }

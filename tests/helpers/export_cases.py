@@ -64,6 +64,7 @@ def config(folder: Path) -> Any:
         "image": {"_target_": "multimodal.data.ImageTransform", "size": 32, **standard},
         "caption": {
             "_target_": "multimodal.data.TextTransform", "context_length": 16,
+            "instruction": "see {} now",
             "tokenizer": {
                 "_target_": "multimodal.data.HuggingFaceTokenizer",
                 "name": str(folder / "bert.json"), "canonical": True,

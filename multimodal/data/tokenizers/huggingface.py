@@ -9,6 +9,7 @@ from typing import Any
 from multimodal.core.hf_files import import_transformers
 from multimodal.data.shards.paths import resolve
 
+_MARK = "\ue000"  # a text's place: a sign that no text has
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -53,6 +54,40 @@ class HuggingFaceTokenizer:
         """The text of some ids, special tokens left out."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+    def chat(self, words: tuple[str, str], picture: int | None = None) -> tuple[str, str]:
+        """What stands around a text, or a picture, in a message of the user, and after that.
+
+        It is the model's own chat template, up to where the assistant would answer.
+
+        Args:
+            words: the message's own, before and after the text or picture.
+            picture: id of the token that stands for a picture; None for a text.
+
+        Raises:
+            ValueError: if the tokenizer has no chat template, or that does not show the text or
+                picture once.
+        """
+        name = self._tokenizer.name_or_path
+        if not self._tokenizer.chat_template:
+            raise ValueError(
+                f"chat: {name or 'this tokenizer'} has no chat template; name the folder or hub "
+                "name of a model that has one, or write the words around by hand"
+            )
+        content: Any = _MARK.join(words)
+        mark = _MARK
+        if picture is not None:
+            mark = self._tokenizer.convert_ids_to_tokens(picture)
+            before, after = ([{"type": "text", "text": text}] if text else [] for text in words)
+            content = [*before, {"type": "image"}, *after]
+        told: str = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        if told.count(mark) != 1:
+            what = "text" if picture is None else f"picture ({mark})"
+            raise ValueError(f"chat: the chat template of {name} shows no {what} once: {told!r}")
+        start, _, end = told.partition(mark)
+        return start, end
 
     def to_json(self) -> str | None:
         """The file of the ``tokenizers`` library that gives the same ids; None: it has none."""

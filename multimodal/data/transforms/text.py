@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from multimodal.core.hf_files import chat_of
 from multimodal.data.errors import DecodeError
 from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.tokenizers.bpe import BPETokenizer, TextTokenizer
@@ -31,13 +32,19 @@ class TextTransform:
             ("Instruct: find the picture\\nQuery: "); or around its ``{}``, as a chat template
             stands. It is never dropped. Texts of several tasks or sides are modalities of their
             own, with one tower. None for none.
+        chat: the tokenizer's own chat template stands around text and instruction, as a message of
+            the user; for vision-language models and others that were trained so.
         drop: probability that a token is left out in training (word dropout, Iyyer et al. 2015,
             section 4); one always stays.
 
     Raises:
         FileNotFoundError: if there is no such tokenizer.
         ValueError: if ``context_length`` leaves no room for a text, the instruction has several
-            ``{}``, or ``drop`` is not a probability.
+            ``{}``, the tokenizer has no chat template, or ``drop`` is not a probability.
+
+    Attributes:
+        before: ids before every text: the start token, chat template and instruction.
+        after: ids after it.
     """
 
     def __init__(
@@ -47,6 +54,7 @@ class TextTransform:
         drop: float = 0.0,
         fill: bool = False,
         instruction: str | None = None,
+        chat: bool = False,
     ) -> None:
         if context_length < 3:
             raise ValueError(f"context_length must be at least 3, got {context_length}")
@@ -59,20 +67,23 @@ class TextTransform:
         before, _, after = (instruction or "").partition(PLACE)
         if PLACE in after:
             raise ValueError(f"instruction={instruction!r}: expected one {PLACE} at most")
+        start, end = (
+            [] if token is None else [token] for token in (self.tokenizer.start, self.tokenizer.end)
+        )
+        if chat:
+            before, after = chat_of(self.tokenizer)((before, after))
+            start, end = [], []  # the template has its own
         framing = [self.tokenizer.encode(part) for part in (before, after)]
         if (tokens := sum(map(len, framing))) > context_length - 3:
             raise ValueError(
-                f"instruction: its {tokens} tokens leave no room for a text in "
-                f"context_length={context_length}"
+                f"{'chat' if chat else 'instruction'}: its {tokens} tokens leave no room for a "
+                f"text in context_length={context_length}"
             )
         self.context_length = context_length
         self.dtype = torch.int64
         self.drop = drop
         self.fill = fill
-        start, end = (
-            [] if token is None else [token] for token in (self.tokenizer.start, self.tokenizer.end)
-        )
-        self._before, self._after = [*start, *framing[0]], [*framing[1], *end]
+        self.before, self.after = [*start, *framing[0]], [*framing[1], *end]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,7 +97,7 @@ class TextTransform:
 
     def token_counts(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of texts of ``[N]`` bytes, by a token for every 4 of them: ``[N]``."""
-        own = len(self._before) + len(self._after)
+        own = len(self.before) + len(self.after)
         counts = np.minimum(own + -(-lengths // _BYTES), self.context_length)
         return np.where(lengths > 0, self.context_length if self.fill else counts, 0)
 
@@ -112,8 +123,8 @@ class TextTransform:
             places = rng.stream("text.drop").random(len(ids))
             last = places.max()  # at least one token stays
             ids = [token for token, u in zip(ids, places, strict=True) if u >= min(self.drop, last)]
-        room = self.context_length - len(self._before) - len(self._after)
-        return torch.tensor([*self._before, *ids[:room], *self._after])
+        room = self.context_length - len(self.before) - len(self.after)
+        return torch.tensor([*self.before, *ids[:room], *self.after])
 
     def _encode(self, text: str) -> list[int]:
         """Its ids, or the first of them: only the beginning of a long text is tokenized."""

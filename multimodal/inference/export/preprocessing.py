@@ -127,7 +127,7 @@ def _text(transform: TextTransform) -> Preprocessing:
     made = None if to_json is None else to_json()
     if made is None:
         return Preprocessing({"kind": "array", "mean": 0, "std": 1, "prepared_by": "TextTransform"})
-    before, after = ([] if token is None else [token] for token in (tokenizer.start, tokenizer.end))
+    before, after = transform.before, transform.after
     known = isinstance(tokenizer, CLIPTokenizer | HuggingFaceTokenizer)
     return Preprocessing(
         {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from multimodal.core.batch import EncoderOutput
 from multimodal.core.errors import InputMismatchError
-from multimodal.core.hf_files import input_settings
+from multimodal.core.hf_files import chat_of, input_settings
 from multimodal.models.encoders.connected import PLACE, TemplateTokenizer, real_first
 from multimodal.models.encoders.flexible import PLACE as PLACE_NUMBERS
 from multimodal.models.encoders.huggingface_models import build_model
@@ -50,8 +50,11 @@ class VisionLanguageEncoder(nn.Module):
         name: a folder, or a name on the hub; None builds random weights from ``config``.
         config: settings of the model's configuration, ``model_type`` among them where there is no
             ``name``; with a name they replace those of the file.
-        template: text with ``{}`` at the place of a picture's tokens: the chat template and the
-            instruction of pictures. That of texts is their transform's ``instruction``.
+        template: text with ``{}`` at the place of a picture's tokens, the instruction among it.
+            That of texts is their transform's ``instruction``.
+        chat: the model's own chat template stands around, as of a message of the user; the
+            template is its words alone, without the tokens that enclose a picture. For texts it
+            is the transform's ``chat``.
         pooling: ``last`` (of the real tokens) or ``mean``.
         seconds_per_frame: of clips, from one frame to the next (their ``clip_seconds`` over their
             ``num_frames``).
@@ -67,8 +70,8 @@ class VisionLanguageEncoder(nn.Module):
     Raises:
         ImportError: if ``transformers`` is not installed.
         ValueError: if there is no such model, it is of another kind, the template has not one
-            ``{}`` or ids that the model does not have, given another pooling, or a time between
-            frames that is not above 0.
+            ``{}`` or ids that the model does not have, the tokenizer has no chat template, given
+            another pooling, or a time between frames that is not above 0.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class VisionLanguageEncoder(nn.Module):
         name: str | None = None,
         config: Mapping[str, Any] | None = None,
         template: str = PLACE,
+        chat: bool = False,
         pooling: VisionLanguagePooling = "last",
         seconds_per_frame: float = 0.5,
         offline: bool = True,
@@ -115,8 +119,12 @@ class VisionLanguageEncoder(nn.Module):
         self.video_token = int(settings.video_token_id)
         self.around = int(settings.vision_start_token_id), int(settings.vision_end_token_id)
         self.tokenizer = tokenizer
-        before, after = map(tokenizer.encode, template.split(PLACE))
+        words = template.split(PLACE)
         start, end = ([] if i is None else [i] for i in (tokenizer.start, tokenizer.end))
+        if chat:
+            words = [*chat_of(tokenizer)((words[0], words[1]), self.image_token)]
+            start, end = [], []  # the template has its own
+        before, after = map(tokenizer.encode, words)
         self.before: Tensor
         self.after: Tensor
         self._check_template([*start, *before, *after, *end])
@@ -141,6 +149,12 @@ class VisionLanguageEncoder(nn.Module):
                 raise ValueError(
                     f"the template has the token of a {what}'s place (id {token}): write {PLACE} "
                     "in its stead"
+                )
+        for token in self.around:
+            if ids.count(token) > 1:
+                raise ValueError(
+                    f"the template encloses a picture twice (id {token}): with chat=true, "
+                    f"`template` is words and {PLACE} alone"
                 )
 
     def layers(self) -> nn.ModuleList:
