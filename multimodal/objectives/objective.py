@@ -27,7 +27,7 @@ from multimodal.objectives.kernels.tiles import TORCH, Tiles
 from multimodal.objectives.losses.matryoshka import Matryoshka
 from multimodal.objectives.matches import SampleKeys, related_rows
 from multimodal.objectives.pair import Pair
-from multimodal.objectives.pair_metrics import similarity_metrics
+from multimodal.objectives.pair_metrics import similarities_of
 
 
 @dataclass(slots=True)
@@ -191,23 +191,26 @@ class ContrastiveObjective(nn.Module):
             for name, pair in active.items():
                 _check_enough(name, pair, global_batch)
                 gathered = view_of(pair.candidates, local, global_batch)
-                other = gathered.side(pair.other)
-                scale, width = pair.scale().to(other.dtype), other.shape[-1]
-                on_host = None if prepared is None else prepared.on_host(name)
-                context = Context(
-                    seed, step, name, "", scale, width, on_host, self.similarity, self.tiles
-                )
+                context = self._context(seed, step, name, gathered.side(pair.other), prepared)
                 value, without = pair(gathered, context, self.chunk_size)
                 # the mean over ranks of W x (sum over own anchors) / N is the mean over all N
                 value = value * world_size() / num_samples
                 total = total + pair.weight * value
-                metrics |= _similarities(name, pair, gathered, share, self.similarity)
+                metrics |= similarities_of(name, pair, gathered, share, self.similarity)
                 metrics[f"loss/{name}"] = value.detach()
-                metrics[f"logit_scale/{name}"] = scale.detach()
+                metrics[f"logit_scale/{name}"] = context.scale.detach()
                 metrics[f"without_negatives/{name}"] = world_size() * without
             if self.training:
                 self._stage_for_queues(active.values(), global_batch, momentum_embeddings)
         return ObjectiveOutput(total, metrics)
+
+    def _context(
+        self, seed: int, step: int, name: str, other: Tensor, prepared: Prepared | None
+    ) -> Context:
+        scale = cast("Pair", self.pairs[name]).scale().to(other.dtype)
+        on_host = None if prepared is None else prepared.on_host(name)
+        width = other.shape[-1]
+        return Context(seed, step, name, "", scale, width, on_host, self.similarity, self.tiles)
 
     def _check(
         self, active: Mapping[str, Pair], embeddings: Mapping[str, Tensor], source: str
@@ -323,21 +326,6 @@ def _both_batches(
 def _modalities(pairs: Iterable[Pair]) -> list[str]:
     """The pairs' modalities, in an order that every rank has."""
     return sorted({name for pair in pairs for name in pair.modalities})
-
-
-def _similarities(
-    name: str, pair: Pair, gathered: GatheredBatch, share: float, similarity: Similarity
-) -> dict[str, Tensor]:
-    """What a pair's similarities are like, as this rank's share of the mean over all ranks."""
-    means = similarity_metrics(
-        gathered.side(pair.anchor),
-        gathered.side(pair.other),
-        gathered.sample_keys,
-        gathered.local_rows,
-        pair.keys_are_positives,
-        similarity.between(pair.anchor, pair.other),
-    )
-    return {f"{metric}/{name}": share * mean for metric, mean in means.items()}
 
 
 def _check_enough(name: str, pair: Pair, global_batch: GatheredBatch) -> None:

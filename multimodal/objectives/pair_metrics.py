@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from multimodal.core.similarity.similarities import Comparison
+from multimodal.core.similarity.similarities import Comparison, Similarity
+from multimodal.objectives.gathered_batch import GatheredBatch
 from multimodal.objectives.matches import SampleKeys, matches
+from multimodal.objectives.pair import Pair
 
 MEASURED_ROWS = 256  # anchors per rank and step; enough for a curve, and little beside the loss
 MEASURED_ENTRIES = 2**19  # numbers held at a time
@@ -65,3 +67,26 @@ def similarity_metrics(
         "positive_similarity": positive / num_positives.clamp(min=1),
         "hardest_negative_similarity": negative / num_negatives.clamp(min=1),
     }
+
+
+def similarities_of(
+    name: str, pair: Pair, gathered: GatheredBatch, share: float, similarity: Similarity
+) -> dict[str, Tensor]:
+    """`similarity_metrics` of a pair, as this rank's share of the mean over all ranks.
+
+    Args:
+        name: of the pair, for the metrics' names.
+        pair: the pair.
+        gathered: the batch.
+        share: this rank's part of it.
+        similarity: how embeddings are compared.
+    """
+    means = similarity_metrics(
+        gathered.side(pair.anchor),
+        gathered.side(pair.other),
+        gathered.sample_keys,
+        gathered.local_rows,
+        pair.keys_are_positives,
+        similarity.between(pair.anchor, pair.other),
+    )
+    return {f"{metric}/{name}": share * mean for metric, mean in means.items()}

@@ -148,6 +148,8 @@ def test_functions_and_constructors_are_short(path):
             assert node.end_lineno - node.lineno < 60, node.name
             given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             own = {each.arg for each in given} - {"self", "cls"}
+            if "triton.jit" in map(name_of, node.decorator_list):
+                continue  # all that a kernel reads or writes is an argument
             assert len(own) <= 12, (node.name, sorted(own))
         elif isinstance(node, ast.ClassDef) and "dataclass" in map(name_of, node.decorator_list):
             fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]

@@ -119,23 +119,28 @@ class VisionLanguageEncoder(nn.Module):
         self.video_token = int(settings.video_token_id)
         self.around = int(settings.vision_start_token_id), int(settings.vision_end_token_id)
         self.tokenizer = tokenizer
-        words = template.split(PLACE)
-        start, end = ([] if i is None else [i] for i in (tokenizer.start, tokenizer.end))
-        if chat:
-            words = [*chat_of(tokenizer)((words[0], words[1]), self.image_token)]
-            start, end = [], []  # the template has its own
-        before, after = map(tokenizer.encode, words)
+        before, after = self._framing(template, chat)
         self.before: Tensor
         self.after: Tensor
-        self._check_template([*start, *before, *after, *end])
-        self.register_buffer("before", torch.tensor([*start, *before], dtype=torch.int64))
-        self.register_buffer("after", torch.tensor([*after, *end], dtype=torch.int64))
+        self.register_buffer("before", torch.tensor(before, dtype=torch.int64))
+        self.register_buffer("after", torch.tensor(after, dtype=torch.int64))
         self.pool = {"last": LastPool, "mean": MeanPool}[pooling]()
         if gradient_checkpointing:
             # Reentrant checkpoints would lose the gradient of a model whose inputs have none.
             model = self.model  # the name of it before transformers 5.20
             enable = getattr(model, "activation_checkpointing_enable", None)
             (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+    def _framing(self, template: str, chat: bool) -> tuple[list[int], list[int]]:
+        """Ids before and after a picture's tokens."""
+        words, tokenizer = template.split(PLACE), self.tokenizer
+        start, end = ([] if i is None else [i] for i in (tokenizer.start, tokenizer.end))
+        if chat:
+            words = [*chat_of(tokenizer)((words[0], words[1]), self.image_token)]
+            start, end = [], []  # the template has its own
+        before, after = map(tokenizer.encode, words)
+        self._check_template([*start, *before, *after, *end])
+        return [*start, *before], [*after, *end]
 
     def _check_template(self, ids: list[int]) -> None:
         rows = self.token_table().num_embeddings
