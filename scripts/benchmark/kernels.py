@@ -58,7 +58,7 @@ def compare(
     torch.manual_seed(0)
     sides = [F.normalize(torch.randn(size, dim), dim=1).to(device) for _ in range(2)]
     seconds: dict[str, list[float]] = {kernel: [] for kernel in kernels}
-    memory, values = dict[str, float](), dict[str, float]()
+    memory, values = dict[str, float | None](), dict[str, float]()
     for number in range(-2, rounds):  # the first two compile and warm up
         for kernel in kernels[:: -1 if number % 2 else 1]:
             measured, values[kernel], memory[kernel] = once(loss, sides, kernel, device)
@@ -77,7 +77,8 @@ def compare(
         print(
             f"{loss:9} B={size:<7} {kernel:12} {line['ms']:9.2f} ms "
             f"({1e3 * low:.2f}-{1e3 * high:.2f})  {line['teraflops']:7.1f} TFLOP/s  "
-            f"{line['megabytes']:7,.0f} MB  loss {line['value']:.6f}",
+            f"{'' if memory[kernel] is None else f'{memory[kernel]:7,.0f} MB  '}"
+            f"loss {line['value']:.6f}",
             flush=True,
         )
     return lines
@@ -85,7 +86,7 @@ def compare(
 
 def once(
     loss: str, sides: list[torch.Tensor], kernel: str, device: torch.device
-) -> tuple[float, float, float]:
+) -> tuple[float, float, float | None]:
     """Seconds of a forward and backward, the loss, and the megabytes that it took."""
     objective = make_objective(
         {"p": {"anchor": "a", "other": "b"}}, LOSSES[loss][0], InBatch(), AllRanks(),
@@ -97,7 +98,7 @@ def once(
         start = time.process_time()
         value = objective({"a": a, "b": b}, ids, ids, step=0, seed=0, source="s").loss
         value.backward()
-        return time.process_time() - start, float(value), float("nan")
+        return time.process_time() - start, float(value.detach()), None
     prepared = objective.prepare(["a", "b"], "s", ids, ids)  # as a training does, ahead of time
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -112,7 +113,7 @@ def once(
     torch.cuda.synchronize()
     gradients = sum(side.nbytes for side in sides)
     peak = torch.cuda.max_memory_allocated() - before - gradients
-    return start_event.elapsed_time(end_event) / 1e3, float(value), peak / 2**20
+    return start_event.elapsed_time(end_event) / 1e3, float(value.detach()), peak / 2**20
 
 
 if __name__ == "__main__":
