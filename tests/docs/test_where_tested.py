@@ -243,6 +243,7 @@ ELSEWHERE = {
     "models/fusion/stacks": "unit/models/fusion/test_fusion.py",
     "models/fusion_model": "unit/models/fusion/test_fusion_constructed.py",
     "models/heads": "unit/models/test_towers.py",
+    "models/encoders/libraries/interleaving": "unit/models/encoders/test_omni_models.py",
     "models/encoders/libraries/timm": "unit/models/encoders/test_timm.py",
     "models/encoders/libraries/visual_parts": "unit/models/encoders/test_vision_language.py",
     "models/encoders/libraries/vision_language": "unit/models/encoders/test_vision_language.py",

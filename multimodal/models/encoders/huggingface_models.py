@@ -17,6 +17,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "audio": ("audio_model",),
     "encoder": ("encoder",),
 }
+# Models of several parts, with the class of the one that reads.
+THINKERS = {"qwen2_5_omni": "Qwen2_5OmniThinkerModel"}
 ATTENTION = "attn_implementation"
 # Keys of a configuration by which the library would import, fetch or load something else.
 OPTIONS = (
@@ -54,10 +56,15 @@ def build_model(name: str | None, config: Mapping[str, Any] | None, offline: boo
     path = str(Path(name).expanduser()) if local else name
     reading = {"local_files_only": local or offline, "trust_remote_code": False}
     try:
-        known = transformers.AutoConfig.from_pretrained(path, **reading).to_dict()
+        settings, auto = transformers.AutoConfig.from_pretrained(path, **reading), "AutoModel"
+        if settings.model_type in THINKERS:  # the part of the model that speech is made of
+            auto = THINKERS[settings.model_type]
+            settings = settings.thinker_config
+        known = settings.to_dict()
         if strays := sorted(given.keys() - known.keys() - {ATTENTION}):
             raise ValueError(f"config.{strays[0]}: {name} has no such setting")
-        return transformers.AutoModel.from_pretrained(path, **reading, weights_only=True, **given)
+        model = getattr(transformers, auto)
+        return model.from_pretrained(path, **reading, weights_only=True, **given)
     except OSError as error:
         hint = "; offline=false would ask the hub" if offline and not local else ""
         raise ValueError(f"no model {name}: {str(error).splitlines()[0]}{hint}") from error

@@ -1,4 +1,4 @@
-"""A vision-language model of ``transformers`` as one encoder of texts, pictures and clips.
+"""A model of ``transformers`` as one encoder of texts, pictures and clips, and of sounds.
 
 Needs the extra ``huggingface``.
 """
@@ -14,21 +14,22 @@ from torch import Tensor, nn
 from multimodal.core.batch import EncoderOutput
 from multimodal.core.errors import InputMismatchError
 from multimodal.core.hf_files import chat_of, input_settings
-from multimodal.models.encoders.connected import PLACE, TemplateTokenizer, real_first
-from multimodal.models.encoders.flexible import PLACE as PLACE_NUMBERS
+from multimodal.models.encoders.connected import PLACE, TemplateTokenizer
 from multimodal.models.encoders.huggingface_models import build_model
-from multimodal.models.encoders.libraries.visual_parts import Patches, Seen
+from multimodal.models.encoders.libraries.interleaving import OMNI, Interleaved, Marks
+from multimodal.models.encoders.libraries.visual_parts import Patches
 from multimodal.models.encoders.transformer import check_mask
 from multimodal.models.layers.pooling import LastPool, MeanPool
 
 VisionLanguagePooling = Literal["last", "mean"]
 CLIPS = 5  # dimensions of a batch of clips
 # Kinds that take pictures as patches of their own size and a grid for each.
-KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", OMNI)
+Kind = Literal["text", "picture", "clip", "sound"] | None
 
 
 class VisionLanguageEncoder(nn.Module):
-    """A model of the Qwen-VL kinds: texts, and pictures and clips of video within a template.
+    """A model of the Qwen-VL and Qwen-Omni kinds: texts, and what is seen or heard in a template.
 
     All go through the same language model, and what it makes of the last token is the embedding.
     One tower is shared by the modalities (``towers.image: text``), so its weights are in memory
@@ -39,7 +40,8 @@ class VisionLanguageEncoder(nn.Module):
     ``merge_size`` pixels, each at its own size and aspect; mean and std are the model's. They get
     the model's three-dimensional positions. Clips are those of a `VideoTransform` whose sides and
     frames are whole tokens; Qwen3-VL is told the time of each frame in words, as by its processor,
-    the others by positions. Padding is behind the real tokens, and the language
+    the others by positions. Qwen2.5-Omni also takes sounds, those of a `WhisperTransform` of its
+    bins, as long as they are. Padding is behind the real tokens, and the language
     model is causal, so an embedding does not depend on its batch.
 
     Sources: Wang et al. 2024, "Qwen2-VL", sections 2.1 and 2.2; Jiang et al. 2025, "VLM2Vec", for
@@ -115,9 +117,8 @@ class VisionLanguageEncoder(nn.Module):
         )
         self.side = self.patches.token_side
         self.input_dims = CLIPS
-        self.image_token = int(settings.image_token_id)
-        self.video_token = int(settings.video_token_id)
-        self.around = int(settings.vision_start_token_id), int(settings.vision_end_token_id)
+        self.marks = Marks.of(settings)
+        self.num_mel_bins = int(settings.audio_config.num_mel_bins) if self.marks.omni else 0
         self.tokenizer = tokenizer
         before, after = self._framing(template, chat)
         self.before: Tensor
@@ -136,7 +137,7 @@ class VisionLanguageEncoder(nn.Module):
         words, tokenizer = template.split(PLACE), self.tokenizer
         start, end = ([] if i is None else [i] for i in (tokenizer.start, tokenizer.end))
         if chat:
-            words = [*chat_of(tokenizer)((words[0], words[1]), self.image_token)]
+            words = [*chat_of(tokenizer)((words[0], words[1]), self.marks.picture)]
             start, end = [], []  # the template has its own
         before, after = map(tokenizer.encode, words)
         self._check_template([*start, *before, *after, *end])
@@ -144,18 +145,18 @@ class VisionLanguageEncoder(nn.Module):
 
     def _check_template(self, ids: list[int]) -> None:
         rows = self.token_table().num_embeddings
-        if (most := max([*ids, self.image_token, self.video_token])) >= rows:
+        if (most := max([*ids, self.marks.picture, self.marks.clip])) >= rows:
             raise ValueError(
                 f"the template has the token id {most}, but the model knows {rows}: its tokenizer "
                 "is another one"
             )
-        for what, token in (("picture", self.image_token), ("clip", self.video_token)):
+        for what, token in (("picture", self.marks.picture), ("clip", self.marks.clip)):
             if token in ids:
                 raise ValueError(
                     f"the template has the token of a {what}'s place (id {token}): write {PLACE} "
                     "in its stead"
                 )
-        for token in self.around:
+        for token in self.marks.seen:
             if ids.count(token) > 1:
                 raise ValueError(
                     f"the template encloses a picture twice (id {token}): with chat=true, "
@@ -180,37 +181,51 @@ class VisionLanguageEncoder(nn.Module):
         """As `forward` of texts, of vectors ``[B, T, width]`` in place of token ids."""
         return self._pooled(self.model.language_model, mask, inputs_embeds=embedded)
 
+    def _kind(self, inputs: Tensor, mask: Tensor | None) -> Kind:
+        """What inputs are, by their shape and type; None of what is none."""
+        if inputs.ndim == 2 and inputs.dtype == torch.int64:
+            return "text"
+        if not inputs.is_floating_point():
+            return None
+        if inputs.ndim == CLIPS and self.patches.takes_clips(inputs.shape):
+            return "clip"
+        if inputs.ndim != 3:
+            return None
+        picture = inputs.shape[2] == self.patches.features
+        sound = self.marks.sound is not None and inputs.shape[1] == self.num_mel_bins
+        if picture and sound:  # as many frames as a patch has numbers: their mask tells
+            sound = mask is not None and mask.shape[1] == inputs.shape[2]
+            picture = not sound
+        return "picture" if picture else "sound" if sound else None
+
     def check_inputs(self, inputs: Tensor, mask: Tensor | None) -> None:
-        """Refuses inputs that are neither token ids, nor patches of the model's size, nor clips.
+        """Refuses what is neither token ids, nor patches of the model's size, clips, or sounds.
 
         Raises:
             InputMismatchError: naming the expected and the given input.
         """
-        features = PLACE_NUMBERS + self.patches.channels * self.side**2
-        text = inputs.ndim == 2 and inputs.dtype == torch.int64
-        picture = inputs.ndim == 3 and inputs.is_floating_point() and inputs.shape[2] == features
-        clip = inputs.ndim == CLIPS and inputs.is_floating_point()
-        clip = clip and self.patches.takes_clips(inputs.shape)
-        if not text and not picture and not clip:
+        kind = self._kind(inputs, mask)
+        if kind is None:
+            sounds = f", or log-mel [B, {self.num_mel_bins}, frames]" if self.num_mel_bins else ""
             raise InputMismatchError(
                 f"{type(self.model).__name__} expects token ids [B, T], pictures as patches "
-                f"[B, T, {features}] (data/transform=image_patches with patch_size={self.side}), "
-                f"or clips [B, {self.patches.channels}, frames, height, width] of a multiple of "
-                f"{self.patches.frames} frames and of {self.side} pixels, got {inputs.dtype} "
-                f"{list(inputs.shape)}"
+                f"[B, T, {self.patches.features}] (data/transform=image_patches with "
+                f"patch_size={self.side}), or clips [B, {self.patches.channels}, frames, height, "
+                f"width] of a multiple of {self.patches.frames} frames and of {self.side} "
+                f"pixels{sounds}, got {inputs.dtype} {list(inputs.shape)}"
             )
-        check_mask(mask, inputs.shape[:2])
+        check_mask(mask, (inputs.shape[0], inputs.shape[2 if kind == "sound" else 1]))
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> EncoderOutput:
-        """Encode a batch of texts, of pictures, or of clips.
+        """Encode a batch of texts, of pictures, of clips, or of sounds.
 
         Args:
             inputs: ids int64 ``[B, T]``; or patches float ``[B, T, 2 + C * side ** 2]``, row by
                 row, of a grid each: the place of a patch's middle as shares of height and width,
                 then its pixels by channel, row and column; or clips float
-                ``[B, C, frames, height, width]``.
-            mask: bool ``[B, T]``, True where an id or a patch is real; padding is behind. None for
-                clips.
+                ``[B, C, frames, height, width]``; or log-mel float ``[B, bins, frames]``.
+            mask: bool ``[B, T]``, True where an id, a patch or a frame is real; padding is behind.
+                None for clips.
 
         Returns:
             the pooled features ``[B, width]``, and the tokens, the template's among them.
@@ -222,15 +237,16 @@ class VisionLanguageEncoder(nn.Module):
             self.check_inputs(inputs, mask)
             return self._pooled(self.model, mask, input_ids=inputs)
         before, after = self.before, self.after
-        if inputs.ndim == CLIPS and self.model.config.model_type == "qwen3_vl":
-            start, end = self.around  # they stand around each frame of a clip
+        frames = inputs.ndim == CLIPS and self.model.config.model_type == "qwen3_vl"
+        if frames or self.marks.omni:  # they stand around each frame of a clip, or each part
+            start, end = self.marks.seen
             before = before[:-1] if before[-1:].tolist() == [start] else before
             after = after[1:] if after[:1].tolist() == [end] else after
         around = [(each.expand(len(inputs), -1), None) for each in (before, after)]
         return self.encode_parts([around[0], (inputs, mask), around[1]])
 
     def encode_parts(self, parts: Sequence[tuple[Tensor, Tensor | None]]) -> EncoderOutput:
-        """Encodes sequences of texts, pictures and clips, in order; the template is not added.
+        """Encodes sequences of texts, pictures, clips and sounds, in order, without the template.
 
         Args:
             parts: inputs and mask of each, as of `forward`; where a sample's mask is all False, it
@@ -239,47 +255,33 @@ class VisionLanguageEncoder(nn.Module):
         Raises:
             InputMismatchError: if given other inputs, or patches not of whole pictures.
         """
-        ids, masks, pictures, clips = [], [], Seen(), Seen()
-        for number, (inputs, mask) in enumerate(parts):
-            self.check_inputs(inputs, None if inputs.ndim == CLIPS else mask)
-            real = inputs.new_ones(inputs.shape[:2], dtype=torch.bool) if mask is None else mask
-            given = real.any(dim=1)
-            if inputs.ndim == 2:
-                ids.append(inputs)
-            elif inputs.ndim == CLIPS:
-                here = inputs[given]
-                grid = torch.tensor(self.patches.clip_grid(inputs.shape), device=inputs.device)
-                clips.add(number, given, grid.expand(len(here), 3), [*self.patches.of_clips(here)])
-                told = self._told_of_clip(inputs)
-                ids.append(told.expand(len(inputs), -1))
-                real = given[:, None].expand(-1, len(told))
+        made = Interleaved(self.patches, self.marks)
+        for inputs, mask in parts:
+            kind = self._kind(inputs, mask)
+            self.check_inputs(inputs, None if kind == "clip" else mask)
+            length = inputs.shape[2 if kind == "sound" else 1]
+            real = mask
+            if real is None:
+                real = inputs.new_ones((len(inputs), length), dtype=torch.bool)
+            if kind == "clip":
+                made.add_clips(inputs, real.any(dim=1), self._told_of_clip(inputs))
+            elif kind == "picture":
+                made.add_pictures(inputs, real)
+            elif kind == "sound":
+                made.add_sounds(inputs, real)
             else:
-                ids.append(torch.full_like(real, self.image_token, dtype=torch.int64))
-                pixels = self.patches.of_picture(inputs[..., PLACE_NUMBERS:][real])
-                counts = (real[given].sum(dim=1) * self.patches.merge**2).tolist()
-                grids = self.patches.picture_grids(inputs[given], real[given])
-                pictures.add(number, given, grids, [*torch.split(pixels, counts)])
-            masks.append(real)
-        framed, kept = real_first(torch.cat(ids, dim=1)[..., None], torch.cat(masks, dim=1))
-        assert kept is not None
-        joined = framed[..., 0].masked_fill(~kept, 0)
-        seen = pictures.inputs("image_grid_thw", "pixel_values")
-        seen |= clips.inputs("video_grid_thw", "pixel_values_videos")
-        if seen:
-            kinds = (joined == self.image_token).int() + 2 * (joined == self.video_token).int()
-            seen["mm_token_type_ids"] = kinds
-        if clips.places and self.model.config.model_type == "qwen2_5_vl":
-            step = self.seconds_per_frame * self.patches.frames
-            seen["second_per_grid_ts"] = torch.tensor([step] * len(clips.places)).to(joined.device)
-        return self._pooled(self.model, kept, input_ids=joined, **seen)
+                made.add_texts(inputs, real)
+        step = self.seconds_per_frame * self.patches.frames
+        ids, kept, seen = made.inputs(step, self.model.config.model_type)
+        return self._pooled(self.model, kept, input_ids=ids, **seen)
 
     def _told_of_clip(self, clips: Tensor) -> Tensor:
         """Ids of a clip: places for its tokens, and of Qwen3-VL the time of each frame."""
         frames, rows, columns = self.patches.clip_grid(clips.shape)
-        places = [self.video_token] * (rows * columns // self.patches.merge**2)
+        places = [self.marks.clip] * (rows * columns // self.patches.merge**2)
         if self.model.config.model_type != "qwen3_vl":
             return torch.tensor(places * frames, device=clips.device)
-        told, (start, end) = list[int](), self.around
+        told, (start, end) = list[int](), self.marks.seen
         for frame in range(frames):
             middle = (frame + 0.5) * self.patches.frames - 0.5  # of the patch, in frames
             when = f"<{middle * self.seconds_per_frame:.1f} seconds>"

@@ -28,6 +28,11 @@ class Patches:
     merge: int
 
     @property
+    def features(self) -> int:
+        """Numbers of a token of a picture: its place, and its pixels."""
+        return PLACE + self.channels * self.token_side**2
+
+    @property
     def token_side(self) -> int:
         """Of the square of pixels that is one token."""
         return self.side * self.merge
