@@ -47,6 +47,20 @@ def test_a_text_stands_in_a_message(folder, instruction, said):
     assert short("a cat", None).tolist() == cut  # the end of the template stays
 
 
+def test_the_template_takes_the_place_of_the_tokenizers_own_frame(tmp_path):
+    folder = write_tokenizer(tmp_path, framing="<|pad|> $A <|unk|>")
+    tokenizer = HuggingFaceTokenizer(folder)
+    assert None not in (tokenizer.start, tokenizer.end)
+    plain = TextTransform(tokenizer, 99)("a cat", None).tolist()
+    assert plain == [tokenizer.start, *tokenizer.encode("a cat"), tokenizer.end]
+    told = TextTransform(tokenizer, 99, chat=True)("a cat", None).tolist()
+    assert told == theirs(folder, "a cat")
+    one = VisionLanguageEncoder(tokenizer, config=config(), template="{}a cat", chat=True)
+    content = [{"type": "image"}, {"type": "text", "text": "a cat"}]
+    before, after = one.before.tolist(), one.after.tolist()
+    assert [*before, IMAGE_TOKEN, *after] == theirs(folder, content)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_a_picture_stands_in_a_message(folder, kind):
