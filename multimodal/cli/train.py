@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -53,6 +54,7 @@ def train(cfg: DictConfig, checked: bool = False) -> Results | None:
     fetch_pretrained(cfg)
     anchor = resolve_anchor(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision(cfg.get("matmul_precision", "highest"))
 
     module, data = build_module(cfg), build_data(cfg)
     for note in fill_towers(module.model, cfg):

@@ -112,6 +112,7 @@ class Train:
     similarity: Target | None = None
     self_distillation: Target | None = None
     kernels: Literal["torch", "triton", "triton_bf16"] = "torch"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
 
 
 @dataclass

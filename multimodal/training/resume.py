@@ -59,6 +59,7 @@ ADDED_KEYS: dict[str, Any] = {
     "matryoshka.weights": None,
     "self_distillation": None,
     "kernels": "torch",
+    "matmul_precision": "highest",
     "model.towers.*.encoder.chat": False,
     "data.transforms.*.chat": False,
     "model.towers.*.head.standardize": False,
