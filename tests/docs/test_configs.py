@@ -24,7 +24,7 @@ ONLY_IN_TRAINING = {"batch_size", "repeat", "weight"}
 NO_BLOCKS = ("ex", "debug", "train.", "sweep", "launcher")  # they build on others
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith(NO_BLOCKS)])
+@pytest.mark.parametrize("name", some((n for n in NAMES if not n.startswith(NO_BLOCKS)), every=2))
 def test_a_yaml_holds_every_parameter_of_its_classes_and_no_other(name):
     composed = OmegaConf.load(config_dir() / name)
     if "defaults" in composed:  # Hydra takes ten times as long, for the same where there are none

@@ -17,7 +17,7 @@ WORDS = (
 )  # fmt: skip
 
 
-@pytest.mark.quick
+@pytest.mark.heavy
 def test_a_resumed_run_of_it_equals_the_whole_one(tmp_path, monkeypatch):
     monkeypatch.setenv("SENSOR_SHARDS", str(write_sensor_shards(tmp_path / "shards")))
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -67,7 +67,11 @@ def test_the_queue_moves_by_a_batch_per_step_and_the_average_by_its_share(here):
 @pytest.mark.quick
 @pytest.mark.parametrize(
     "choice",
-    [QUEUE, MOMENTUM, pytest.param(RANDOM, marks=pytest.mark.slow)],
+    [
+        pytest.param(QUEUE, marks=pytest.mark.heavy),
+        MOMENTUM,
+        pytest.param(RANDOM, marks=pytest.mark.slow),
+    ],
     ids=["queue", "momentum", "random"],
 )
 def test_resuming_continues_bit_exactly(here, choice):

@@ -354,6 +354,7 @@ def _on_a_rank(rank: int, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
+@pytest.mark.heavy
 def test_ranks_share_the_work_and_find_what_one_finds(model, manifest, transforms, tmp_path):
     """Two batches for three ranks; then an error of one rank, which is raised on all."""
     entry = EvaluationSet(

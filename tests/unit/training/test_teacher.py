@@ -100,6 +100,7 @@ def test_the_tables_are_the_teacher_s_embeddings_of_the_views(here, student):
             torch.testing.assert_close(tables(here)["image"].read(index, view), row)
 
 
+@pytest.mark.heavy
 def test_the_student_is_given_the_view_that_the_teacher_was_given(here, student):
     teacher = load_embedder(here / "teacher", device="cpu")
     source = pictures(here)

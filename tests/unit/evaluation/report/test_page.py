@@ -164,6 +164,7 @@ def test_maps_probes_diagnostics_and_parts_of_other_code(page):
     assert "An &lt;intro&gt;." in page
 
 
+@pytest.mark.heavy
 @needs_chromium
 @pytest.mark.parametrize("width", [pytest.param("phone", marks=pytest.mark.slow), "desktop"])
 def test_a_browser_colours_the_map_by_class(page, tmp_path, width, browser):

@@ -99,6 +99,7 @@ def test_another_run_in_the_same_folder_begins_anew(tmp_path):
     assert LoggedSteps(tmp_path / "logged.json", "one").step == -1
 
 
+@pytest.mark.heavy
 def test_a_server_that_is_not_there_ends_the_logging_only(shards, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SENSOR_SHARDS", str(shards))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
