@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from gloo import run_ranks
+from largest import Largest
 from objective_cases import (
     Batch,
     batch,
@@ -18,7 +19,6 @@ from objective_cases import (
 )
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from multimodal.core.distributed import all_reduce_sum
 from multimodal.core.similarity import max_similarity as kernel
@@ -216,21 +216,6 @@ def equals_one_process(rank: int) -> None:
 
 def test_two_ranks_with_other_lengths(tmp_path):
     run_ranks(equals_one_process, 2, tmp_path)
-
-
-class Largest(TorchDispatchMode):
-    """Bytes of the largest tensor that an operation makes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for each in made if isinstance(made, tuple | list) else [made]:
-            if isinstance(each, Tensor):
-                self.bytes = max(self.bytes, each.untyped_storage().nbytes())
-        return made
 
 
 def largest_of(size: int, length: int, monkeypatch) -> int:

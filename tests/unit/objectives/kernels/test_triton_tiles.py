@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from largest import Largest
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from multimodal.objectives.candidates import AllRanks
 from multimodal.objectives.kernels.tiled import logsumexp_both_ways, sigmoid_loss_sum
@@ -135,21 +135,6 @@ def test_a_rank_without_samples(module):
     assert (columns == torch.finfo(torch.float32).min).all()
     assert c.grad is not None
     assert not c.grad.any()
-
-
-class Largest(TorchDispatchMode):
-    """The most bytes of any tensor that is made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for each in made if isinstance(made, tuple | list) else [made]:
-            if isinstance(each, Tensor):
-                self.bytes = max(self.bytes, each.untyped_storage().nbytes())
-        return made
 
 
 @pytest.mark.parametrize("kernels", ["triton", "triton_bf16"])
