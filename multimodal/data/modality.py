@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -50,6 +51,21 @@ class Modality(NamedTuple):
             return True
         wanted = self.target or self.key
         return wanted is not None and metadata.get(wanted) is None
+
+
+def unaligned(modalities: Mapping[str, Modality]) -> frozenset[str]:
+    """Those whose random choices need not agree with those of any other modality.
+
+    Pictures and maps of one sample are crops of one view, and what is read from one member has one
+    moment; a text, a sound or a motion of its own is aligned with nothing.
+    """
+    files = Counter(m for each in modalities.values() for m in set(each.members) - {METADATA})
+    return frozenset(
+        name
+        for name, each in modalities.items()
+        if each.kind in ("text", "json", "audio", "imu")
+        and all(files[member] <= 1 for member in each.members)
+    )
 
 
 def parse_modality(name: str, entry: Mapping[str, Any], manifest: Manifest, split: str) -> Modality:

@@ -18,7 +18,7 @@ from multimodal.data.decoding.values import PCM16
 from multimodal.data.decoding.video import Video
 from multimodal.data.errors import DecodeError
 from multimodal.data.lru import LRU
-from multimodal.data.modality import METADATA, Modality, check_key, parse_modality
+from multimodal.data.modality import METADATA, Modality, check_key, parse_modality, unaligned
 from multimodal.data.negatives.listing import ListedValue, Listing, draw, texts_under
 from multimodal.data.negatives.swaps import swapped
 from multimodal.data.reading import Reading
@@ -109,6 +109,7 @@ class SampleDecoder:
         cache: decoded members, of this source and of those it shares the cache with.
         multi_caption: the modality of which evaluation keeps every text; None where there is none.
         listings: modality -> where the negatives are that samples list.
+        alone: modalities whose random choices need not agree with the others', see `unaligned`.
 
     Raises:
         ValueError: if there are no modalities, one asks for what the manifest does not have, or
@@ -139,6 +140,7 @@ class SampleDecoder:
         if len(kept) > 1:
             raise ValueError(f"keep: all is for one modality of a source, not {' and '.join(kept)}")
         self.multi_caption: str | None = kept[0] if kept else None
+        self.alone = unaligned(self._modalities)
         self.listings: dict[str, Listing] = {
             name: modality.listing
             for name, modality in self._modalities.items()

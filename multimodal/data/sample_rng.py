@@ -25,7 +25,7 @@ class SampleRNG:
         source: name of the sample's source.
         index: the sample's place in its source.
         repeat: which use of the sample within the epoch this is.
-        view: the cached view of the sample whose geometry this use has; None for its own.
+        view: the cached view of the sample whose geometry and moment this use has, if not its own.
     """
 
     seed: int
@@ -37,12 +37,23 @@ class SampleRNG:
 
     @classmethod
     def of_view(cls, seed: int, source: str, index: int, view: int) -> SampleRNG:
-        """The random numbers of a cached view, independent of the epoch."""
+        """The random numbers of a cached view, independent of the epoch.
+
+        Where one of several is drawn (`pick`), a sample's views take them in turn: four views of a
+        picture in four styles show each style once.
+        """
         return cls(seed, _VIEWS, source, index, view)
 
-    def choose_view(self, views: int) -> int:
-        """Which of ``count`` cached views this use gets; the repeats of an epoch rotate."""
-        first = stable_hash(self.seed, self.epoch, self.source, self.index, "view")
+    def choose_view(self, views: int, alone: str | None = None) -> int:
+        """Which of ``views`` cached views this use gets; the repeats of an epoch rotate.
+
+        Args:
+            views: how many there are.
+            alone: the modality, if nothing else of the sample is aligned with it: any of its views
+                is then met with any of the others'. None: the view of all that is aligned.
+        """
+        own = () if alone is None else (alone,)
+        first = stable_hash(self.seed, self.epoch, self.source, self.index, "view", *own)
         return (first + self.repeat) % views
 
     def stream(self, name: str) -> np.random.Generator:
@@ -69,9 +80,13 @@ class SampleRNG:
 
         The frames and the sound of one video have the same.
         """
+        if self.view is not None:
+            return SampleRNG.of_view(self.seed, self.source, self.index, self.view).moment()
         return float(self.stream("video").random())
 
     def pick(self, name: str, count: int) -> int:
         """One of ``range(count)``: a single choice, at a tenth of the cost of a stream."""
+        if self.epoch == _VIEWS:
+            return (stable_hash(self.seed, self.source, self.index, name) + self.repeat) % count
         parts = (self.seed, self.epoch, self.source, self.index, self.repeat, name)
         return stable_hash(*parts) % count

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from multimodal.core.errors import UserError
 from multimodal.core.names.modalities import teacher_of
 from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.data.loading.collate import Sample, load
@@ -22,12 +23,13 @@ from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.shards.paths import resolve
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
+from multimodal.data.transforms.text import TextTransform
 from multimodal.models.towers import EmbeddingModel, Tower
 from multimodal.training.teacher import Teacher
 
 BLOCK = 64  # samples that are read at once
 _AT_ONCE = 32  # inputs that are embedded at once: what stays near a core, and bounds memory
-_FORMAT = 1  # of the key; a new number invalidates all tables
+_FORMAT = 2  # of the key; a new number invalidates all tables
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,29 @@ class Job:
     @torch.no_grad()
     def embed(self, inputs: Tensor, mask: Tensor | None, device: torch.device) -> Tensor:
         """``[B, width]`` float32 on the CPU, a few inputs at a time."""
+        if mask is not None and isinstance(self.transform, TextTransform):
+            return self._embed_texts(inputs, mask, device)
+        masks = repeat(None) if mask is None else torch.split(mask, _AT_ONCE)
+        parts = zip(torch.split(inputs, _AT_ONCE), masks)  # noqa: B905
+        return torch.cat([self._embedded(*part, device) for part in parts])
+
+    def _embed_texts(self, ids: Tensor, mask: Tensor, device: torch.device) -> Tensor:
+        """Equal texts once, and those of about one length together: most of a batch is padding."""
+        counted = torch.cat([mask.sum(dim=1, keepdim=True), ids], dim=1)
+        # sorted: the shortest first
+        distinct, places = torch.unique(counted, dim=0, return_inverse=True)
+        parts = []
+        for texts in torch.split(distinct, _AT_ONCE):
+            lengths, own = texts[:, :1], texts[:, 1:]
+            if not self.transform.fill:  # type: ignore[attr-defined]
+                own = own[:, : int(lengths.max())]
+            parts.append(self._embedded(own, torch.arange(own.shape[1]) < lengths, device))
+        return torch.cat(parts)[places]
+
+    def _embedded(self, inputs: Tensor, mask: Tensor | None, device: torch.device) -> Tensor:
         whole = self.model.embed if self.taught else self.model.frozen_part
-        masks = repeat(None) if mask is None else torch.split(mask.to(device), _AT_ONCE)
-        parts = zip(torch.split(inputs.to(device), _AT_ONCE), masks)  # noqa: B905
-        return torch.cat([whole(self.modality, *part).float().cpu() for part in parts])
+        own = None if mask is None else mask.to(device)
+        return whole(self.modality, inputs.to(device), own).float().cpu()
 
     def key(self, views: int | None, seed: int) -> dict[str, Any]:
         """Everything that determines the table's content."""
@@ -213,3 +234,28 @@ class Views(Dataset[tuple["Tensor | None", "Tensor | None", list[bool]]]):
                 return None
             views.append(sample.inputs[self.modality])
         return views
+
+
+class Embedded(Dataset[tuple["Tensor | UserError | None", list[bool]]]):
+    """Number of a block -> what `Views` gives, embedded ``[N, width]`` by the process that reads.
+
+    So on a CPU as many towers compute as there are cores, with one thread each.
+
+    Args:
+        samples: the blocks.
+        job: the tower.
+    """
+
+    def __init__(self, samples: Views, job: Job) -> None:
+        self.samples = samples
+        self.job = job
+
+    @one_thread()
+    def __getitem__(self, number: int) -> tuple[Tensor | UserError | None, list[bool]]:
+        inputs, mask, good = self.samples[number]
+        if inputs is None:
+            return None, good
+        try:
+            return self.job.embed(inputs, mask, torch.device("cpu")), good
+        except UserError as error:  # to be raised as it is, not as what a process has ended with
+            return error, good

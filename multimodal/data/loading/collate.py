@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from multimodal.core.batch import Batch, ListedInputs, scatter_present
 from multimodal.core.suggest import suggest
 from multimodal.data.decoding.decode import Value
 from multimodal.data.errors import BadSampleError, DecodeError, ShardError
+from multimodal.data.loading.cached_views import read_views
 from multimodal.data.loading.frozen_embeddings import FrozenEmbeddings
 from multimodal.data.loading.tally import Rejection
 from multimodal.data.sample_decoder import Decoded, SampleDecoder, ShardReader
@@ -66,9 +66,7 @@ def load(
         index: of the sample.
         rng: its random choices; None for none.
         modalities: those wanted; None for all.
-        frozen: those that are read as embeddings; modalities aligned with it get the
-            geometry of the view that was embedded. Where a teacher's are among them (of a name
-            that the source has not), all of the sample is as that view was.
+        frozen: those that are read as embeddings, see `read_views`.
         caption: which of several captions, without a draw.
 
     Raises:
@@ -78,7 +76,7 @@ def load(
     wanted = source.modalities if modalities is None else modalities
     try:
         repeat = caption if rng is None else rng.repeat
-        embeddings, rng = _frozen(source, transforms, index, rng, frozen or {})
+        embeddings, rng = read_views(source, index, rng, frozen or {})
         wanted = [name for name in wanted if name not in embeddings]
         min_size = {
             name: functools.partial(transforms[name].min_size, rng)  # type: ignore[attr-defined]
@@ -101,27 +99,6 @@ def load(
         whole_shard = isinstance(error, ShardError)
         return Rejection(source.name, place.shard, place.key, error.reason, str(error), whole_shard)
     return Sample(decoded, inputs, repeat, embeddings, negatives)
-
-
-def _frozen(
-    source: Source,
-    transforms: Mapping[str, Transform],
-    index: int,
-    rng: SampleRNG | None,
-    frozen: Mapping[str, FrozenEmbeddings],
-) -> tuple[dict[str, Tensor], SampleRNG | None]:
-    """What is read of a sample as embeddings, and the random choices of the rest; see `load`."""
-    if rng is None:
-        return {name: table.read(index, 0) for name, table in frozen.items()}, None
-    embeddings, rest = {}, rng
-    for name, table in frozen.items():
-        view = rng.choose_view(table.views)
-        embeddings[name] = table.read(index, view)
-        if name not in source.modalities:
-            rest = SampleRNG.of_view(rng.seed, rng.source, index, view)
-        elif hasattr(transforms[name], "geometry"):
-            rest = replace(rest, view=view)
-    return embeddings, rest
 
 
 def load_from(

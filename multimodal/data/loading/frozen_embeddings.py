@@ -95,6 +95,14 @@ class FrozenEmbeddings:
             squares += (values**2).sum(axis=0)
         return count, total, squares
 
+    def all_done(self, indices: NDArray[np.int64]) -> bool:
+        """Whether all of the samples are embedded, and none is bad."""
+        return bool((self._marks[indices] == DONE).all())
+
+    def rows(self, indices: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
+        """One view of each of the samples, ``[B, D]``."""
+        return torch.from_numpy(self._rows[indices, views])
+
     def read(self, index: int, view: int) -> Tensor:
         """One view of one sample, ``[D]``.
 

@@ -9,9 +9,10 @@ from torch.utils.data import Dataset
 
 from multimodal.core.batch import Batch
 from multimodal.data.errors import DataMismatchError, TooManyBadSamplesError
+from multimodal.data.loading.cached_views import CachedBatches
 from multimodal.data.loading.collate import Sample, check_transforms, collate, load
 from multimodal.data.loading.resume_signature import differences, signature
-from multimodal.data.loading.schedule import BatchSchedule, SourceSize
+from multimodal.data.loading.schedule import BatchSchedule, BatchSpec, SourceSize
 from multimodal.data.loading.tally import Rejection, SampleCounter, named
 from multimodal.data.loading.token_lengths import NOTHING_COUNTED, budget_of
 from multimodal.data.loading.workers import (
@@ -179,6 +180,7 @@ class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
         self.as_bytes = crosses_as_bytes(loading)
         self.is_remote = any(source.remote is not None for source in sources.values())
         self.ahead = steps_ahead(schedule)
+        self._cached: dict[str, CachedBatches] = {}
 
     @one_thread()
     def __getitem__(self, step: int) -> tuple[Batch, list[Rejection | None]]:
@@ -186,6 +188,9 @@ class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
         if self.is_remote:
             self._fetch_ahead(step)
         mine = spec.share(self.rank, self.world_size)
+        cached = self._of_caches(mine, step)
+        if cached is not None:
+            return cached, [None] * len(cached)
         places = [
             self._fill(spec.source, spec.epoch, int(index), int(repeat))
             for index, repeat in zip(mine.indices, mine.repeats, strict=True)
@@ -195,6 +200,15 @@ class _TrainingBatches(Dataset[tuple[Batch, list["Rejection | None"]]]):
             samples, self.transforms, spec.source, step, with_metadata=False, as_bytes=self.as_bytes
         )
         return batch, [outcome for _, outcome in places]
+
+    def _of_caches(self, mine: BatchSpec, step: int) -> Batch | None:
+        """The batch, where nothing of it is to be decoded and nothing is bad."""
+        source = self.sources[mine.source]
+        if not CachedBatches.cover(source):
+            return None
+        if mine.source not in self._cached:
+            self._cached[mine.source] = CachedBatches(source)
+        return self._cached[mine.source].batch(mine, self.schedule.seed, step)
 
     def _fetch_ahead(self, step: int) -> None:
         """Fetches the shards of this step in parallel, and starts on those of a later one."""

@@ -25,12 +25,19 @@ def signature(schedule: BatchSchedule, sources: Mapping[str, Source]) -> dict[st
                 "views": {
                     modality: table.views for modality, table in sources[name].frozen.items()
                 },
+                **_draws(sources[name]),
                 "mined": _mined(sources[name]),
                 **_tokens(size),
             }
             for name, size in schedule.sources.items()
         },
     }
+
+
+def _draws(source: Source) -> dict[str, Any]:
+    """How a step's views are drawn, where there are several; since 2 alone or together."""
+    several = any(table.views > 1 for table in source.frozen.values())
+    return {"draws": 2} if several else {}
 
 
 def _tokens(size: SourceSize) -> dict[str, Any]:
@@ -92,6 +99,11 @@ def differences(
             changes.append(
                 f"source {name!r} had the cached views {then.get('views', {}) or 'none'}, has "
                 f"{now['views'] or 'none'}: restore data.cache_frozen and cache_frozen.views"
+            )
+        elif then.get("draws") != now.get("draws"):
+            changes.append(
+                f"source {name!r} drew its cached views as earlier versions do: finish that run "
+                "with it, or start a new one"
             )
         elif then.get("mined", {}) != now["mined"]:
             names = ", ".join(sorted(then.get("mined", {}).keys() | now["mined"].keys()))

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.context import ForkContext
 from typing import TypeVar
 
@@ -99,6 +100,19 @@ def default_num_workers() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
     return max(0, (cores or 1) // processes - 1)
+
+
+def on_all_cores(settings: LoaderSettings) -> LoaderSettings:
+    """A process for each core that is this training's, where what they do is more than reading.
+
+    At most 16, for their memory. None where ``num_workers`` is 0, which wants none. A block of such
+    work may take a large model many times what a batch takes to be read.
+    """
+    if settings.num_workers == 0:
+        return settings
+    patience = None if settings.worker_timeout_s is None else 10 * settings.worker_timeout_s
+    processes = min(16, default_num_workers() + 1)
+    return replace(settings, num_workers=processes, worker_timeout_s=patience)
 
 
 @contextmanager

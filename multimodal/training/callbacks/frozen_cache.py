@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from multimodal.core.errors import UserError
 from multimodal.core.files import write_text
 from multimodal.data.datamodule import MultimodalDataModule
 from multimodal.data.loading.frozen_embeddings import FrozenEmbeddings
-from multimodal.data.loading.workers import Steps, make_loader
+from multimodal.data.loading.workers import Steps, make_loader, on_all_cores
+from multimodal.data.settings import LoaderSettings
 from multimodal.models.heads import Standardize
 from multimodal.models.towers import EmbeddingModel, Tower
-from multimodal.training.frozen_jobs import BLOCK, Job, Views, jobs
+from multimodal.training.frozen_jobs import BLOCK, Embedded, Job, Views, jobs
 from multimodal.training.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -129,16 +131,12 @@ def _fill(
         before = next(tower.parameters()).device
         tower.to(device)
         steps = Steps(range(-(-len(todo) // BLOCK)))
-        loader = make_loader(
-            Views(job, todo, views, data.seed), steps, data.loading, persistent=False
+        blocks = embedded_blocks(
+            job, Views(job, todo, views, data.seed), steps, data.loading, device
         )
-        for number, (inputs, mask, good) in zip(steps, loader, strict=True):
+        for number, (flat, good) in zip(steps, blocks, strict=True):
             indices = todo[number * BLOCK : (number + 1) * BLOCK]
-            embedded: Tensor | None = None
-            if inputs is not None:
-                flat = job.embed(inputs, mask, device)
-                embedded = flat.view(-1, table.views, flat.shape[1])
-            rows = iter(embedded if embedded is not None else ())
+            rows = iter(() if flat is None else flat.view(-1, table.views, flat.shape[1]))
             for index, is_good in zip(indices.tolist(), good, strict=True):
                 table.write(index, next(rows) if is_good else None)
             table.flush()
@@ -155,6 +153,20 @@ def _fill(
             f"{left} samples of {table.folder} are not embedded after all ranks have done their "
             "share: cache_frozen.folder must be one that all nodes see"
         )
+
+
+def embedded_blocks(
+    job: Job, samples: Views, steps: Steps, settings: LoaderSettings, device: torch.device
+) -> Iterator[tuple[Tensor | None, list[bool]]]:
+    """The embeddings of each block's readable samples ``[N, width]``, and which those are."""
+    if device.type == "cpu":
+        for rows, good in make_loader(Embedded(samples, job), steps, on_all_cores(settings), False):
+            if isinstance(rows, UserError):
+                raise rows
+            yield rows, good
+        return
+    for inputs, mask, good in make_loader(samples, steps, settings, persistent=False):
+        yield None if inputs is None else job.embed(inputs, mask, device), good
 
 
 def _standardize(tower: nn.Module, tables: list[FrozenEmbeddings]) -> None:

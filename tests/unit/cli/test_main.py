@@ -10,6 +10,7 @@ import pytest
 from experiment_helpers import OWN_CONFIGS, write_sensor_shards
 from marks import some
 
+from multimodal.cli import main
 from multimodal.config import ConfigError, compose_or_explain, normalize_args
 
 ROOT = Path(__file__).parents[3]
@@ -248,6 +249,34 @@ cli.run("train", lambda cfg: ctypes.CDLL(str(threads)))
     )  # fmt: skip
     (shown,) = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
     assert int(shown) > 10**6 if spins is None else shown == spins
+
+
+@pytest.mark.parametrize(
+    ("given", "cores", "before", "after"),
+    [
+        ({}, 8, 8, 7),
+        ({}, 2, 2, 1),
+        ({}, 1, 1, 1),
+        ({}, 8, 4, 4),  # fewer threads than cores, by hyperthreading
+        ({}, 8, 7, 7),  # the second training of a process
+        ({"LOCAL_WORLD_SIZE": "1"}, 8, 8, 7),
+        ({"LOCAL_WORLD_SIZE": "2"}, 8, 8, None),
+        ({"OMP_NUM_THREADS": "8"}, 8, 8, None),
+    ],
+)
+def test_a_training_leaves_a_core_to_what_reads_the_data(monkeypatch, given, cores, before, after):
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    chosen = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr("torch.get_num_threads", lambda: before)
+    monkeypatch.setattr("torch.set_num_threads", chosen.append)
+    monkeypatch.setattr(main, "check", lambda _: None)
+    monkeypatch.setattr("multimodal.cli.train.train", lambda cfg, checked: chosen.append(cfg))
+    main._train("the configuration")
+    assert chosen == [*([] if after is None else [after]), "the configuration"]
 
 
 KEPT = """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from multimodal.data.transforms.image import ImageTransform
 from multimodal.inference.importing import import_weights
-from multimodal.models.encoders.efficientnet import EfficientNetLite
+from multimodal.models.encoders.efficientnet import EfficientNetLite, NormalisedConvolution
 from multimodal.models.pretrained.efficientnet import LITE0, MEAN, STD
 from multimodal.models.pretrained.keys import WeightsError
 
@@ -185,3 +186,78 @@ def test_tapped_blocks_stand_beside_the_last_map():
     for taps in ([6], [-1], [1, 1]):
         with pytest.raises(ValueError, match="numbers of the 6 blocks"):
             EfficientNetLite(**SMALL, taps=taps)
+
+
+def unmerged(layer: NormalisedConvolution, x: Tensor) -> Tensor:
+    return layer[1](layer[0](x))
+
+
+def test_a_norm_merged_into_its_kernel_has_the_same_values_and_gradients():
+    torch.manual_seed(0)
+    layer = NormalisedConvolution(3, 6, 3, stride=2, groups=3).double()
+    for name, tensor in layer[1].named_buffers():
+        tensor.uniform_(0.5, 2) if name == "running_var" else tensor.normal_()
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64, requires_grad=True)
+    inputs = (x, *layer.parameters())
+    assert len(inputs) == 4
+    with FlopCounterMode(display=False) as counter:
+        merged = layer(x)
+    assert set(map(str, counter.get_flop_counts()["Global"])) == {"aten.convolution"}
+    plain = unmerged(layer, x)
+    torch.testing.assert_close(merged, plain)
+    weights = torch.randn_like(plain)
+    given = torch.autograd.grad((merged * weights).sum(), inputs)
+    torch.testing.assert_close(given, torch.autograd.grad((plain * weights).sum(), inputs))
+
+
+def test_no_map_is_normalised_outside_of_a_compiler(monkeypatch):
+    class Features(EfficientNetLite):
+        def forward(self, inputs):
+            return super().forward(inputs).features
+
+    encoder = Features(**SMALL).eval()
+    passes = []
+    norm = F.batch_norm
+    monkeypatch.setattr(
+        F, "batch_norm", lambda *rest, **more: passes.append(1) or norm(*rest, **more)
+    )
+    inputs = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        own = encoder(inputs)
+    assert not passes
+    program = torch.export.export(encoder, (inputs,))
+    assert passes
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert any("batch_norm" in target for target in targets)
+    torch.testing.assert_close(program.module()(inputs), own)
+
+
+def test_an_adapter_in_the_place_of_a_convolution_is_run():
+    class Doubled(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    layer = NormalisedConvolution(3, 4, 1)
+    x = torch.randn(2, 3, 5, 5)
+    plain = layer(x)
+    layer[0] = Doubled(layer[0])
+    torch.testing.assert_close(layer(x), 2 * plain)
+
+
+def test_inputs_are_left_as_they_were():
+    encoder = EfficientNetLite(**SMALL, taps=[0, 2])
+    inputs = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    before = inputs.clone()
+    seen: dict[int, Tensor] = {}
+    for number in (0, 2):
+        encoder.blocks[number].register_forward_hook(
+            lambda _m, _i, out, number=number: seen.update({number: (out, out.detach().clone())})
+        )
+    encoder(inputs).features.sum().backward()
+    assert torch.equal(inputs, before)
+    assert len(seen) == 2
+    assert all(torch.equal(kept, then) for kept, then in seen.values())

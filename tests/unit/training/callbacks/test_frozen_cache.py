@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -17,17 +19,23 @@ from experiment_helpers import (
 from loader_helpers import scheduled_loader
 
 from multimodal.config import ConfigError, check
+from multimodal.core.errors import ConfigProblem
 from multimodal.data import sample_decoder as members_module
 from multimodal.data.errors import DecodeError
 from multimodal.data.loading.collate import Sample, load
 from multimodal.data.loading.frozen_embeddings import FrozenEmbeddings
+from multimodal.data.loading.workers import Steps
 from multimodal.data.sample_rng import SampleRNG
+from multimodal.data.settings import LoaderSettings
 from multimodal.data.source import Source
 from multimodal.data.transforms.depth import DepthTransform
 from multimodal.data.transforms.image import ImageTransform
+from multimodal.data.transforms.text import TextTransform
 from multimodal.models.heads import Standardize
 from multimodal.models.pretrained.keys import same_bits
 from multimodal.models.towers import EmbeddingModel
+from multimodal.training.callbacks.frozen_cache import embedded_blocks
+from multimodal.training.frozen_jobs import Job
 
 PLAIN = [
     f"data.transforms.image.{key}"
@@ -225,6 +233,85 @@ def test_a_run_is_not_resumed_with_other_views(aligned):
     source.frozen["image"] = table
     with pytest.raises(ValueError, match=r"had the cached views none, has \{'image': 3\}"):
         scheduled_loader({"made": source}, transforms, 4, 0).load_state_dict(state)
+
+
+def test_a_run_is_not_resumed_where_views_were_drawn_otherwise(aligned):
+    source, transforms, table = aligned
+    source.frozen["image"] = table
+    loader = scheduled_loader({"made": source}, transforms, 4, 0)
+    state = loader.state_dict()
+    loader.load_state_dict(state)
+    del state["signature"]["sources"]["made"]["draws"]  # as before views were drawn alone
+    with pytest.raises(ValueError, match="drew its cached views as earlier versions do"):
+        loader.load_state_dict(state)
+
+
+class Counting:
+    """A tower's embedding of texts: sums of ids; refuses padding that nothing needs."""
+
+    def __init__(self):
+        self.lengths = []
+
+    def frozen_part(self, modality, ids, mask):
+        assert modality == "text"
+        self.lengths += [ids.shape[1]] * len(ids)
+        return (ids * mask).sum(dim=1, keepdim=True).repeat(1, 2)
+
+
+@pytest.mark.parametrize("fill", [False, True])
+def test_equal_texts_are_embedded_once_and_with_those_of_their_length(fill):
+    class Letters:
+        start, end, pad = 1, 2, 0
+
+        def encode(self, text):
+            return [ord(letter) for letter in text]
+
+    transform = TextTransform(Letters(), 80, fill=fill)
+    random = np.random.default_rng(0)
+    texts = ["a" * int(n) + "bcd"[int(n) % 3] for n in random.integers(1, 70, 150)]
+    ids, mask = transform.collate([transform(text, None) for text in texts])
+    model = Counting()
+    job = Job(None, "text", model, transform, {})
+    made = job.embed(ids, mask, torch.device("cpu"))
+    assert torch.equal(made, (ids * mask).sum(dim=1, keepdim=True).repeat(1, 2).float())
+    assert len(model.lengths) == len(set(texts)) < 150
+    if fill:
+        assert set(model.lengths) == {80}
+    else:
+        needed = sum(len(text) + 2 for text in set(texts))
+        assert needed <= sum(model.lengths) < 1.5 * needed < ids.shape[1] * len(set(texts))
+
+
+class Identified:
+    """Ten rows a block, which say who embedded them, with how many threads."""
+
+    def __getitem__(self, number):
+        return torch.full((10, 1), float(number)), None, [True] * 10
+
+    def embed(self, inputs, mask, device):
+        if inputs[0, 0] == 3:
+            raise ConfigError([ConfigProblem("model.towers.image", "is too small")])
+        who = torch.tensor([os.getpid(), torch.get_num_threads()]).expand(len(inputs), 2)
+        return torch.cat([inputs, who], dim=1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_on_a_cpu_every_core_embeds_what_it_reads(monkeypatch, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    both, settings = Identified(), LoaderSettings(workers)
+    blocks = embedded_blocks(both, both, Steps(range(3)), settings, torch.device("cpu"))
+    rows = torch.cat([rows for rows, _ in blocks])
+    assert rows[:, 0].tolist() == [0.0] * 10 + [1.0] * 10 + [2.0] * 10
+    assert set(rows[:, 2].tolist()) == {1.0}
+    processes = set(rows[:, 1].tolist())
+    assert processes == {os.getpid()} if workers == 0 else len(processes - {os.getpid()}) == 3
+
+
+def test_a_user_s_error_in_an_embedding_process_is_raised_as_it_is():
+    both = Identified()
+    blocks = embedded_blocks(both, both, Steps(range(4)), LoaderSettings(1), torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"model\.towers\.image"):
+        list(blocks)
 
 
 def test_a_sample_that_could_not_be_embedded_is_a_bad_sample(aligned):
