@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from multimodal.cli.jobs.cpu import keep_freed_memory, leave_a_core, limit_openmp_spinning
+from multimodal.cli.jobs.cpu import keep_freed_memory, limit_openmp_spinning
 from multimodal.cli.jobs.folder import refuse_taken_folder
 from multimodal.cli.jobs.job import run_job
 from multimodal.cli.jobs.start_time import share_start_time
@@ -44,7 +44,7 @@ command = train  # as every module of a command calls it
 
 def _train(cfg: DictConfig) -> None:
     check(cfg)  # which imports what the configuration names, and no more
-    from multimodal.cli.train import train
+    from multimodal.cli.train import leave_a_core, train
 
     leave_a_core()
     train(cfg, checked=True)

@@ -43,18 +43,3 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _OWN_BLOCK) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
-
-
-def leave_a_core() -> None:
-    """Has torch compute on all cores but one, which reads the data.
-
-    Where as many threads compute as there are cores, they wait for each other whenever the process
-    that reads has its turn. The number does not follow ``data.num_workers``, on which no result may
-    depend. ``OMP_NUM_THREADS``, and a launcher of several processes, decide themselves.
-    """
-    if "OMP_NUM_THREADS" in os.environ or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-        return
-    import torch  # not before `limit_openmp_spinning`
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), (cores or 1) - 1)))
