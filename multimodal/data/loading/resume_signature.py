@@ -95,16 +95,8 @@ def differences(
                 f"{now['batch_size']} ({now['batch_size'] // world_size} on each of {world_size} "
                 f"devices): {remedy}"
             )
-        elif then.get("views", {}) != now["views"]:
-            changes.append(
-                f"source {name!r} had the cached views {then.get('views', {}) or 'none'}, has "
-                f"{now['views'] or 'none'}: restore data.cache_frozen and cache_frozen.views"
-            )
-        elif then.get("draws") != now.get("draws"):
-            changes.append(
-                f"source {name!r} drew its cached views as earlier versions do: finish that run "
-                "with it, or start a new one"
-            )
+        elif (change := _other_views(name, then, now)) is not None:
+            changes.append(change)
         elif then.get("mined", {}) != now["mined"]:
             names = ", ".join(sorted(then.get("mined", {}).keys() | now["mined"].keys()))
             changes.append(
@@ -117,6 +109,21 @@ def differences(
                 "restore repeat, weight, drop_last and epoch_steps"
             )
     return changes
+
+
+def _other_views(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What to do where a source's cached views are others; None where they are not."""
+    if then.get("views", {}) != now["views"]:
+        return (
+            f"source {name!r} had the cached views {then.get('views', {}) or 'none'}, has "
+            f"{now['views'] or 'none'}: restore data.cache_frozen and cache_frozen.views"
+        )
+    if then.get("draws") != now.get("draws"):
+        return (
+            f"source {name!r} drew its cached views as earlier versions do: finish that run with "
+            "the version that began it, or start a new one"
+        )
+    return None
 
 
 def _other_tokens(
