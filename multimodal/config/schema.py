@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from multimodal.config.annotations import Target
@@ -26,6 +26,7 @@ class CacheFrozen:
 
     views: int | None
     folder: str
+    views_of: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

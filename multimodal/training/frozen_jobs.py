@@ -23,6 +23,7 @@ from multimodal.data.sample_rng import SampleRNG
 from multimodal.data.shards.paths import resolve
 from multimodal.data.source import Source
 from multimodal.data.transforms.base import Transform
+from multimodal.data.transforms.sound.whisper import WhisperTransform
 from multimodal.data.transforms.text import TextTransform
 from multimodal.models.towers import EmbeddingModel, Tower
 from multimodal.training.teacher import Teacher
@@ -75,6 +76,8 @@ class Job:
         """``[B, width]`` float32 on the CPU, a few inputs at a time."""
         if mask is not None and isinstance(self.transform, TextTransform):
             return self._embed_texts(inputs, mask, device)
+        if mask is not None and isinstance(self.transform, WhisperTransform):
+            return self._embed_sounds(inputs, mask, device)
         masks = repeat(None) if mask is None else torch.split(mask, _AT_ONCE)
         parts = zip(torch.split(inputs, _AT_ONCE), masks)  # noqa: B905
         return torch.cat([self._embedded(*part, device) for part in parts])
@@ -91,6 +94,17 @@ class Job:
                 own = own[:, : int(lengths.max())]
             parts.append(self._embedded(own, torch.arange(own.shape[1]) < lengths, device))
         return torch.cat(parts)[places]
+
+    def _embed_sounds(self, sounds: Tensor, mask: Tensor, device: torch.device) -> Tensor:
+        """Those of about one length together, as texts are."""
+        lengths = mask.sum(dim=1)
+        order = torch.argsort(lengths, stable=True)
+        parts = []
+        for rows in torch.split(order, _AT_ONCE):
+            own, real = sounds[rows], mask[rows]
+            longest = int(lengths[rows].max())
+            parts.append(self._embedded(own[..., :longest], real[:, :longest], device))
+        return torch.cat(parts)[torch.argsort(order)]
 
     def _embedded(self, inputs: Tensor, mask: Tensor | None, device: torch.device) -> Tensor:
         whole = self.model.embed if self.taught else self.model.frozen_part

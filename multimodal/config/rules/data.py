@@ -20,9 +20,19 @@ def frozen_towers_to_cache(tree: dict[str, Any]) -> Iterator[ConfigProblem]:
     if at(tree, "data.cache_frozen") is not True:
         if views is not None:
             yield ConfigProblem("cache_frozen.views", "requires data.cache_frozen=true")
+        if block(tree, "cache_frozen.views_of"):
+            yield ConfigProblem("cache_frozen.views_of", "requires data.cache_frozen=true")
         return
     if isinstance(views, int) and views < 1:
         yield ConfigProblem("cache_frozen.views", f"must be at least 1, or null, given {views}")
+    cached = sorted(name for name, tower in towers.items() if _is_frozen(tower))
+    for name, count in block(tree, "cache_frozen.views_of").items():
+        key = f"cache_frozen.views_of.{name}"
+        if towers and name not in cached:
+            have = f"{', '.join(cached)} {'have' if len(cached) > 1 else 'has'}"
+            yield ConfigProblem(key, f"no frozen tower has this name; {have}")
+        elif isinstance(count, int) and count < 1:
+            yield ConfigProblem(key, f"must be at least 1, given {count}")
     teaches = at(tree, "anchor.teaches")
     if towers and not teaches and not any(_is_frozen(tower) for tower in towers.values()):
         yield ConfigProblem(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multimodal.core.batch import EncoderOutput
+from multimodal.models.layers.fused import convolve
 
 EPS = 1e-3  # of the batch normalisations
 
@@ -42,21 +43,28 @@ class FixedBatchNorm(nn.Module):
 
 
 class NormalisedConvolution(nn.Sequential):
-    """A convolution without bias, padded evenly on all sides, and its normalisation.
+    """A convolution without bias, padded evenly on all sides, its normalisation, and ReLU6 or none.
 
     The normalisation's factor goes into the kernel, which is much smaller than the maps: on a CPU
-    the network's time is mostly that of passing over maps. What is exported stays two operations,
-    which runtimes merge on their own.
+    the network's time is mostly that of passing over maps. What is exported stays separate
+    operations, which runtimes merge on their own.
     """
 
     def __init__(
-        self, in_channels: int, channels: int, kernel: int, stride: int = 1, groups: int = 1
+        self,
+        in_channels: int,
+        channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        relu6: bool = True,
     ) -> None:
         padding = kernel // 2
         super().__init__(
             nn.Conv2d(in_channels, channels, kernel, stride, padding, groups=groups, bias=False),
             FixedBatchNorm(channels),
         )
+        self.relu6 = relu6
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, in_channels, h, w]`` to ``[B, channels, h / stride, w / stride]``."""
@@ -65,13 +73,12 @@ class NormalisedConvolution(nn.Sequential):
         plain = type(convolution) is nn.Conv2d and isinstance(norm, FixedBatchNorm)
         if not plain or torch.compiler.is_exporting():
             out: Tensor = norm(convolution(x))
-            return out
+            return F.relu6(out, inplace=True) if self.relu6 else out
         assert isinstance(convolution, nn.Conv2d)
         assert isinstance(norm, FixedBatchNorm)
         scale, shift = norm.scale_and_shift()
         kernel = (convolution.weight * scale.view(-1, 1, 1, 1)).to(convolution.weight.dtype)
-        merged: Tensor = convolution._conv_forward(x, kernel, shift.to(kernel.dtype))
-        return merged
+        return convolve(x, convolution, kernel, shift.to(kernel.dtype), self.relu6)
 
 
 class MBConv(nn.Module):
@@ -94,14 +101,13 @@ class MBConv(nn.Module):
         inside = in_channels * expansion
         self.expand = NormalisedConvolution(in_channels, inside, 1) if expansion > 1 else None
         self.depthwise = NormalisedConvolution(inside, inside, kernel, stride, groups=inside)
-        self.project = NormalisedConvolution(inside, channels, 1)
+        self.project = NormalisedConvolution(inside, channels, 1, relu6=False)
         self.residual = stride == 1 and in_channels == channels
-        self.activation = nn.ReLU6(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, in_channels, h, w]`` to ``[B, channels, h / stride, w / stride]``."""
-        inside = x if self.expand is None else self.activation(self.expand(x))
-        out: Tensor = self.project(self.activation(self.depthwise(inside)))
+        inside = x if self.expand is None else self.expand(x)
+        out: Tensor = self.project(self.depthwise(inside))
         return x + out if self.residual else out
 
 
@@ -180,7 +186,6 @@ class EfficientNetLite(nn.Module):
             raise ValueError(f"taps={list(taps)}: expected numbers of the {len(widths)} blocks")
         self.taps = tuple(taps)
         self.width = top_channels + sum(widths[tap] for tap in taps)
-        self.activation = nn.ReLU6(inplace=True)
 
     def layers(self) -> nn.ModuleList:
         """The blocks, for freezing, adapters and layer-wise learning rates."""
@@ -217,13 +222,13 @@ class EfficientNetLite(nn.Module):
         # The layout that depthwise convolutions are fastest in, on a CPU as on a GPU.
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         # Of one channel both layouts are the same, and the stem takes the other.
-        x = self.activation(self.stem(inputs)).contiguous(memory_format=torch.channels_last)
+        x = self.stem(inputs).contiguous(memory_format=torch.channels_last)
         tapped = []
         for number, block in enumerate(self.blocks):
             x = block(x)
             if number in self.taps:
                 tapped.append(x)
-        top = x if self.top is None else self.activation(self.top(x))
+        top = x if self.top is None else self.top(x)
         grid = (top.shape[2], top.shape[3])
         maps = [top, *(F.adaptive_avg_pool2d(each, grid) for each in tapped)]
         tokens = torch.cat(maps, dim=1).flatten(2).transpose(1, 2)

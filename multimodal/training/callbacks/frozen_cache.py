@@ -48,6 +48,7 @@ class FrozenCache(pl.Callback):
             choices at all.
         transforms: the transforms' configuration, for the key.
         teacher: whose embeddings of the same samples are kept as well.
+        views_of: modality -> other numbers than ``views``.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class FrozenCache(pl.Callback):
         views: int | None,
         transforms: Mapping[str, Any],
         teacher: Teacher | None = None,
+        views_of: Mapping[str, int] | None = None,
     ) -> None:
         if views is not None and views < 1:
             raise ValueError(f"cache_frozen.views must be at least 1, or null, given {views}")
         self.folder = Path(folder)
         self.views = views
+        self.views_of = dict(views_of or {})
         self.transforms = transforms
         self.teacher = teacher
 
@@ -68,8 +71,9 @@ class FrozenCache(pl.Callback):
         """Computes missing features; on all ranks.
 
         Raises:
-            ValueError: if there is no frozen tower, or if something of its modality is random and
-                there are no views.
+            ValueError: if there is no frozen tower, if something of its modality is random and
+                there are no views, or if modalities that are read in the same view have different
+                numbers of them.
         """
         data, model = trainer.datamodule, pl_module.model  # type: ignore[attr-defined]
         if stage != "fit":
@@ -77,12 +81,13 @@ class FrozenCache(pl.Callback):
         assert isinstance(data, MultimodalDataModule)
         assert isinstance(model, EmbeddingModel)
         embedding_jobs = list(jobs(data, model, self.transforms, self.teacher))
+        self.check_views(embedding_jobs)
         device = trainer.strategy.root_device
         tables: dict[Tower, list[FrozenEmbeddings]] = defaultdict(list)
         for job in embedding_jobs:
-            job.check_random(self.views)
+            job.check_random(self._views(job))
             table = self._table(trainer, job, data.seed)
-            _fill(table, job, data, device, self.views, trainer)
+            _fill(table, job, data, device, self._views(job), trainer)
             if table.bad:
                 log.warning(
                     "%d of %d samples of %s could not be embedded: %s has no table entry",
@@ -98,12 +103,35 @@ class FrozenCache(pl.Callback):
         for tower, own in tables.items():
             _standardize(tower, own)
 
+    def _views(self, job: Job) -> int | None:
+        return self.views_of.get(job.modality, self.views)
+
+    def check_views(self, embedding_jobs: list[Job]) -> None:
+        """Refuses different numbers of views where a sample's are read together.
+
+        Raises:
+            ValueError: naming them.
+        """
+        read: dict[str, dict[str, int | None]] = defaultdict(dict)
+        taught = any(job.taught for job in embedding_jobs)
+        for job in embedding_jobs:
+            if taught or job.modality not in job.source.decoder.alone:
+                read[job.source.name][job.modality] = self._views(job)
+        for source, views in read.items():
+            if len(set(views.values())) > 1:
+                numbers = ", ".join(f"{name}: {count}" for name, count in views.items())
+                raise ValueError(
+                    f"cache_frozen.views_of: source {source!r} reads these in the same view, and "
+                    f"they have different numbers of views ({numbers}): give them the same"
+                )
+
     def _table(self, trainer: pl.Trainer, job: Job, seed: int) -> FrozenEmbeddings:
-        text = json.dumps(job.key(self.views, seed), sort_keys=True, default=str)
+        views = self._views(job)
+        text = json.dumps(job.key(views, seed), sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
         folder = self.folder / f"{job.source.name}-{job.modality}-{key}"
         if trainer.is_global_zero:
-            FrozenEmbeddings.create(folder, len(job.source), self.views or 1, job.width)
+            FrozenEmbeddings.create(folder, len(job.source), views or 1, job.width)
             write_text(folder / "key.json", text + "\n")
         trainer.strategy.barrier("frozen cache made")
         if not (folder / "status.npy").exists():

@@ -189,12 +189,14 @@ def test_tapped_blocks_stand_beside_the_last_map():
 
 
 def unmerged(layer: NormalisedConvolution, x: Tensor) -> Tensor:
-    return layer[1](layer[0](x))
+    out = layer[1](layer[0](x))
+    return out.clamp(0, 6) if layer.relu6 else out
 
 
-def test_a_norm_merged_into_its_kernel_has_the_same_values_and_gradients():
+@pytest.mark.parametrize("relu6", [False, True])
+def test_a_norm_merged_into_its_kernel_has_the_same_values_and_gradients(relu6):
     torch.manual_seed(0)
-    layer = NormalisedConvolution(3, 6, 3, stride=2, groups=3).double()
+    layer = NormalisedConvolution(3, 6, 3, stride=2, groups=3, relu6=relu6).double()
     for name, tensor in layer[1].named_buffers():
         tensor.uniform_(0.5, 2) if name == "running_var" else tensor.normal_()
     x = torch.randn(2, 3, 9, 9, dtype=torch.float64, requires_grad=True)

@@ -30,11 +30,12 @@ from multimodal.data.settings import LoaderSettings
 from multimodal.data.source import Source
 from multimodal.data.transforms.depth import DepthTransform
 from multimodal.data.transforms.image import ImageTransform
+from multimodal.data.transforms.sound.whisper import WhisperTransform
 from multimodal.data.transforms.text import TextTransform
 from multimodal.models.heads import Standardize
 from multimodal.models.pretrained.keys import same_bits
 from multimodal.models.towers import EmbeddingModel
-from multimodal.training.callbacks.frozen_cache import embedded_blocks
+from multimodal.training.callbacks.frozen_cache import FrozenCache, embedded_blocks
 from multimodal.training.frozen_jobs import Job
 
 PLAIN = [
@@ -123,12 +124,49 @@ def test_random_choices_need_views(here):
     assert not torch.equal(views[0], views[1])
 
 
+def test_a_modality_may_have_its_own_number_of_views(here):
+    words = [*SHORT, *FROZEN, f"cache_frozen.folder={here / 'frozen'}"]
+    train_here(here / "run", *words, "cache_frozen.views=2", "+cache_frozen.views_of.image=3")
+    (folder,) = (here / "frozen").iterdir()
+    assert FrozenEmbeddings(folder).views == 3
+
+
+@pytest.mark.parametrize(("more", "is_refused"), [("depth", True), ("text", False)])
+def test_what_is_read_in_the_same_view_has_as_many_views(tmp_path, more, is_refused):
+    sample = {"a.png": b"", "depth.npy": b"", "json": json_bytes(name="a")}
+    path = write_source(tmp_path, {"train": [[("k", sample)]]})
+    members = {
+        "image": {"member": "a.png"},
+        "depth": {"member": "depth.npy"},
+        "text": {"member": "json", "key": "name"},
+    }
+    source = Source(str(path), members)
+    source.decoder.name = "seen"
+    jobs = [Job(source, name, None, None, None) for name in members]
+    cache = FrozenCache(str(tmp_path), 4, {}, views_of={more: 2})
+    if is_refused:
+        message = r"'seen' reads these in the same view.*\(image: 4, depth: 2\): give them the same"
+        with pytest.raises(ValueError, match=message):
+            cache.check_views(jobs)
+    else:
+        cache.check_views(jobs)
+    taught = Job(source, "text", None, None, None, taught=True)
+    with pytest.raises(ValueError, match="in the same view"):
+        cache.check_views([*jobs, taught])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["+data.cache_frozen=true"], "there is no tower with `frozen: true`"),
         (["cache_frozen.views=4"], "requires data.cache_frozen=true"),
         ([*FROZEN, "cache_frozen.views=0"], "must be at least 1, or null"),
+        (["+cache_frozen.views_of.image=4"], "requires data.cache_frozen=true"),
+        ([*FROZEN, "+cache_frozen.views_of.image=0"], r"views_of\.image\s+must be at least 1"),
+        (
+            [*FROZEN, "+cache_frozen.views_of.sensor=2"],
+            r"views_of\.sensor\s+no frozen tower has this name; image has",
+        ),
         (
             [
                 *FROZEN,
@@ -280,6 +318,25 @@ def test_equal_texts_are_embedded_once_and_with_those_of_their_length(fill):
     else:
         needed = sum(len(text) + 2 for text in set(texts))
         assert needed <= sum(model.lengths) < 1.5 * needed < ids.shape[1] * len(set(texts))
+
+
+def test_sounds_are_embedded_with_those_of_their_length():
+    class Means:
+        frames = 0
+
+        def frozen_part(self, modality, sounds, mask):
+            self.frames += sounds.shape[0] * sounds.shape[2]
+            kept = sounds * mask[:, None]
+            return kept.sum(dim=2) / mask.sum(dim=1, keepdim=True)
+
+    transform, model = WhisperTransform(), Means()
+    lengths = [*np.random.default_rng(0).integers(20, 90, 130).tolist(), 300]
+    sounds = [torch.randn(80, length) for length in lengths]
+    made = Job(None, "audio", model, transform, {}).embed(
+        *transform.collate(sounds), torch.device("cpu")
+    )
+    torch.testing.assert_close(made, torch.stack([sound.mean(dim=1) for sound in sounds]))
+    assert model.frames < 1.3 * sum(lengths) < 0.3 * len(sounds) * max(lengths)
 
 
 class Identified:
