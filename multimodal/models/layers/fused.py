@@ -20,7 +20,7 @@ def convolve(
 
     Args:
         x: ``[B, C, h, w]``.
-        convolution: its stride, padding, dilation and groups.
+        convolution: its stride, padding (numbers, of zeros), dilation and groups.
         kernel: in the place of its weight, of the same shape.
         bias: in the place of its bias, ``[channels]``.
         relu6: whether the activation follows.
